@@ -1,0 +1,183 @@
+//! The one seam between the engine and the world.
+//!
+//! Everything the engine does outside its own memory goes through the traits here: files, directories, the lock, time,
+//! randomness and threads. The layer knows no records, no keys and no segments; it moves bytes. Three worlds implement it:
+//!
+//! | world | I/O of an engine task | I/O of a caller's thread | time |
+//! |---|---|---|---|
+//! | `uring` | the ring of the task's own thread | the ring of the read thread | the machine's |
+//! | `threads` | blocking calls on the task's own thread | a small pool | the machine's |
+//! | `sim` | steps of a simulated disk, in an order the seed chooses | the same | simulated |
+//!
+//! # Rules every world keeps (`tests/io_contract.rs` runs them against all three)
+//!
+//! - An operation owns its buffers from the call until its completion. Dropping the future of an operation abandons the
+//!   result, never the operation: it runs to its end and then its buffers are freed.
+//! - An operation is started by the call that makes it, not by the first poll of its future.
+//! - Results are raw: a read or write may be short, `Interrupted` and `WouldBlock` may come back. [`util`] holds the
+//!   one loop that deals with them, so that the simulated disk can test that loop.
+//! - [`File::sync`] covers the writes whose completion was *delivered* before the call, and no others.
+//! - Nothing here retries a failed sync.
+
+pub mod util;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+/// The future of one started operation.
+pub type OpFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
+
+/// A task of the engine, for [`Io::spawn`].
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
+
+/// Which world carries out the I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IoKind {
+    /// io_uring, a ring per engine thread.
+    Uring,
+    /// Blocking system calls on the engine's own threads.
+    Threads,
+    /// The simulated disk.
+    Sim,
+}
+
+/// A world: where directories are, how late it is, and who runs the engine's tasks.
+pub trait Io: Send + Sync + fmt::Debug + 'static {
+    /// Which world this is.
+    fn kind(&self) -> IoKind;
+
+    /// Opens the directory at `path`, creating it (mode 0700, with its missing parents, each made durable) if `create`.
+    fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>>;
+
+    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring.
+    ///
+    /// A panic inside the task ends the thread, not the process; the task itself must tell others (by a drop guard).
+    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()>;
+
+    /// Ready after `duration`. Only inside a spawned task.
+    fn sleep(&self, duration: Duration) -> OpFuture<()>;
+
+    /// Monotonic time since an arbitrary start.
+    fn now(&self) -> Duration;
+
+    /// Wall-clock time. Never decides an order.
+    fn wall_clock(&self) -> SystemTime;
+
+    /// A random number that nobody can guess (in the simulated world: the seed's next one).
+    fn random_u64(&self) -> io::Result<u64>;
+
+    /// Blocks the calling thread until `done` says so, or returns at once where the world has no other threads (`sim`),
+    /// or where the calling thread is one of the engine's own, whose wait would never end.
+    ///
+    /// `done` is asked again whenever the thread that called is unparked, and at least every 50 ms.
+    fn block_until(&self, done: &dyn Fn() -> bool);
+}
+
+/// How [`Dir::open`] opens a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, for reading.
+    Read,
+    /// An existing file, for reading and writing.
+    ReadWrite,
+    /// A new file (mode 0600), for reading and writing; `AlreadyExists` if the name is taken.
+    CreateNew,
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// Anything else: a directory, symbolic link, pipe, socket or device. Never opened, never deleted.
+    Other,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The name, lossily decoded if it is not UTF-8 (then it is not one of ours).
+    pub name: String,
+    /// What it names.
+    pub kind: EntryKind,
+}
+
+/// One open directory. Calls block; the engine makes them on its own threads only.
+pub trait Dir: Send + Sync + fmt::Debug {
+    /// All names but `.` and `..`, sorted.
+    fn list(&self) -> io::Result<Vec<DirEntry>>;
+
+    /// Opens the regular file `name` without following links; anything but a regular file is `InvalidInput`.
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>>;
+
+    /// Renames within the directory, replacing `to` atomically. Durable after [`Dir::sync`].
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes the name. Durable after [`Dir::sync`].
+    fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// Makes every earlier create, rename and unlink in this directory durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Takes the exclusive lock file `name`, creating it (mode 0600) if need be; `None` if somebody else holds it, in
+    /// this process or another. The lock is free when the guard, or its process, is gone. The file is never removed.
+    fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>>;
+}
+
+/// A held lock; dropping it releases it.
+pub trait DirLock: Send + Sync + fmt::Debug {}
+
+/// What [`File::sync`] makes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncKind {
+    /// The data, and of the metadata what is needed to read it back (the size): `fdatasync`.
+    Data,
+    /// Data and all metadata: `fsync`. After a truncation.
+    All,
+}
+
+/// The end of a read: how many bytes came, and the buffer back.
+#[derive(Debug)]
+pub struct ReadDone {
+    /// Bytes read into `buf[at..]`; 0 is the end of the file.
+    pub result: io::Result<usize>,
+    /// The buffer that went into the call.
+    pub buf: Vec<u8>,
+}
+
+/// One open file. The methods that return a future start their operation at once; the others block briefly.
+pub trait File: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Reads at `offset` into `buf` only what needs no waiting; `WouldBlock` if that is nothing (the read may then have
+    /// been started in the background), `Unsupported` if this file cannot tell.
+    fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Reads at `offset` into `buf[at..]`, up to the buffer's end.
+    fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone>;
+
+    /// Writes `bufs`, one after the other, at `offset`. May be short.
+    fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>>;
+
+    /// Makes the writes completed so far durable. After an error the file's unsynced data must be taken as lost.
+    fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>>;
+
+    /// Claims disk space for `offset..offset + len` without changing the file's length, so that writing there cannot
+    /// fail for want of space. `Unsupported` where the file system cannot.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Cuts or extends the file to `len`, and gives back space claimed beyond it.
+    fn truncate(&self, len: u64) -> io::Result<()>;
+
+    /// Drops clean cached pages, so that the next read asks the disk. A hint: errors are not reported.
+    fn evict(&self);
+}

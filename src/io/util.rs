@@ -1,0 +1,100 @@
+//! The loops above the seam: short results, interruptions, ends of file.
+//!
+//! The worlds report what the kernel reported. What a short or interrupted operation means is decided here, once:
+//! it goes on where it stopped, before anything that depends on it is started; a write of no bytes is an error (never a
+//! spin); a read of no bytes is the end of the file.
+
+use std::io;
+
+use bytes::{Buf, Bytes};
+
+use super::File;
+
+/// Interruptions in a row after which an operation is given up: a kernel that says nothing else will not be cured by
+/// asking a thousandth time.
+const MAX_INTERRUPTIONS: usize = 64;
+
+fn is_transient(error: &io::Error) -> bool {
+    // ECANCELED: io-wq on kernels before 6.14 cancels operations spuriously when a signal arrives; nothing was done.
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+        || error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// Reads `buf[at..]` at `offset` until it is full or the file ends; returns the buffer and how far it is filled.
+pub async fn read_full(file: &dyn File, mut buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
+    let (mut filled, mut interruptions) = (at, 0);
+    while filled < buf.len() {
+        let done = file.read_at(buf, filled, offset + (filled - at) as u64).await;
+        buf = done.buf;
+        match done.result {
+            Ok(0) => break,
+            Ok(count) => {
+                filled += count;
+                interruptions = 0;
+            }
+            Err(error) if is_transient(&error) && interruptions < MAX_INTERRUPTIONS => interruptions += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((buf, filled))
+}
+
+/// Reads exactly `len` bytes at `offset`; an end of file before that is `UnexpectedEof`.
+pub async fn read_exact(file: &dyn File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut buf = Vec::new();
+    buf.try_reserve_exact(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    buf.resize(len, 0);
+    let (buf, filled) = read_full(file, buf, 0, offset).await?;
+    if filled < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(buf)
+}
+
+/// Writes all of `bufs` at `offset`. On an error some prefix may have been written.
+pub async fn write_all(file: &dyn File, mut bufs: Vec<Bytes>, mut offset: u64) -> io::Result<()> {
+    let mut interruptions = 0;
+    bufs.retain(|buf| !buf.is_empty());
+    while !bufs.is_empty() {
+        match file.write_at(bufs.clone(), offset).await {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                offset += count as u64;
+                interruptions = 0;
+                skip(&mut bufs, count);
+            }
+            Err(error) if is_transient(&error) && interruptions < MAX_INTERRUPTIONS => interruptions += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Drops the first `count` bytes of `bufs`.
+fn skip(bufs: &mut Vec<Bytes>, mut count: usize) {
+    let mut whole = 0;
+    for buf in bufs.iter_mut() {
+        if count < buf.len() {
+            buf.advance(count);
+            break;
+        }
+        count -= buf.len();
+        whole += 1;
+    }
+    bufs.drain(..whole);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipping_drops_whole_buffers_and_cuts_the_next() {
+        let bufs = || vec![Bytes::from_static(b"abc"), Bytes::from_static(b"de"), Bytes::from_static(b"f")];
+        for count in 0..=6 {
+            let mut left = bufs();
+            skip(&mut left, count);
+            assert_eq!(left.concat(), b"abcdef"[count..], "after skipping {count}");
+        }
+    }
+}
