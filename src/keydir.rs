@@ -1,0 +1,405 @@
+//! The keydir: where the newest record of every key lies.
+//!
+//! It knows no files. An entry is a key, the sequence number of its newest published record, and that record's
+//! [`Location`]. Recency is decided by sequence number alone, so records may be published in any order: recovery loads
+//! hint files in parallel, and a `Buffered` write is published before a `Synced` one that came earlier.
+//!
+//! # Tombstones in memory
+//!
+//! A delete removes its entry only when no older record of the key can still be published; otherwise the older put
+//! would come back. Until then a tombstone entry stays in the map ([`Keydir::bury`]), invisible to readers, and is
+//! removed later ([`Keydir::sweep`]).
+//!
+//! # Concurrency
+//!
+//! The map is sharded and locks a shard for the length of one look-up or replacement. No guard leaves this module, so
+//! none is ever held across an await or an I/O. A batch becomes visible as a whole: [`Keydir::atomically`] makes the
+//! batch epoch odd while it publishes, and a reader whose look-up overlaps an odd or changed epoch looks again.
+
+use std::borrow::Borrow;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as MapEntry;
+use siphasher::sip::SipHasher13;
+
+use crate::format::{self, ALIGN};
+
+/// Where a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Location {
+    /// The segment's id. Ids beyond 32 bits are refused when a segment is created.
+    pub(crate) segment: u32,
+    /// Offset of the record in units of [`ALIGN`].
+    units: u32,
+    /// Bytes of the value as stored.
+    pub(crate) value_len: u32,
+}
+
+impl Location {
+    /// `None` if the place is beyond what a location can name (a segment of more than 32 GiB).
+    pub(crate) fn new(segment: u32, offset: u64, value_len: u32) -> Option<Self> {
+        debug_assert_eq!(offset % ALIGN, 0, "records start at multiples of {ALIGN}, not at {offset}");
+        Some(Self { segment, units: u32::try_from(offset / ALIGN).ok()?, value_len })
+    }
+
+    /// Offset of the record from the start of its segment, in bytes.
+    pub(crate) fn offset(self) -> u64 {
+        u64::from(self.units) * ALIGN
+    }
+
+    /// Bytes the record takes in its segment, given the length of its key.
+    pub(crate) fn record_len(self, key_len: usize) -> u64 {
+        format::record_len(key_len, self.value_len as usize)
+    }
+}
+
+/// What a look-up finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) seq: u64,
+    pub(crate) location: Location,
+}
+
+/// What publishing a record did to the bytes that are alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// The record is now the newest of its key.
+    pub(crate) applied: bool,
+    /// The record that was the key's value before and is now dead.
+    pub(crate) replaced: Option<Location>,
+}
+
+/// A key: up to 22 bytes in place, longer ones on the heap.
+#[derive(Clone)]
+pub(crate) enum Key {
+    Inline(u8, [u8; Key::INLINE]),
+    Heap(Box<[u8]>),
+}
+
+impl Key {
+    const INLINE: usize = 22;
+
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        match u8::try_from(bytes.len()) {
+            Ok(len) if bytes.len() <= Self::INLINE => {
+                let mut inline = [0; Self::INLINE];
+                inline[..bytes.len()].copy_from_slice(bytes);
+                Self::Inline(len, inline)
+            }
+            _ => Self::Heap(bytes.into()),
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Inline(len, bytes) => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Self::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_slice().hash(state);
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Key {}
+
+impl std::fmt::Debug for Key {
+    /// Keys are the user's secrets as much as values are: only the length is shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key({} bytes)", self.as_slice().len())
+    }
+}
+
+/// SipHash-1-3 under a secret key: whoever chooses the keys cannot make them collide.
+#[derive(Clone, Debug)]
+struct KeyedSip(u64, u64);
+
+impl BuildHasher for KeyedSip {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0, self.1)
+    }
+}
+
+const _: () = assert!(size_of::<Key>() == 24 && size_of::<Slot>() == 20, "bytes per key are a published number");
+
+/// An entry as stored: 20 bytes, of which the top bit of `seq_and_kind` marks a tombstone.
+#[derive(Clone, Copy)]
+struct Slot {
+    seq_and_kind: [u32; 2],
+    location: Location,
+}
+
+const TOMBSTONE_BIT: u64 = 1 << 63;
+
+impl Slot {
+    #[expect(clippy::cast_possible_truncation, reason = "two halves of one number")]
+    fn new(seq: u64, tombstone: bool, location: Location) -> Self {
+        let word = if tombstone { seq | TOMBSTONE_BIT } else { seq };
+        Self { seq_and_kind: [word as u32, (word >> 32) as u32], location }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.seq_and_kind[0]) | u64::from(self.seq_and_kind[1]) << 32
+    }
+
+    fn seq(self) -> u64 {
+        self.word() & !TOMBSTONE_BIT
+    }
+
+    fn live(self) -> Option<Location> {
+        (self.word() & TOMBSTONE_BIT == 0).then_some(self.location)
+    }
+}
+
+const NOWHERE: Location = Location { segment: 0, units: 0, value_len: 0 };
+
+/// The map itself.
+pub(crate) struct Keydir {
+    map: DashMap<Key, Slot, KeyedSip>,
+    hasher: KeyedSip,
+    live_keys: AtomicU64,
+    /// Odd while a batch is being published.
+    batch_epoch: AtomicU64,
+    /// Held by whoever publishes a batch, so that a reader that meets one can wait without spinning.
+    batch_gate: Mutex<()>,
+}
+
+impl Keydir {
+    /// An empty keydir whose hash is keyed by `seed`.
+    pub(crate) fn new(seed: (u64, u64), shards: usize) -> Self {
+        let hasher = KeyedSip(seed.0, seed.1);
+        Self {
+            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher.clone(), shards),
+            hasher,
+            live_keys: AtomicU64::new(0),
+            batch_epoch: AtomicU64::new(0),
+            batch_gate: Mutex::new(()),
+        }
+    }
+
+    /// The keyed hash of `key`, for other tables over the same keys.
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Keys that have a value.
+    pub(crate) fn len(&self) -> u64 {
+        self.live_keys.load(Ordering::Relaxed)
+    }
+
+    /// The newest published record of `key`, seen outside every batch's publication.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
+        loop {
+            let before = self.batch_epoch.load(Ordering::Acquire);
+            if before % 2 == 1 {
+                drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
+                continue;
+            }
+            let found = self.get_ungated(key);
+            // The look-up took the shard's lock after any batch member it saw was put there, and that was after the
+            // epoch became odd: so an overlap shows in this second reading.
+            fence(Ordering::Acquire);
+            if self.batch_epoch.load(Ordering::Relaxed) == before {
+                return found;
+            }
+        }
+    }
+
+    /// As [`get`](Self::get), for whoever excludes publishers by other means.
+    pub(crate) fn get_ungated(&self, key: &[u8]) -> Option<Entry> {
+        let slot = *self.map.get(key)?;
+        slot.live().map(|location| Entry { seq: slot.seq(), location })
+    }
+
+    /// Runs `publish` so that readers see all of what it publishes or nothing.
+    pub(crate) fn atomically(&self, publish: impl FnOnce()) {
+        let _gate = self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner);
+        struct Even<'a>(&'a AtomicU64);
+        impl Drop for Even<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Release);
+            }
+        }
+        self.batch_epoch.fetch_add(1, Ordering::AcqRel);
+        let _even = Even(&self.batch_epoch);
+        publish();
+    }
+
+    /// Publishes a put, unless a newer record of the key was published before.
+    pub(crate) fn publish(&self, key: &[u8], seq: u64, location: Location) -> Published {
+        self.replace(key, Slot::new(seq, false, location))
+    }
+
+    /// Publishes a delete by leaving a tombstone entry, unless a newer record of the key was published before.
+    pub(crate) fn bury(&self, key: &[u8], seq: u64) -> Published {
+        self.replace(key, Slot::new(seq, true, NOWHERE))
+    }
+
+    fn replace(&self, key: &[u8], new: Slot) -> Published {
+        // Most publications overwrite: that path allocates nothing.
+        if let Some(mut slot) = self.map.get_mut(key) {
+            return self.replace_in(&mut slot, new);
+        }
+        match self.map.entry(Key::new(key)) {
+            MapEntry::Occupied(mut occupied) => self.replace_in(occupied.get_mut(), new),
+            MapEntry::Vacant(vacant) => {
+                vacant.insert(new);
+                self.count(None, new);
+                Published { applied: true, replaced: None }
+            }
+        }
+    }
+
+    fn replace_in(&self, slot: &mut Slot, new: Slot) -> Published {
+        if slot.seq() >= new.seq() {
+            return Published { applied: false, replaced: None };
+        }
+        let replaced = slot.live();
+        *slot = new;
+        self.count(replaced, new);
+        Published { applied: true, replaced }
+    }
+
+    fn count(&self, replaced: Option<Location>, new: Slot) {
+        match (replaced.is_some(), new.live().is_some()) {
+            (false, true) => self.live_keys.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.live_keys.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+
+    /// Removes the tombstone entry of `key` if it is no newer than `seq`: nothing older can be published any more.
+    pub(crate) fn sweep(&self, key: &[u8], seq: u64) {
+        self.map.remove_if(key, |_, slot| slot.live().is_none() && slot.seq() <= seq);
+    }
+
+    /// Removes every tombstone entry, when all records have been published.
+    pub(crate) fn sweep_all(&self) {
+        self.map.retain(|_, slot| slot.live().is_some());
+    }
+
+    /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
+    pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
+        for entry in &self.map {
+            if let Some(location) = entry.value().live() {
+                each(entry.key().as_slice().len(), location);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keydir() -> Keydir {
+        Keydir::new((1, 2), 4)
+    }
+
+    fn at(offset: u64) -> Location {
+        Location::new(1, offset, 10).unwrap()
+    }
+
+    #[test]
+    fn the_newest_record_wins_in_any_order_of_publication() {
+        let orders = [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
+        for deleted in [None, Some(1), Some(2), Some(3)] {
+            for order in orders {
+                let keydir = keydir();
+                for seq in order {
+                    if deleted == Some(seq) {
+                        keydir.bury(b"k", seq);
+                    } else {
+                        keydir.publish(b"k", seq, at(seq * 8));
+                    }
+                }
+                keydir.sweep_all();
+                let expected = (deleted != Some(3)).then(|| Entry { seq: 3, location: at(24) });
+                assert_eq!(keydir.get(b"k"), expected, "order {order:?}, deleted {deleted:?}");
+                assert_eq!(keydir.len(), u64::from(expected.is_some()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tombstone_holds_older_puts_back_until_it_is_swept() {
+        let keydir = keydir();
+        keydir.bury(b"k", 5);
+        assert!(!keydir.publish(b"k", 4, at(8)).applied);
+        keydir.sweep(b"k", 4);
+        assert!(!keydir.publish(b"k", 4, at(8)).applied, "a sweep below the tombstone leaves it");
+        keydir.sweep(b"k", 5);
+        assert!(keydir.publish(b"k", 4, at(8)).applied, "nothing is left of a swept tombstone");
+    }
+
+    #[test]
+    fn replaced_records_are_named_once() {
+        let keydir = keydir();
+        assert_eq!(keydir.publish(b"k", 1, at(8)), Published { applied: true, replaced: None });
+        assert_eq!(keydir.publish(b"k", 2, at(16)), Published { applied: true, replaced: Some(at(8)) });
+        assert_eq!(keydir.bury(b"k", 3), Published { applied: true, replaced: Some(at(16)) });
+        assert_eq!(keydir.bury(b"k", 4), Published { applied: true, replaced: None });
+    }
+
+    #[test]
+    fn keys_of_every_length_are_told_apart() {
+        let keydir = keydir();
+        let keys: Vec<Vec<u8>> = (1..=40).map(|len| vec![b'x'; len]).collect();
+        for (index, key) in keys.iter().enumerate() {
+            keydir.publish(key, index as u64 + 1, at(index as u64 * 8));
+        }
+        for (index, key) in keys.iter().enumerate() {
+            assert_eq!(keydir.get(key).map(|entry| entry.seq), Some(index as u64 + 1));
+        }
+        assert_eq!(keydir.len(), 40);
+    }
+
+    #[test]
+    fn a_batch_is_seen_whole_or_not_at_all() {
+        let keydir = keydir();
+        keydir.publish(b"a", 1, at(8));
+        keydir.publish(b"b", 2, at(8));
+        let rounds = 20_000;
+        let mut seen = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=rounds {
+                    keydir.atomically(|| {
+                        keydir.publish(b"a", round * 2 + 1, at(8));
+                        keydir.publish(b"b", round * 2 + 2, at(8));
+                    });
+                }
+            });
+            loop {
+                let first = keydir.get(b"a").map_or(0, |entry| entry.seq);
+                let second = keydir.get(b"b").map_or(0, |entry| entry.seq);
+                assert!(second > first, "saw a of {first} and then b of {second}");
+                seen += 1;
+                if first > rounds * 2 {
+                    break;
+                }
+            }
+        });
+        println!("batch visibility: {rounds} batches against {seen} pairs of reads");
+    }
+}

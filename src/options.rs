@@ -1,0 +1,282 @@
+//! Options of a store: what they mean, their ranges, and the one place that checks them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::futures::Open;
+use crate::io::Io;
+
+/// Longest key, in bytes. The shortest is one byte.
+pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
+
+/// Longest value, in bytes: 4 GiB − 1 less the record's header and the longest key.
+pub const MAX_VALUE_LEN: u64 = crate::format::MAX_VALUE_LEN as u64;
+
+/// Where a record is when the future of its write resolves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Durability {
+    /// In the store's log buffer and visible to every `get`. It reaches the kernel within
+    /// [`flush_interval`](Builder::flush_interval) or when a buffer fills, and the disk within
+    /// [`sync_interval`](Builder::sync_interval). A process kill can take it.
+    Buffered,
+    /// The kernel has it: it survives a kill of the process, not a power cut before the next sync.
+    Written,
+    /// On stable storage: it survives power loss. No reader sees the write before that.
+    #[default]
+    Synced,
+}
+
+/// Which engine carries out the I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// io_uring where the host allows it, otherwise [`Engine::Threads`];
+    /// [`Stats::engine`](crate::Stats::engine) says which, and why. The environment variable `RINGCASK_ENGINE`
+    /// (`uring` or `threads`) overrides this choice, and only this one.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// Blocking system calls on the store's own threads.
+    Threads,
+}
+
+/// What opening does about damage that can hold acknowledged data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Recovery {
+    /// The open fails with [`ErrorKind::Corrupt`] and changes nothing.
+    #[default]
+    Strict,
+    /// The open succeeds without the damaged records, and
+    /// [`RecoveryReport::damage`](crate::RecoveryReport::damage) lists what is gone. An older value of a key whose
+    /// newest record was lost becomes visible again.
+    Salvage,
+}
+
+macro_rules! named_variants {
+    ($type:ty, $what:literal, $($variant:ident = $name:literal),+) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $(Self::$variant => $name),+ })
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(Error::new(
+                        ErrorKind::InvalidConfig,
+                        format!("{} {text:?} is none of {}", $what, [$($name),+].join(", ")),
+                    )),
+                }
+            }
+        }
+    };
+}
+
+named_variants!(Durability, "durability", Buffered = "buffered", Written = "written", Synced = "synced");
+named_variants!(Engine, "engine", Auto = "auto", Uring = "uring", Threads = "threads");
+named_variants!(Recovery, "recovery", Strict = "strict", Salvage = "salvage");
+
+/// How one write differs from the store's defaults.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct PutOptions {
+    pub(crate) durability: Option<Durability>,
+}
+
+impl PutOptions {
+    /// The store's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The durability of this write, instead of the store's.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+}
+
+/// The options of a store that is about to be opened; see [`Store::builder`](crate::Store::builder).
+///
+/// Setters never fail; [`open`](Builder::open) checks every option and names the option, its value and its range.
+/// All options may change from one open to the next.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    pub(crate) options: Options,
+}
+
+/// Checked options.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) path: PathBuf,
+    pub(crate) durability: Durability,
+    pub(crate) engine: Engine,
+    pub(crate) segment_bytes: u64,
+    pub(crate) flush_interval: Duration,
+    pub(crate) sync_interval: Duration,
+    pub(crate) staging_bytes: usize,
+    pub(crate) max_value_bytes: u64,
+    pub(crate) reserve_bytes: u64,
+    pub(crate) max_open_files: usize,
+    pub(crate) recovery: Recovery,
+    pub(crate) create: bool,
+    pub(crate) world: Option<Arc<dyn Io>>,
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// Smallest segment: simulations want rotations every few records.
+const MIN_SEGMENT_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { 4 * KIB };
+
+impl Builder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            options: Options {
+                path: path.to_path_buf(),
+                durability: Durability::Synced,
+                engine: Engine::Auto,
+                segment_bytes: 256 * MIB,
+                flush_interval: Duration::from_millis(5),
+                sync_interval: Duration::from_secs(1),
+                staging_bytes: 8 << 20,
+                max_value_bytes: MAX_VALUE_LEN,
+                reserve_bytes: MIB,
+                max_open_files: 512,
+                recovery: Recovery::Strict,
+                create: true,
+                world: None,
+            },
+        }
+    }
+
+    /// Durability of writes that name none. Default: [`Durability::Synced`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.options.durability = durability;
+        self
+    }
+
+    /// Which engine carries out the I/O. Default: [`Engine::Auto`].
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.options.engine = engine;
+        self
+    }
+
+    /// Size in bytes at which a segment is sealed and the next one started. Default 256 MiB, range 4 KiB to 16 GiB.
+    ///
+    /// More means fewer files and seals; less means that space comes back in smaller steps. A record larger than this
+    /// gets a segment of its own.
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.options.segment_bytes = bytes;
+        self
+    }
+
+    /// How long a `Buffered` write may stay in the store's own memory. Default 5 ms, range 1 ms to 60 s.
+    ///
+    /// More makes larger writes; less leaves less to a kill of the process.
+    pub fn flush_interval(mut self, interval: Duration) -> Self {
+        self.options.flush_interval = interval;
+        self
+    }
+
+    /// How long `Buffered` and `Written` records may go without a sync. Default 1 s, range 1 ms to 60 s.
+    ///
+    /// More saves syncs; less leaves less to a power cut.
+    pub fn sync_interval(mut self, interval: Duration) -> Self {
+        self.options.sync_interval = interval;
+        self
+    }
+
+    /// Bytes of records that may wait for the kernel at a time. Default 8 MiB, range 64 KiB to 1 GiB.
+    ///
+    /// Writers beyond it wait in their `await`. One record larger than this is let in alone. The store keeps up to
+    /// twice this in buffers.
+    pub fn staging_bytes(mut self, bytes: usize) -> Self {
+        self.options.staging_bytes = bytes;
+        self
+    }
+
+    /// Longest value the store accepts. Default and limit [`MAX_VALUE_LEN`]. Records already stored stay readable.
+    pub fn max_value_bytes(mut self, bytes: u64) -> Self {
+        self.options.max_value_bytes = bytes;
+        self
+    }
+
+    /// Disk space claimed ahead for deletes only, so that they still work on a full disk. Default 1 MiB, range 0 to
+    /// 1 GiB. File systems without `fallocate` have no reserve.
+    pub fn reserve_bytes(mut self, bytes: u64) -> Self {
+        self.options.reserve_bytes = bytes;
+        self
+    }
+
+    /// Descriptors of sealed segments kept open at a time. Default 512, range 8 to 1,048,576.
+    ///
+    /// Beyond it the least recently used is closed; a read of it opens it again.
+    pub fn max_open_files(mut self, files: usize) -> Self {
+        self.options.max_open_files = files;
+        self
+    }
+
+    /// What opening does about damage. Default: [`Recovery::Strict`].
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.options.recovery = recovery;
+        self
+    }
+
+    /// Whether a missing directory is created (mode 0700). Default: yes. If not, a missing directory is an error.
+    pub fn create(mut self, create: bool) -> Self {
+        self.options.create = create;
+        self
+    }
+
+    /// Runs the store on `world` instead of an engine of its own choosing.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    pub fn world(mut self, world: Arc<dyn Io>) -> Self {
+        self.options.world = Some(world);
+        self
+    }
+
+    /// Opens the store; see [`Store::open`](crate::Store::open).
+    pub fn open(self) -> Open {
+        Open::new(self.options)
+    }
+}
+
+impl Options {
+    /// Checks every option.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let millis = |interval: Duration| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        in_range("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, 16 * GIB)?;
+        in_range("flush_interval in ms", millis(self.flush_interval), 1, 60_000)?;
+        in_range("sync_interval in ms", millis(self.sync_interval), 1, 60_000)?;
+        in_range("staging_bytes", self.staging_bytes as u64, 64 * KIB, GIB)?;
+        in_range("max_value_bytes", self.max_value_bytes, 0, MAX_VALUE_LEN)?;
+        in_range("reserve_bytes", self.reserve_bytes, 0, GIB)?;
+        in_range("max_open_files", self.max_open_files as u64, 8, 1 << 20)?;
+        if self.path.as_os_str().is_empty() {
+            return Err(Error::new(ErrorKind::InvalidConfig, "option path is empty"));
+        }
+        Ok(())
+    }
+}
+
+fn in_range(option: &str, value: u64, min: u64, max: u64) -> Result<()> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidConfig, format!("option {option} is {value}, outside {min}..={max}")))
+}

@@ -1,0 +1,51 @@
+//! A value that one task hands to one future, on any executor.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// Where the value arrives.
+#[derive(Debug)]
+pub(crate) struct Promise<T>(Arc<Mutex<State<T>>>);
+
+#[derive(Debug)]
+struct State<T> {
+    value: Option<T>,
+    waker: Option<Waker>,
+}
+
+impl<T> Clone for Promise<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Promise<T> {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(State { value: None, waker: None })))
+    }
+
+    /// Hands the value over; the first one stays.
+    pub(crate) fn fulfil(&self, value: T) {
+        let waker = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.value.get_or_insert(value);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            crate::wake::wake_one(waker);
+        }
+    }
+
+    /// Takes the value if it is there.
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<T> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = state.value.take() {
+            return Poll::Ready(value);
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,134 @@
+//! What a store tells of itself: counters, sizes, and how its last opening went.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The sequence number of a write: it orders writes, and no clock does.
+///
+/// Versions grow with every write of a store, across reopenings too, and not by one each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version(pub(crate) u64);
+
+impl Version {
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for Version {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment's view of a store; see [`Store::stats`](crate::Store::stats).
+///
+/// Counters count since the open. They are read one by one, not at one instant.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// `"io_uring"`, `"threads"` or `"sim"`.
+    pub engine: &'static str,
+    /// Why io_uring is not in use although it was not ruled out.
+    pub engine_fallback: Option<String>,
+    /// Keys that have a value.
+    pub keys: u64,
+    /// Bytes of the records that hold these values.
+    pub live_bytes: u64,
+    /// All other bytes of the segments: overwritten records, tombstones, frames, headers and footers.
+    pub dead_bytes: u64,
+    /// `live_bytes + dead_bytes`: the length of all segments.
+    pub disk_bytes: u64,
+    /// The segments, oldest first.
+    pub segments: Vec<SegmentStats>,
+    /// Puts accepted.
+    pub puts: u64,
+    /// Deletes that found their key.
+    pub deletes: u64,
+    /// Batches accepted.
+    pub batches: u64,
+    /// Gets, including those that found nothing.
+    pub gets: u64,
+    /// Gets answered from records that had not reached the kernel.
+    pub gets_from_staging: u64,
+    /// Gets answered by the page cache on the caller's thread.
+    pub gets_from_cache: u64,
+    /// Gets that waited for the disk.
+    pub gets_from_disk: u64,
+    /// Commit groups written: each one contiguous write.
+    pub groups: u64,
+    /// Records in these groups; divided by `groups`, the mean size of a group.
+    pub group_records: u64,
+    /// Bytes written to segments, headers and footers included.
+    pub bytes_written: u64,
+    /// Syncs of segment files that the commit task asked for.
+    pub syncs: u64,
+    /// Bytes of records that wait for the kernel now.
+    pub staged_bytes: u64,
+    /// Whether a failed write or sync has stopped all further writes.
+    pub poisoned: bool,
+}
+
+/// One segment in [`Stats`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SegmentStats {
+    /// The number in its file name.
+    pub id: u64,
+    /// Length of the file.
+    pub total_bytes: u64,
+    /// Bytes of records that a key still points at.
+    pub live_bytes: u64,
+    /// Whether it is closed for ever.
+    pub sealed: bool,
+}
+
+/// How the store was found when it was opened, and what was done about it.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Segments found.
+    pub segments: usize,
+    /// Keys with a value.
+    pub keys: u64,
+    /// Segments whose keys came from their hint file.
+    pub hints_loaded: usize,
+    /// Segments that had to be scanned.
+    pub segments_scanned: usize,
+    /// Records read by these scans.
+    pub records_scanned: u64,
+    /// Bytes cut from the end of the segment that was being written when the store stopped: a torn tail, which holds
+    /// nothing that was acknowledged as durable.
+    pub truncated_bytes: u64,
+    /// Leftovers of an interrupted open, seal or compaction that were removed.
+    pub removed_files: Vec<String>,
+    /// Names in the directory that are not the store's. They are never touched.
+    pub foreign_files: Vec<String>,
+    /// Damage that [`Recovery::Salvage`](crate::Recovery::Salvage) went past; empty under
+    /// [`Recovery::Strict`](crate::Recovery::Strict).
+    pub damage: Vec<Damage>,
+    /// How long the open took.
+    pub duration: Duration,
+}
+
+/// A damaged stretch of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The segment.
+    pub segment: u64,
+    /// First damaged byte, from the start of the file.
+    pub offset: u64,
+    /// Bytes that could not be used.
+    pub len: u64,
+    /// What was wrong.
+    pub reason: String,
+}
