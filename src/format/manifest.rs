@@ -1,0 +1,95 @@
+//! The manifest: which segments the store consists of. Files it does not list are not part of the store.
+
+use super::DecodeError;
+use super::bytes::put;
+use super::prelude::{Prelude, magic};
+
+/// Bytes of the manifest's header.
+pub const MANIFEST_HEADER_LEN: usize = 80;
+
+/// Bytes of one segment in the list.
+pub const MANIFEST_SEGMENT_LEN: usize = 16;
+
+/// One live segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ManifestSegment {
+    /// Its id.
+    pub id: u64,
+    /// Its salt, which the segment's own header must repeat.
+    pub salt: u64,
+}
+
+/// The list of live segments, replaced as a whole whenever it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The store it belongs to.
+    pub store_id: [u8; 16],
+    /// One more than that of the manifest it replaced.
+    pub generation: u64,
+    /// No segment with this id or a larger one has ever existed.
+    pub next_segment_id: u64,
+    /// No record with this sequence number or a larger one existed when it was written, the active segment aside.
+    pub next_seq: u64,
+    /// Live segments, their ids ascending, all below `next_segment_id`.
+    pub segments: Vec<ManifestSegment>,
+}
+
+impl Manifest {
+    /// The manifest's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        debug_assert_eq!(self.check(), Ok(()), "a manifest that would be refused when read");
+        let mut header = [0; MANIFEST_HEADER_LEN];
+        put(&mut header, 40, self.generation.to_le_bytes());
+        put(&mut header, 48, self.next_segment_id.to_le_bytes());
+        put(&mut header, 56, self.next_seq.to_le_bytes());
+        put(&mut header, 64, (self.segments.len() as u64).to_le_bytes());
+        Prelude::current(self.store_id).seal(&mut header, magic::MANIFEST);
+        let mut out = Vec::with_capacity(MANIFEST_HEADER_LEN + self.segments.len() * MANIFEST_SEGMENT_LEN + 4);
+        out.extend_from_slice(&header);
+        for segment in &self.segments {
+            out.extend_from_slice(&segment.id.to_le_bytes());
+            out.extend_from_slice(&segment.salt.to_le_bytes());
+        }
+        let crc = crc32fast::hash(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a whole manifest; bytes after its end are refused.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (prelude, mut fields) = Prelude::open::<MANIFEST_HEADER_LEN>(bytes, magic::MANIFEST)?;
+        let (generation, next_segment_id, next_seq) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let count = fields.u64()?;
+        prelude.reserved(fields.rest())?;
+        let needed = count
+            .checked_mul(MANIFEST_SEGMENT_LEN as u64)
+            .and_then(|len| len.checked_add(MANIFEST_HEADER_LEN as u64 + 4))
+            .ok_or(DecodeError::Length)?;
+        if (bytes.len() as u64) < needed {
+            return Err(DecodeError::Incomplete { needed });
+        }
+        if bytes.len() as u64 > needed {
+            return Err(DecodeError::Trailing);
+        }
+        let Some((covered, crc)) = bytes.split_last_chunk::<4>() else { return Err(DecodeError::Length) };
+        if crc32fast::hash(covered) != u32::from_le_bytes(*crc) {
+            return Err(DecodeError::PayloadChecksum);
+        }
+        // The list is as long as the bytes there are, so what it allocates is bounded by what was read.
+        let list = covered.get(MANIFEST_HEADER_LEN..).unwrap_or_default();
+        let (pairs, _) = list.as_chunks::<8>();
+        let (pairs, _) = pairs.as_chunks::<2>();
+        let segments = pairs
+            .iter()
+            .map(|[id, salt]| ManifestSegment { id: u64::from_le_bytes(*id), salt: u64::from_le_bytes(*salt) })
+            .collect();
+        let manifest = Self { store_id: prelude.store_id, generation, next_segment_id, next_seq, segments };
+        manifest.check().map(|()| manifest)
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        let ascending = self.segments.is_sorted_by(|earlier, later| earlier.id < later.id);
+        let below = self.segments.last().is_none_or(|last| last.id < self.next_segment_id);
+        if ascending && below { Ok(()) } else { Err(DecodeError::Order) }
+    }
+}
