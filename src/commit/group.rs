@@ -1,0 +1,142 @@
+//! A commit group: the writes that share one contiguous write and one sync, and so one outcome.
+//!
+//! Every accepted write holds an [`Arc`] of its group and waits for the group to reach the phase its durability asks
+//! for. The commit task moves the group through its phases and wakes the waiters of a phase in one loop, outside all
+//! locks. A group that fails tells every one of its waiters the same.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::error::{Error, Result};
+use crate::wake;
+
+/// How far a group has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// In the log's buffers.
+    Staged = 0,
+    /// The kernel has it.
+    Written = 1,
+    /// Everything its members asked for is done.
+    Resolved = 2,
+    /// It will not be done; the group holds the error.
+    Failed = 3,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    phase: AtomicU8,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    written: Vec<Waker>,
+    resolved: Vec<Waker>,
+    error: Option<Error>,
+}
+
+/// Which wake-up a writer waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitFor {
+    Written,
+    Resolved,
+}
+
+impl Group {
+    /// Registers a waiter and returns its place, for [`Group::poll`].
+    pub(crate) fn register(&self, wait: WaitFor, waker: &Waker) -> usize {
+        let mut waiters = self.lock();
+        let list = waiters.list(wait);
+        list.push(waker.clone());
+        list.len() - 1
+    }
+
+    /// Whether the group has come as far as the waiter registered at `index` wants; if not, `cx` is the one to wake.
+    pub(crate) fn poll(&self, wait: WaitFor, index: usize, cx: &Context<'_>) -> Poll<Result<()>> {
+        if let Some(outcome) = self.outcome(wait) {
+            return Poll::Ready(outcome);
+        }
+        let mut waiters = self.lock();
+        // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.
+        if let Some(outcome) = self.outcome_with(wait, &waiters) {
+            return Poll::Ready(outcome);
+        }
+        if let Some(waker) = waiters.list(wait).get_mut(index) {
+            waker.clone_from(cx.waker());
+        }
+        Poll::Pending
+    }
+
+    /// Moves the group on and wakes whoever waits for that.
+    pub(crate) fn advance(&self, phase: Phase) {
+        self.finish(phase, None);
+    }
+
+    /// Ends the group with `error`, unless it is resolved.
+    pub(crate) fn fail(&self, error: Error) {
+        self.finish(Phase::Failed, Some(error));
+    }
+
+    fn finish(&self, phase: Phase, error: Option<Error>) {
+        let wakers = {
+            let mut waiters = self.lock();
+            if self.phase() >= phase as u8 || self.phase() == Phase::Resolved as u8 {
+                return;
+            }
+            waiters.error = error;
+            self.phase.store(phase as u8, Ordering::Release);
+            let mut wakers = std::mem::take(&mut waiters.written);
+            if phase > Phase::Written {
+                if wakers.is_empty() {
+                    wakers = std::mem::take(&mut waiters.resolved);
+                } else {
+                    wakers.append(&mut waiters.resolved);
+                }
+            }
+            wakers
+        };
+        wake::wake_all(wakers);
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Acquire)
+    }
+
+    fn outcome(&self, wait: WaitFor) -> Option<Result<()>> {
+        match self.phase() {
+            phase if phase == Phase::Failed as u8 => self.outcome_with(wait, &self.lock()),
+            phase => reached(phase, wait).then_some(Ok(())),
+        }
+    }
+
+    fn outcome_with(&self, wait: WaitFor, waiters: &Waiters) -> Option<Result<()>> {
+        match &waiters.error {
+            Some(error) => Some(Err(error.clone())),
+            None => reached(self.phase(), wait).then_some(Ok(())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn reached(phase: u8, wait: WaitFor) -> bool {
+    phase
+        >= match wait {
+            WaitFor::Written => Phase::Written as u8,
+            WaitFor::Resolved => Phase::Resolved as u8,
+        }
+}
+
+impl Waiters {
+    fn list(&mut self, wait: WaitFor) -> &mut Vec<Waker> {
+        match wait {
+            WaitFor::Written => &mut self.written,
+            WaitFor::Resolved => &mut self.resolved,
+        }
+    }
+}

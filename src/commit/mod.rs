@@ -1,0 +1,32 @@
+//! Group commit: from a caller's record to stable storage.
+//!
+//! ```text
+//!   callers                        commit task (its own thread, its own ring)
+//!   ───────                        ──────────────────────────────────────────
+//!   prepare  (checksum, copy)
+//!   accept ──lock──> stage  ────>  take ──> write ──> [sync] ──> publish ──> wake
+//!            │                       │        one contiguous      keydir     one loop,
+//!            └ Buffered: publish     │        write a group                  no locks
+//!              at once               └ meanwhile the next group gathers
+//! ```
+//!
+//! - [`prepared`] — a write before it has a place.
+//! - [`stage`] — the buffer between callers and the task.
+//! - [`log`] — the lock, the numbers, the room: what callers see.
+//! - [`group`] — what the writes of one group share: an outcome.
+//! - [`task`] — the only writer of segments: groups, syncs, poison.
+//! - [`rotate`] — sealing a segment, starting the next, claiming disk space.
+//!
+//! No timer makes a writer wait: a group is whatever came while the last sync was under way. There is one sync at a
+//! time, and it vouches only for writes whose completion came before it was submitted.
+
+mod group;
+mod log;
+mod prepared;
+mod rotate;
+mod stage;
+mod task;
+
+pub(crate) use log::{Accepted, Limits, Log, RoomWait, Ticket};
+pub(crate) use prepared::Prepared;
+pub(crate) use task::{CommitCounters, CommitOptions, Committer};

@@ -1,0 +1,212 @@
+//! Room for the log: claiming disk space, sealing a segment, starting the next.
+//!
+//! # The order that a crash must not find broken
+//!
+//! ```text
+//! seal    everything written is synced -> footer -> sync
+//! start   header -> sync -> MANIFEST lists the segment (tmp, sync, rename, directory sync) -> first append
+//! ```
+//!
+//! So at any moment at most one listed segment lacks a footer, and it is the last one; a footer is never durable before
+//! what it vouches for; and a record is never acknowledged in a segment whose name could still vanish.
+//!
+//! Space is claimed ahead of the log in steps, so that a write that was accepted does not meet a full disk. What is
+//! claimed beyond [`CommitOptions::reserve_bytes`](super::CommitOptions) is for all; the rest is for deletes alone.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crc32fast::Hasher;
+
+use super::log::RoomWanted;
+use super::stage::Place;
+use super::task::{Active, CommitCounters, Committer, Fatal};
+use crate::error::{Error, ErrorKind};
+use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
+use crate::io::{File, OpenMode, SyncKind, util};
+use crate::segment::{CatalogError, Segment, segment_file_name};
+
+/// Disk space is claimed in steps of this size, or the segment's if that is smaller.
+const CLAIM_STEP_BYTES: u64 = 16 << 20;
+
+/// The refusal to answer waiting writers with, if no room could be made.
+type Answer = Option<(RoomWanted, Error)>;
+
+impl Committer {
+    /// Makes room for what waits, if it can.
+    pub(super) async fn make_room(&mut self, wanted: Option<RoomWanted>) -> Result<Answer, Fatal> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        if self.active.as_ref().is_some_and(|active| active.retired) || self.is_full(wanted) {
+            if let Err(error) = self.seal().await? {
+                return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
+            }
+        }
+        if self.active.is_none()
+            && let Err(error) = self.start_segment().await?
+        {
+            return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
+        }
+        Ok(self.claim(wanted))
+    }
+
+    /// Whether the active segment has reached its size.
+    fn is_full(&self, wanted: RoomWanted) -> bool {
+        self.log.place().is_some_and(|(next_offset, _)| {
+            let end = next_offset + WATERMARK_LEN as u64 + wanted.bytes + FOOTER_LEN as u64;
+            next_offset > SEGMENT_HEADER_LEN as u64 && end > self.options.segment_bytes
+        })
+    }
+
+    // ---- claiming ------------------------------------------------------------------------------------------------
+
+    /// Claims disk space for `wanted`.
+    fn claim(&mut self, wanted: RoomWanted) -> Answer {
+        let (next_offset, claimed_end) = self.log.place()?;
+        let file = Arc::clone(&self.active.as_ref()?.file);
+        let needed = next_offset + WATERMARK_LEN as u64 + wanted.bytes + FOOTER_LEN as u64;
+        let with_reserve = needed.saturating_add(self.options.reserve_bytes);
+        if with_reserve <= claimed_end {
+            return None;
+        }
+        let step = CLAIM_STEP_BYTES.min(self.options.segment_bytes);
+        let generous = with_reserve.max(claimed_end.saturating_add(step));
+        let mut refused = None;
+        for (target, satisfies_all) in [(generous, true), (with_reserve, true), (needed, false)] {
+            if target <= claimed_end {
+                break;
+            }
+            match file.allocate(claimed_end, target - claimed_end) {
+                Ok(()) => {
+                    self.log.set_claimed_end(target);
+                    refused = if satisfies_all { None } else { refused };
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.log.set_claimed_end(u64::MAX);
+                    return None;
+                }
+                Err(error) => refused = Some(self.place_error("claim disk space", error)),
+            }
+        }
+        // Deletes that fit into what there is may go on; they look for themselves when they try again.
+        refused.map(|error| (RoomWanted { beyond_reserve: true, ..wanted }, error))
+    }
+
+    // ---- sealing -------------------------------------------------------------------------------------------------
+
+    /// Closes the active segment for ever. The inner error leaves it to be sealed later.
+    async fn seal(&mut self) -> Result<Result<(), Error>, Fatal> {
+        if let Some(taken) = self.log.take(true) {
+            self.commit(taken).await?;
+        }
+        self.sync_now().await?;
+        let Some(active) = &mut self.active else { return Ok(Ok(())) };
+        active.retired = true;
+        let footer = Footer {
+            data_len: active.end,
+            min_seq: active.min_seq,
+            max_seq: active.max_seq,
+            record_count: active.records,
+            file_crc: active.crc.clone().finalize(),
+        };
+        let encoded = footer.encode(&active.segment.binding, active.end, active.max_seq, active.records);
+        let (file, end) = (Arc::clone(&active.file), active.end);
+        if let Err(error) = util::write_all(&*file, vec![Bytes::copy_from_slice(&encoded)], end).await {
+            // The same bytes will be written at the same place, or the next open cuts them off.
+            return Ok(Err(self.place_error("seal", error)));
+        }
+        CommitCounters::add(&self.counters.syncs, 1);
+        if let Err(error) = file.sync(SyncKind::Data).await {
+            return Err(self.poison("sync the footer", error));
+        }
+        CommitCounters::add(&self.counters.bytes_written, FOOTER_LEN as u64);
+        let sealed_len = end + FOOTER_LEN as u64;
+        // Gives back the claimed space behind the footer; if it fails, the space stays claimed, nothing else.
+        let _ = file.truncate(sealed_len);
+        if let Some(active) = self.active.take() {
+            active.segment.set_written_end(sealed_len);
+            active.segment.set_sealed();
+            (self.sealed)(active.segment);
+        }
+        Ok(Ok(()))
+    }
+
+    /// The last act of a store that is being closed.
+    pub(super) async fn seal_for_close(&mut self) -> Result<(), Fatal> {
+        match self.seal().await? {
+            Ok(()) => Ok(()),
+            // Everything is durable; the next open seals it.
+            Err(error) => Err(Fatal(error)),
+        }
+    }
+
+    // ---- starting ------------------------------------------------------------------------------------------------
+
+    /// Creates the next segment and makes it the active one. The inner error leaves the store without one.
+    async fn start_segment(&mut self) -> Result<Result<(), Error>, Fatal> {
+        let id = self.catalog.take_segment_id();
+        let Ok(short_id) = u32::try_from(id) else {
+            let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
+            return Ok(Err(Error::new(ErrorKind::Unsupported, message)));
+        };
+        let name = segment_file_name(short_id);
+        let fail = |error: io::Error| Error::io("create a segment", error).with_path(self.registry.path.join(&name));
+        let salt = match self.io.random_u64() {
+            Ok(salt) => salt,
+            Err(error) => return Ok(Err(fail(error))),
+        };
+        let next_seq = self.log.next_seq();
+        let header = SegmentHeader::new(self.catalog.store_id(), id, salt, next_seq).encode();
+        let file = match self.create_file(&name, &header).await {
+            Ok(file) => file,
+            Err(error) => {
+                let error = fail(error);
+                // Best effort; an unlisted file is removed by the next open.
+                let _ = self.registry.dir.unlink(&name);
+                return Ok(Err(error));
+            }
+        };
+        let mut segments = self.catalog.segments().to_vec();
+        segments.push(ManifestSegment { id, salt });
+        match self.catalog.edit(segments, next_seq).await {
+            Ok(()) => {}
+            Err(CatalogError::NotChanged(error)) => {
+                let error = Error::io("list a new segment", error).with_path(&self.registry.path);
+                let _ = self.registry.dir.unlink(&name);
+                return Ok(Err(error));
+            }
+            Err(CatalogError::Unknown(error)) => return Err(self.poison("sync the directory", error)),
+        }
+        self.activate(short_id, salt, file, &header);
+        Ok(Ok(()))
+    }
+
+    async fn create_file(&self, name: &str, header: &[u8]) -> io::Result<Arc<dyn File>> {
+        let file = self.registry.dir.open(name, OpenMode::CreateNew)?;
+        util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
+        file.sync(SyncKind::All).await?;
+        Ok(file)
+    }
+
+    fn activate(&mut self, id: u32, salt: u64, file: Arc<dyn File>, header: &[u8]) {
+        let end = SEGMENT_HEADER_LEN as u64;
+        let segment = Arc::new(Segment::new(id, salt, end, false, Some(Arc::clone(&file))));
+        let mut crc = Hasher::new();
+        crc.update(header);
+        CommitCounters::add(&self.counters.bytes_written, end);
+        self.registry.insert(Arc::clone(&segment));
+        self.active = Some(Active {
+            segment: Arc::clone(&segment),
+            file: Arc::clone(&file),
+            end,
+            durable_end: end,
+            crc,
+            records: 0,
+            min_seq: 0,
+            max_seq: 0,
+            retired: false,
+        });
+        self.log.set_place(Place { segment, file, next_offset: end, next_ordinal: 0, claimed_end: end });
+    }
+}

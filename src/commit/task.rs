@@ -1,0 +1,456 @@
+//! The commit task: the only one that writes to segments.
+//!
+//! It keeps at most one write and one sync in flight. While a sync is under way it goes on writing what cannot wait
+//! (a `Written` write, a full buffer); the groups so written wait in `written` for a sync that begins after them.
+//! Groups are resolved in their order, so that "resolved up to" is one number.
+//!
+//! # Failure
+//!
+//! - A failed write is rolled back: the file is cut to its last good end and that is made durable. Then the group's
+//!   writers get "not applied", and the segment is sealed, so that no later record ever lies where the failed ones lay.
+//!   If the group held `Buffered` writes, which were acknowledged already, or if the cut fails, the store is poisoned.
+//! - A failed sync poisons the store. It is never retried: the kernel may have dropped the pages it could not write.
+//! - A panic poisons the store too (`PanicGuard`).
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use crc32fast::Hasher;
+
+use super::group::Phase;
+use super::log::{Demand, Log, publish};
+use super::stage::{PublishWhen, Taken, is_delete};
+use crate::error::{Error, ErrorKind};
+use crate::io::{File, Io, OpFuture, SyncKind, util};
+use crate::keydir::Keydir;
+use crate::segment::{Catalog, Registry, Segment};
+
+/// What the task needs to know of the options.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CommitOptions {
+    pub(crate) segment_bytes: u64,
+    pub(crate) reserve_bytes: u64,
+    pub(crate) flush_interval: Duration,
+    pub(crate) sync_interval: Duration,
+}
+
+/// Counted by the task, read by `stats`.
+#[derive(Debug, Default)]
+pub(crate) struct CommitCounters {
+    pub(crate) groups: AtomicU64,
+    pub(crate) group_records: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+}
+
+impl CommitCounters {
+    pub(super) fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// The segment that is being appended to, or that a failed write has left to be sealed.
+pub(super) struct Active {
+    pub(super) segment: Arc<Segment>,
+    pub(super) file: Arc<dyn File>,
+    /// Everything before this offset is written and good.
+    pub(super) end: u64,
+    /// Everything before this offset is durable.
+    pub(super) durable_end: u64,
+    /// Checksum of the bytes before `end`.
+    pub(super) crc: Hasher,
+    pub(super) records: u32,
+    pub(super) min_seq: u64,
+    pub(super) max_seq: u64,
+    /// No more appends: seal it.
+    pub(super) retired: bool,
+}
+
+struct SyncInFlight {
+    op: OpFuture<io::Result<()>>,
+    /// What it vouches for: the groups written before it was submitted.
+    seq: u64,
+    end: u64,
+}
+
+/// The task's state.
+pub(crate) struct Committer {
+    pub(super) io: Arc<dyn Io>,
+    pub(super) log: Arc<Log>,
+    pub(super) keydir: Arc<Keydir>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) catalog: Catalog,
+    pub(super) options: CommitOptions,
+    pub(super) counters: Arc<CommitCounters>,
+    pub(super) active: Option<Active>,
+    /// Called with each segment that was sealed.
+    pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send>,
+    /// Written groups that are not resolved, oldest first.
+    written: VecDeque<Taken>,
+    written_seq: u64,
+    sync: Option<SyncInFlight>,
+    /// Since when something written waits for a sync that nobody awaits.
+    unsynced_since: Option<Duration>,
+}
+
+/// Why the task cannot go on.
+pub(super) struct Fatal(pub(super) Error);
+
+enum Event {
+    Synced(io::Result<()>),
+    Rung,
+    Timer,
+}
+
+impl Committer {
+    #[expect(clippy::too_many_arguments, reason = "called once, with the parts that `open` has put together")]
+    pub(crate) fn new(
+        io: Arc<dyn Io>,
+        log: Arc<Log>,
+        keydir: Arc<Keydir>,
+        registry: Arc<Registry>,
+        catalog: Catalog,
+        options: CommitOptions,
+        counters: Arc<CommitCounters>,
+        sealed: Box<dyn Fn(Arc<Segment>) + Send>,
+    ) -> Self {
+        let written_seq = log.durable_seq();
+        Self {
+            io,
+            log,
+            keydir,
+            registry,
+            catalog,
+            options,
+            counters,
+            active: None,
+            sealed,
+            written: VecDeque::new(),
+            written_seq,
+            sync: None,
+            unsynced_since: None,
+        }
+    }
+
+    /// Runs until the store is closed (`Ok`) or poisoned (the error, which every writer gets).
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let guard = PanicGuard(Arc::clone(&self.log));
+        let result = self.serve().await;
+        if let Err(Fatal(error)) = &result {
+            self.log.end(error.clone());
+            // An operation outlives its future, but nothing may follow it: wait for it here.
+            if let Some(sync) = self.sync.take() {
+                let _ = sync.op.await;
+            }
+        }
+        std::mem::forget(guard);
+        result.map_err(|Fatal(error)| error)
+    }
+
+    async fn serve(&mut self) -> Result<(), Fatal> {
+        loop {
+            if let Some(error) = self.log.ended() {
+                return Err(Fatal(error));
+            }
+            let demand = self.log.demand(self.sync.is_some());
+            if demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(&demand))) {
+                if let Some(taken) = self.log.take(false) {
+                    self.commit(taken).await?;
+                }
+                continue;
+            }
+            if self.sync.is_none() && self.wants_sync(demand.closing) {
+                self.start_sync();
+                continue;
+            }
+            if demand.room.is_some() && !demand.closing {
+                let answer = self.make_room(demand.room).await?;
+                self.log.answer_room(answer);
+                continue;
+            }
+            if demand.closing && self.sync.is_none() {
+                return self.seal_for_close().await;
+            }
+            match self.wait(self.deadline(&demand)).await {
+                Event::Synced(result) => self.finish_sync(result)?,
+                Event::Rung | Event::Timer => {}
+            }
+        }
+    }
+
+    fn flush_due(&self, demand: &Demand) -> bool {
+        demand.staged_since.is_some_and(|since| self.io.now() >= since + self.options.flush_interval)
+    }
+
+    fn wants_sync(&self, closing: bool) -> bool {
+        if self.written.iter().any(|group| group.wants_sync) {
+            return true;
+        }
+        self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
+    }
+
+    fn deadline(&self, demand: &Demand) -> Option<Duration> {
+        let flush = demand.staged_since.map(|since| since + self.options.flush_interval);
+        let sync = match self.sync {
+            Some(_) => None,
+            None => self.unsynced_since.map(|since| since + self.options.sync_interval),
+        };
+        flush.into_iter().chain(sync).min()
+    }
+
+    async fn wait(&mut self, deadline: Option<Duration>) -> Event {
+        let mut timer = deadline.map(|deadline| self.io.sleep(deadline.saturating_sub(self.io.now())));
+        let (sync, log) = (&mut self.sync, &self.log);
+        poll_fn(|cx| {
+            if let Some(sync) = sync
+                && let Poll::Ready(result) = sync.op.as_mut().poll(cx)
+            {
+                return Poll::Ready(Event::Synced(result));
+            }
+            if log.poll_bell(cx).is_ready() {
+                return Poll::Ready(Event::Rung);
+            }
+            match &mut timer {
+                Some(timer) => timer.as_mut().poll(cx).map(|()| Event::Timer),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    // ---- a group -------------------------------------------------------------------------------------------------
+
+    /// Writes a group and moves it on.
+    pub(super) async fn commit(&mut self, mut taken: Taken) -> Result<(), Fatal> {
+        if taken.end > taken.base {
+            if let Err(error) = self.write(&mut taken).await? {
+                return self.roll_back(taken, error).await;
+            }
+            self.account(&taken);
+            self.publish_written(&taken);
+            self.log.release_run(&taken);
+            taken.group.advance(Phase::Written);
+            self.unsynced_since.get_or_insert_with(|| self.io.now());
+        }
+        self.written_seq = taken.last_seq;
+        self.written.push_back(taken);
+        self.resolve();
+        Ok(())
+    }
+
+    /// The one contiguous write; syncs that complete meanwhile are dealt with at once.
+    async fn write(&mut self, taken: &mut Taken) -> Result<io::Result<()>, Fatal> {
+        let Some(active) = &self.active else {
+            return Ok(Err(io::Error::other("no active segment")));
+        };
+        for piece in &taken.pieces {
+            debug_assert!(!piece.is_empty(), "an empty piece in a group");
+        }
+        let file = Arc::clone(&active.file);
+        let pieces = std::mem::take(&mut taken.pieces);
+        let (base, crc_pieces) = (taken.base, pieces.clone());
+        let mut write = Box::pin(async move { util::write_all(&*file, pieces, base).await });
+        let result = loop {
+            let sync = &mut self.sync;
+            let event = poll_fn(|cx| {
+                if let Poll::Ready(result) = write.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(result));
+                }
+                match sync {
+                    Some(sync) => sync.op.as_mut().poll(cx).map(Err),
+                    None => Poll::Pending,
+                }
+            })
+            .await;
+            match event {
+                Ok(result) => break result,
+                Err(synced) => {
+                    if let Err(fatal) = self.finish_sync(synced) {
+                        // The kernel may still be writing: nothing else may happen to the file before it is done.
+                        let _ = write.await;
+                        return Err(fatal);
+                    }
+                }
+            }
+        };
+        if result.is_ok()
+            && let Some(active) = &mut self.active
+        {
+            for piece in &crc_pieces {
+                active.crc.update(piece);
+            }
+        }
+        Ok(result)
+    }
+
+    fn account(&mut self, taken: &Taken) {
+        if let Some(active) = &mut self.active {
+            active.end = taken.end;
+            active.records = taken.next_ordinal;
+            if active.min_seq == 0 {
+                active.min_seq = taken.first_seq;
+            }
+            active.max_seq = taken.last_seq;
+            active.segment.set_written_end(taken.end);
+        }
+        CommitCounters::add(&self.counters.groups, 1);
+        CommitCounters::add(&self.counters.group_records, u64::from(taken.records));
+        CommitCounters::add(&self.counters.bytes_written, taken.end - taken.base);
+    }
+
+    /// Publishes what the kernel's having it is enough for.
+    fn publish_written(&self, taken: &Taken) {
+        let of_phase = |when| taken.publications.iter().any(|publication| publication.when == when);
+        if of_phase(PublishWhen::Written) {
+            self.publish(taken, PublishWhen::Written);
+        }
+    }
+
+    fn publish(&self, taken: &Taken, when: PublishWhen) {
+        let publish_all = || {
+            for publication in taken.publications.iter().filter(|publication| publication.when == when) {
+                publish(&self.keydir, &self.registry, &taken.segment, taken.key(publication), publication);
+            }
+        };
+        if taken.has_batch {
+            self.keydir.atomically(publish_all);
+        } else {
+            publish_all();
+        }
+    }
+
+    /// Resolves, in their order, the groups that have what they asked for.
+    fn resolve(&mut self) {
+        let durable_seq = self.log.durable_seq();
+        while let Some(taken) = self.written.front() {
+            if taken.wants_sync && taken.last_seq > durable_seq {
+                return;
+            }
+            let Some(taken) = self.written.pop_front() else { return };
+            self.publish(&taken, PublishWhen::Resolved);
+            for publication in taken.publications.iter().filter(|publication| is_delete(publication)) {
+                self.keydir.sweep(taken.key(publication), publication.seq);
+            }
+            self.log.set_resolved(taken.last_seq);
+            taken.group.advance(Phase::Resolved);
+            self.log.recycle(taken.buffer);
+        }
+    }
+
+    // ---- syncs ---------------------------------------------------------------------------------------------------
+
+    fn start_sync(&mut self) {
+        let Some(active) = &self.active else {
+            // Everything was synced when the last segment was sealed.
+            self.unsynced_since = None;
+            self.log.set_durable(self.written_seq, 0);
+            self.resolve();
+            return;
+        };
+        self.unsynced_since = None;
+        CommitCounters::add(&self.counters.syncs, 1);
+        self.sync =
+            Some(SyncInFlight { op: active.file.sync(SyncKind::Data), seq: self.written_seq, end: active.end });
+    }
+
+    fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
+        let Some(sync) = self.sync.take() else { return Ok(()) };
+        if let Err(error) = result {
+            return Err(self.poison("sync", error));
+        }
+        if let Some(active) = &mut self.active {
+            active.durable_end = sync.end;
+        }
+        self.log.set_durable(sync.seq, sync.end);
+        self.resolve();
+        Ok(())
+    }
+
+    /// Waits for the sync in flight, if there is one.
+    pub(super) async fn settle_sync(&mut self) -> Result<(), Fatal> {
+        if let Some(sync) = &mut self.sync {
+            let result = sync.op.as_mut().await;
+            self.finish_sync(result)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything written durable, now.
+    pub(super) async fn sync_now(&mut self) -> Result<(), Fatal> {
+        self.settle_sync().await?;
+        let is_clean = self.active.as_ref().is_none_or(|active| active.durable_end == active.end);
+        if is_clean && self.written.is_empty() {
+            return Ok(());
+        }
+        self.start_sync();
+        self.settle_sync().await
+    }
+
+    // ---- failure -------------------------------------------------------------------------------------------------
+
+    /// A write failed. Takes back what of it may have reached the file.
+    async fn roll_back(&mut self, taken: Taken, cause: io::Error) -> Result<(), Fatal> {
+        let error = self.place_error("append", cause).at_offset(taken.base);
+        self.settle_sync().await?;
+        let cut = match &mut self.active {
+            Some(active) => {
+                active.retired = true;
+                cut_back(&*active.file, active.end).await
+            }
+            None => Ok(()),
+        };
+        if let Err(cut_error) = cut {
+            return Err(self.poison("cut back after a failed append", cut_error));
+        }
+        // The cut was synced, and with it everything before it.
+        if let Some(active) = &mut self.active {
+            active.durable_end = active.end;
+            self.log.set_durable(self.written_seq, active.end);
+            self.unsynced_since = None;
+        }
+        self.resolve();
+        let nothing_acknowledged = !taken.has_buffered && self.log.abandon_staged(&error);
+        if !nothing_acknowledged {
+            let message = format!("buffered writes could not be written: {error}");
+            return Err(Fatal(Error::new(ErrorKind::Poisoned, message).with_source(error)));
+        }
+        self.log.release_run(&taken);
+        taken.group.fail(error);
+        self.written_seq = taken.last_seq;
+        self.log.set_resolved(self.log.next_seq() - 1);
+        Ok(())
+    }
+
+    pub(super) fn place_error(&self, operation: &str, source: io::Error) -> Error {
+        let error = Error::io(operation, source).with_path(&self.registry.path);
+        match &self.active {
+            Some(active) => error.at_segment(u64::from(active.segment.id)),
+            None => error,
+        }
+    }
+
+    /// The error that ends the store, naming its first cause.
+    pub(super) fn poison(&self, operation: &str, source: io::Error) -> Fatal {
+        let cause = self.place_error(operation, source);
+        Fatal(Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(cause))
+    }
+}
+
+async fn cut_back(file: &dyn File, end: u64) -> io::Result<()> {
+    file.truncate(end)?;
+    file.sync(SyncKind::All).await
+}
+
+/// Tells everybody if the task unwinds.
+struct PanicGuard(Arc<Log>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        self.0.end(Error::new(ErrorKind::Poisoned, "the commit task ended before the store was closed"));
+    }
+}

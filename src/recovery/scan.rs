@@ -1,0 +1,311 @@
+//! Reading a segment from its start, record by record, believing nothing before its checksum.
+//!
+//! The scan streams: it holds a window of the file, never a whole value that does not fit into it. It stops at the
+//! first byte that is not as it should be, and knows how far everything was. What that byte means (a torn tail, or
+//! damage) is decided by the caller.
+
+use std::io;
+use std::sync::Arc;
+
+use crc32fast::Hasher;
+
+use crate::format::{
+    ALIGN, BatchFrame, Binding, DecodeError, MAX_KEY_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind,
+    Watermark, find_record, read_record,
+};
+use crate::io::{File, util};
+
+/// Bytes read at a time.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// A put or tombstone that counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) kind: RecordKind,
+    pub(super) seq: u64,
+    pub(super) offset: u64,
+    pub(super) value_len: u32,
+}
+
+/// How far a scan came.
+#[derive(Clone, Debug)]
+pub(super) struct Extent {
+    /// Everything before this offset is whole: records, and batches with all their members.
+    pub(super) end: u64,
+    /// Records of all kinds before `end`.
+    pub(super) records: u32,
+    pub(super) min_seq: u64,
+    pub(super) max_seq: u64,
+    crc: Hasher,
+}
+
+impl Extent {
+    pub(super) fn file_crc(&self) -> u32 {
+        self.crc.clone().finalize()
+    }
+}
+
+/// What stopped a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stop {
+    pub(super) offset: u64,
+    pub(super) error: DecodeError,
+}
+
+/// A scan of one segment.
+pub(super) struct Scan {
+    file: Arc<dyn File>,
+    binding: Binding,
+    /// Where the records end: the file's length, or its footer's offset.
+    limit: u64,
+    window: Vec<u8>,
+    window_start: u64,
+    extent: Extent,
+}
+
+/// Members of a batch wait here until the batch is whole.
+struct OpenBatch {
+    frame_offset: u64,
+    end: u64,
+    missing: u32,
+    members: Vec<(RecordKind, Vec<u8>, u64, u64, u32)>,
+}
+
+/// One record as it was read; its key lies in the window.
+struct Read {
+    header: RecordHeader,
+    key: std::ops::Range<usize>,
+    len: u64,
+}
+
+impl Scan {
+    /// A scan of the records from `start` (behind the segment header, whose bytes are `header`) up to `limit`.
+    pub(super) fn new(file: Arc<dyn File>, binding: Binding, header: &[u8], limit: u64) -> Self {
+        let mut crc = Hasher::new();
+        crc.update(header);
+        let start = header.len() as u64;
+        Self {
+            file,
+            binding,
+            limit,
+            window: Vec::new(),
+            window_start: start,
+            extent: Extent { end: start, records: 0, min_seq: 0, max_seq: 0, crc },
+        }
+    }
+
+    pub(super) fn extent(&self) -> &Extent {
+        &self.extent
+    }
+
+    /// Goes on from `offset`, where [`find_next`](Self::find_next) found a record.
+    pub(super) fn resume_at(&mut self, offset: u64) {
+        self.extent.end = offset;
+    }
+
+    /// Hands every put and tombstone that counts to `each`, in their order, until the limit or the first thing that is
+    /// not as it should be. `in_order` demands that ordinals follow each other without a gap.
+    pub(super) async fn run(&mut self, in_order: bool, mut each: impl FnMut(Found<'_>)) -> io::Result<Option<Stop>> {
+        let mut batch: Option<OpenBatch> = None;
+        let mut reached = self.extent.clone();
+        while reached.end < self.limit {
+            let offset = reached.end;
+            let read = match self.read(offset, &mut reached.crc).await? {
+                Ok(read) => read,
+                Err(error) => return Ok(Some(stop_at(batch.as_ref(), offset, error))),
+            };
+            if in_order && read.header.ordinal != reached.records {
+                return Ok(Some(stop_at(batch.as_ref(), offset, DecodeError::Order)));
+            }
+            reached.records = read.header.ordinal.wrapping_add(1);
+            reached.end = offset + read.len;
+            let result = self.take_in(&read, offset, &mut batch, &mut reached, &mut each);
+            if let Err(error) = result {
+                return Ok(Some(stop_at(batch.as_ref(), offset, error)));
+            }
+            if batch.is_none() {
+                self.extent = reached.clone();
+            }
+        }
+        Ok(batch.map(|batch| Stop { offset: batch.frame_offset, error: DecodeError::Incomplete { needed: 0 } }))
+    }
+
+    /// What a record means: a batch begins, goes on or is complete; or it counts by itself.
+    fn take_in(
+        &self,
+        read: &Read,
+        offset: u64,
+        batch: &mut Option<OpenBatch>,
+        reached: &mut Extent,
+        each: &mut impl FnMut(Found<'_>),
+    ) -> Result<(), DecodeError> {
+        let header = &read.header;
+        let (kind, seq, value_len) = (header.kind, header.seq, header.value_len);
+        match kind {
+            RecordKind::Put | RecordKind::Tombstone => {
+                reached.min_seq = if reached.min_seq == 0 { seq } else { reached.min_seq.min(seq) };
+                reached.max_seq = reached.max_seq.max(seq);
+                let key = self.window.get(read.key.clone()).unwrap_or_default();
+                let Some(open) = batch else {
+                    each(Found { key, kind, seq, offset, value_len });
+                    return Ok(());
+                };
+                open.members.push((kind, key.to_vec(), seq, offset, value_len));
+                open.missing -= 1;
+                if open.missing > 0 {
+                    return if reached.end < open.end { Ok(()) } else { Err(DecodeError::Count) };
+                }
+                if reached.end != open.end {
+                    return Err(DecodeError::Count);
+                }
+                for (kind, key, seq, offset, value_len) in open.members.drain(..) {
+                    each(Found { key: &key, kind, seq, offset, value_len });
+                }
+                *batch = None;
+                Ok(())
+            }
+            // A frame, watermark or footer has no business inside a batch.
+            _ if batch.is_some() => Err(DecodeError::Kind(kind.tag())),
+            RecordKind::Batch => {
+                let frame = BatchFrame::decode_value(self.value_of(offset, header))?;
+                let end = reached.end.checked_add(frame.bytes).ok_or(DecodeError::Length)?;
+                if frame.count == 0 || end > self.limit {
+                    return Err(DecodeError::Length);
+                }
+                *batch = Some(OpenBatch { frame_offset: offset, end, missing: frame.count, members: Vec::new() });
+                Ok(())
+            }
+            RecordKind::Watermark => Watermark::decode_value(self.value_of(offset, header)).map(|_| ()),
+            // A footer is the end of a sealed segment and lies behind the limit of its scan.
+            RecordKind::Footer => Err(DecodeError::Kind(kind.tag())),
+        }
+    }
+
+    /// The value of a short record without a key, which lies whole in the window.
+    fn value_of(&self, offset: u64, header: &RecordHeader) -> &[u8] {
+        let start = usize::try_from(offset - self.window_start).unwrap_or(usize::MAX).saturating_add(RECORD_HEADER_LEN);
+        self.window.get(start..start.saturating_add(header.value_len as usize)).unwrap_or_default()
+    }
+
+    /// Reads and checks the record at `offset`, adding its bytes to `crc`.
+    async fn read(&mut self, offset: u64, crc: &mut Hasher) -> io::Result<Result<Read, DecodeError>> {
+        let available = self.fill(offset, RECORD_HEADER_LEN + MAX_KEY_LEN).await?;
+        let at = self.index(offset);
+        let bytes = &self.window[at..at + available];
+        let header = match RecordHeader::decode(bytes, &self.binding, offset) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let len = header.record_len();
+        if len > self.limit - offset {
+            return Ok(Err(DecodeError::Length));
+        }
+        let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
+        if len <= WINDOW_BYTES as u64 {
+            // `fill` keeps what it has, so the key's place is found anew.
+            let available = self.fill(offset, len as usize).await?;
+            let at = self.index(offset);
+            let bytes = &self.window[at..at + available];
+            if let Err(error) = read_record(bytes, &self.binding, offset) {
+                return Ok(Err(error));
+            }
+            crc.update(&bytes[..len as usize]);
+            let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
+            return Ok(Ok(Read { header, key, len }));
+        }
+        Ok(self.read_streaming(offset, &header, crc).await?.map(|()| Read { header, key, len }))
+    }
+
+    /// Checks a record that is larger than the window, a piece at a time. The window still holds its header and key.
+    async fn read_streaming(
+        &mut self,
+        offset: u64,
+        header: &RecordHeader,
+        crc: &mut Hasher,
+    ) -> io::Result<Result<(), DecodeError>> {
+        let end = offset + header.record_len();
+        let payload_end = offset + RECORD_HEADER_LEN as u64 + header.payload_len();
+        let mut payload = PayloadCrc::new();
+        let mut position = offset;
+        while position < end {
+            let len = (end - position).min(WINDOW_BYTES as u64) as usize;
+            let piece = util::read_exact(&*self.file, position, len).await?;
+            crc.update(&piece);
+            let skip = if position == offset { RECORD_HEADER_LEN } else { 0 };
+            let payload_len = payload_end.saturating_sub(position).min(len as u64) as usize;
+            payload.update(piece.get(skip..payload_len).unwrap_or_default());
+            if piece[payload_len.min(len)..].iter().any(|&byte| byte != 0) {
+                return Ok(Err(DecodeError::Padding));
+            }
+            position += len as u64;
+        }
+        Ok(if payload.finish() == header.payload_crc { Ok(()) } else { Err(DecodeError::PayloadChecksum) })
+    }
+
+    fn index(&self, offset: u64) -> usize {
+        usize::try_from(offset - self.window_start).unwrap_or(usize::MAX)
+    }
+
+    /// Brings `wanted` bytes from `offset` on into the window, or what there is before the limit; returns how many.
+    async fn fill(&mut self, offset: u64, wanted: usize) -> io::Result<usize> {
+        let left = usize::try_from(self.limit.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let wanted = wanted.min(left);
+        let window_end = self.window_start + self.window.len() as u64;
+        if offset >= self.window_start && offset + wanted as u64 <= window_end {
+            return Ok(left.min((window_end - offset) as usize));
+        }
+        let len = left.min(WINDOW_BYTES.max(wanted));
+        self.window = util::read_exact(&*self.file, offset, len).await?;
+        self.window_start = offset;
+        Ok(len)
+    }
+
+    /// The next offset at or behind `from` where a whole record lies, and whether a frame from there on says that bytes
+    /// behind `from` were known durable.
+    pub(super) async fn find_next(&mut self, from: u64) -> io::Result<Option<u64>> {
+        let mut position = from.next_multiple_of(ALIGN);
+        while position + RECORD_HEADER_LEN as u64 <= self.limit {
+            let available = self.fill(position, WINDOW_BYTES).await?;
+            let at = self.index(position);
+            let found = find_record(&self.window[at..at + available], &self.binding, position, position);
+            let Some(found) = found else {
+                // A header may straddle two windows.
+                let step = (available.saturating_sub(RECORD_HEADER_LEN) as u64 & !(ALIGN - 1)) + ALIGN;
+                position += step;
+                continue;
+            };
+            let mut scratch = Hasher::new();
+            if self.read(found, &mut scratch).await?.is_ok() {
+                return Ok(Some(found));
+            }
+            position = found + ALIGN;
+        }
+        Ok(None)
+    }
+
+    /// Whether any whole frame behind `from` says that bytes behind `from` were durable when it was written.
+    pub(super) async fn durable_beyond(&mut self, from: u64) -> io::Result<bool> {
+        let mut position = from + ALIGN;
+        while let Some(found) = self.find_next(position).await? {
+            let mut scratch = Hasher::new();
+            let Ok(read) = self.read(found, &mut scratch).await? else { return Ok(false) };
+            let value = self.value_of(found, &read.header);
+            let durable = match read.header.kind {
+                RecordKind::Watermark => Watermark::decode_value(value).map(|mark| mark.durable_offset),
+                RecordKind::Batch => BatchFrame::decode_value(value).map(|frame| frame.durable_offset),
+                RecordKind::Footer => Ok(found),
+                _ => Ok(0),
+            };
+            if durable.is_ok_and(|durable| durable > from) {
+                return Ok(true);
+            }
+            position = found + read.len;
+        }
+        Ok(false)
+    }
+}
+
+fn stop_at(batch: Option<&OpenBatch>, offset: u64, error: DecodeError) -> Stop {
+    Stop { offset: batch.map_or(offset, |batch| batch.frame_offset), error }
+}

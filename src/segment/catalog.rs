@@ -1,0 +1,88 @@
+//! The list of live segments on disk, in the MANIFEST: which files belong to the store, and which numbers are spent.
+//!
+//! An edit writes the whole list to `MANIFEST.tmp`, syncs it, renames it into place and syncs the directory. That last
+//! sync also makes the names of the segments durable that were created before. Until then the old list holds, and what
+//! is not on it is a leftover.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{MANIFEST_FILE, tmp_name};
+use crate::format::{Manifest, ManifestSegment};
+use crate::io::{Dir, OpenMode, SyncKind, util};
+
+/// The list as it is on disk. One task at a time edits it.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    dir: Arc<dyn Dir>,
+    durable: Manifest,
+    /// The next id to hand out; ids of failed attempts are spent too.
+    next_segment_id: u64,
+}
+
+/// Why an edit failed.
+#[derive(Debug)]
+pub(crate) enum CatalogError {
+    /// The old list holds.
+    NotChanged(io::Error),
+    /// Nobody knows which list a crash would leave: the store must not go on.
+    Unknown(io::Error),
+}
+
+impl Catalog {
+    pub(crate) fn new(dir: Arc<dyn Dir>, durable: Manifest, next_segment_id: u64) -> Self {
+        Self { dir, durable, next_segment_id }
+    }
+
+    pub(crate) fn store_id(&self) -> [u8; 16] {
+        self.durable.store_id
+    }
+
+    pub(crate) fn segments(&self) -> &[ManifestSegment] {
+        &self.durable.segments
+    }
+
+    /// Spends an id.
+    pub(crate) fn take_segment_id(&mut self) -> u64 {
+        let id = self.next_segment_id;
+        self.next_segment_id += 1;
+        id
+    }
+
+    /// Makes `segments` the live ones. `next_seq` is a number no record has reached.
+    pub(crate) async fn edit(&mut self, segments: Vec<ManifestSegment>, next_seq: u64) -> Result<(), CatalogError> {
+        let edited = Manifest {
+            store_id: self.durable.store_id,
+            generation: self.durable.generation + 1,
+            next_segment_id: self.next_segment_id,
+            next_seq,
+            segments,
+        };
+        write_new(&*self.dir, &edited).await?;
+        self.durable = edited;
+        Ok(())
+    }
+}
+
+async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), CatalogError> {
+    let tmp = tmp_name(MANIFEST_FILE);
+    let prepared = async {
+        match dir.unlink(&tmp) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = dir.open(&tmp, OpenMode::CreateNew)?;
+        util::write_all(&*file, vec![Bytes::from(manifest.encode())], 0).await?;
+        // A failed sync of a file that is then thrown away loses nothing of anybody's.
+        file.sync(SyncKind::All).await?;
+        dir.rename(&tmp, MANIFEST_FILE)
+    };
+    prepared.await.map_err(|error| {
+        // Best effort: the next edit, or the next open, removes it too.
+        let _ = dir.unlink(&tmp);
+        CatalogError::NotChanged(error)
+    })?;
+    dir.sync().map_err(CatalogError::Unknown)
+}

@@ -1,0 +1,92 @@
+//! The names of the store's files. Every name is made here, and none is ever taken from a file's contents.
+
+/// Locked while the store is open; its content means nothing.
+pub(crate) const LOCK_FILE: &str = "LOCK";
+/// The list of segments.
+pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
+/// Ending of hint files.
+pub(crate) const HINT_SUFFIX: &str = ".hint";
+const SEGMENT_SUFFIX: &str = ".seg";
+const TMP_SUFFIX: &str = ".tmp";
+const ID_DIGITS: usize = 20;
+
+/// What a name in the directory is to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileName {
+    Lock,
+    Manifest,
+    Segment(u64),
+    Hint(u64),
+    /// A file of the store's that was being written when it stopped.
+    Leftover,
+    /// Not the store's.
+    Foreign,
+}
+
+impl FileName {
+    pub(crate) fn parse(name: &str) -> Self {
+        match name {
+            LOCK_FILE => return Self::Lock,
+            MANIFEST_FILE => return Self::Manifest,
+            _ => {}
+        }
+        if let Some(stem) = name.strip_suffix(TMP_SUFFIX) {
+            return match Self::parse(stem) {
+                Self::Manifest | Self::Hint(_) => Self::Leftover,
+                _ => Self::Foreign,
+            };
+        }
+        if let Some(id) = name.strip_suffix(SEGMENT_SUFFIX).and_then(parse_id) {
+            return Self::Segment(id);
+        }
+        name.strip_suffix(HINT_SUFFIX).and_then(parse_id).map_or(Self::Foreign, Self::Hint)
+    }
+}
+
+/// Exactly twenty digits: `3.seg` or `0…3 (copy).seg` are somebody else's.
+fn parse_id(digits: &str) -> Option<u64> {
+    let canonical = digits.len() == ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
+    canonical.then(|| digits.parse().ok()).flatten()
+}
+
+pub(crate) fn segment_file_name(id: u32) -> String {
+    format!("{id:020}{SEGMENT_SUFFIX}")
+}
+
+pub(crate) fn hint_file_name(id: u32) -> String {
+    format!("{id:020}{HINT_SUFFIX}")
+}
+
+/// The name under which `name` is written before it is renamed into place.
+pub(crate) fn tmp_name(name: &str) -> String {
+    format!("{name}{TMP_SUFFIX}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_canonical_names_are_ours() {
+        for (name, expected) in [
+            ("LOCK", FileName::Lock),
+            ("MANIFEST", FileName::Manifest),
+            ("MANIFEST.tmp", FileName::Leftover),
+            ("00000000000000000007.seg", FileName::Segment(7)),
+            ("00000000000000000007.hint", FileName::Hint(7)),
+            ("00000000000000000007.hint.tmp", FileName::Leftover),
+            ("7.seg", FileName::Foreign),
+            ("00000000000000000007 (copy).seg", FileName::Foreign),
+            ("._00000000000000000007.seg", FileName::Foreign),
+            ("+0000000000000000007.seg", FileName::Foreign),
+            ("99999999999999999999.seg", FileName::Foreign),
+            (".DS_Store", FileName::Foreign),
+            ("lost+found", FileName::Foreign),
+            ("notes.tmp", FileName::Foreign),
+        ] {
+            assert_eq!(FileName::parse(name), expected, "{name}");
+        }
+        assert_eq!(FileName::parse(&segment_file_name(u32::MAX)), FileName::Segment(u64::from(u32::MAX)));
+        assert_eq!(FileName::parse(&tmp_name(&hint_file_name(3))), FileName::Leftover);
+    }
+}

@@ -1,0 +1,98 @@
+//! All segments of a store, and the descriptors they may keep open.
+//!
+//! Readers look a segment up by id and ask for its file; the registry opens it if need be and closes the least recently
+//! used sealed one when there are more than the budget. A reader keeps the file it was given for as long as it reads,
+//! so closing or removing a segment never takes a file away from under a read.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{Segment, segment_file_name};
+use crate::io::{Dir, File, OpenMode};
+
+pub(crate) struct Registry {
+    pub(crate) dir: Arc<dyn Dir>,
+    pub(crate) path: PathBuf,
+    segments: RwLock<HashMap<u32, Arc<Segment>>>,
+    max_open_files: usize,
+    open_files: AtomicUsize,
+    /// Advances with every open, so that "used since then" costs a reader one store.
+    tick: AtomicU64,
+}
+
+impl Registry {
+    pub(crate) fn new(dir: Arc<dyn Dir>, path: PathBuf, max_open_files: usize) -> Self {
+        Self {
+            dir,
+            path,
+            segments: RwLock::new(HashMap::new()),
+            max_open_files,
+            open_files: AtomicUsize::new(0),
+            tick: AtomicU64::new(1),
+        }
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<Arc<Segment>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// All segments, ascending by id.
+    pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
+        let mut all: Vec<_> =
+            self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|segment| segment.id);
+        all
+    }
+
+    pub(crate) fn insert(&self, segment: Arc<Segment>) {
+        if segment.open_file().is_some() {
+            self.open_files.fetch_add(1, Ordering::Relaxed);
+        }
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
+        self.close_surplus();
+    }
+
+    /// The open file of `segment`.
+    pub(crate) fn file(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
+        segment.last_used.store(self.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(file) = segment.open_file() {
+            return Ok(file);
+        }
+        let file = {
+            let mut slot = segment.file.write().unwrap_or_else(PoisonError::into_inner);
+            match &*slot {
+                Some(file) => return Ok(Arc::clone(file)),
+                None => {
+                    let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
+                    *slot = Some(Arc::clone(&file));
+                    file
+                }
+            }
+        };
+        segment.last_used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.open_files.fetch_add(1, Ordering::Relaxed);
+        self.close_surplus();
+        Ok(file)
+    }
+
+    /// Closes the least recently used sealed segments until the budget holds again.
+    fn close_surplus(&self) {
+        while self.open_files.load(Ordering::Relaxed) > self.max_open_files {
+            let oldest = self
+                .segments
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values()
+                .filter(|segment| segment.is_sealed() && segment.open_file().is_some())
+                .min_by_key(|segment| segment.last_used.load(Ordering::Relaxed))
+                .cloned();
+            let Some(oldest) = oldest else { return };
+            if oldest.file.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+                self.open_files.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
