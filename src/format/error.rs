@@ -4,12 +4,13 @@ use std::fmt;
 
 /// The reason a decoder refused its input.
 ///
-/// Only the kind of failure: which file and where is the caller's knowledge, and so is whether the place makes it a torn
-/// tail or corruption.
+/// Only the kind of failure: which file and where is the caller's knowledge, and so is whether the place makes it a
+/// torn tail or corruption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// The input ends before the structure does, which may be a torn tail. `needed` counts from the start of the
-    /// structure; it comes from a length that a checksum vouches for, or is the least that any such structure has.
+    /// structure (of a hint file's block, inside one); it comes from a length that a checksum vouches for, or is the
+    /// least that any such structure has.
     Incomplete {
         /// Bytes needed from the start of the structure.
         needed: u64,

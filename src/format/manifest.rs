@@ -1,7 +1,7 @@
 //! The manifest: which segments the store consists of. Files it does not list are not part of the store.
 
 use super::DecodeError;
-use super::bytes::put;
+use super::bytes::{Fields, put};
 use super::prelude::{Prelude, magic};
 
 /// Bytes of the manifest's header.
@@ -28,7 +28,7 @@ pub struct Manifest {
     pub generation: u64,
     /// No segment with this id or a larger one has ever existed.
     pub next_segment_id: u64,
-    /// No record with this sequence number or a larger one existed when it was written, the active segment aside.
+    /// No record in a listed, sealed segment has this sequence number or a larger one.
     pub next_seq: u64,
     /// Live segments, their ids ascending, all below `next_segment_id`.
     pub segments: Vec<ManifestSegment>,
@@ -50,7 +50,7 @@ impl Manifest {
             out.extend_from_slice(&segment.id.to_le_bytes());
             out.extend_from_slice(&segment.salt.to_le_bytes());
         }
-        let crc = crc32fast::hash(&out);
+        let crc = crc32fast::hash(&out[MANIFEST_HEADER_LEN - 4..]);
         out.extend_from_slice(&crc.to_le_bytes());
         out
     }
@@ -71,12 +71,15 @@ impl Manifest {
         if bytes.len() as u64 > needed {
             return Err(DecodeError::Trailing);
         }
-        let Some((covered, crc)) = bytes.split_last_chunk::<4>() else { return Err(DecodeError::Length) };
-        if crc32fast::hash(covered) != u32::from_le_bytes(*crc) {
+        // From the header's own checksum on. From the start it would be the same for every header: bytes followed by
+        // their CRC leave a constant behind.
+        let covered = bytes.get(MANIFEST_HEADER_LEN - 4..bytes.len() - 4).ok_or(DecodeError::Length)?;
+        let mut crc = Fields::new(bytes.get(bytes.len() - 4..).unwrap_or_default());
+        if crc32fast::hash(covered) != crc.u32()? {
             return Err(DecodeError::PayloadChecksum);
         }
         // The list is as long as the bytes there are, so what it allocates is bounded by what was read.
-        let list = covered.get(MANIFEST_HEADER_LEN..).unwrap_or_default();
+        let list = covered.get(4..).unwrap_or_default();
         let (pairs, _) = list.as_chunks::<8>();
         let (pairs, _) = pairs.as_chunks::<2>();
         let segments = pairs

@@ -1,7 +1,7 @@
 //! One record: header, key, value, padding. Encoding, decoding, and finding the next one after damage.
 //!
-//! Knows no files and no policy: what a refused record means (a torn tail, corruption) is for the reader of the segment.
-//! Every decoder checks the header's checksum before it believes any of its fields.
+//! Knows no files and no policy: what a refused record means (a torn tail, corruption) is for the reader of the
+//! segment. Every decoder checks the header's checksum before it believes any of its fields.
 
 use super::bytes::{Fields, is_zero, put};
 use super::{ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN};

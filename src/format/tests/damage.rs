@@ -1,0 +1,168 @@
+//! Damaged structures are refused: flipped bits, missing bytes, overwritten runs, right bytes in the wrong place.
+
+use super::*;
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let mut flips = 0;
+    for sample in samples() {
+        let mut bytes = sample.bytes.clone();
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let read = (sample.read)(&bytes);
+            assert!(read.is_err(), "{}: bit {bit} flipped, still read as {read:?}", sample.name);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            flips += 1;
+        }
+        assert_eq!(bytes, sample.bytes);
+    }
+    println!("{flips} flips");
+    assert!(flips >= 8_900);
+}
+
+#[test]
+fn every_truncation_is_refused_as_incomplete() {
+    let mut cuts = 0;
+    for sample in samples() {
+        for len in 0..sample.bytes.len() {
+            let read = (sample.read)(&sample.bytes[..len]);
+            // A hint file cut between its blocks is short of entries, not of bytes; cut inside one, that block is.
+            let expected = match read {
+                Err(DecodeError::Incomplete { needed }) => sample.name == "hint file" || needed > len as u64,
+                Err(DecodeError::Count) => sample.name == "hint file",
+                _ => false,
+            };
+            assert!(expected, "{} cut to {len} bytes: {read:?}", sample.name);
+            cuts += 1;
+        }
+    }
+    println!("{cuts} truncations");
+    assert!(cuts >= 1_000);
+}
+
+#[test]
+fn appended_bytes_are_refused_or_left_alone() {
+    for sample in samples() {
+        for tail in [&[0][..], &[0xff], &[0; 600], &[0xff; 600]] {
+            let mut bytes = sample.bytes.clone();
+            bytes.extend_from_slice(tail);
+            let read = (sample.read)(&bytes);
+            // What follows a segment's header are its records.
+            assert_eq!(read.is_ok(), sample.name == "segment header", "{}: {read:?}", sample.name);
+        }
+    }
+}
+
+#[test]
+fn overwritten_runs_are_refused() {
+    let (seed, mut numbers) = (11, Numbers::new(11));
+    let (mut overwritten, mut same) = (0, 0);
+    for sample in samples() {
+        for _ in 0..10_000 {
+            let mut bytes = sample.bytes.clone();
+            let start = numbers.below(bytes.len());
+            let len = (1 + numbers.below(64)).min(bytes.len() - start);
+            let fill = match numbers.below(3) {
+                0 => vec![0; len],
+                1 => vec![0xff; len],
+                _ => numbers.bytes(len),
+            };
+            bytes[start..start + len].copy_from_slice(&fill);
+            if bytes == sample.bytes {
+                same += 1;
+                continue;
+            }
+            assert!((sample.read)(&bytes).is_err(), "{}: {len} bytes at {start} overwritten", sample.name);
+            overwritten += 1;
+        }
+    }
+    println!("{overwritten} runs overwritten, {same} without effect, seed {seed}");
+    assert!(overwritten >= 50_000);
+}
+
+#[test]
+fn record_in_another_place_is_refused() {
+    let header = put_header(b"key", b"value", 1, 0);
+    let bytes = record(&header, &binding(), 4096, b"key", b"value");
+    assert!(read_record(&bytes, &binding(), 4096).is_ok());
+    for offset in (0..65_536).step_by(8).filter(|&offset| offset != 4096) {
+        assert_eq!(read_record(&bytes, &binding(), offset), Err(DecodeError::HeaderChecksum), "moved to {offset}");
+    }
+    for bit in 0..64 {
+        let other_salt = Binding::new(SALT ^ (1 << bit), SEGMENT);
+        let other_segment = Binding::new(SALT, SEGMENT ^ (1 << bit));
+        for binding in [other_salt, other_segment] {
+            assert_eq!(read_record(&bytes, &binding, 4096), Err(DecodeError::HeaderChecksum));
+        }
+    }
+}
+
+#[test]
+fn payload_of_another_record_is_refused() {
+    // As when a sector of the payload was lost and an older record's stands there.
+    let old = record(&put_header(b"key", b"older", 1, 0), &binding(), 512, b"key", b"older");
+    let mut new = record(&put_header(b"key", b"newer", 2, 1), &binding(), 512, b"key", b"newer");
+    new[RECORD_HEADER_LEN..].copy_from_slice(&old[RECORD_HEADER_LEN..]);
+    assert_eq!(read_record(&new, &binding(), 512), Err(DecodeError::PayloadChecksum));
+}
+
+#[test]
+fn relocated_record_keeps_its_payload_checksum() {
+    let header = put_header(b"key", b"value", 77, 3);
+    let target = Binding::new(!SALT, 99);
+    let mut copy = record(&header, &binding(), 4096, b"key", b"value");
+    patch_header(&mut copy[..RECORD_HEADER_LEN], &target, 512, 77, 0);
+    let read = read_record(&copy, &target, 512).unwrap();
+    assert_eq!(read.header, RecordHeader { ordinal: 0, ..header });
+    // A byte that went bad before the copy is still found after it, under the copy's own header checksum.
+    copy[RECORD_HEADER_LEN + 4] ^= 1;
+    assert_eq!(read_record(&copy, &target, 512), Err(DecodeError::PayloadChecksum));
+}
+
+#[test]
+fn other_versions_are_told_apart_from_damage() {
+    let headers =
+        [("segment header", SEGMENT_HEADER_LEN), ("manifest", MANIFEST_HEADER_LEN), ("hint file", HINT_HEADER_LEN)];
+    for (name, len) in headers {
+        let sample = samples().into_iter().find(|sample| sample.name == name).unwrap();
+        let read_with = |at: usize, byte: u8| {
+            let mut bytes = sample.bytes.clone();
+            bytes[at] = byte;
+            let damaged = (sample.read)(&bytes);
+            assert_eq!(damaged, Err(DecodeError::HeaderChecksum), "{name}: not sealed, so damaged");
+            reseal(&mut bytes[..len]);
+            (sample.read)(&bytes)
+        };
+        let unsupported =
+            |found_major, found_minor, incompat| Err(DecodeError::Unsupported { found_major, found_minor, incompat });
+        assert_eq!(read_with(8, 2), unsupported(2, 0, 0), "{name}: newer major version");
+        assert_eq!(read_with(8, 0), unsupported(0, 0, 0), "{name}: no such major version");
+        assert_eq!(read_with(19, 0x80), unsupported(1, 0, 0x8000_0000), "{name}: unknown incompatible feature");
+        assert_eq!(read_with(12, 2), Err(DecodeError::ChecksumTag(2)), "{name}: unknown checksum");
+        assert_eq!(read_with(13, 1), Err(DecodeError::Reserved), "{name}: reserved byte");
+        assert_eq!(read_with(len - 5, 1), Err(DecodeError::Reserved), "{name}: reserved byte at the end");
+        let newer_minor = read_with(10, 1);
+        let unknown_compat = read_with(23, 0x80);
+        if name == "manifest" {
+            // Its second checksum covers the header's, so a right header of another manifest does not pass.
+            let covered_twice = Err(DecodeError::PayloadChecksum);
+            assert_eq!((newer_minor, unknown_compat), (covered_twice.clone(), covered_twice));
+        } else {
+            assert!(newer_minor.is_ok() && unknown_compat.is_ok(), "{name}: can be read");
+        }
+    }
+    assert!(DecodeError::ChecksumTag(2).is_unsupported() && !DecodeError::Magic.is_unsupported());
+}
+
+#[test]
+fn newer_minor_version_may_use_reserved_bytes() {
+    let mut bytes = SegmentHeader::new(STORE, SEGMENT, SALT, 1).encode();
+    bytes[200] = 9;
+    bytes[23] = 0x80;
+    reseal(&mut bytes);
+    assert_eq!(SegmentHeader::decode(&bytes), Err(DecodeError::Reserved));
+    bytes[10] = 1;
+    reseal(&mut bytes);
+    let header = SegmentHeader::decode(&bytes).unwrap();
+    assert_eq!((header.format_minor, header.unknown_compat()), (1, 0x8000_0000));
+}
