@@ -19,6 +19,11 @@
 //! - [`File::sync`] covers the writes whose completion was *delivered* before the call, and no others.
 //! - Nothing here retries a failed sync.
 
+mod engine;
+mod fork;
+mod op;
+mod os;
+pub mod threads;
 pub mod util;
 
 use std::fmt;

@@ -1,0 +1,400 @@
+//! The engine's own threads: one task each, its timers, its doorbell, and its end.
+//!
+//! Both real worlds run their tasks here; they differ in the [`Reactor`], which says how a thread sleeps and what it
+//! does with finished operations. No executor, no run queue: a thread has one task.
+//!
+//! # How a thread sleeps, and why no wake-up is lost
+//!
+//! [`Doorbell`] is one atomic word, changed by read-modify-write operations only, so that all changes have one order:
+//!
+//! ```text
+//!          ring()                      announce(): only from AWAKE
+//! any ───────────────▶ RUNG     AWAKE ─────────────▶ PARKED | IN_KERNEL
+//! RUNG ── answer() ──▶ AWAKE     PARKED | IN_KERNEL ── awake() ──▶ AWAKE
+//! ```
+//!
+//! `ring` swaps in RUNG. If its swap comes before the thread's `announce` in that order, `announce` fails and the thread
+//! does not sleep. If it comes after, the swap returns how the thread sleeps, and the ringer wakes it that way; both ways
+//! are sticky (a park token, an eventfd's counter), so a wake-up that comes before the thread has reached the kernel is
+//! kept. Later ringers see RUNG and leave the waking to the first. `answer` is called before the task is polled, so a
+//! wake during the poll leaves RUNG behind. What a ringer wrote before `ring` is seen by the poll: the swap releases,
+//! `answer` acquires, and read-modify-writes in between continue the release sequence.
+//!
+//! A ring while the thread is awake is one atomic swap: no system call.
+//!
+//! # Failure
+//!
+//! A panic of the task ends its thread, after its operations in flight have come back.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::fork::{block_signals, fork_generation};
+use super::op::{Completer, Handle, quietly, slot};
+use super::{OpFuture, Task};
+
+/// How often [`block_until`] asks again without being unparked.
+const BLOCK_INTERVAL: Duration = Duration::from_millis(50);
+
+const AWAKE: u32 = 0;
+const RUNG: u32 = 1;
+const PARKED: u32 = 2;
+const IN_KERNEL: u32 = 3;
+
+/// Wakes one thread; see the module's argument.
+#[derive(Debug)]
+pub(super) struct Doorbell {
+    state: AtomicU32,
+    sleeper: Thread,
+    eventfd: Option<OwnedFd>,
+}
+
+impl Doorbell {
+    /// The doorbell of the calling thread.
+    pub(super) fn new() -> Self {
+        Self { state: AtomicU32::new(AWAKE), sleeper: thread::current(), eventfd: None }
+    }
+
+    /// The doorbell of the calling thread, which may also sleep in a ring that reads the eventfd.
+    pub(super) fn with_eventfd() -> io::Result<Self> {
+        // Not non-blocking: a ring would answer a read of an empty one with EAGAIN instead of waiting.
+        Ok(Self { eventfd: Some(eventfd(0, EventfdFlags::CLOEXEC)?), ..Self::new() })
+    }
+
+    /// What the ring reads to be woken.
+    pub(super) fn eventfd(&self) -> Option<RawFd> {
+        self.eventfd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Wakes the thread, or keeps it from falling asleep.
+    pub(super) fn ring(&self) {
+        match self.state.swap(RUNG, Ordering::AcqRel) {
+            PARKED => self.sleeper.unpark(),
+            IN_KERNEL => self.ring_eventfd(),
+            _ => {}
+        }
+    }
+
+    /// Adds one to the eventfd. It blocks only 2^64 additions later, and an eventfd has no other error.
+    pub(super) fn ring_eventfd(&self) {
+        #[expect(clippy::host_endian_bytes, reason = "the kernel's word, in the machine's own order")]
+        let one = 1u64.to_ne_bytes();
+        if let Some(fd) = &self.eventfd {
+            let _ = rustix::io::retry_on_intr(|| rustix::io::write(fd, &one));
+        }
+    }
+
+    fn answer(&self) {
+        self.state.swap(AWAKE, Ordering::AcqRel);
+    }
+
+    fn is_rung(&self) -> bool {
+        self.state.load(Ordering::Acquire) == RUNG
+    }
+
+    fn sleep_as(&self, how: u32, sleep: impl FnOnce()) {
+        if self.state.compare_exchange(AWAKE, how, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            sleep();
+            // Fails if it was rung, and then leaves that in place.
+            let _ = self.state.compare_exchange(how, AWAKE, Ordering::AcqRel, Ordering::Acquire);
+        }
+    }
+
+    /// Sleeps until rung or until `timeout` is over; may return early.
+    pub(super) fn park(&self, timeout: Option<Duration>) {
+        self.sleep_as(PARKED, || match timeout {
+            None => thread::park(),
+            Some(timeout) => thread::park_timeout(timeout),
+        });
+    }
+
+    /// Runs `sleep`, which must end when the eventfd is written to. Not at all if the doorbell has been rung.
+    pub(super) fn sleep_in_kernel(&self, sleep: impl FnOnce()) {
+        self.sleep_as(IN_KERNEL, sleep);
+    }
+}
+
+impl Wake for Doorbell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
+    }
+}
+
+/// The sleeps of one thread's task, in the order they end; equal ends in the order they were asked for.
+#[derive(Default)]
+pub(super) struct Timers {
+    pending: Mutex<BTreeMap<(Instant, u64), Completer<()>>>,
+    asked_count: AtomicU64,
+}
+
+impl Timers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Instant, u64), Completer<()>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fire(&self, now: Instant) {
+        loop {
+            let mut pending = self.lock();
+            let Some(first) = pending.first_entry().filter(|entry| entry.key().0 <= now) else { return };
+            let done = first.remove();
+            drop(pending);
+            done.complete(());
+        }
+    }
+
+    fn until_next(&self, now: Instant) -> Option<Duration> {
+        self.lock().first_key_value().map(|(key, _)| key.0.saturating_duration_since(now))
+    }
+}
+
+/// A sleep; dropping it forgets the timer.
+struct Sleep {
+    timers: Arc<Timers>,
+    key: (Instant, u64),
+    handle: Handle<()>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.handle).poll(cx)
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        let forgotten = self.timers.lock().remove(&self.key);
+        drop(forgotten);
+    }
+}
+
+/// Ready after `duration`, in the thread's own task. On any other thread there is nobody to keep the time, and the first
+/// poll blocks instead.
+pub(super) fn sleep(duration: Duration) -> OpFuture<()> {
+    let Some(deadline) = Instant::now().checked_add(duration) else { return Box::pin(std::future::pending()) };
+    let timers = CURRENT.with_borrow(|current| current.as_ref().map(|current| Arc::clone(&current.timers)));
+    let Some(timers) = timers else {
+        return Box::pin(async move { thread::sleep(deadline.saturating_duration_since(Instant::now())) });
+    };
+    let (done, handle) = slot();
+    let key = (deadline, timers.asked_count.fetch_add(1, Ordering::Relaxed));
+    timers.lock().insert(key, done);
+    Box::pin(Sleep { timers, key, handle })
+}
+
+struct Current {
+    world: WorldId,
+    timers: Arc<Timers>,
+}
+
+thread_local! {
+    /// Set on the threads of a world, for their whole life.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// Tells the worlds of a process apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WorldId(u64);
+
+impl WorldId {
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether the calling thread is one of this world's own.
+    pub(super) fn owns_this_thread(self) -> bool {
+        CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.world == self))
+    }
+
+    /// Makes the calling thread one of this world's own.
+    pub(super) fn adopt_this_thread(self) -> Arc<Timers> {
+        block_signals();
+        let timers = Arc::new(Timers::default());
+        CURRENT.set(Some(Current { world: self, timers: Arc::clone(&timers) }));
+        timers
+    }
+}
+
+/// [`super::Io::block_until`] of the real worlds.
+pub(super) fn block_until(world: WorldId, done: &dyn Fn() -> bool) {
+    if world.owns_this_thread() {
+        return;
+    }
+    while !done() {
+        thread::park_timeout(BLOCK_INTERVAL);
+    }
+}
+
+/// What a thread does besides polling its task.
+pub(super) trait Reactor {
+    /// What wakes the thread.
+    fn doorbell(&self) -> &Arc<Doorbell>;
+
+    /// Hands out the results that are there. No system call.
+    fn deliver(&mut self);
+
+    /// Gives the kernel what the task started. Does not wait.
+    fn submit(&mut self);
+
+    /// Does what [`Reactor::submit`] does and sleeps until the doorbell is rung, a result is there or `timeout` is over;
+    /// may return early.
+    fn sleep(&mut self, timeout: Option<Duration>);
+
+    /// Waits for everything in flight and lets go of it. The task is gone.
+    fn finish(&mut self);
+}
+
+/// The reactor of a thread whose operations block.
+pub(super) struct Park(Arc<Doorbell>);
+
+impl Park {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Doorbell::new()))
+    }
+}
+
+impl Reactor for Park {
+    fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.0
+    }
+
+    fn deliver(&mut self) {}
+
+    fn submit(&mut self) {}
+
+    fn sleep(&mut self, timeout: Option<Duration>) {
+        self.0.park(timeout);
+    }
+
+    fn finish(&mut self) {}
+}
+
+/// Polls `task` to its end.
+fn drive(task: &mut Task, reactor: &mut impl Reactor, timers: &Timers) {
+    let doorbell = Arc::clone(reactor.doorbell());
+    let waker = Waker::from(Arc::clone(&doorbell));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        doorbell.answer();
+        if task.as_mut().poll(&mut cx).is_ready() {
+            return;
+        }
+        loop {
+            reactor.deliver();
+            let now = Instant::now();
+            timers.fire(now);
+            if doorbell.is_rung() {
+                // A task that always has something to do must not keep from the kernel what it started.
+                reactor.submit();
+                break;
+            }
+            reactor.sleep(timers.until_next(now));
+        }
+    }
+}
+
+/// A started thread.
+pub(super) struct Member {
+    handle: JoinHandle<()>,
+    task_over: Arc<AtomicBool>,
+}
+
+impl Member {
+    /// Starts a thread that sets up its reactor and runs `task`; an error of the setup is returned here.
+    pub(super) fn start<R: Reactor>(
+        world: WorldId,
+        name: &str,
+        setup: impl FnOnce() -> io::Result<R> + Send + 'static,
+        task: Task,
+    ) -> io::Result<Self> {
+        let (report, setup_result) = mpsc::sync_channel(1);
+        let task_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&task_over);
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let timers = world.adopt_this_thread();
+            match setup() {
+                Ok(reactor) => {
+                    // Its receiver is waiting.
+                    let _ = report.send(Ok(()));
+                    run(task, reactor, &timers, &over);
+                }
+                Err(error) => drop(report.send(Err(error))),
+            }
+        })?;
+        match setup_result.recv() {
+            Ok(Ok(())) => Ok(Self { handle, task_over }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::other("the thread ended before it began")),
+        }
+    }
+
+    /// Waits for the thread's end, unless this is that thread.
+    pub(super) fn join(self) {
+        join_other(self.handle);
+    }
+}
+
+/// Waits for a thread's end, unless it is the calling one (the last handle can be dropped by a waker, on any thread).
+pub(super) fn join_other(handle: JoinHandle<()>) {
+    if handle.thread().id() != thread::current().id() {
+        // Its panic was caught; what is left is that it ended.
+        let _ = handle.join();
+    }
+}
+
+fn run(mut task: Task, mut reactor: impl Reactor, timers: &Timers, task_over: &AtomicBool) {
+    let ended = catch_unwind(AssertUnwindSafe(|| drive(&mut task, &mut reactor, timers)));
+    task_over.store(true, Ordering::Release);
+    // The task's own guards tell others of its end. They run here, while operations still work.
+    quietly(|| drop(task));
+    quietly(|| reactor.finish());
+    if let Err(payload) = ended {
+        std::mem::forget(payload);
+    }
+}
+
+/// The threads of a world's tasks.
+#[derive(Default)]
+pub(super) struct Crew(Mutex<Vec<Member>>);
+
+impl Crew {
+    pub(super) fn add(&self, member: Member) {
+        let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| !member.handle.is_finished());
+        members.push(member);
+    }
+
+    /// Waits for the threads whose task is over and which only clean up; a task that still runs is left alone.
+    pub(super) fn dismiss(&self) {
+        let members = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for member in members {
+            if member.task_over.load(Ordering::Acquire) {
+                member.join();
+            }
+        }
+    }
+}
+
+/// Whether a world made in fork generation `generation` may still use its threads: in a forked child they do not exist.
+pub(super) fn has_threads(generation: u64) -> bool {
+    fork_generation() == generation
+}

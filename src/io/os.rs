@@ -1,0 +1,343 @@
+//! Directories, the lock and the blocking half of files, for both real worlds.
+//!
+//! Knows no threads and no ring: operations that take time go to a [`Dispatch`], which says where they run.
+//!
+//! # Invariants
+//!
+//! - A directory is held by its descriptor; every name is one component relative to it, so a renamed or replaced parent
+//!   directory never makes two calls talk about different files.
+//! - Only regular files are opened, links are never followed: whoever can write to the directory cannot make us write
+//!   elsewhere or block in a pipe. A file may have other names (a backup's hard links); that is not looked at.
+//! - The lock lies on an open file description and ends with its last descriptor. It is released by closing alone: an
+//!   explicit unlock in a forked child would take it from the parent.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
+
+use super::op::{Op, slot};
+use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
+
+/// Pieces in one vectored write: the kernel's limit.
+pub(super) const MAX_PIECES: usize = 1024;
+/// Bytes in one read or write. The kernel's own limit is a page less than 2 GiB.
+pub(super) const MAX_IO_BYTES: usize = 1 << 30;
+/// Files replaced under our hands while locking, after which something else is wrong.
+const MAX_LOCK_TRIES: usize = 100;
+
+/// Where operations that take time are carried out.
+pub(super) trait Dispatch: Send + Sync + fmt::Debug + 'static {
+    /// Starts `op`; it finishes without further help from its caller.
+    fn start(&self, op: Op);
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+/// Offsets are signed in the kernel, and the last one means "the current position" to a ring.
+fn check_offset(offset: u64) -> io::Result<()> {
+    match i64::try_from(offset) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(invalid(format!("offset {offset} is beyond what a file can have"))),
+    }
+}
+
+fn check_name(name: &str) -> io::Result<()> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(invalid(format!("{name:?} is not the name of a file in a directory")));
+    }
+    Ok(())
+}
+
+/// An open regular file and what it does without waiting for long, or by blocking.
+#[derive(Debug)]
+pub(super) struct OsFile {
+    fd: OwnedFd,
+}
+
+impl OsFile {
+    pub(super) fn raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = buf.len().min(MAX_IO_BYTES);
+        Ok(rustix::io::pread(&self.fd, buf.get_mut(..len).unwrap_or_default(), offset)?)
+    }
+
+    pub(super) fn write(&self, bufs: &[Bytes], offset: u64) -> io::Result<usize> {
+        let mut room = MAX_IO_BYTES;
+        let mut pieces = Vec::with_capacity(bufs.len().min(MAX_PIECES));
+        for buf in bufs.iter().take(MAX_PIECES) {
+            let piece = buf.get(..room).unwrap_or(buf);
+            room -= piece.len();
+            pieces.push(IoSlice::new(piece));
+            if room == 0 {
+                break;
+            }
+        }
+        Ok(rustix::io::pwritev(&self.fd, &pieces, offset)?)
+    }
+
+    pub(super) fn sync(&self, kind: SyncKind) -> io::Result<()> {
+        Ok(match kind {
+            SyncKind::Data => fs::fdatasync(&self.fd)?,
+            SyncKind::All => fs::fsync(&self.fd)?,
+        })
+    }
+}
+
+/// A file of a real world.
+#[derive(Debug)]
+struct WorldFile {
+    file: Arc<OsFile>,
+    dispatch: Arc<dyn Dispatch>,
+}
+
+impl File for WorldFile {
+    fn len(&self) -> io::Result<u64> {
+        u64::try_from(fs::fstat(&self.file.fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        check_offset(offset)?;
+        match rustix::io::preadv2(&self.file.fd, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(count) => Ok(count),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        let checked = if at > buf.len() {
+            Err(invalid(format!("a read into a buffer of {} bytes from {at} on", buf.len())))
+        } else {
+            check_offset(offset)
+        };
+        match checked {
+            Err(error) => Box::pin(std::future::ready(ReadDone { result: Err(error), buf })),
+            Ok(()) if at == buf.len() => Box::pin(std::future::ready(ReadDone { result: Ok(0), buf })),
+            Ok(()) => {
+                let (done, handle) = slot();
+                self.dispatch.start(Op::Read { file: Arc::clone(&self.file), buf, at, offset, done });
+                Box::pin(handle)
+            }
+        }
+    }
+
+    fn write_at(&self, mut bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
+        bufs.retain(|buf| !buf.is_empty());
+        match check_offset(offset) {
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+            Ok(()) if bufs.is_empty() => Box::pin(std::future::ready(Ok(0))),
+            Ok(()) => {
+                let (done, handle) = slot();
+                self.dispatch.start(Op::Write { file: Arc::clone(&self.file), bufs, offset, done });
+                Box::pin(handle)
+            }
+        }
+    }
+
+    fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
+        let (done, handle) = slot();
+        self.dispatch.start(Op::Sync { file: Arc::clone(&self.file), kind, done });
+        Box::pin(handle)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let claim = || fs::fallocate(&self.file.fd, fs::FallocateFlags::KEEP_SIZE, offset, len);
+        match retry_on_intr(claim) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        Ok(retry_on_intr(|| fs::ftruncate(&self.file.fd, len))?)
+    }
+
+    fn evict(&self) {
+        // A hint: there is nothing to do about a refusal.
+        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::DontNeed);
+    }
+}
+
+/// Opens the directory at `path` for a world whose operations `dispatch` carries out.
+pub(super) fn open_dir(path: &Path, create: bool, dispatch: Arc<dyn Dispatch>) -> io::Result<Arc<dyn Dir>> {
+    if create {
+        create_with_parents(path)?;
+    }
+    Ok(Arc::new(OsDir { fd: open_directory(path)?, path: path.to_owned(), dispatch }))
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(retry_on_intr(|| fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))?)
+}
+
+fn parent_of(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+fn create_with_parents(path: &Path) -> io::Result<()> {
+    let mut missing: Vec<&Path> = Vec::new();
+    let mut next = Some(path);
+    while let Some(candidate) = next {
+        match fs::stat(candidate) {
+            Ok(_) => break,
+            Err(Errno::NOENT) => missing.push(candidate),
+            Err(errno) => return Err(errno.into()),
+        }
+        next = parent_of(candidate).filter(|parent| *parent != candidate);
+    }
+    for &directory in missing.iter().rev() {
+        match fs::mkdir(directory, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if let Some(parent) = parent_of(directory) {
+            fs::fsync(open_directory(parent)?)?;
+        }
+    }
+    if missing.is_empty() {
+        // It may stem from an attempt that was killed before this sync. Somebody else's parent may be unreadable.
+        if let Some(Ok(parent)) = parent_of(path).map(open_directory) {
+            fs::fsync(parent)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct OsDir {
+    fd: OwnedFd,
+    /// For messages only.
+    path: PathBuf,
+    dispatch: Arc<dyn Dispatch>,
+}
+
+impl OsDir {
+    fn not_regular(&self, name: &str) -> io::Error {
+        invalid(format!("{} is not a regular file", self.path.join(name).display()))
+    }
+
+    /// Opens the regular file `name`; `O_NONBLOCK` keeps a pipe from blocking us before `fstat` unmasks it.
+    fn open_regular(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        check_name(name)?;
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match retry_on_intr(|| fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)) {
+            Ok(fd) => fd,
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(self.not_regular(name)),
+            Err(errno) => return Err(errno.into()),
+        };
+        if FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(self.not_regular(name));
+        }
+        // Where the file system has no non-blocking reads, a ring would answer EAGAIN for ever to a file so marked.
+        fs::fcntl_setfl(&fd, fs::fcntl_getfl(&fd)? - OFlags::NONBLOCK)?;
+        Ok(fd)
+    }
+
+    fn kind_of(&self, name: &OsStr, file_type: FileType) -> io::Result<Option<EntryKind>> {
+        let file_type = if file_type == FileType::Unknown {
+            match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        } else {
+            file_type
+        };
+        Ok(Some(if file_type == FileType::RegularFile { EntryKind::File } else { EntryKind::Other }))
+    }
+}
+
+impl Dir for OsDir {
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            if let Some(kind) = self.kind_of(name, entry.file_type())? {
+                entries.push(DirEntry { name: name.to_string_lossy().into_owned(), kind });
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let flags = match mode {
+            OpenMode::Read => OFlags::RDONLY,
+            OpenMode::ReadWrite => OFlags::RDWR,
+            OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+        };
+        let file = Arc::new(OsFile { fd: self.open_regular(name, flags)? });
+        Ok(Arc::new(WorldFile { file, dispatch: Arc::clone(&self.dispatch) }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        check_name(from)?;
+        check_name(to)?;
+        Ok(fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        check_name(name)?;
+        Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(fs::fsync(&self.fd)?)
+    }
+
+    fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>> {
+        for _ in 0..MAX_LOCK_TRIES {
+            let fd = self.open_regular(name, OFlags::RDWR | OFlags::CREATE)?;
+            match retry_on_intr(|| fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+            // Somebody may have replaced the file between opening and locking: then the lock is on a file that nobody
+            // else will ever find, and protects nothing.
+            let held = fs::fstat(&fd)?;
+            match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(named) if named.st_ino == held.st_ino && named.st_dev == held.st_dev => {
+                    return Ok(Some(Box::new(OsLock { _fd: fd })));
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(io::Error::other(format!("the lock file {} is replaced again and again", self.path.join(name).display())))
+    }
+}
+
+/// Dropping it closes the descriptor, which frees the lock.
+#[derive(Debug)]
+struct OsLock {
+    _fd: OwnedFd,
+}
+
+impl DirLock for OsLock {}
+
+/// A number nobody can guess.
+pub(super) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // Up to 256 bytes come whole, or not at all.
+    retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
+    Ok(u64::from_le_bytes(bytes))
+}

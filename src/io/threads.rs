@@ -1,0 +1,196 @@
+//! The world without io_uring: blocking system calls on the engine's own threads.
+//!
+//! An operation made on the thread of a task is carried out there and then, so its future is ready at once: the task has
+//! nothing better to do than to wait, and no hop to another thread is faster than none. From any other thread (a
+//! caller's read that missed the page cache) it goes to a pool of [`POOL_THREADS`], started when the first one comes.
+//!
+//! # Concurrency
+//!
+//! The pool's queue is one mutex and a condition variable. Its length is bounded by its callers, each of which waits for
+//! what it put there.
+//!
+//! # Failure
+//!
+//! Where not one pool thread can be started, the caller's thread carries out its operation itself. The pool finishes
+//! what is queued before the world's last handle (the world itself, a directory or a file) is gone.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::engine::{self, Crew, Member, Park, WorldId};
+use super::fork::{self, fork_generation};
+use super::op::{Op, quietly};
+use super::os::{self, Dispatch};
+use super::{Dir, Io, IoKind, OpFuture, Task};
+
+/// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
+const POOL_THREADS: usize = 2;
+
+/// The world without io_uring.
+#[derive(Debug)]
+pub struct ThreadsIo(Arc<Shared>);
+
+impl ThreadsIo {
+    /// A world that has no threads yet.
+    #[must_use]
+    pub fn new() -> Self {
+        fork::watch();
+        Self(Arc::new(Shared {
+            world: WorldId::next(),
+            fork_generation: fork_generation(),
+            start: Instant::now(),
+            crew: Crew::default(),
+            pool: Arc::new(Pool::default()),
+        }))
+    }
+}
+
+impl Default for ThreadsIo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Io for ThreadsIo {
+    fn kind(&self) -> IoKind {
+        IoKind::Threads
+    }
+
+    fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
+        let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
+        os::open_dir(path, create, dispatch)
+    }
+
+    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
+        self.0.crew.add(Member::start(self.0.world, name, || Ok(Park::new()), task)?);
+        Ok(())
+    }
+
+    fn sleep(&self, duration: Duration) -> OpFuture<()> {
+        engine::sleep(duration)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.start.elapsed()
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn random_u64(&self) -> io::Result<u64> {
+        os::random_u64()
+    }
+
+    fn block_until(&self, done: &dyn Fn() -> bool) {
+        engine::block_until(self.0.world, done);
+    }
+}
+
+/// What the world, its directories and its files hold on to.
+struct Shared {
+    world: WorldId,
+    fork_generation: u64,
+    start: Instant,
+    crew: Crew,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Threads").field("world", &self.world).finish_non_exhaustive()
+    }
+}
+
+impl Dispatch for Shared {
+    fn start(&self, op: Op) {
+        if self.world.owns_this_thread() {
+            op.run();
+        } else {
+            self.pool.push(self.world, op);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if engine::has_threads(self.fork_generation) {
+            self.pool.close();
+            self.crew.dismiss();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Pool {
+    state: Mutex<PoolState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct PoolState {
+    queue: VecDeque<Op>,
+    idle_count: usize,
+    threads: Vec<JoinHandle<()>>,
+    closed: bool,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(self: &Arc<Self>, world: WorldId, op: Op) {
+        let mut state = self.lock();
+        if state.idle_count <= state.queue.len() && state.threads.len() < POOL_THREADS {
+            let pool = Arc::clone(self);
+            let name = "ringcask-read".to_owned();
+            match thread::Builder::new().name(name).spawn(move || pool.work(world)) {
+                Ok(handle) => state.threads.push(handle),
+                Err(_) if state.threads.is_empty() => {
+                    drop(state);
+                    return op.run();
+                }
+                Err(_) => {}
+            }
+        }
+        state.queue.push_back(op);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn work(&self, world: WorldId) {
+        world.adopt_this_thread();
+        let mut state = self.lock();
+        loop {
+            if let Some(op) = state.queue.pop_front() {
+                drop(state);
+                quietly(|| op.run());
+                state = self.lock();
+            } else if state.closed {
+                return;
+            } else {
+                state.idle_count += 1;
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle_count -= 1;
+            }
+        }
+    }
+
+    /// Finishes what is queued and ends the threads.
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let threads = std::mem::take(&mut state.threads);
+        drop(state);
+        self.changed.notify_all();
+        for handle in threads {
+            engine::join_other(handle);
+        }
+    }
+}
