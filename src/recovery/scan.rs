@@ -20,41 +20,41 @@ const WINDOW_BYTES: usize = 1 << 20;
 
 /// A put or tombstone that counts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found<'a> {
-    pub(super) key: &'a [u8],
-    pub(super) kind: RecordKind,
-    pub(super) seq: u64,
-    pub(super) offset: u64,
-    pub(super) value_len: u32,
+pub(crate) struct Found<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) kind: RecordKind,
+    pub(crate) seq: u64,
+    pub(crate) offset: u64,
+    pub(crate) value_len: u32,
 }
 
 /// How far a scan came.
 #[derive(Clone, Debug)]
-pub(super) struct Extent {
+pub(crate) struct Extent {
     /// Everything before this offset is whole: records, and batches with all their members.
-    pub(super) end: u64,
+    pub(crate) end: u64,
     /// Records of all kinds before `end`.
-    pub(super) records: u32,
-    pub(super) min_seq: u64,
-    pub(super) max_seq: u64,
+    pub(crate) records: u32,
+    pub(crate) min_seq: u64,
+    pub(crate) max_seq: u64,
     crc: Hasher,
 }
 
 impl Extent {
-    pub(super) fn file_crc(&self) -> u32 {
+    pub(crate) fn file_crc(&self) -> u32 {
         self.crc.clone().finalize()
     }
 }
 
 /// What stopped a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stop {
-    pub(super) offset: u64,
-    pub(super) error: DecodeError,
+pub(crate) struct Stop {
+    pub(crate) offset: u64,
+    pub(crate) error: DecodeError,
 }
 
 /// A scan of one segment.
-pub(super) struct Scan {
+pub(crate) struct Scan {
     file: Arc<dyn File>,
     binding: Binding,
     /// Where the records end: the file's length, or its footer's offset.
@@ -81,7 +81,7 @@ struct Read {
 
 impl Scan {
     /// A scan of the records from `start` (behind the segment header, whose bytes are `header`) up to `limit`.
-    pub(super) fn new(file: Arc<dyn File>, binding: Binding, header: &[u8], limit: u64) -> Self {
+    pub(crate) fn new(file: Arc<dyn File>, binding: Binding, header: &[u8], limit: u64) -> Self {
         let mut crc = Hasher::new();
         crc.update(header);
         let start = header.len() as u64;
@@ -95,18 +95,18 @@ impl Scan {
         }
     }
 
-    pub(super) fn extent(&self) -> &Extent {
+    pub(crate) fn extent(&self) -> &Extent {
         &self.extent
     }
 
     /// Goes on from `offset`, where [`find_next`](Self::find_next) found a record.
-    pub(super) fn resume_at(&mut self, offset: u64) {
+    pub(crate) fn resume_at(&mut self, offset: u64) {
         self.extent.end = offset;
     }
 
     /// Hands every put and tombstone that counts to `each`, in their order, until the limit or the first thing that is
     /// not as it should be. `in_order` demands that ordinals follow each other without a gap.
-    pub(super) async fn run(&mut self, in_order: bool, mut each: impl FnMut(Found<'_>)) -> io::Result<Option<Stop>> {
+    pub(crate) async fn run(&mut self, in_order: bool, mut each: impl FnMut(Found<'_>)) -> io::Result<Option<Stop>> {
         let mut batch: Option<OpenBatch> = None;
         let mut reached = self.extent.clone();
         while reached.end < self.limit {
@@ -263,7 +263,7 @@ impl Scan {
 
     /// The next offset at or behind `from` where a whole record lies, and whether a frame from there on says that bytes
     /// behind `from` were known durable.
-    pub(super) async fn find_next(&mut self, from: u64) -> io::Result<Option<u64>> {
+    pub(crate) async fn find_next(&mut self, from: u64) -> io::Result<Option<u64>> {
         let mut position = from.next_multiple_of(ALIGN);
         while position + RECORD_HEADER_LEN as u64 <= self.limit {
             let available = self.fill(position, WINDOW_BYTES).await?;
@@ -285,7 +285,7 @@ impl Scan {
     }
 
     /// Whether any whole frame behind `from` says that bytes behind `from` were durable when it was written.
-    pub(super) async fn durable_beyond(&mut self, from: u64) -> io::Result<bool> {
+    pub(crate) async fn durable_beyond(&mut self, from: u64) -> io::Result<bool> {
         let mut position = from + ALIGN;
         while let Some(found) = self.find_next(position).await? {
             let mut scratch = Hasher::new();

@@ -20,6 +20,8 @@ pub(crate) struct Catalog {
     durable: Manifest,
     /// The next id to hand out; ids of failed attempts are spent too.
     next_segment_id: u64,
+    /// Made from the segments themselves: nothing on disk says the same yet.
+    is_rebuilt: bool,
 }
 
 /// Why an edit failed.
@@ -33,7 +35,16 @@ pub(crate) enum CatalogError {
 
 impl Catalog {
     pub(crate) fn new(dir: Arc<dyn Dir>, durable: Manifest, next_segment_id: u64) -> Self {
-        Self { dir, durable, next_segment_id }
+        Self { dir, durable, next_segment_id, is_rebuilt: false }
+    }
+
+    /// A list that stands in for one that was lost.
+    pub(crate) fn rebuilt(dir: Arc<dyn Dir>, list: Manifest, next_segment_id: u64) -> Self {
+        Self { is_rebuilt: true, ..Self::new(dir, list, next_segment_id) }
+    }
+
+    pub(crate) fn is_rebuilt(&self) -> bool {
+        self.is_rebuilt
     }
 
     pub(crate) fn store_id(&self) -> [u8; 16] {
@@ -42,6 +53,21 @@ impl Catalog {
 
     pub(crate) fn segments(&self) -> &[ManifestSegment] {
         &self.durable.segments
+    }
+
+    /// Ids from here on were never spent, as far as the list on disk knows.
+    pub(crate) fn durable_next_segment_id(&self) -> u64 {
+        self.durable.next_segment_id
+    }
+
+    /// A number that no record had reached when the list was written.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.durable.next_seq
+    }
+
+    /// Spends all ids up to `id`.
+    pub(crate) fn spend_ids_up_to(&mut self, id: u64) {
+        self.next_segment_id = self.next_segment_id.max(id.saturating_add(1));
     }
 
     /// Spends an id.
@@ -62,6 +88,7 @@ impl Catalog {
         };
         write_new(&*self.dir, &edited).await?;
         self.durable = edited;
+        self.is_rebuilt = false;
         Ok(())
     }
 }

@@ -1,0 +1,229 @@
+//! One open store: its parts, its two tasks, and how it ends.
+//!
+//! # Life
+//!
+//! `open` recovers the directory and spawns the commit task and the maintenance task. `request_close` (from
+//! `close().await`, or when the last handle is dropped) stops the intake; the commit task drains, syncs and seals; the
+//! maintenance task finishes its queue; then the lock is released and whoever waits is told. A poisoned store's commit
+//! task ends early, but the directory stays locked until the handle is closed, and reads go on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::Thread;
+
+use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{DirLock, Io, fork};
+use crate::keydir::Keydir;
+use crate::maintenance::Maintenance;
+use crate::options::Options;
+use crate::read::{ReadCounters, Sources};
+use crate::recovery::{self, Recovered};
+use crate::segment::Registry;
+use crate::stats::RecoveryReport;
+use crate::wake;
+
+pub(crate) struct Core {
+    pub(crate) io: Arc<dyn Io>,
+    pub(crate) options: Options,
+    pub(crate) engine_fallback: Option<String>,
+    pub(crate) keydir: Arc<Keydir>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) commit_counters: Arc<CommitCounters>,
+    pub(crate) read_counters: ReadCounters,
+    pub(crate) report: RecoveryReport,
+    maintenance: Arc<Maintenance>,
+    fork_generation: u64,
+    close_requested: AtomicBool,
+    ending: Mutex<Ending>,
+}
+
+/// How far the end has come.
+#[derive(Default)]
+struct Ending {
+    lock: Option<Box<dyn DirLock>>,
+    commit_result: Option<Result<()>>,
+    finished: Option<Result<()>>,
+    waiters: Vec<Waker>,
+    threads: Vec<Thread>,
+}
+
+impl Core {
+    /// Recovers the directory and starts the store's tasks.
+    pub(crate) async fn open(options: Options, io: Arc<dyn Io>, engine_fallback: Option<String>) -> Result<Arc<Self>> {
+        let recovered = recovery::open(&options, &io).await?;
+        let Recovered { lock, registry, catalog, keydir, next_seq, report, without_hint } = recovered;
+        let limits = Limits {
+            segment_bytes: options.segment_bytes,
+            staging_bytes: options.staging_bytes as u64,
+            reserve_bytes: options.reserve_bytes,
+        };
+        let log = Arc::new(Log::new(Arc::clone(&io), Arc::clone(&keydir), Arc::clone(&registry), limits, next_seq));
+        let maintenance = Arc::new(Maintenance::default());
+        for segment in without_hint {
+            maintenance.push(segment);
+        }
+        let core = Arc::new(Self {
+            io,
+            engine_fallback,
+            keydir,
+            registry,
+            log,
+            commit_counters: Arc::default(),
+            read_counters: ReadCounters::default(),
+            report,
+            maintenance,
+            fork_generation: fork::fork_generation(),
+            close_requested: AtomicBool::new(false),
+            ending: Mutex::new(Ending { lock: Some(lock), ..Ending::default() }),
+            options,
+        });
+        core.start(catalog)?;
+        Ok(core)
+    }
+
+    fn start(self: &Arc<Self>, catalog: crate::segment::Catalog) -> Result<()> {
+        let spawn_error = |error| Error::io("open: start a thread", error).with_path(&self.options.path);
+        let store_id = catalog.store_id();
+        let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
+        let task = async move {
+            let core = &maintaining.core;
+            core.maintenance.run(&core.registry, store_id).await;
+        };
+        self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
+
+        let maintenance = Arc::clone(&self.maintenance);
+        let committer = Committer::new(
+            Arc::clone(&self.io),
+            Arc::clone(&self.log),
+            Arc::clone(&self.keydir),
+            Arc::clone(&self.registry),
+            catalog,
+            CommitOptions {
+                segment_bytes: self.options.segment_bytes,
+                reserve_bytes: self.options.reserve_bytes,
+                flush_interval: self.options.flush_interval,
+                sync_interval: self.options.sync_interval,
+            },
+            Arc::clone(&self.commit_counters),
+            Box::new(move |segment| maintenance.push(segment)),
+        );
+        let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
+        let task = async move {
+            let result = committer.run().await;
+            committing.core.commit_ended(result);
+        };
+        self.io.spawn("ringcask-commit", Box::pin(task)).map_err(|error| {
+            self.request_close();
+            spawn_error(error)
+        })
+    }
+
+    /// Refuses to work in a forked child, and after the close.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_forked() {
+            return Err(Error::new(ErrorKind::Forked, "the handle belongs to the parent process"));
+        }
+        if self.close_requested.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the store is closed"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_forked(&self) -> bool {
+        self.fork_generation != fork::fork_generation()
+    }
+
+    pub(crate) fn sources(&self) -> Sources<'_> {
+        Sources { keydir: &self.keydir, registry: &self.registry, log: &self.log, counters: &self.read_counters }
+    }
+
+    // ---- the end -------------------------------------------------------------------------------------------------
+
+    fn ending(&self) -> MutexGuard<'_, Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins the end; a second time nothing happens.
+    pub(crate) fn request_close(&self) {
+        let commit_is_over = {
+            let ending = self.ending();
+            self.close_requested.store(true, Ordering::Release);
+            ending.commit_result.is_some()
+        };
+        self.log.begin_close();
+        if commit_is_over {
+            self.maintenance.stop();
+        }
+    }
+
+    fn commit_ended(&self, result: Result<()>) {
+        let is_closing = {
+            let mut ending = self.ending();
+            ending.commit_result.get_or_insert(result);
+            self.close_requested.load(Ordering::Acquire)
+        };
+        if is_closing {
+            self.maintenance.stop();
+        }
+    }
+
+    /// Both tasks are over: releases the lock and tells everybody.
+    fn finish(&self) {
+        let (wakers, threads) = {
+            let mut ending = self.ending();
+            ending.lock = None;
+            let early = || Err(Error::new(ErrorKind::Poisoned, "the maintenance task ended early"));
+            let result = ending.commit_result.clone().unwrap_or_else(early);
+            ending.finished.get_or_insert(result);
+            (std::mem::take(&mut ending.waiters), std::mem::take(&mut ending.threads))
+        };
+        wake::wake_all(wakers);
+        for thread in threads {
+            thread.unpark();
+        }
+    }
+
+    /// Ready when the store is closed: with the error that kept it from closing cleanly, if there was one.
+    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+        let mut ending = self.ending();
+        match &ending.finished {
+            Some(result) => Poll::Ready(result.clone()),
+            None => {
+                ending.waiters.push(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Closes and waits, without a runtime. On one of the store's own threads it does not wait.
+    pub(crate) fn close_blocking(&self) {
+        self.request_close();
+        self.ending().threads.push(std::thread::current());
+        self.io.block_until(&|| self.ending().finished.is_some());
+    }
+}
+
+enum EngineTask {
+    Commit,
+    Maintenance,
+}
+
+/// Tells the core when a task is over, however it ends.
+struct EndGuard {
+    core: Arc<Core>,
+    task: EngineTask,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        match self.task {
+            EngineTask::Commit => {
+                self.core.commit_ended(Err(Error::new(ErrorKind::Poisoned, "the commit task ended early")));
+            }
+            EngineTask::Maintenance => self.core.finish(),
+        }
+    }
+}

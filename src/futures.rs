@@ -1,0 +1,359 @@
+//! The named futures of the public face.
+//!
+//! Each is `Send + Unpin + 'static`, needs no runtime, and may be dropped at any time. What dropping means is the same
+//! for all writes: before the first poll nothing happened; once the write is accepted, it runs to its end without the
+//! caller; while it still waits to be accepted (for room in the buffer, or behind an earlier write of the same key), it
+//! will not happen.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::commit::{Accepted, Prepared, RoomWait, Ticket};
+use crate::core::Core;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{OpFuture, probe};
+use crate::keydir::Key;
+use crate::options::{Durability, Options};
+use crate::promise::Promise;
+use crate::read::{Lookup, look_up};
+use crate::stats::Version;
+use crate::store::Store;
+
+/// Record buffers kept for the next write of this thread, so that a write allocates nothing.
+const POOLED_BUFFERS: usize = 16;
+const POOLED_BUFFER_BYTES: usize = 128 * 1024;
+
+thread_local! {
+    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(crate) fn pooled_buffer() -> Vec<u8> {
+    POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+}
+
+fn give_back(buffer: Vec<u8>) {
+    if buffer.capacity() == 0 || buffer.capacity() > POOLED_BUFFER_BYTES {
+        return;
+    }
+    // A thread that is ending has no pool any more; then the buffer is freed.
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < POOLED_BUFFERS {
+            pool.push(buffer);
+        }
+    });
+}
+
+fn polled_after_completion<T>() -> Poll<Result<T>> {
+    Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, "the future was polled after it had completed")))
+}
+
+/// A write on its way: offered to the log, then waited for.
+pub(crate) struct WriteOp {
+    core: Arc<Core>,
+    durability: Durability,
+    /// A delete: without its key there is nothing to write.
+    must_exist: bool,
+    state: WriteState,
+}
+
+enum WriteState {
+    Invalid(Error),
+    Offered(Prepared, RoomWait),
+    Waiting(Ticket),
+    Done,
+}
+
+impl WriteOp {
+    pub(crate) fn new(core: Arc<Core>, durability: Durability, must_exist: bool, op: Result<Prepared>) -> Self {
+        let state = match op {
+            Ok(op) => WriteState::Offered(op, RoomWait::default()),
+            Err(error) => WriteState::Invalid(error),
+        };
+        Self { core, durability, must_exist, state }
+    }
+
+    /// The sequence number of the write's last record; `None` if there was nothing to delete.
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Option<u64>>> {
+        loop {
+            match &mut self.state {
+                WriteState::Invalid(error) => {
+                    let error = error.clone();
+                    self.state = WriteState::Done;
+                    return Poll::Ready(Err(error));
+                }
+                WriteState::Offered(op, room) => {
+                    let offered = match self.core.check() {
+                        Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, room, cx),
+                        Err(error) => Poll::Ready(Err(error)),
+                    };
+                    let Poll::Ready(accepted) = offered else { return Poll::Pending };
+                    give_back(std::mem::take(&mut op.bytes));
+                    self.state = WriteState::Done;
+                    match accepted? {
+                        Accepted::Done(seq) => return Poll::Ready(Ok(Some(seq))),
+                        Accepted::Absent => return Poll::Ready(Ok(None)),
+                        // Its waker is registered; the group cannot be through already.
+                        Accepted::Waiting(ticket) => {
+                            self.state = WriteState::Waiting(ticket);
+                            return Poll::Pending;
+                        }
+                    }
+                }
+                WriteState::Waiting(ticket) => {
+                    let Poll::Ready(result) = ticket.poll(cx) else { return Poll::Pending };
+                    let seq = ticket.last_seq;
+                    self.state = WriteState::Done;
+                    return Poll::Ready(result.map(|()| Some(seq)));
+                }
+                WriteState::Done => return polled_after_completion(),
+            }
+        }
+    }
+}
+
+macro_rules! opaque_debug {
+    ($($future:ident),+) => {
+        $(impl fmt::Debug for $future {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($future)).finish_non_exhaustive()
+            }
+        })+
+    };
+}
+
+opaque_debug!(Open, Get, Put, Delete, Write, Sync, WaitDurable, Close);
+
+/// The future of [`Store::put`], [`Store::put_bytes`] and [`Store::put_with`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Put(pub(crate) WriteOp);
+
+impl Future for Put {
+    type Output = Result<Version>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx).map_ok(|seq| Version(seq.unwrap_or(0)))
+    }
+}
+
+/// The future of [`Store::delete`] and [`Store::delete_with`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Delete(pub(crate) WriteOp);
+
+impl Future for Delete {
+    type Output = Result<bool>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx).map_ok(|seq| seq.is_some())
+    }
+}
+
+/// The future of [`Store::write`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Write(pub(crate) WriteInner);
+
+pub(crate) enum WriteInner {
+    Op(WriteOp),
+    /// An empty batch: there is nothing to do, but the store must be open.
+    Empty(Arc<Core>),
+}
+
+impl Future for Write {
+    type Output = Result<Version>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            WriteInner::Op(op) => op.poll(cx).map_ok(|seq| Version(seq.unwrap_or(0))),
+            WriteInner::Empty(core) => Poll::Ready(core.check().map(|()| Version(core.log.durable_seq()))),
+        }
+    }
+}
+
+/// The future of [`Store::get`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Get {
+    core: Arc<Core>,
+    state: GetState,
+}
+
+enum GetState {
+    Start(Key),
+    Disk(OpFuture<Result<Bytes>>),
+    Done,
+}
+
+impl Get {
+    pub(crate) fn new(core: Arc<Core>, key: &[u8]) -> Self {
+        Self { core, state: GetState::Start(Key::new(key)) }
+    }
+}
+
+impl Future for Get {
+    type Output = Result<Option<Bytes>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let state = std::mem::replace(&mut self.state, GetState::Done);
+        let mut read = match state {
+            GetState::Start(key) => {
+                self.core.check()?;
+                crate::store::check_key(key.as_slice())?;
+                match look_up(self.core.sources(), key.as_slice())? {
+                    Lookup::Ready(value) => return Poll::Ready(Ok(value)),
+                    Lookup::Disk(read) => Box::pin(read.finish(key)),
+                }
+            }
+            GetState::Disk(read) => read,
+            GetState::Done => return polled_after_completion(),
+        };
+        match read.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map(Some)),
+            Poll::Pending => {
+                self.state = GetState::Disk(read);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// The future of [`Store::sync`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Sync {
+    core: Arc<Core>,
+    ticket: Option<Ticket>,
+}
+
+impl Sync {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, ticket: None }
+    }
+}
+
+impl Future for Sync {
+    type Output = Result<Version>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.ticket.is_none() {
+            self.core.check()?;
+            match self.core.log.request_sync(cx.waker())? {
+                Some(ticket) => self.ticket = Some(ticket),
+                None => return Poll::Ready(Ok(Version(self.core.log.durable_seq()))),
+            }
+        }
+        let Some(ticket) = &self.ticket else { return Poll::Pending };
+        ticket.poll(cx).map_ok(|()| Version(ticket.last_seq))
+    }
+}
+
+/// The future of [`Store::wait_durable`].
+#[must_use = "futures do nothing unless polled"]
+pub struct WaitDurable {
+    pub(crate) core: Arc<Core>,
+    pub(crate) seq: u64,
+}
+
+impl Future for WaitDurable {
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.core.is_forked() {
+            self.core.check()?;
+        }
+        self.core.log.poll_durable(self.seq, cx)
+    }
+}
+
+/// The future of [`Store::close`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Close {
+    pub(crate) core: Arc<Core>,
+    pub(crate) requested: bool,
+}
+
+impl Future for Close {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.core.is_forked() {
+            self.core.check()?;
+        }
+        if !self.requested {
+            self.requested = true;
+            self.core.request_close();
+        }
+        self.core.poll_closed(cx)
+    }
+}
+
+/// The future of [`Store::open`] and [`Builder::open`](crate::Builder::open).
+#[must_use = "futures do nothing unless polled"]
+pub struct Open(OpenState);
+
+enum OpenState {
+    Start(Box<Options>),
+    Opening(Promise<Result<Store>>),
+    Done,
+}
+
+impl Open {
+    pub(crate) fn new(options: Options) -> Self {
+        Self(OpenState::Start(Box::new(options)))
+    }
+}
+
+impl Future for Open {
+    type Output = Result<Store>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let promise = match std::mem::replace(&mut self.0, OpenState::Done) {
+            OpenState::Start(options) => begin_open(*options)?,
+            OpenState::Opening(promise) => promise,
+            OpenState::Done => return polled_after_completion(),
+        };
+        match promise.poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => {
+                self.0 = OpenState::Opening(promise);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Starts the opening on a thread of the store's own.
+fn begin_open(options: Options) -> Result<Promise<Result<Store>>> {
+    options.validate()?;
+    let (io, fallback) = match &options.world {
+        Some(world) => (Arc::clone(world), None),
+        None => {
+            let opened = probe::open_world(options.engine)
+                .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?;
+            (opened.io, opened.fallback)
+        }
+    };
+    let promise = Promise::new();
+    // If the opening unwinds, the guard's error is what the caller gets; otherwise the promise is fulfilled before.
+    let guard = OpenGuard(promise.clone());
+    let world = Arc::clone(&io);
+    let path = options.path.clone();
+    let task = async move {
+        let opened = Core::open(options, world, fallback).await;
+        guard.0.fulfil(opened.map(Store::new));
+    };
+    io.spawn("ringcask-open", Box::pin(task))
+        .map_err(|error| Error::io("open: start a thread", error).with_path(path))?;
+    Ok(promise)
+}
+
+struct OpenGuard(Promise<Result<Store>>);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.fulfil(Err(Error::new(ErrorKind::Poisoned, "the opening ended before its time")));
+    }
+}

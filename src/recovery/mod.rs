@@ -1,0 +1,369 @@
+//! Opening a directory: from files to a keydir.
+//!
+//! 1. Take the lock, before anything is read.
+//! 2. Sync the directory, then read the MANIFEST: which segments there are. (After a failed sync in an earlier life the
+//!    kernel may show names and bytes that the disk does not have. What is relied on is made durable first.)
+//! 3. Remove leftovers: files of ours that the MANIFEST does not list, temporary files, hints without a segment.
+//! 4. Seal the last segment if it has no footer: it was being written when the store stopped (`tail`).
+//! 5. Load every other segment, from its hint if that fits, from its records otherwise, in parallel and in any order:
+//!    the newest record of a key is the one with the highest sequence number (`load`).
+//!
+//! | what is found | what is done |
+//! |---|---|
+//! | last segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
+//! | the same, but a later frame says that those bytes were durable | `Corrupt`; under `Salvage` stepped over and listed |
+//! | invalid bytes in a sealed segment that has to be scanned | the same |
+//! | a hint file that is damaged, stale or of another segment | ignored, written anew |
+//! | a listed segment that is missing or has no valid header | `Corrupt`; under `Salvage` left out and listed |
+//! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
+//! | an unlisted segment with a number the MANIFEST has spent | a leftover, removed |
+//! | an unlisted segment with a later number | removed if it holds no record, otherwise `Corrupt` (files of two ages) |
+//! | a newer format, anywhere | `IncompatibleFormat`; nothing is changed |
+//! | any I/O error | an error, never an end of log |
+//!
+//! Nothing here appends a record to a segment found on disk. Every step can be cut off by a crash and is done again.
+
+mod load;
+mod manifest;
+mod scan;
+mod tail;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{self, DecodeError, FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::io::{Dir, DirLock, EntryKind, File, Io, OpenMode, util};
+use crate::keydir::Keydir;
+use crate::options::{Options, Recovery};
+use crate::segment::{
+    Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, Registry, Segment, segment_file_name,
+};
+use crate::stats::{Damage, RecoveryReport};
+
+pub(crate) use scan::{Found, Scan};
+
+/// Sequence numbers skipped after an unclean stop, so that the number of a lost `Buffered` write is never given to
+/// another. The sync interval is at most a minute; no store loses this many records in one.
+const LOST_NUMBERS: u64 = 1 << 32;
+
+/// A killed process's ring may hold its files, and with them the lock, for a moment after it is gone.
+const LOCK_ATTEMPTS: usize = 6;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// What opening leaves.
+pub(crate) struct Recovered {
+    pub(crate) lock: Box<dyn DirLock>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) catalog: Catalog,
+    pub(crate) keydir: Arc<Keydir>,
+    pub(crate) next_seq: u64,
+    pub(crate) report: RecoveryReport,
+    /// Sealed segments that have no usable hint.
+    pub(crate) without_hint: Vec<Arc<Segment>>,
+}
+
+/// Opens the directory `options.path`.
+pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovered> {
+    let started = io.now();
+    let path = &options.path;
+    let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
+    let lock = take_lock(&**io, &*dir, path).await?;
+    let mut opening = Opening {
+        options,
+        io,
+        registry: Arc::new(Registry::new(Arc::clone(&dir), path.clone(), options.max_open_files)),
+        dir,
+        report: RecoveryReport::default(),
+        highest_file_id: 0,
+        may_remove_segments: true,
+    };
+    let mut recovered = opening.recover(lock).await?;
+    recovered.report.duration = io.now().saturating_sub(started);
+    Ok(recovered)
+}
+
+async fn take_lock(io: &dyn Io, dir: &dyn Dir, path: &Path) -> Result<Box<dyn DirLock>> {
+    for attempt in 0..LOCK_ATTEMPTS {
+        if attempt > 0 {
+            io.sleep(LOCK_PAUSE).await;
+        }
+        match dir.lock(LOCK_FILE) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => {}
+            Err(error) => return Err(Error::io("take the lock", error).with_path(path.join(LOCK_FILE))),
+        }
+    }
+    Err(Error::new(ErrorKind::Locked, "another handle has the store open").with_path(path))
+}
+
+/// The state of one opening.
+struct Opening<'a> {
+    options: &'a Options,
+    io: &'a Arc<dyn Io>,
+    dir: Arc<dyn Dir>,
+    registry: Arc<Registry>,
+    report: RecoveryReport,
+    highest_file_id: u64,
+    /// Not where the list had to be made anew: then nobody knows what is left over.
+    may_remove_segments: bool,
+}
+
+/// A listed segment whose header was found good.
+struct Candidate {
+    id: u32,
+    salt: u64,
+    header: [u8; SEGMENT_HEADER_LEN],
+    file: Arc<dyn File>,
+    len: u64,
+    footer: Option<Footer>,
+}
+
+/// The names in the directory that are the store's.
+#[derive(Default)]
+struct Names {
+    segments: Vec<u64>,
+    hints: Vec<u64>,
+    leftovers: Vec<String>,
+    has_manifest: bool,
+}
+
+impl Opening<'_> {
+    async fn recover(&mut self, lock: Box<dyn DirLock>) -> Result<Recovered> {
+        self.dir.sync().map_err(|error| self.io_error("sync the directory", error, None))?;
+        let names = self.list()?;
+        let mut catalog = self.read_catalog(&names).await?;
+        let mut candidates = Vec::new();
+        for listed in catalog.segments().to_vec() {
+            if let Some(candidate) = self.examine(listed, &catalog.store_id()).await? {
+                candidates.push(candidate);
+            }
+        }
+        self.refuse_mixed_ages(&names, &catalog).await?;
+
+        let keydir = Arc::new(Keydir::new(self.seed()?, 64));
+        let mut next_seq = catalog.next_seq().max(1);
+        let mut without_hint = Vec::new();
+        let tail = candidates.pop_if(|last| last.footer.is_none());
+        let loaded = self.load_sealed(candidates, &catalog.store_id(), &keydir).await?;
+        next_seq = next_seq.max(loaded.max_seq + 1);
+        without_hint.extend(loaded.without_hint);
+        let tail = match tail {
+            Some(tail) => Some(self.scan_tail(tail, &keydir).await?),
+            None => None,
+        };
+        if let Some(tail) = &tail {
+            next_seq = next_seq.max(tail.max_seq() + 1) + LOST_NUMBERS;
+        }
+        self.settle_catalog(&mut catalog, tail.as_ref(), next_seq).await?;
+        if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
+            without_hint.extend(self.seal_tail(tail).await?);
+        }
+        keydir.sweep_all();
+        keydir.for_each_location(|key_len, location| {
+            if let Some(segment) = self.registry.get(location.segment) {
+                segment.add_live(location.record_len(key_len));
+            }
+        });
+        self.remove_leftovers(&names, &catalog).await;
+        self.report.keys = keydir.len();
+        Ok(Recovered {
+            lock,
+            registry: Arc::clone(&self.registry),
+            catalog,
+            keydir,
+            next_seq,
+            report: std::mem::take(&mut self.report),
+            without_hint,
+        })
+    }
+
+    fn seed(&self) -> Result<(u64, u64)> {
+        let draw = || self.io.random_u64().map_err(|error| self.io_error("draw a random number", error, None));
+        Ok((draw()?, draw()?))
+    }
+
+    /// Sorts the names in the directory.
+    fn list(&mut self) -> Result<Names> {
+        let entries = self.dir.list().map_err(|error| self.io_error("list the directory", error, None))?;
+        let mut names = Names::default();
+        for entry in entries {
+            match (FileName::parse(&entry.name), entry.kind) {
+                (FileName::Foreign, _) | (_, EntryKind::Other) => self.report.foreign_files.push(entry.name),
+                (FileName::Lock, _) => {}
+                (FileName::Manifest, _) => names.has_manifest = true,
+                (FileName::Leftover, _) => names.leftovers.push(entry.name),
+                (FileName::Segment(id), _) if id > u64::from(u32::MAX) => self.report.foreign_files.push(entry.name),
+                (FileName::Segment(id), _) => names.segments.push(id),
+                (FileName::Hint(id), _) => names.hints.push(id),
+            }
+        }
+        self.highest_file_id = names.segments.iter().copied().max().unwrap_or(0);
+        Ok(names)
+    }
+
+    /// Opens a listed segment and checks that it is the one that was listed.
+    async fn examine(&mut self, listed: ManifestSegment, store_id: &[u8; 16]) -> Result<Option<Candidate>> {
+        // Listed ids came through `read_catalog`, which refuses larger ones.
+        let Ok(id) = u32::try_from(listed.id) else { return Ok(None) };
+        let file = match self.dir.open(&segment_file_name(id), OpenMode::ReadWrite) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.damaged(id, 0, 0, "the segment's file is missing")?;
+                return Ok(None);
+            }
+            Err(error) => return Err(self.io_error("open a segment", error, Some(id))),
+        };
+        let len = file.len().map_err(|error| self.io_error("measure a segment", error, Some(id)))?;
+        if len < SEGMENT_HEADER_LEN as u64 {
+            self.damaged(id, 0, len, "the segment is shorter than its header")?;
+            return Ok(None);
+        }
+        let bytes = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
+        let bytes = bytes.map_err(|error| self.io_error("read a segment's header", error, Some(id)))?;
+        match SegmentHeader::decode(&bytes) {
+            Ok(header) if header.store_id != *store_id => {
+                self.damaged(id, 0, len, "the segment is of another store")?;
+                return Ok(None);
+            }
+            Ok(header) if header.segment_id != listed.id || header.salt != listed.salt => {
+                self.damaged(id, 0, len, "the segment is not the one that the MANIFEST lists")?;
+                return Ok(None);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let reason = format!("bad segment header: {error}");
+                self.refuse_newer(error, &segment_file_name(id))?;
+                self.damaged(id, 0, len, reason)?;
+                return Ok(None);
+            }
+        }
+        let mut header = [0; SEGMENT_HEADER_LEN];
+        header.copy_from_slice(&bytes);
+        let mut candidate = Candidate { id, salt: listed.salt, header, file, len, footer: None };
+        candidate.footer = self.read_footer(&candidate).await?;
+        Ok(Some(candidate))
+    }
+
+    async fn read_footer(&self, candidate: &Candidate) -> Result<Option<Footer>> {
+        let Some(offset) = candidate.len.checked_sub(FOOTER_LEN as u64) else { return Ok(None) };
+        if offset < SEGMENT_HEADER_LEN as u64 {
+            return Ok(None);
+        }
+        let tail = util::read_exact(&*candidate.file, offset, FOOTER_LEN).await;
+        let tail = tail.map_err(|error| self.io_error("read a segment's footer", error, Some(candidate.id)))?;
+        let binding = format::Binding::new(candidate.salt, u64::from(candidate.id));
+        Ok(Footer::decode_at_end(&tail, &binding, candidate.len).ok().map(|(footer, _)| footer))
+    }
+
+    /// An unlisted segment with a number that was never spent holds no record, unless the directory was put together
+    /// from files of two ages: then removing it would lose data, and leaving it out would too.
+    async fn refuse_mixed_ages(&mut self, names: &Names, catalog: &Catalog) -> Result<()> {
+        for &id in names.segments.iter().filter(|&&id| id >= catalog.durable_next_segment_id()) {
+            let Ok(id) = u32::try_from(id) else { continue };
+            let file = self.dir.open(&segment_file_name(id), OpenMode::Read);
+            let len = file.and_then(|file| file.len());
+            let len = len.map_err(|error| self.io_error("measure a segment", error, Some(id)))?;
+            if len > SEGMENT_HEADER_LEN as u64 {
+                self.damaged(id, 0, len, "the segment is newer than the MANIFEST")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the list anew if it changed: without an empty tail, and with the sequence numbers that an unclean stop
+    /// spends. That comes before the tail is sealed, for a sealed segment no longer shows that the stop was unclean.
+    async fn settle_catalog(
+        &mut self,
+        catalog: &mut Catalog,
+        tail: Option<&tail::Scanned>,
+        next_seq: u64,
+    ) -> Result<()> {
+        catalog.spend_ids_up_to(self.highest_file_id);
+        if tail.is_none() && !catalog.is_rebuilt() {
+            return Ok(());
+        }
+        let dropped = tail.filter(|tail| tail.is_empty()).map(|tail| u64::from(tail.id()));
+        let kept = catalog.segments().iter().filter(|listed| Some(listed.id) != dropped).copied().collect();
+        self.may_remove_segments = !catalog.is_rebuilt();
+        catalog.edit(kept, next_seq).await.map_err(|error| {
+            let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
+            self.io_error("write the MANIFEST", error, None)
+        })
+    }
+
+    /// Removes what a crash left. An error leaves it for the next time.
+    async fn remove_leftovers(&mut self, names: &Names, catalog: &Catalog) {
+        let is_listed = |id: u64| catalog.segments().iter().any(|listed| listed.id == id);
+        let mut leftovers = names.leftovers.clone();
+        for &id in names.segments.iter().filter(|&&id| !is_listed(id)) {
+            let Ok(short_id) = u32::try_from(id) else { continue };
+            let name = segment_file_name(short_id);
+            let is_damage = self.report.damage.iter().any(|damage| damage.segment == id);
+            if is_damage || !self.may_remove_segments || self.is_of_another_store(&name, &catalog.store_id()).await {
+                self.report.foreign_files.push(name);
+            } else {
+                leftovers.push(name);
+            }
+        }
+        leftovers.extend(names.hints.iter().filter(|&&id| !is_listed(id)).map(|id| format!("{id:020}{HINT_SUFFIX}")));
+        for name in leftovers {
+            if self.dir.unlink(&name).is_ok() {
+                self.report.removed_files.push(name);
+            }
+        }
+    }
+
+    /// Whether the file says that it belongs elsewhere; a file that cannot say anything was cut off while being made.
+    async fn is_of_another_store(&self, name: &str, store_id: &[u8; 16]) -> bool {
+        let Ok(file) = self.dir.open(name, OpenMode::Read) else { return true };
+        let Ok(bytes) = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await else { return false };
+        match SegmentHeader::decode(&bytes) {
+            Ok(header) => header.store_id != *store_id,
+            Err(error) => error.is_unsupported(),
+        }
+    }
+
+    // ---- errors --------------------------------------------------------------------------------------------------
+
+    fn io_error(&self, operation: &str, source: io::Error, segment: Option<u32>) -> Error {
+        let error = Error::io(format!("open: {operation}"), source).with_path(&self.options.path);
+        match segment {
+            Some(id) => error.at_segment(u64::from(id)),
+            None => error,
+        }
+    }
+
+    /// Damage that can hold acknowledged data: an error, or an entry in the report.
+    fn damaged(&mut self, segment: u32, offset: u64, len: u64, reason: impl Into<String>) -> Result<()> {
+        let damage = Damage { segment: u64::from(segment), offset, len, reason: reason.into() };
+        match self.options.recovery {
+            Recovery::Salvage => {
+                self.report.damage.push(damage);
+                Ok(())
+            }
+            Recovery::Strict => Err(corrupt(&self.options.path, &damage)),
+        }
+    }
+
+    fn refuse_newer(&self, error: DecodeError, name: &str) -> Result<()> {
+        if !error.is_unsupported() {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::IncompatibleFormat, format!("open: {error}"));
+        Err(error.with_path(self.options.path.join(name)))
+    }
+
+    fn manifest_path(&self) -> std::path::PathBuf {
+        self.options.path.join(MANIFEST_FILE)
+    }
+}
+
+fn corrupt(path: &Path, damage: &Damage) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("open: {}", damage.reason))
+        .with_path(path)
+        .at_segment(damage.segment)
+        .at_offset(damage.offset)
+}

@@ -1,0 +1,135 @@
+//! The segment that was being written when the store stopped.
+//!
+//! Its end may be torn: cut off by the crash at any byte, with later sectors on disk and earlier ones not. Nothing from
+//! the first invalid byte on was acknowledged as durable, *unless* a later frame says that those bytes were durable
+//! when it was written. The first is a torn tail, and is cut; the second is damage.
+//!
+//! Whatever is kept is made durable before it is believed: the file is synced and its clean pages are dropped before
+//! the scan, the cut is synced before the footer is written, and the footer before anything else happens.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::load::publish;
+use super::scan::{Extent, Found, Scan, Stop};
+use super::{Candidate, Opening};
+use crate::error::Result;
+use crate::format::{Binding, FOOTER_LEN, Footer};
+use crate::io::{File, SyncKind, util};
+use crate::keydir::Keydir;
+use crate::options::Recovery;
+use crate::segment::Segment;
+
+/// What the tail was found to hold.
+pub(super) struct Scanned {
+    candidate: Candidate,
+    extent: Extent,
+    has_damage: bool,
+}
+
+impl Scanned {
+    pub(super) fn max_seq(&self) -> u64 {
+        self.extent.max_seq
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.candidate.id
+    }
+
+    /// Whether it holds no record.
+    pub(super) fn is_empty(&self) -> bool {
+        self.extent.records == 0 && !self.has_damage
+    }
+}
+
+impl Opening<'_> {
+    /// Reads the tail into the keydir, as far as it counts.
+    pub(super) async fn scan_tail(&mut self, tail: Candidate, keydir: &Keydir) -> Result<Scanned> {
+        let id = tail.id;
+        let synced = tail.file.sync(SyncKind::All).await;
+        synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
+        tail.file.evict();
+        let binding = Binding::new(tail.salt, u64::from(id));
+        let mut scan = Scan::new(Arc::clone(&tail.file), binding, &tail.header, tail.len);
+        let mut records = 0;
+        let mut has_damage = false;
+        loop {
+            let each = |found: Found<'_>| {
+                records += 1;
+                publish(keydir, id, &found);
+            };
+            let stop = scan.run(!has_damage, each).await;
+            let stop = stop.map_err(|error| self.io_error("scan the last segment", error, Some(id)))?;
+            let Some(stop) = stop else { break };
+            if !self.step_over(&mut scan, id, stop, tail.len).await? {
+                break;
+            }
+            has_damage = true;
+        }
+        let extent = scan.extent().clone();
+        self.report.segments += 1;
+        self.report.segments_scanned += 1;
+        self.report.records_scanned += records;
+        self.report.truncated_bytes += tail.len - extent.end;
+        Ok(Scanned { candidate: tail, extent, has_damage })
+    }
+
+    /// Seals the tail. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
+    /// for a whole one.
+    pub(super) async fn seal_tail(&mut self, tail: Scanned) -> Result<Option<Arc<Segment>>> {
+        let Scanned { candidate, extent, has_damage } = tail;
+        let id = candidate.id;
+        let mut len = candidate.len;
+        // With damage its bytes stay as they are, for whoever wants to look closer; every strict open refuses them.
+        if !has_damage {
+            let footer = Footer {
+                data_len: extent.end,
+                min_seq: extent.min_seq,
+                max_seq: extent.max_seq,
+                record_count: extent.records,
+                file_crc: extent.file_crc(),
+            };
+            let binding = Binding::new(candidate.salt, u64::from(id));
+            let encoded = footer.encode(&binding, extent.end, extent.max_seq, extent.records);
+            let closed = close_with(&*candidate.file, len, extent.end, &encoded).await;
+            closed.map_err(|error| self.io_error("seal the last segment", error, Some(id)))?;
+            len = extent.end + FOOTER_LEN as u64;
+        }
+        let segment = Arc::new(Segment::new(id, candidate.salt, len, true, Some(candidate.file)));
+        self.registry.insert(Arc::clone(&segment));
+        Ok((!has_damage).then_some(segment))
+    }
+
+    /// Decides what an invalid byte means. `true`: it was damage, and the scan can go on behind it.
+    async fn step_over(&mut self, scan: &mut Scan, id: u32, stop: Stop, len: u64) -> Result<bool> {
+        let durable = scan.durable_beyond(stop.offset).await;
+        if !durable.map_err(|error| self.io_error("scan the last segment", error, Some(id)))? {
+            return Ok(false);
+        }
+        let next = scan.find_next(stop.offset + 8).await;
+        let next = next.map_err(|error| self.io_error("scan the last segment", error, Some(id)))?;
+        let reason = format!("{} in bytes that were durable", stop.error);
+        self.damaged(id, stop.offset, next.unwrap_or(len) - stop.offset, reason)?;
+        debug_assert_eq!(self.options.recovery, Recovery::Salvage, "a strict open has ended with an error");
+        match next {
+            Some(next) => {
+                scan.resume_at(next);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+/// Cuts the file at `end`, durably, and puts `footer` there, durably.
+async fn close_with(file: &dyn File, len: u64, end: u64, footer: &[u8]) -> io::Result<()> {
+    // Even a file that ends at `end` may have space claimed behind it.
+    file.truncate(end)?;
+    if len > end {
+        file.sync(SyncKind::All).await?;
+    }
+    util::write_all(file, vec![Bytes::copy_from_slice(footer)], end).await?;
+    file.sync(SyncKind::All).await
+}

@@ -1,0 +1,385 @@
+//! The handle.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::batch::Batch;
+use crate::commit::Prepared;
+use crate::core::Core;
+use crate::error::{Error, ErrorKind, Result};
+use crate::futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer};
+use crate::io::IoKind;
+use crate::options::{Builder, MAX_KEY_LEN, PutOptions};
+use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
+
+/// Longest batch, in bytes of log: it is staged as a whole.
+const MAX_BATCH_BYTES: u64 = 1 << 30;
+
+/// An open store: a directory, a log, and an index of every key in memory.
+///
+/// Cheap to clone; all clones are the same store. It can be shared by any number of tasks on any executor, and by
+/// threads without one: the futures need no runtime, no reactor and no timer.
+///
+/// When the last clone is dropped, the store drains, syncs, seals its log and unlocks the directory, blocking the
+/// thread that drops it for as long as that takes (on one of the store's own threads, where a task may be dropped by its
+/// waker, it does not wait). Dropping cannot report an error: [`close`](Store::close) can.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> ringcask::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # pollster::block_on(async {
+/// let store = ringcask::Store::open(dir.path().join("db")).await?;
+/// let version = store.put("answer", "42").await?; // on stable storage from here on
+/// assert_eq!(store.get("answer").await?.as_deref(), Some(&b"42"[..]));
+/// assert!(store.durable_version() >= version);
+/// assert!(store.delete("answer").await?);
+/// assert_eq!(store.get("answer").await?, None);
+/// store.close().await
+/// # })
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Store(Arc<Handle>);
+
+/// Closes the store when the last clone goes.
+struct Handle(Arc<Core>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A forked child has copies of the parent's files and none of its threads: it leaves everything alone.
+        if !self.0.is_forked() {
+            self.0.close_blocking();
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path()).field("keys", &self.len()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn check_key(key: &[u8]) -> Result<()> {
+    match key.len() {
+        0 => Err(Error::new(ErrorKind::InvalidInput, format!("the key is empty; keys have 1 to {MAX_KEY_LEN} bytes"))),
+        len if len > MAX_KEY_LEN => {
+            Err(Error::new(ErrorKind::TooLarge, format!("the key has {len} bytes, more than {MAX_KEY_LEN}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Store {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self(Arc::new(Handle(core)))
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.0.0
+    }
+
+    /// Options for opening the store in the directory `path`.
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        Builder::new(path.as_ref())
+    }
+
+    /// Opens the store in the directory `path` with the default options, creating it if need be.
+    ///
+    /// What an earlier process left is recovered: everything that was acknowledged as durable is there, a torn end of
+    /// the log is cut off. [`recovery_report`](Store::recovery_report) tells what was found.
+    ///
+    /// # Errors
+    ///
+    /// [`Locked`](ErrorKind::Locked) if another handle has it open, in this process or another;
+    /// [`Corrupt`](ErrorKind::Corrupt) if bytes that were acknowledged are damaged or missing (see
+    /// [`Recovery`](crate::Recovery)); [`IncompatibleFormat`](ErrorKind::IncompatibleFormat) if a newer version wrote
+    /// it; [`InvalidConfig`](ErrorKind::InvalidConfig) for an option out of its range;
+    /// [`Unsupported`](ErrorKind::Unsupported) if the engine demanded is not to be had; [`Io`](ErrorKind::Io).
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens before the first poll. After it the opening goes on without the caller, and the store is closed
+    /// again when it is open.
+    pub fn open(path: impl AsRef<Path>) -> Open {
+        Self::builder(path).open()
+    }
+
+    /// The value of `key`, or `None` if it has none.
+    ///
+    /// Reads from the log's buffer or the page cache finish in the first poll, on the caller's thread. Checksum and key
+    /// are verified on every read from a file.
+    ///
+    /// # Errors
+    ///
+    /// [`Corrupt`](ErrorKind::Corrupt), with segment and offset, if the record is damaged: never wrong bytes, and never
+    /// `None` for damage. [`InvalidInput`](ErrorKind::InvalidInput) for an empty key, [`Io`](ErrorKind::Io),
+    /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Reading changes nothing; a dropped read is finished by the engine and its result thrown away.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
+        Get::new(Arc::clone(self.core()), key.as_ref())
+    }
+
+    /// Stores `value` under `key`, replacing any earlier value, at the store's durability; returns the write's version.
+    ///
+    /// `key` has 1 to [`MAX_KEY_LEN`] bytes, `value` up to [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN); it may be empty.
+    ///
+    /// # Durability
+    ///
+    /// See [`Durability`](crate::Durability). After the future has resolved, every `get` in every task sees the write
+    /// (or a later one). A `Synced` write is seen by nobody before it is on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::outcome`] tells whether the write is certainly not applied or may be found after a reopening.
+    /// [`TooLarge`](ErrorKind::TooLarge) and [`InvalidInput`](ErrorKind::InvalidInput) for arguments beyond the limits;
+    /// [`NoSpace`](ErrorKind::NoSpace) when the disk is full (not applied; the store goes on, and accepts writes again
+    /// when there is space); [`Poisoned`](ErrorKind::Poisoned) after a failed sync; [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its first poll, nothing happened. A write that was accepted runs to its end without the caller. A
+    /// write that still waits for room in the buffer (see [`Builder::staging_bytes`]) was not accepted and does not
+    /// happen.
+    #[doc(alias = "insert", alias = "set")]
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Put {
+        self.put_with(key, value, PutOptions::new())
+    }
+
+    /// As [`put`](Store::put), with options of its own.
+    pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: PutOptions) -> Put {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        let op = self.check(key, value.len()).map(|()| Prepared::put(pooled_buffer(), key, value));
+        self.put_op(op, &options)
+    }
+
+    /// As [`put`](Store::put); a value of 64 KiB or more is shared with the store until it is written, not copied.
+    pub fn put_bytes(&self, key: impl AsRef<[u8]>, value: Bytes) -> Put {
+        let key = key.as_ref();
+        let op = self.check(key, value.len()).map(|()| Prepared::put_bytes(pooled_buffer(), key, value));
+        self.put_op(op, &PutOptions::new())
+    }
+
+    fn put_op(&self, op: Result<Prepared>, options: &PutOptions) -> Put {
+        let durability = options.durability.unwrap_or(self.core().options.durability);
+        Put(WriteOp::new(Arc::clone(self.core()), durability, false, op))
+    }
+
+    /// Deletes `key`; tells whether it existed. If it did not, nothing is written.
+    ///
+    /// Durability, errors and cancel safety are those of [`put`](Store::put). On a full disk deletes go on for as long
+    /// as the reserve lasts (see [`Builder::reserve_bytes`]).
+    #[doc(alias = "remove")]
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Delete {
+        self.delete_with(key, PutOptions::new())
+    }
+
+    /// As [`delete`](Store::delete), with options of its own.
+    pub fn delete_with(&self, key: impl AsRef<[u8]>, options: PutOptions) -> Delete {
+        let key = key.as_ref();
+        let op = self.check(key, 0).map(|()| Prepared::tombstone(pooled_buffer(), key));
+        let durability = options.durability.unwrap_or(self.core().options.durability);
+        Delete(WriteOp::new(Arc::clone(self.core()), durability, true, op))
+    }
+
+    /// Applies `batch` as one: after a crash all of it is there or none, and no `get` sees a part of it. Returns the
+    /// version of its last operation.
+    ///
+    /// A batch takes up to 1 GiB of log. Durability, errors and cancel safety are those of [`put`](Store::put). An
+    /// empty batch does nothing.
+    pub fn write(&self, batch: Batch) -> Write {
+        let core = Arc::clone(self.core());
+        if batch.is_empty() {
+            return Write(WriteInner::Empty(core));
+        }
+        let durability = batch.durability_or(core.options.durability);
+        let op = self.check_batch(&batch).map(|()| Prepared::batch(&batch));
+        Write(WriteInner::Op(WriteOp::new(core, durability, false, op)))
+    }
+
+    fn check(&self, key: &[u8], value_len: usize) -> Result<()> {
+        check_key(key)?;
+        self.check_value_len(value_len)
+    }
+
+    fn check_value_len(&self, len: usize) -> Result<()> {
+        let limit = self.core().options.max_value_bytes;
+        if len as u64 > limit {
+            let message = format!("the value has {len} bytes, more than the {limit} that max_value_bytes allows");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(())
+    }
+
+    fn check_batch(&self, batch: &Batch) -> Result<()> {
+        match batch.first_bad_key() {
+            Some(0) => check_key(b"")?,
+            Some(len) => {
+                let message = format!("a key of the batch has {len} bytes, more than {MAX_KEY_LEN}");
+                return Err(Error::new(ErrorKind::TooLarge, message));
+            }
+            None => {}
+        }
+        if batch.byte_len() > MAX_BATCH_BYTES {
+            let message = format!("the batch has {} bytes, more than {MAX_BATCH_BYTES}", batch.byte_len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        self.check_value_len(batch.longest_value())
+    }
+
+    /// Whether `key` has a value. Answered from memory.
+    #[must_use]
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> bool {
+        self.core().keydir.get(key.as_ref()).is_some()
+    }
+
+    /// Number of keys that have a value. Answered from memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::try_from(self.core().keydir.len()).unwrap_or(usize::MAX)
+    }
+
+    /// Whether no key has a value.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Length of the value of `key` in bytes. Answered from memory.
+    #[must_use]
+    pub fn value_len(&self, key: impl AsRef<[u8]>) -> Option<u64> {
+        self.core().keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
+    }
+
+    /// Every write with this version or a lower one is on stable storage.
+    #[must_use]
+    pub fn durable_version(&self) -> Version {
+        Version(self.core().log.durable_seq())
+    }
+
+    /// Waits until the write with `version` is on stable storage. Asks for no sync of its own: a `Buffered` or `Written`
+    /// write gets there within the sync interval, or with the next [`sync`](Store::sync).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a version this store has not given out;
+    /// [`Poisoned`](ErrorKind::Poisoned).
+    ///
+    /// # Cancel safety
+    ///
+    /// Waiting changes nothing.
+    pub fn wait_durable(&self, version: Version) -> WaitDurable {
+        WaitDurable { core: Arc::clone(self.core()), seq: version.0 }
+    }
+
+    /// Brings everything accepted so far to stable storage; returns the version up to which that holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Poisoned`](ErrorKind::Poisoned), [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// A sync that was asked for happens, with or without the caller.
+    #[doc(alias = "flush", alias = "persist")]
+    pub fn sync(&self) -> Sync {
+        Sync::new(Arc::clone(self.core()))
+    }
+
+    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let core = self.core();
+        let (counters, staged_bytes) = core.log.counters();
+        let segments: Vec<SegmentStats> = core
+            .registry
+            .all()
+            .iter()
+            .map(|segment| SegmentStats {
+                id: u64::from(segment.id),
+                total_bytes: segment.written_end(),
+                live_bytes: segment.live_bytes(),
+                sealed: segment.is_sealed(),
+            })
+            .collect();
+        let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
+        let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
+        let (commit, read) = (&core.commit_counters, &core.read_counters);
+        Stats {
+            engine: match core.io.kind() {
+                IoKind::Uring => "io_uring",
+                IoKind::Threads => "threads",
+                IoKind::Sim => "sim",
+            },
+            engine_fallback: core.engine_fallback.clone(),
+            keys: core.keydir.len(),
+            live_bytes,
+            dead_bytes: u64::saturating_sub(disk_bytes, live_bytes),
+            disk_bytes,
+            segments,
+            puts: counters.puts,
+            deletes: counters.deletes,
+            batches: counters.batches,
+            gets: read.gets.load(Ordering::Relaxed),
+            gets_from_staging: read.from_staging.load(Ordering::Relaxed),
+            gets_from_cache: read.from_cache.load(Ordering::Relaxed),
+            gets_from_disk: read.from_disk.load(Ordering::Relaxed),
+            groups: commit.groups.load(Ordering::Relaxed),
+            group_records: commit.group_records.load(Ordering::Relaxed),
+            bytes_written: commit.bytes_written.load(Ordering::Relaxed),
+            syncs: commit.syncs.load(Ordering::Relaxed),
+            staged_bytes,
+            poisoned: core.log.ended().is_some(),
+        }
+    }
+
+    /// How the store was found when it was opened.
+    #[must_use]
+    pub fn recovery_report(&self) -> &RecoveryReport {
+        &self.core().report
+    }
+
+    /// The directory, as it was given to [`open`](Store::open).
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.core().options.path
+    }
+
+    /// Closes the store for all clones: what was accepted is written and synced, the log is sealed, its hint written, and
+    /// the directory unlocked. A second call waits for the same end.
+    ///
+    /// # Errors
+    ///
+    /// The error that kept the store from closing cleanly. It is closed all the same, and what was acknowledged as
+    /// durable is there when it is opened again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the close goes on without the caller.
+    pub fn close(&self) -> Close {
+        Close { core: Arc::clone(self.core()), requested: false }
+    }
+}
+
+const _: () = {
+    const fn assert_send_sync<T: Send + std::marker::Sync + 'static>() {}
+    const fn assert_future<T: Send + Unpin + 'static>() {}
+    assert_send_sync::<Store>();
+    assert_send_sync::<Error>();
+    assert_future::<Open>();
+    assert_future::<Get>();
+    assert_future::<Put>();
+    assert_future::<Delete>();
+    assert_future::<Write>();
+    assert_future::<Sync>();
+    assert_future::<WaitDurable>();
+    assert_future::<Close>();
+};
