@@ -30,6 +30,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -175,6 +176,11 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // A task whose operations are all ready at once polls this many times before its thread looks at the timers.
+        let now = Instant::now();
+        if self.key.0 <= now {
+            self.timers.fire(now);
+        }
         Pin::new(&mut self.handle).poll(cx)
     }
 }
@@ -368,24 +374,31 @@ fn run(mut task: Task, mut reactor: impl Reactor, timers: &Timers, task_over: &A
     quietly(|| drop(task));
     quietly(|| reactor.finish());
     if let Err(payload) = ended {
-        std::mem::forget(payload);
+        mem::forget(payload);
     }
 }
 
 /// The threads of a world's tasks.
+///
+/// Dropped without [`Crew::dismiss`] it does nothing at all: in a forked child these threads do not exist, and even
+/// detaching them would touch what is no longer theirs.
 #[derive(Default)]
-pub(super) struct Crew(Mutex<Vec<Member>>);
+pub(super) struct Crew(Mutex<ManuallyDrop<Vec<Member>>>);
 
 impl Crew {
+    fn lock(&self) -> MutexGuard<'_, ManuallyDrop<Vec<Member>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn add(&self, member: Member) {
-        let mut members = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = self.lock();
         members.retain(|member| !member.handle.is_finished());
         members.push(member);
     }
 
     /// Waits for the threads whose task is over and which only clean up; a task that still runs is left alone.
     pub(super) fn dismiss(&self) {
-        let members = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let members = mem::take(&mut **self.lock());
         for member in members {
             if member.task_over.load(Ordering::Acquire) {
                 member.join();

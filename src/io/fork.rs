@@ -61,3 +61,27 @@ pub(crate) fn block_signals() {
         libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_sees_another_generation_and_its_parent_does_not() {
+        watch();
+        let before = fork_generation();
+        // SAFETY: the child calls nothing but an atomic load and `_exit`, both async-signal-safe.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let status = i32::from(fork_generation() != before + 1);
+            // SAFETY: ends the child without running anything of the parent's.
+            unsafe { libc::_exit(status) };
+        }
+        assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
+        let mut status = -1;
+        // SAFETY: `status` outlives the call.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "the child did not see the next generation");
+        assert_eq!(fork_generation(), before);
+    }
+}

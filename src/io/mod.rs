@@ -9,7 +9,7 @@
 //! | `threads` | blocking calls on the task's own thread | a small pool | the machine's |
 //! | `sim` | steps of a simulated disk, in an order the seed chooses | the same | simulated |
 //!
-//! # Rules every world keeps (`tests/io_contract.rs` runs them against all three)
+//! # Rules every world keeps (`tests/io_contract` runs them against all three)
 //!
 //! - An operation owns its buffers from the call until its completion. Dropping the future of an operation abandons the
 //!   result, never the operation: it runs to its end and then its buffers are freed.
@@ -20,10 +20,12 @@
 //! - Nothing here retries a failed sync.
 
 mod engine;
-mod fork;
+pub(crate) mod fork;
 mod op;
 mod os;
+pub mod probe;
 pub mod threads;
+pub mod uring;
 pub mod util;
 
 use std::fmt;

@@ -64,6 +64,13 @@ pub(super) struct OsFile {
     fd: OwnedFd,
 }
 
+#[cfg(test)]
+impl From<OwnedFd> for OsFile {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
 impl OsFile {
     pub(super) fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
@@ -89,10 +96,11 @@ impl OsFile {
     }
 
     pub(super) fn sync(&self, kind: SyncKind) -> io::Result<()> {
-        Ok(match kind {
+        match kind {
             SyncKind::Data => fs::fdatasync(&self.fd)?,
             SyncKind::All => fs::fsync(&self.fd)?,
-        })
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,80 @@
+//! Setting up a ring, and finding out whether this machine lets us have one.
+//!
+//! A ring is made, used and dropped by one thread (`SINGLE_ISSUER`), which runs its own completions when it asks for them
+//! (`DEFER_TASKRUN`). Kernels before 6.1 have no such rings; they get the world of blocking calls rather than a second
+//! code path.
+
+use std::io;
+use std::thread;
+
+use io_uring::{IoUring, Probe, opcode, squeue};
+
+/// Completions per submission entry that the ring has room for.
+const CQ_FACTOR: u32 = 4;
+/// Kernel threads for one engine thread's blocking work. The kernel serialises writes to one file anyway.
+const MAX_WORKERS: u32 = 2;
+
+const OPCODES: [(u8, &str); 4] = [
+    (opcode::Read::CODE, "READ"),
+    (opcode::Write::CODE, "WRITE"),
+    (opcode::Writev::CODE, "WRITEV"),
+    (opcode::Fsync::CODE, "FSYNC"),
+];
+
+/// A ring of `entries` submissions for the calling thread.
+pub(super) fn build(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::<squeue::Entry>::builder();
+    builder
+        .dontfork()
+        .setup_clamp()
+        .setup_cqsize(entries.saturating_mul(CQ_FACTOR))
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag();
+    let mut with_no_sqarray = builder.clone();
+    with_no_sqarray.setup_no_sqarray();
+    let is_unknown_flag = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let ring = match with_no_sqarray.build(entries) {
+        // Before 6.6.
+        Err(error) if is_unknown_flag(&error) => builder.build(entries),
+        other => other,
+    };
+    let ring = ring.map_err(|error| explain(&error))?;
+    if !ring.params().is_feature_nodrop() || !ring.params().is_feature_ext_arg() {
+        return Err(unsupported("the kernel's rings lack NODROP or EXT_ARG".into()));
+    }
+    // Since 5.15; without it there are merely more idle kernel threads.
+    let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
+    Ok(ring)
+}
+
+fn unsupported(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, message)
+}
+
+fn explain(error: &io::Error) -> io::Error {
+    let reason = match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has no io_uring",
+        Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (seccomp or kernel.io_uring_disabled)",
+        Some(libc::EINVAL) => "the kernel is older than 6.1",
+        Some(libc::ENOMEM) => "no memory for a ring (perhaps RLIMIT_MEMLOCK)",
+        _ => "no ring can be set up",
+    };
+    io::Error::new(error.kind(), format!("{reason}: {error}"))
+}
+
+/// Whether rings work here: sets one up, asks for its operations, and sends one through it. The error says why not.
+pub(in crate::io) fn probe() -> io::Result<()> {
+    // In a thread of its own, so that the caller's is not tied to a ring.
+    let prober = thread::Builder::new().name("ringcask-probe".into()).spawn(|| {
+        let mut ring = build(2)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
+        if let Some((_, name)) = OPCODES.iter().find(|(code, _)| !probe.is_supported(*code)) {
+            return Err(unsupported(format!("the kernel's rings have no {name}")));
+        }
+        super::driver::send_nop(&mut ring).map_err(|error| explain(&error))
+    })?;
+    prober.join().unwrap_or_else(|_| Err(io::Error::other("the probe of io_uring panicked")))
+}

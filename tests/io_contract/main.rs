@@ -1,0 +1,139 @@
+//! The rules of the I/O seam, one suite for every world.
+//!
+//! Each check runs in every world, one after the other and never beside another check: after each, the process must have
+//! as many open descriptors as before it, so every check is also a check for leaks.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
+
+mod files;
+mod operations;
+mod tasks;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use ringcask::io::threads::ThreadsIo;
+use ringcask::io::uring::{DEFAULT_ENTRIES, UringIo};
+use ringcask::io::{Dir, File, Io, OpenMode, ReadDone};
+
+/// Longer than any of this takes on a busy machine: what takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+type MakeWorld = fn() -> Arc<dyn Io>;
+
+/// The worlds under test. A new world is added here; checks that look at the real file system are skipped for one that
+/// has none (`IoKind::Sim`), and [`in_task`] is where its tasks are made to run.
+fn worlds() -> Vec<(&'static str, MakeWorld)> {
+    let mut worlds: Vec<(&'static str, MakeWorld)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
+    if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {
+        println!("RINGCASK_ENGINE=threads: io_uring is not tested");
+    } else {
+        worlds.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is not to be had here"))));
+        worlds.push(("uring of 2 entries", || Arc::new(UringIo::new(2).unwrap())));
+    }
+    worlds
+}
+
+/// One world, and a directory for it.
+struct Stage {
+    name: &'static str,
+    io: Arc<dyn Io>,
+    path: PathBuf,
+}
+
+impl Stage {
+    fn dir(&self) -> Arc<dyn Dir> {
+        self.io.open_dir(&self.path, true).unwrap()
+    }
+
+    /// A file of `blocks` blocks of 4 KiB, every byte of which tells its block, not in the page cache.
+    fn cold_file(&self, blocks: u32) -> Arc<dyn File> {
+        let content: Vec<u8> = (0..blocks).flat_map(|block| block.to_le_bytes().repeat(1024)).collect();
+        std::fs::write(self.path.join("cold"), &content).unwrap();
+        std::fs::File::open(self.path.join("cold")).unwrap().sync_all().unwrap();
+        let file = self.dir().open("cold", OpenMode::Read).unwrap();
+        file.evict();
+        file
+    }
+}
+
+fn check_block(done: ReadDone, block: u32) {
+    assert_eq!(done.result.unwrap(), 4096, "block {block}");
+    assert_eq!(done.buf, block.to_le_bytes().repeat(1024), "block {block}");
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Runs `check` once per world, in a directory that does not exist yet.
+fn in_every_world(check: impl Fn(Stage)) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for (name, make) in worlds() {
+        let home = tempfile::tempdir().unwrap();
+        let before = open_descriptors();
+        let start = Instant::now();
+        check(Stage { name, io: make(), path: home.path().join("a/b") });
+        // A thread that is told of the end may still be on its way out.
+        while open_descriptors() != before {
+            assert!(start.elapsed() < PATIENCE, "{name}: {before} descriptors became {}", open_descriptors());
+            thread::yield_now();
+        }
+        println!("{name}: {:?}", start.elapsed());
+    }
+}
+
+/// Runs a task of the stage's world to its end, and returns what it says.
+fn in_task<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
+    stage: &Stage,
+    task: impl FnOnce(Arc<dyn Io>, Arc<dyn Dir>) -> T,
+) -> R {
+    let (done, result) = mpsc::channel();
+    let task = task(Arc::clone(&stage.io), stage.dir());
+    stage.io.spawn("contract", Box::pin(async move { done.send(task.await).unwrap() })).unwrap();
+    result.recv_timeout(PATIENCE).expect("the task hangs, or panicked with a message above")
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for `future` on this thread, which is none of the world's.
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    let start = Instant::now();
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "no wake-up came");
+        thread::park_timeout(PATIENCE);
+    }
+}
+
+/// The owner of a written buffer; counts its end.
+struct Owner(Vec<u8>, Arc<AtomicUsize>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.fill(0xee);
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
