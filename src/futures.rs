@@ -330,11 +330,8 @@ fn begin_open(options: Options) -> Result<Promise<Result<Store>>> {
     options.validate()?;
     let (io, fallback) = match &options.world {
         Some(world) => (Arc::clone(world), None),
-        None => {
-            let opened = probe::open_world(options.engine)
-                .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?;
-            (opened.io, opened.fallback)
-        }
+        None => probe::open_world(options.engine)
+            .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?,
     };
     let promise = Promise::new();
     // If the opening unwinds, the guard's error is what the caller gets; otherwise the promise is fulfilled before.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::Open;
 use crate::io::Io;
+pub use crate::io::probe::EngineChoice as Engine;
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
@@ -29,21 +30,6 @@ pub enum Durability {
     /// On stable storage: it survives power loss. No reader sees the write before that.
     #[default]
     Synced,
-}
-
-/// Which engine carries out the I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Engine {
-    /// io_uring where the host allows it, otherwise [`Engine::Threads`];
-    /// [`Stats::engine`](crate::Stats::engine) says which, and why. The environment variable `RINGCASK_ENGINE`
-    /// (`uring` or `threads`) overrides this choice, and only this one.
-    #[default]
-    Auto,
-    /// io_uring, or an error.
-    Uring,
-    /// Blocking system calls on the store's own threads.
-    Threads,
 }
 
 /// What opening does about damage that can hold acknowledged data.

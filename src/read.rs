@@ -63,7 +63,9 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
         }
     }
     let Some((entry, segment)) = found else {
-        return Err(Error::new(ErrorKind::Corrupt, "get: the record's segment is gone").with_path(&sources.registry.path));
+        return Err(
+            Error::new(ErrorKind::Corrupt, "get: the record's segment is gone").with_path(&sources.registry.path)
+        );
     };
     let location = entry.location;
     let value_len = location.value_len as usize;
@@ -76,7 +78,10 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
         }
         // It has just been written: the file has it.
     }
-    let file = sources.registry.file(&segment).map_err(|error| at(Error::io("get: open the segment", error), &segment, entry))?;
+    let file = sources
+        .registry
+        .file(&segment)
+        .map_err(|error| at(Error::io("get: open the segment", error), &segment, entry))?;
     let mut buf = Vec::new();
     if buf.try_reserve_exact(len).is_err() {
         let error = io::Error::from(io::ErrorKind::OutOfMemory);

@@ -11,12 +11,10 @@ use std::task::{Context, Poll, Waker};
 use crate::error::{Error, Result};
 use crate::wake;
 
-/// How far a group has come.
+/// How far a group has come. It begins in the log's buffers, with none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
-    /// In the log's buffers.
-    Staged = 0,
     /// The kernel has it.
     Written = 1,
     /// Everything its members asked for is done.

@@ -447,7 +447,8 @@ impl Log {
     }
 
     fn ring_if_due(&self, state: MutexGuard<'_, State>) {
-        let due = state.is_ripe() || state.room.wanted.is_some() || (!state.task.timer_armed && !state.stage.is_empty());
+        let due =
+            state.is_ripe() || state.room.wanted.is_some() || (!state.task.timer_armed && !state.stage.is_empty());
         if due && !state.task.rung {
             self.ring(state);
         }

@@ -6,9 +6,7 @@
 use bytes::Bytes;
 
 use crate::batch::Batch;
-use crate::format::{
-    ALIGN, BATCH_FRAME_LEN, RECORD_HEADER_LEN, RecordHeader, RecordKind, payload_crc, record_len,
-};
+use crate::format::{ALIGN, BATCH_FRAME_LEN, RECORD_HEADER_LEN, RecordHeader, RecordKind, payload_crc, record_len};
 
 /// Values from this size on are written from where they are instead of being copied into the log's buffer.
 pub(crate) const LARGE_VALUE_BYTES: usize = 64 * 1024;

@@ -24,7 +24,7 @@ use super::stage::Place;
 use super::task::{Active, CommitCounters, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
-use crate::io::{File, OpenMode, SyncKind, util};
+use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::segment::{CatalogError, Segment, segment_file_name};
 
 /// Disk space is claimed in steps of this size, or the segment's if that is smaller.
@@ -158,7 +158,7 @@ impl Committer {
         };
         let next_seq = self.log.next_seq();
         let header = SegmentHeader::new(self.catalog.store_id(), id, salt, next_seq).encode();
-        let file = match self.create_file(&name, &header).await {
+        let file = match create_file(&*self.registry.dir, &name, &header).await {
             Ok(file) => file,
             Err(error) => {
                 let error = fail(error);
@@ -182,13 +182,6 @@ impl Committer {
         Ok(Ok(()))
     }
 
-    async fn create_file(&self, name: &str, header: &[u8]) -> io::Result<Arc<dyn File>> {
-        let file = self.registry.dir.open(name, OpenMode::CreateNew)?;
-        util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
-        file.sync(SyncKind::All).await?;
-        Ok(file)
-    }
-
     fn activate(&mut self, id: u32, salt: u64, file: Arc<dyn File>, header: &[u8]) {
         let end = SEGMENT_HEADER_LEN as u64;
         let segment = Arc::new(Segment::new(id, salt, end, false, Some(Arc::clone(&file))));
@@ -198,7 +191,7 @@ impl Committer {
         self.registry.insert(Arc::clone(&segment));
         self.active = Some(Active {
             segment: Arc::clone(&segment),
-            file: Arc::clone(&file),
+            file,
             end,
             durable_end: end,
             crc,
@@ -207,6 +200,14 @@ impl Committer {
             max_seq: 0,
             retired: false,
         });
-        self.log.set_place(Place { segment, file, next_offset: end, next_ordinal: 0, claimed_end: end });
+        self.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });
     }
+}
+
+/// A new segment file with its header, durable but for its name.
+async fn create_file(dir: &dyn Dir, name: &str, header: &[u8]) -> io::Result<Arc<dyn File>> {
+    let file = dir.open(name, OpenMode::CreateNew)?;
+    util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
+    file.sync(SyncKind::All).await?;
+    Ok(file)
 }

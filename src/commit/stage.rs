@@ -14,14 +14,12 @@ use super::prepared::{Member, Prepared, Shape};
 use crate::format::{
     ALIGN, BATCH_FRAME_LEN, BatchFrame, RECORD_HEADER_LEN, RecordKind, WATERMARK_LEN, Watermark, patch_header,
 };
-use crate::io::File;
 use crate::segment::Segment;
 
 /// Where the next record goes.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) segment: Arc<Segment>,
-    pub(crate) file: Arc<dyn File>,
     pub(crate) next_offset: u64,
     pub(crate) next_ordinal: u32,
     /// Disk space is claimed up to here.
@@ -122,7 +120,13 @@ impl Stage {
 
     /// Copies `op` in at `place`, giving its records sequence numbers from `first_seq` on; returns the buffer position
     /// and the log offset of its first byte.
-    pub(crate) fn push(&mut self, place: &mut Place, op: &Prepared, first_seq: u64, durable_offset: u64) -> (usize, u64) {
+    pub(crate) fn push(
+        &mut self,
+        place: &mut Place,
+        op: &Prepared,
+        first_seq: u64,
+        durable_offset: u64,
+    ) -> (usize, u64) {
         if self.is_empty() {
             self.base = place.next_offset;
             self.first_ordinal = place.next_ordinal;

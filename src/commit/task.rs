@@ -89,7 +89,7 @@ pub(crate) struct Committer {
     pub(super) counters: Arc<CommitCounters>,
     pub(super) active: Option<Active>,
     /// Called with each segment that was sealed.
-    pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send>,
+    pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
     /// Written groups that are not resolved, oldest first.
     written: VecDeque<Taken>,
     written_seq: u64,
@@ -117,7 +117,7 @@ impl Committer {
         catalog: Catalog,
         options: CommitOptions,
         counters: Arc<CommitCounters>,
-        sealed: Box<dyn Fn(Arc<Segment>) + Send>,
+        sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
     ) -> Self {
         let written_seq = log.durable_seq();
         Self {
@@ -354,8 +354,7 @@ impl Committer {
         };
         self.unsynced_since = None;
         CommitCounters::add(&self.counters.syncs, 1);
-        self.sync =
-            Some(SyncInFlight { op: active.file.sync(SyncKind::Data), seq: self.written_seq, end: active.end });
+        self.sync = Some(SyncInFlight { op: active.file.sync(SyncKind::Data), seq: self.written_seq, end: active.end });
     }
 
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {

@@ -209,7 +209,9 @@ async fn load_hint(
     let file = match dir.open(&hint_file_name(candidate.id), OpenMode::Read) {
         Ok(file) => file,
         // Whatever it is that cannot be opened as a hint: the segment says the same.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            return Ok(false);
+        }
         Err(error) => return Err(error),
     };
     let Ok(len) = usize::try_from(file.len()?) else { return Ok(false) };
@@ -262,7 +264,9 @@ async fn scan_one(candidate: Candidate, keydir: &Keydir, salvage: bool) -> io::R
     }
     let extent = scan.extent();
     let differs = candidate.footer.as_ref().is_some_and(|footer| {
-        footer.file_crc != extent.file_crc() || footer.record_count != extent.records || footer.max_seq != extent.max_seq
+        footer.file_crc != extent.file_crc()
+            || footer.record_count != extent.records
+            || footer.max_seq != extent.max_seq
     });
     let damage_reason = (damage.is_empty() && differs).then_some("the segment is not what its footer says");
     let max_seq = candidate.footer.as_ref().map_or(extent.max_seq, |footer| footer.max_seq.max(extent.max_seq));

@@ -41,8 +41,7 @@ impl Registry {
 
     /// All segments, ascending by id.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
-        let mut all: Vec<_> =
-            self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> = self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         all.sort_by_key(|segment| segment.id);
         all
     }
