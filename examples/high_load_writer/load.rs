@@ -1,0 +1,253 @@
+//! The tasks that load the store.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ringcask::{Durability, Error, Outcome, PutOptions, Stats, Store};
+use tokio::task::{JoinSet, yield_now};
+
+use crate::data::{self, Rng};
+use crate::options::Options;
+use crate::report::{Latency, Phase, Progress};
+use crate::{Failure, or_hang};
+
+/// Operations between two yields. Futures that are ready at once never suspend their task, so without this a writer of
+/// `Buffered` puts would keep its thread, and every other task of it would starve.
+const OPERATIONS_PER_YIELD: u64 = 64;
+
+/// What all tasks of a run share.
+pub(crate) struct Run {
+    store: Store,
+    /// By key: the generation that was acknowledged last, 0 for none. Only the owner of the key stores into it.
+    acknowledged: Vec<AtomicU32>,
+    value_bytes: usize,
+}
+
+/// What came of a run.
+pub(crate) struct LoadOutcome {
+    pub(crate) puts: Phase,
+    pub(crate) gets: Phase,
+    /// Keys whose last put failed in a way that leaves open whether it happened.
+    pub(crate) undecided: HashSet<usize>,
+    pub(crate) read_mismatches: u64,
+    /// Errors and examples of mismatches, for people.
+    pub(crate) faults: Vec<String>,
+}
+
+/// How one task ended.
+#[derive(Default)]
+struct TaskEnd {
+    latency: Latency,
+    undecided: Option<usize>,
+    mismatches: u64,
+    fault: Option<String>,
+}
+
+/// Operations of one task so far, on cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicU64);
+
+impl Run {
+    pub(crate) fn new(store: Store, options: &Options) -> Self {
+        let acknowledged = (0..options.keys).map(|_| AtomicU32::new(0)).collect();
+        Self { store, acknowledged, value_bytes: options.value_bytes }
+    }
+
+    /// The generation acknowledged last, by key.
+    pub(crate) fn acknowledged(&self) -> Vec<u32> {
+        self.acknowledged.iter().map(|generation| generation.load(Ordering::Acquire)).collect()
+    }
+
+    /// The keys that task `task` of `tasks` owns.
+    fn slice(&self, task: usize, tasks: usize) -> Range<usize> {
+        let keys = self.acknowledged.len();
+        task * keys / tasks..(task + 1) * keys / tasks
+    }
+}
+
+/// Puts generation 1 of every key and waits until all of it is on disk.
+pub(crate) async fn preload(run: &Arc<Run>) -> Result<(), Failure> {
+    eprintln!("storing {} keys before the run", run.acknowledged.len());
+    let tasks = run.acknowledged.len().min(64);
+    let mut loaders = JoinSet::new();
+    for task in 0..tasks {
+        let run = Arc::clone(run);
+        loaders.spawn(async move {
+            let mut value = vec![0; run.value_bytes];
+            for index in run.slice(task, tasks) {
+                data::fill(&mut value, index, 1);
+                let buffered = PutOptions::new().durability(Durability::Buffered);
+                run.store.put_with(data::key(index), &value, buffered).await?;
+                run.acknowledged[index].store(1, Ordering::Release);
+                if (index as u64).is_multiple_of(OPERATIONS_PER_YIELD) {
+                    yield_now().await;
+                }
+            }
+            Ok::<(), Error>(())
+        });
+    }
+    while let Some(loaded) = or_hang("storing the keys", loaders.join_next()).await {
+        loaded??;
+    }
+    or_hang("sync", run.store.sync()).await?;
+    Ok(())
+}
+
+/// Runs all writers and readers for the time that the options say.
+pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
+    let counters = |tasks: usize| -> Arc<[Counter]> { (0..tasks).map(|_| Counter::default()).collect() };
+    let (put_counts, get_counts) = (counters(options.writers), counters(options.readers));
+    let (stop_progress, stopped) = mpsc::channel();
+    let progress = {
+        let (store, puts, gets) = (run.store.clone(), Arc::clone(&put_counts), Arc::clone(&get_counts));
+        thread::spawn(move || show_progress(&store, &puts, &gets, &stopped))
+    };
+
+    let begun = Instant::now();
+    let deadline = begun + options.seconds;
+    let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
+    for task in 0..options.writers {
+        writers.spawn(write(
+            Arc::clone(run),
+            run.slice(task, options.writers),
+            Arc::clone(&put_counts),
+            task,
+            deadline,
+        ));
+    }
+    for task in 0..options.readers {
+        readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, deadline));
+    }
+    let mut outcome = LoadOutcome {
+        puts: Phase::default(),
+        gets: Phase::default(),
+        undecided: HashSet::new(),
+        read_mismatches: 0,
+        faults: Vec::new(),
+    };
+    // A put may wait for a slow disk beyond the deadline; it is only ever cut by an error.
+    let wrote = or_hang("a put", writers.join_all());
+    outcome.puts = outcome.gather(wrote.await, begun);
+    let got = or_hang("a get", readers.join_all());
+    outcome.gets = outcome.gather(got.await, begun);
+    drop(stop_progress);
+    if progress.join().is_err() {
+        outcome.faults.push("the progress display failed".to_owned());
+    }
+    outcome
+}
+
+impl LoadOutcome {
+    /// Takes in how the tasks of one kind ended; faults are told once, with how many tasks they stopped.
+    fn gather(&mut self, ends: Vec<TaskEnd>, begun: Instant) -> Phase {
+        let mut phase = Phase { elapsed: begun.elapsed(), ..Phase::default() };
+        let stopped = ends.iter().filter(|end| end.fault.is_some()).count();
+        for end in ends {
+            phase.latency.add(&end.latency);
+            self.undecided.extend(end.undecided);
+            self.read_mismatches += end.mismatches;
+            if let Some(fault) = end.fault
+                && self.faults.len() < 4
+            {
+                self.faults.push(fault);
+            }
+        }
+        if stopped > 0 {
+            self.faults.push(format!("{stopped} tasks had such an error"));
+        }
+        phase
+    }
+}
+
+async fn write(run: Arc<Run>, owned: Range<usize>, counts: Arc<[Counter]>, task: usize, deadline: Instant) -> TaskEnd {
+    let mut end = TaskEnd::default();
+    let mut rng = Rng::new(task);
+    let mut value = vec![0; run.value_bytes];
+    for puts in 1.. {
+        let index = owned.start + rng.below(owned.len());
+        let acknowledged = &run.acknowledged[index];
+        let generation = acknowledged.load(Ordering::Relaxed) + 1;
+        data::fill(&mut value, index, generation);
+
+        let called = Instant::now();
+        let result = run.store.put(data::key(index), &value).await;
+        let resolved = Instant::now();
+
+        if let Err(error) = result {
+            // Only an unknown outcome leaves the new value a right to be there after the reopening.
+            end.undecided = (error.outcome() == Outcome::Unknown).then_some(index);
+            end.fault = Some(format!("put: {error}"));
+            break;
+        }
+        acknowledged.store(generation, Ordering::Release);
+        end.latency.record(resolved - called);
+        counts[task].0.store(puts, Ordering::Relaxed);
+        if resolved >= deadline {
+            break;
+        }
+        if puts.is_multiple_of(OPERATIONS_PER_YIELD) {
+            yield_now().await;
+        }
+    }
+    end
+}
+
+async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, deadline: Instant) -> TaskEnd {
+    let mut end = TaskEnd::default();
+    let mut rng = Rng::new(!task);
+    for gets in 1.. {
+        let index = rng.below(run.acknowledged.len());
+        let acknowledged = &run.acknowledged[index];
+        let oldest = acknowledged.load(Ordering::Acquire);
+
+        let called = Instant::now();
+        let result = run.store.get(data::key(index)).await;
+        let resolved = Instant::now();
+
+        let value = match result {
+            Ok(value) => value,
+            Err(error) => {
+                end.fault = Some(format!("get: {error}"));
+                break;
+            }
+        };
+        // The owner may be one put ahead of what it has been told.
+        let newest = acknowledged.load(Ordering::Acquire) + 1;
+        if let Some(fault) = data::fault(value.as_deref(), run.value_bytes, index, &(oldest..newest + 1)) {
+            end.mismatches += 1;
+            end.fault.get_or_insert(format!("get: {fault}"));
+        }
+        end.latency.record(resolved - called);
+        counts[task].0.store(gets, Ordering::Relaxed);
+        if resolved >= deadline {
+            break;
+        }
+        if gets.is_multiple_of(OPERATIONS_PER_YIELD) {
+            yield_now().await;
+        }
+    }
+    end
+}
+
+/// Prints what the last second brought, each second, until `stopped` hangs up. On a thread of its own: the load must
+/// not delay it.
+fn show_progress(store: &Store, puts: &[Counter], gets: &[Counter], stopped: &mpsc::Receiver<()>) {
+    let total = |counts: &[Counter]| counts.iter().map(|count| count.0.load(Ordering::Relaxed)).sum::<u64>();
+    let mut progress = Progress::begin(store.stats());
+    let mut next = Instant::now() + Duration::from_secs(1);
+    loop {
+        let wait = next.saturating_duration_since(Instant::now());
+        if stopped.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout) {
+            break;
+        }
+        let stats: Stats = store.stats();
+        progress.show(total(puts), total(gets), stats);
+        next += Duration::from_secs(1);
+    }
+    progress.end();
+}

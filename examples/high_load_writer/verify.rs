@@ -1,0 +1,90 @@
+//! The check after the reopening: every key, every byte.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ringcask::Store;
+use tokio::task::{JoinSet, yield_now};
+
+use crate::data;
+use crate::or_hang;
+
+/// What the check found.
+#[derive(Default)]
+pub(crate) struct Verified {
+    /// Acknowledged keys that hold what they must.
+    pub(crate) keys: u64,
+    /// Keys of any kind that do not, and keys that nobody put.
+    pub(crate) mismatches: u64,
+    /// The first few mismatches, for people.
+    pub(crate) samples: Vec<String>,
+    present: u64,
+}
+
+struct Expected {
+    store: Store,
+    /// By key: the generation acknowledged last, 0 for none.
+    acknowledged: Vec<u32>,
+    /// Keys that may be one generation further on.
+    undecided: HashSet<usize>,
+    value_bytes: usize,
+}
+
+const TASKS: usize = 32;
+const SAMPLES: usize = 5;
+
+/// Gets every key of the key space, put or not, and compares.
+pub(crate) async fn verify(
+    store: &Store,
+    acknowledged: Vec<u32>,
+    undecided: HashSet<usize>,
+    value_bytes: usize,
+) -> Verified {
+    let expected = Arc::new(Expected { store: store.clone(), acknowledged, undecided, value_bytes });
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        tasks.spawn(verify_some(Arc::clone(&expected), task));
+    }
+    let mut verified = Verified::default();
+    for part in or_hang("reading all keys back", tasks.join_all()).await {
+        verified.keys += part.keys;
+        verified.mismatches += part.mismatches;
+        verified.present += part.present;
+        verified.samples.extend(part.samples);
+    }
+    verified.samples.truncate(SAMPLES);
+    if store.len() as u64 != verified.present {
+        verified.mismatches += 1;
+        verified.samples.push(format!("the store counts {} keys, gets found {}", store.len(), verified.present));
+    }
+    verified
+}
+
+async fn verify_some(expected: Arc<Expected>, task: usize) -> Verified {
+    let mut verified = Verified::default();
+    let keys = expected.acknowledged.len();
+    for index in task * keys / TASKS..(task + 1) * keys / TASKS {
+        let acknowledged = expected.acknowledged[index];
+        let newest = acknowledged + u32::from(expected.undecided.contains(&index));
+        let fault = match expected.store.get(data::key(index)).await {
+            Ok(value) => {
+                verified.present += u64::from(value.is_some());
+                data::fault(value.as_deref(), expected.value_bytes, index, &(acknowledged..newest + 1))
+            }
+            Err(error) => Some(format!("key {index}: {error}")),
+        };
+        match fault {
+            None => verified.keys += u64::from(acknowledged > 0),
+            Some(fault) => {
+                verified.mismatches += 1;
+                if verified.samples.len() < SAMPLES {
+                    verified.samples.push(fault);
+                }
+            }
+        }
+        if index.is_multiple_of(64) {
+            yield_now().await;
+        }
+    }
+    verified
+}
