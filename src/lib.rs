@@ -36,3 +36,6 @@ pub use futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write};
 pub use options::{Builder, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN, PutOptions, Recovery};
 pub use stats::{Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::Store;
+
+#[cfg(feature = "sim")]
+pub use io::sim;

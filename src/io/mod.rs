@@ -24,6 +24,8 @@ pub(crate) mod fork;
 mod op;
 mod os;
 pub mod probe;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod threads;
 pub mod uring;
 pub mod util;

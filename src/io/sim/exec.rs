@@ -1,0 +1,289 @@
+//! The scheduler: one thread, one choice at a time.
+//!
+//! A turn is the poll of a task that was woken, the completion of an operation, or the expiry of a timer that is due;
+//! the seed chooses among all that are possible. Only when nothing is possible does time leap to the next timer, so a
+//! simulated second costs no more than what happens in it. Between turns every operation moves time on a little, so that
+//! a world that is never idle sees its timers expire too.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use super::SimWorld;
+use super::state::{Shared, State};
+use crate::io::Task;
+
+/// The future of [`SimWorld::run_until`], among the tasks.
+const MAIN: usize = usize::MAX;
+/// Simulated time without a poll of the main future after which a world counts as stuck.
+const STALL_NS: u64 = 24 * 3_600_000_000_000;
+/// Turns without a poll of the main future after which a world counts as spinning.
+const STALL_TURNS: u64 = 20_000_000;
+
+/// The tasks that were woken. Wakers hold this and nothing else, so that no cycle keeps a world alive.
+#[derive(Default)]
+pub(super) struct ReadyQueue(Mutex<Vec<usize>>);
+
+impl ReadyQueue {
+    fn with<T>(&self, change: impl FnOnce(&mut Vec<usize>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn push(&self, task: usize) {
+        self.with(|ready| ready.push(task));
+    }
+}
+
+struct TaskWaker {
+    task: usize,
+    queued: AtomicBool,
+    ready: Arc<ReadyQueue>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Relaxed is enough: the queue's lock orders everything else.
+        if !self.queued.swap(true, Ordering::Relaxed) {
+            self.ready.push(self.task);
+        }
+    }
+}
+
+/// A task of the engine.
+pub(super) struct TaskSlot {
+    name: &'static str,
+    /// `None` while it is being polled, and for ever once it ended.
+    task: Option<Task>,
+    waker: Arc<TaskWaker>,
+    ended: bool,
+}
+
+pub(super) struct Timer {
+    pub(super) id: u64,
+    pub(super) deadline_ns: u64,
+    pub(super) fired: bool,
+    pub(super) waker: Option<Waker>,
+}
+
+/// What the seed chose to happen next.
+enum Turn {
+    Poll(usize),
+    Wake(Option<Waker>),
+    Idle,
+}
+
+impl Shared {
+    pub(super) fn add_task(&self, name: &'static str, task: Task) {
+        let mut state = self.lock();
+        let id = state.tasks.len();
+        let waker = Arc::new(TaskWaker { task: id, queued: AtomicBool::new(true), ready: self.ready.clone() });
+        state.tasks.push(TaskSlot { name, task: Some(task), waker, ended: false });
+        self.ready.push(id);
+    }
+
+    /// Makes one choice; time leaps no further than to `horizon_ns`.
+    fn next_turn(&self, horizon_ns: u64) -> Turn {
+        let mut state = self.lock();
+        let state = &mut *state;
+        loop {
+            let ready = self.ready.with(|ready| ready.len());
+            let due = state.timers.iter().filter(|timer| !timer.fired && timer.deadline_ns <= state.now_ns).count();
+            let candidates = ready + state.in_flight.len() + due;
+            if candidates == 0 {
+                let next = state.timers.iter().filter(|timer| !timer.fired).map(|timer| timer.deadline_ns).min();
+                match next.filter(|deadline| *deadline <= horizon_ns) {
+                    Some(deadline) => state.now_ns = deadline,
+                    None => return Turn::Idle,
+                }
+                continue;
+            }
+            let choice = state.rng.below(candidates);
+            state.mix((candidates as u64) << 32 | choice as u64);
+            if choice < ready {
+                state.now_ns += 1_000;
+                return Turn::Poll(self.ready.with(|ready| ready.swap_remove(choice)));
+            }
+            if choice < ready + state.in_flight.len() {
+                let slot = state.in_flight.swap_remove(choice - ready);
+                state.now_ns += 5_000 + state.rng.below(100_000) as u64;
+                return Turn::Wake(state.complete(slot));
+            }
+            let nth = choice - ready - state.in_flight.len();
+            let now_ns = state.now_ns;
+            let mut due = state.timers.iter_mut().filter(|timer| !timer.fired && timer.deadline_ns <= now_ns);
+            if let Some(timer) = due.nth(nth) {
+                timer.fired = true;
+                return Turn::Wake(timer.waker.take());
+            }
+        }
+    }
+
+    fn poll_task(&self, id: usize) {
+        let (mut task, waker) = {
+            let mut state = self.lock();
+            let Some(slot) = state.tasks.get_mut(id) else { return };
+            slot.waker.queued.store(false, Ordering::Relaxed);
+            let Some(task) = slot.task.take() else { return };
+            (task, slot.waker.clone())
+        };
+        let waker = Waker::from(waker);
+        let mut context = Context::from_waker(&waker);
+        let polled = catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(&mut context)));
+        if matches!(polled, Ok(Poll::Pending)) {
+            let mut state = self.lock();
+            if !state.off {
+                if let Some(slot) = state.tasks.get_mut(id) {
+                    slot.task = Some(task);
+                }
+                return;
+            }
+        }
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(task)));
+        let mut state = self.lock();
+        let name = state.tasks.get_mut(id).map_or("", |slot| {
+            slot.ended = true;
+            slot.name
+        });
+        for panic in [polled.err(), dropped.err()].into_iter().flatten() {
+            let text = format!("task {name}: {}", message(&*panic));
+            state.panics.push(text);
+        }
+    }
+
+    /// One turn without a main future; false when nothing can happen before `horizon_ns`.
+    pub(super) fn turn(&self, horizon_ns: u64) -> bool {
+        match self.next_turn(horizon_ns) {
+            Turn::Poll(MAIN) | Turn::Wake(None) => {}
+            Turn::Poll(id) => self.poll_task(id),
+            Turn::Wake(Some(waker)) => waker.wake(),
+            Turn::Idle => return false,
+        }
+        true
+    }
+
+    /// Marks the world as being driven until the guard goes; `None` if somebody else is at it.
+    pub(super) fn drive(&self) -> Option<Driving<'_>> {
+        let mut state = self.lock();
+        // Lazily: the guard of a drive that is refused must not end the one that goes on.
+        (!std::mem::replace(&mut state.running, true)).then(|| Driving(self))
+    }
+}
+
+pub(super) struct Driving<'s>(&'s Shared);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().running = false;
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
+}
+
+fn dump(state: &State) -> String {
+    let tasks: Vec<_> = state.tasks.iter().filter(|task| !task.ended).map(|task| task.name).collect();
+    let timers: Vec<_> = state.timers.iter().map(|timer| Duration::from_nanos(timer.deadline_ns)).collect();
+    format!(
+        "seed {}, step {}, time {:?}, tasks waiting {tasks:?}, operations in flight {}, timers {timers:?}, panics {:?}",
+        state.config.seed,
+        state.step,
+        Duration::from_nanos(state.now_ns),
+        state.op_count_in_flight(),
+        state.panics,
+    )
+}
+
+impl SimWorld {
+    /// Drives `future` and every task of the world until `future` is ready.
+    ///
+    /// # Panics
+    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer runs), if only
+    /// others make progress for a simulated day, or if another call drives the world already. A panic of `future` goes
+    /// through; a panic of a task does not, see [`panics`](Self::panics).
+    #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
+    pub fn run_until<F: Future>(&self, future: F) -> F::Output {
+        let shared = &*self.shared;
+        let Some(_driving) = shared.drive() else { panic!("run_until inside run_until") };
+        let mut future: Pin<&mut F> = pin!(future);
+        let handle = Arc::new(TaskWaker { task: MAIN, queued: AtomicBool::new(true), ready: shared.ready.clone() });
+        let waker = Waker::from(handle.clone());
+        shared.ready.with(|ready| ready.retain(|task| *task != MAIN));
+        shared.ready.push(MAIN);
+        let (mut turns, mut since_ns) = (0, shared.lock().now_ns);
+        loop {
+            match shared.next_turn(since_ns.saturating_add(STALL_NS)) {
+                Turn::Poll(MAIN) => {
+                    handle.queued.store(false, Ordering::Relaxed);
+                    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                        return output;
+                    }
+                    (turns, since_ns) = (0, shared.lock().now_ns);
+                }
+                Turn::Poll(id) => shared.poll_task(id),
+                Turn::Wake(Some(waker)) => waker.wake(),
+                Turn::Wake(None) => {}
+                Turn::Idle => {
+                    let stuck = dump(&shared.lock());
+                    panic!("deadlock: {stuck}");
+                }
+            }
+            turns += 1;
+            if turns > STALL_TURNS {
+                let spinning = dump(&shared.lock());
+                panic!("spinning: {spinning}");
+            }
+        }
+    }
+
+    /// Drives the tasks of the world until none is awake, nothing is in flight and no timer expires within `limit` of
+    /// simulated time.
+    ///
+    /// # Panics
+    /// If another call drives the world already.
+    #[expect(clippy::panic, reason = "this is a test tool: misuse is the failure of a test")]
+    pub fn run_to_idle(&self, limit: Duration) {
+        let Some(_driving) = self.shared.drive() else { panic!("run_to_idle inside run_until") };
+        let horizon_ns = self.shared.lock().now_ns.saturating_add(super::nanos(limit));
+        while self.shared.turn(horizon_ns) {}
+    }
+
+    /// The power goes: every task of the engine is dropped where it is, every operation in flight and every later one
+    /// fails with `EIO`, and nothing more happens to the disk.
+    ///
+    /// Tasks hold the world that holds them; without this call a world that was not run to the end of its tasks is
+    /// never freed.
+    pub fn shutdown(&self) {
+        let (tasks, wakers, timers) = {
+            let mut state = self.shared.lock();
+            state.off = true;
+            let wakers = state.finish_all();
+            let tasks: Vec<_> = state.tasks.iter_mut().filter_map(|slot| slot.task.take()).collect();
+            (tasks, wakers, std::mem::take(&mut state.timers))
+        };
+        drop(timers);
+        for task in tasks {
+            // A task may panic while it is dropped; that is its engine's affair, recorded like any other panic.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(task))) {
+                let text = format!("dropping a task: {}", message(&*panic));
+                self.shared.lock().panics.push(text);
+            }
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Which operations go wrong, and how.
+//!
+//! Operations are counted per class in the order they are *made*, from the start of the world. A run without faults
+//! therefore says how many there are, and a loop over those numbers fails each of them in turn.
+
+use std::io;
+
+/// A class of operations, for counting and failing them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum OpClass {
+    /// Every operation, in one common count.
+    Any,
+    /// [`File::read_at`](crate::io::File::read_at).
+    Read,
+    /// [`File::read_nowait`](crate::io::File::read_nowait).
+    ReadNowait,
+    /// [`File::write_at`](crate::io::File::write_at).
+    Write,
+    /// [`File::sync`](crate::io::File::sync).
+    Sync,
+    /// [`File::allocate`](crate::io::File::allocate).
+    Allocate,
+    /// [`File::truncate`](crate::io::File::truncate).
+    Truncate,
+    /// [`File::len`](crate::io::File::len).
+    Len,
+    /// [`Io::open_dir`](crate::io::Io::open_dir).
+    OpenDir,
+    /// [`Dir::open`](crate::io::Dir::open) of an existing file.
+    Open,
+    /// [`Dir::open`](crate::io::Dir::open) of a new file.
+    Create,
+    /// [`Dir::rename`](crate::io::Dir::rename).
+    Rename,
+    /// [`Dir::unlink`](crate::io::Dir::unlink).
+    Unlink,
+    /// [`Dir::sync`](crate::io::Dir::sync).
+    DirSync,
+    /// [`Dir::list`](crate::io::Dir::list).
+    List,
+    /// [`Dir::lock`](crate::io::Dir::lock).
+    Lock,
+    /// [`Io::spawn`](crate::io::Io::spawn).
+    Spawn,
+}
+
+impl OpClass {
+    /// How many classes there are.
+    const COUNT: usize = Self::Spawn as usize + 1;
+}
+
+/// How an operation goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// An error of the operating system: `libc::EIO`, `ENOSPC`, `EDQUOT`, `EINTR`, `EAGAIN`, and so on.
+    ///
+    /// A write that fails with `EIO` or `ENOMEM` may have written some prefix; with other errors it did nothing. A sync
+    /// that fails, with whichever error, has persisted all, none or a part of what it covered, as the seed has it, and
+    /// the rest is lost.
+    Errno(i32),
+    /// A read or write does at most this many bytes. No fault for other operations.
+    Short(usize),
+    /// A sync fails with `EIO` after it persisted everything.
+    SyncKept,
+    /// A sync fails with `EIO` and persisted nothing; a later sync will not make up for it.
+    SyncLost,
+    /// A sync fails with `EIO` and persisted some sectors; a later sync will not make up for the others.
+    SyncPartial,
+    /// A sync reports success and did nothing.
+    SyncLie,
+    /// A read returns its bytes with one bit flipped; the disk is right, the next read may be.
+    BitFlip,
+}
+
+impl FaultKind {
+    /// `EIO`.
+    pub const EIO: Self = Self::Errno(libc::EIO);
+    /// `ENOSPC`.
+    pub const ENOSPC: Self = Self::Errno(libc::ENOSPC);
+    /// `EDQUOT`.
+    pub const EDQUOT: Self = Self::Errno(libc::EDQUOT);
+    /// `EINTR`.
+    pub const EINTR: Self = Self::Errno(libc::EINTR);
+    /// `EAGAIN`.
+    pub const EAGAIN: Self = Self::Errno(libc::EAGAIN);
+
+    /// Whether this can happen to operations of `class` at all.
+    fn concerns(self, class: OpClass) -> bool {
+        match self {
+            Self::Errno(_) => true,
+            Self::Short(_) => matches!(class, OpClass::Read | OpClass::ReadNowait | OpClass::Write),
+            Self::SyncKept | Self::SyncLost | Self::SyncPartial | Self::SyncLie => class == OpClass::Sync,
+            Self::BitFlip => matches!(class, OpClass::Read | OpClass::ReadNowait),
+        }
+    }
+}
+
+/// One entry of the fault schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What it happens to.
+    pub class: OpClass,
+    /// How many operations of the class go before it, from the start of the world.
+    pub nth: u64,
+    /// What happens.
+    pub kind: FaultKind,
+    /// Also to every later operation of the class, until the world is healed.
+    pub sticky: bool,
+}
+
+impl Fault {
+    /// Happens once, to the operation of `class` that `nth` others precede.
+    #[must_use]
+    pub const fn once(class: OpClass, nth: u64, kind: FaultKind) -> Self {
+        Self { class, nth, kind, sticky: false }
+    }
+
+    /// Happens to that operation and all that follow.
+    #[must_use]
+    pub const fn sticky(class: OpClass, nth: u64, kind: FaultKind) -> Self {
+        Self { class, nth, kind, sticky: true }
+    }
+}
+
+/// The counts and the schedule.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    counts: [u64; OpClass::COUNT],
+    schedule: Vec<Fault>,
+    injected: u64,
+}
+
+impl Faults {
+    pub(super) fn add(&mut self, fault: Fault) {
+        self.schedule.push(fault);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.schedule.clear();
+    }
+
+    pub(super) fn count(&self, class: OpClass) -> u64 {
+        self.counts.get(class as usize).copied().unwrap_or(0)
+    }
+
+    /// How many operations a scheduled fault has met.
+    pub(super) fn injected(&self) -> u64 {
+        self.injected
+    }
+
+    /// Counts an operation of `class` and says what is to happen to it.
+    pub(super) fn next(&mut self, class: OpClass) -> Option<FaultKind> {
+        let (nth, nth_of_any) = (self.count(class), self.count(OpClass::Any));
+        for counted in [class, OpClass::Any] {
+            if let Some(count) = self.counts.get_mut(counted as usize) {
+                *count += 1;
+            }
+        }
+        let met = self.schedule.iter().find(|fault| {
+            let nth = match fault.class {
+                OpClass::Any => nth_of_any,
+                same if same == class => nth,
+                _ => return false,
+            };
+            (nth == fault.nth || (fault.sticky && nth > fault.nth)) && fault.kind.concerns(class)
+        })?;
+        self.injected += 1;
+        Some(met.kind)
+    }
+
+    /// For operations that can only fail with an error.
+    pub(super) fn check(&mut self, class: OpClass) -> io::Result<()> {
+        match self.next(class) {
+            Some(FaultKind::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+}

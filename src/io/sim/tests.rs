@@ -1,0 +1,646 @@
+//! The semantics of the simulated disk, each shown from both sides: that what may happen does, and that what must not
+//! never does.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::io::{EntryKind, File, OpenMode, SyncKind, util};
+
+const DB: &str = "/db";
+
+struct Lab {
+    world: SimWorld,
+    dir: Arc<dyn Dir>,
+    file: Arc<dyn File>,
+}
+
+/// A world with the empty, durable file `f` in a durable directory.
+fn lab(config: SimConfig) -> Lab {
+    let world = SimWorld::new(config);
+    let dir = world.open_dir(DB.as_ref(), true).unwrap();
+    let file = dir.open("f", OpenMode::CreateNew).unwrap();
+    dir.sync().unwrap();
+    Lab { world, dir, file }
+}
+
+fn seeded(seed: u64) -> Lab {
+    lab(SimConfig { seed, ..SimConfig::default() })
+}
+
+impl Lab {
+    fn write(&self, offset: u64, data: impl Into<Vec<u8>>) {
+        self.world.run_until(util::write_all(&*self.file, vec![Bytes::from(data.into())], offset)).unwrap();
+    }
+
+    fn sync(&self) {
+        self.world.run_until(self.file.sync(SyncKind::Data)).unwrap();
+    }
+
+    fn read(&self, len: usize) -> Vec<u8> {
+        let read = util::read_full(&*self.file, vec![0; len], 0, 0);
+        let (mut buf, filled) = self.world.run_until(read).unwrap();
+        buf.truncate(filled);
+        buf
+    }
+
+    /// Every image of a crash here, from the live disk and, to the same effect, from the journal; several times, since
+    /// holes and torn sectors differ by seed.
+    fn crash(&self) -> Vec<Image> {
+        let journal = self.world.journal();
+        let mut images = Vec::new();
+        for seed in 0..40 {
+            let live = self.world.crash_images(usize::MAX, &mut Rng::new(seed));
+            let replayed: Vec<_> = journal.crash_images(journal.len(), usize::MAX, &mut Rng::new(seed)).collect();
+            assert_eq!(live, replayed, "the journal tells another story than the disk");
+            images.extend(live);
+        }
+        images
+    }
+
+    /// The distinct contents that file `f` may have after a crash here.
+    fn contents(&self) -> BTreeSet<Vec<u8>> {
+        self.crash().iter().map(|image| image.bytes("f").expect("a durable name").to_vec()).collect()
+    }
+
+    fn name_sets(&self) -> BTreeSet<Vec<String>> {
+        self.crash().iter().map(|image| image.names().map(str::to_owned).collect()).collect()
+    }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn unsynced_data_may_vanish_stay_or_arrive_out_of_order() {
+    let lab = seeded(1);
+    lab.write(0, [[1; 512], [2; 512], [3; 512]].concat());
+    let contents = lab.contents();
+    assert!(contents.contains(&vec![]), "nothing persisted");
+    assert!(contents.contains(&[[1; 512], [2; 512], [3; 512]].concat()), "all persisted");
+    assert!(contents.contains(&[[0; 512], [0; 512], [3; 512]].concat()), "the last sector alone, zeros before it");
+    assert!(contents.contains(&[[1; 512], [0xff; 512], [3; 512]].concat()), "a hole of ones");
+    assert!(contents.contains(&[[1; 512], [0; 512], [0; 512]].concat()), "the length and one sector");
+    assert!(contents.iter().all(|bytes| bytes.len() <= 1536));
+    println!("{} contents", contents.len());
+}
+
+#[test]
+fn synced_data_never_vanishes() {
+    let lab = seeded(2);
+    lab.write(0, vec![1; 1000]);
+    lab.sync();
+    lab.write(1000, vec![2; 1000]);
+    let contents = lab.contents();
+    assert!(contents.len() > 4, "the second write is undecided");
+    for bytes in contents {
+        assert_eq!(bytes.get(..1000), Some(&[1; 1000][..]));
+    }
+    lab.sync();
+    assert_eq!(lab.contents(), BTreeSet::from([[[1; 1000], [2; 1000]].concat()]));
+}
+
+#[test]
+fn an_overwrite_is_old_or_new_by_sector() {
+    let lab = seeded(3);
+    lab.write(0, vec![1; 1024]);
+    lab.sync();
+    lab.write(256, vec![2; 512]);
+    let (old, new) = ([1; 256], [2; 256]);
+    let expected = [[old, old, old, old], [old, new, old, old], [old, old, new, old], [old, new, new, old]];
+    assert_eq!(lab.contents(), expected.iter().map(|parts| parts.concat()).collect());
+}
+
+#[test]
+fn a_new_name_vanishes_unless_its_directory_was_synced() {
+    let lab = seeded(4);
+    let file = lab.dir.open("g", OpenMode::CreateNew).unwrap();
+    lab.world.run_until(async {
+        util::write_all(&*file, vec![Bytes::from_static(b"data")], 0).await.unwrap();
+        file.sync(SyncKind::All).await.unwrap();
+    });
+    assert_eq!(lab.name_sets(), BTreeSet::from([names(&["f"]), names(&["f", "g"])]), "syncing a file is not enough");
+    lab.dir.sync().unwrap();
+    assert_eq!(lab.name_sets(), BTreeSet::from([names(&["f", "g"])]));
+    assert!(lab.crash().iter().all(|image| image.bytes("g") == Some(b"data")));
+}
+
+#[test]
+fn syncing_a_directory_does_not_sync_its_files() {
+    let lab = seeded(5);
+    lab.write(0, *b"data");
+    lab.dir.sync().unwrap();
+    assert!(lab.contents().contains(&vec![]));
+}
+
+#[test]
+fn a_rename_is_old_or_new_and_never_both_or_neither() {
+    let lab = seeded(6);
+    lab.write(0, *b"old");
+    lab.sync();
+    let tmp = lab.dir.open("tmp", OpenMode::CreateNew).unwrap();
+    lab.world.run_until(async {
+        util::write_all(&*tmp, vec![Bytes::from_static(b"new")], 0).await.unwrap();
+        tmp.sync(SyncKind::All).await.unwrap();
+    });
+    lab.dir.sync().unwrap();
+    lab.dir.rename("tmp", "f").unwrap();
+    let outcomes: BTreeSet<_> =
+        lab.crash().iter().map(|image| (image.bytes("f").map(<[u8]>::to_vec), image.bytes("tmp").is_some())).collect();
+    assert_eq!(outcomes, BTreeSet::from([(Some(b"old".to_vec()), true), (Some(b"new".to_vec()), false)]));
+    lab.dir.sync().unwrap();
+    assert!(lab.crash().iter().all(|image| image.bytes("f") == Some(b"new")));
+}
+
+#[test]
+fn directory_operations_survive_independently_or_in_order() {
+    let of = |dir_order| {
+        let lab = lab(SimConfig { dir_order, ..SimConfig::default() });
+        lab.dir.open("g", OpenMode::CreateNew).unwrap();
+        lab.dir.unlink("f").unwrap();
+        lab.name_sets()
+    };
+    let ordered = [names(&["f"]), names(&["f", "g"]), names(&["g"])];
+    assert_eq!(of(DirOrder::Ext4Ordered), ordered.iter().cloned().collect());
+    assert_eq!(of(DirOrder::Posix), ordered.into_iter().chain([names(&[])]).collect());
+}
+
+#[test]
+fn a_sync_does_not_cover_writes_in_flight() {
+    let mut lost_after_sync = 0;
+    for seed in 0..40 {
+        let lab = seeded(seed);
+        let (write, sync) = (lab.file.write_at(vec![Bytes::from_static(b"late")], 0), lab.file.sync(SyncKind::All));
+        lab.world.run_until(sync).unwrap();
+        assert_eq!(lab.world.run_until(write).unwrap(), 4);
+        lost_after_sync += usize::from(lab.contents().contains(&vec![]));
+        lab.sync();
+        assert_eq!(lab.contents(), BTreeSet::from([b"late".to_vec()]), "a sync after the completion covers it");
+    }
+    assert_eq!(lost_after_sync, 40);
+}
+
+#[test]
+fn a_sync_covers_only_completions_that_were_delivered() {
+    let lab = seeded(7);
+    let write = lab.file.write_at(vec![Bytes::from_static(b"done")], 0);
+    lab.world.run_to_idle(Duration::ZERO);
+    assert_eq!(lab.read(10), b"done", "completed, but nobody was told");
+    lab.sync();
+    assert!(lab.contents().contains(&vec![]));
+    lab.world.run_until(write).unwrap();
+    lab.sync();
+    assert_eq!(lab.contents(), BTreeSet::from([b"done".to_vec()]));
+}
+
+#[test]
+fn a_write_in_flight_may_be_torn_at_any_byte() {
+    let lab = seeded(8);
+    let _write = lab.file.write_at(vec![Bytes::from(vec![7; 300])], 0);
+    let contents = lab.contents();
+    let torn = contents.iter().filter(|bytes| !bytes.is_empty() && bytes.len() < 300).count();
+    assert!(torn > 5, "{torn} torn contents");
+    assert!(contents.contains(&vec![]) && contents.contains(&vec![7; 300]));
+}
+
+#[test]
+fn a_failed_sync_loses_what_reads_still_see() {
+    let lab = seeded(9);
+    lab.write(0, *b"safe");
+    lab.sync();
+    lab.world.inject(Fault::once(OpClass::Sync, 1, FaultKind::SyncLost));
+    lab.write(2, *b"LOST");
+    assert_eq!(lab.world.run_until(lab.file.sync(SyncKind::Data)).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(lab.read(10), b"saLOST", "the pages are clean, and in memory");
+    lab.write(6, *b"next");
+    lab.sync();
+    for bytes in lab.contents() {
+        assert_eq!(bytes.get(..4), Some(&b"safe"[..]), "no later sync persists it");
+        assert_eq!(bytes.get(6..), Some(&b"next"[..]));
+    }
+    lab.file.evict();
+    assert_eq!(lab.read(10), b"safe\0\0next", "the disk has what it had");
+}
+
+#[test]
+fn a_failed_sync_may_have_persisted_everything_or_some_sectors() {
+    let fates = |kind| {
+        let mut contents = BTreeSet::new();
+        for seed in 0..60 {
+            let lab = seeded(seed);
+            lab.write(0, vec![0; 1024]);
+            lab.sync();
+            lab.world.inject(Fault::once(OpClass::Sync, 1, kind));
+            lab.write(0, [[1; 512], [2; 512]].concat());
+            lab.world.run_until(lab.file.sync(SyncKind::Data)).unwrap_err();
+            let now = lab.contents();
+            assert_eq!(now.len(), 1, "the failure decided it");
+            contents.extend(now);
+        }
+        contents
+    };
+    let (all, none) = ([[1; 512], [2; 512]].concat(), vec![0; 1024]);
+    let some = [[[0; 512], [2; 512]].concat(), [[1; 512], [0; 512]].concat()];
+    assert_eq!(fates(FaultKind::SyncKept), BTreeSet::from([all.clone()]));
+    let every: BTreeSet<_> = some.into_iter().chain([all, none]).collect();
+    assert_eq!(fates(FaultKind::SyncPartial), every);
+    assert_eq!(fates(FaultKind::EIO), every);
+}
+
+#[test]
+fn a_lying_sync_persists_nothing() {
+    let lab = seeded(10);
+    lab.world.inject(Fault::once(OpClass::Sync, 0, FaultKind::SyncLie));
+    lab.write(0, *b"data");
+    lab.sync();
+    assert!(lab.contents().contains(&vec![]));
+    lab.sync();
+    assert_eq!(lab.contents(), BTreeSet::from([b"data".to_vec()]));
+}
+
+#[test]
+fn a_truncation_is_undone_unless_all_was_synced() {
+    let lab = seeded(11);
+    lab.write(0, *b"longer");
+    lab.sync();
+    lab.file.truncate(4).unwrap();
+    let both = BTreeSet::from([b"long".to_vec(), b"longer".to_vec()]);
+    assert_eq!(lab.contents(), both);
+    lab.sync();
+    assert_eq!(lab.contents(), both, "a data sync need not persist a shorter length");
+    lab.world.run_until(lab.file.sync(SyncKind::All)).unwrap();
+    assert_eq!(lab.contents(), BTreeSet::from([b"long".to_vec()]));
+}
+
+#[test]
+fn bytes_cut_off_may_come_back_in_a_hole() {
+    let lab = seeded(12);
+    lab.write(0, [[1; 512], [2; 512]].concat());
+    lab.sync();
+    lab.file.truncate(512).unwrap();
+    lab.world.run_until(lab.file.sync(SyncKind::All)).unwrap();
+    lab.write(512, vec![3; 1024]);
+    let contents = lab.contents();
+    assert!(contents.contains(&[[1; 512], [2; 512], [3; 512]].concat()), "the old second sector before the new third");
+    assert!(contents.iter().all(|bytes| bytes.starts_with(&[1; 512])));
+}
+
+#[test]
+fn blocks_of_an_unlinked_file_may_come_back_in_a_hole() {
+    let lab = seeded(13);
+    lab.write(0, vec![5; 1024]);
+    lab.dir.unlink("f").unwrap();
+    let next = lab.dir.open("g", OpenMode::CreateNew).unwrap();
+    lab.dir.sync().unwrap();
+    lab.world.run_until(util::write_all(&*next, vec![vec![6; 1024].into()], 0)).unwrap();
+    let found = lab.crash().iter().any(|image| image.bytes("g") == Some(&[[5; 512], [6; 512]].concat()[..]));
+    assert!(found, "the old file's first sector before the new one's second");
+}
+
+#[test]
+fn the_length_may_lag_behind_the_data() {
+    let lab = seeded(14);
+    lab.write(0, vec![1; 512]);
+    let lengths: BTreeSet<_> = lab.contents().iter().map(Vec::len).collect();
+    assert!(lengths.len() > 3, "{lengths:?}");
+}
+
+#[test]
+fn a_kill_keeps_what_the_kernel_has() {
+    let lab = seeded(15);
+    lab.write(0, *b"unsynced");
+    lab.dir.open("g", OpenMode::CreateNew).unwrap();
+    let _write = lab.file.write_at(vec![Bytes::from_static(b" in flight")], 8);
+    let mut lengths = BTreeSet::new();
+    for seed in 0..50 {
+        let image = lab.world.kill_image(&mut Rng::new(seed));
+        assert_eq!(image.names().collect::<Vec<_>>(), ["f", "g"]);
+        let bytes = image.bytes("f").unwrap();
+        assert!(b"unsynced in flight".starts_with(bytes) && bytes.len() >= 8);
+        lengths.insert(bytes.len());
+        let journal = lab.world.journal();
+        assert_eq!(journal.kill_image(journal.len(), &mut Rng::new(seed)), image);
+    }
+    assert!(lengths.len() > 3, "{lengths:?}");
+}
+
+#[test]
+fn every_crash_point_of_a_run_can_be_visited_and_found_again() {
+    let lab = seeded(16);
+    for round in 0..9_u8 {
+        lab.write(u64::from(round) * 700, vec![round; 700]);
+        if round % 3 == 2 {
+            lab.sync();
+        }
+        lab.dir.open(&format!("file-{round}"), OpenMode::CreateNew).unwrap();
+    }
+    let journal = lab.world.journal();
+    let (mut walk, mut images, mut large) = (journal.walk(), 0, 0);
+    loop {
+        let point = walk.crash_point();
+        large += usize::from(point.undecided() > 10);
+        let all: Vec<u64> = point.sample(usize::MAX, &mut Rng::new(1)).collect();
+        assert!(all.iter().copied().eq(0..point.image_count()));
+        let few: Vec<u64> = point.sample(5, &mut Rng::new(1)).collect();
+        let distinct: BTreeSet<u64> = few.iter().copied().collect();
+        assert_eq!(distinct.len() as u64, point.image_count().min(5), "{few:?} of {}", point.image_count());
+        assert!(few.iter().all(|number| *number < point.image_count()));
+        for number in all {
+            let image = point.image(number, 9);
+            assert_eq!(image.hash(), point.image(number, 9).hash());
+            assert!(image.names().is_sorted());
+            images += 1;
+        }
+        if !walk.advance() {
+            break;
+        }
+    }
+    assert_eq!(walk.step(), journal.len());
+    assert!(images > 5_000 && large > 4, "{images} images, {large} large crash points");
+    println!("{} crash points, {images} images", journal.len() + 1);
+}
+
+#[test]
+fn a_full_disk_writes_what_fits_and_recovers() {
+    let lab = seeded(17);
+    lab.world.set_capacity(Some(1000));
+    assert_eq!(lab.world.run_until(lab.file.write_at(vec![vec![1; 700].into()], 0)).unwrap(), 700);
+    assert_eq!(lab.world.run_until(lab.file.write_at(vec![vec![1; 700].into()], 700)).unwrap(), 300);
+    let full = lab.world.run_until(lab.file.write_at(vec![vec![1; 700].into()], 1000)).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(lab.dir.open("g", OpenMode::CreateNew).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(lab.world.run_until(lab.file.write_at(vec![vec![2; 700].into()], 0)).unwrap(), 700, "in place");
+    lab.file.truncate(100).unwrap();
+    assert_eq!(lab.world.used_bytes(), 100);
+    lab.file.allocate(100, 800).unwrap();
+    assert_eq!(lab.file.len().unwrap(), 100, "a claim is not a length");
+    let other = lab.dir.open("g", OpenMode::CreateNew).unwrap();
+    assert_eq!(lab.world.run_until(other.write_at(vec![vec![3; 700].into()], 0)).unwrap(), 100);
+    assert_eq!(lab.world.run_until(lab.file.write_at(vec![vec![4; 800].into()], 100)).unwrap(), 800, "was claimed");
+    assert_eq!(lab.file.allocate(0, 2000).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    lab.dir.unlink("f").unwrap();
+    assert_eq!(lab.world.used_bytes(), 100);
+}
+
+#[test]
+fn a_lock_is_held_once_per_world_and_by_nobody_after_a_crash() {
+    let lab = seeded(18);
+    let held = lab.dir.lock("LOCK").unwrap();
+    assert!(held.is_some() && lab.dir.lock("LOCK").unwrap().is_none());
+    lab.dir.sync().unwrap();
+    let image = lab.world.image();
+    let next = SimWorld::from_image(image, SimConfig::default());
+    assert!(next.open_dir(DB.as_ref(), false).unwrap().lock("LOCK").unwrap().is_some());
+    drop(held);
+    assert!(lab.dir.lock("LOCK").unwrap().is_some());
+}
+
+#[test]
+fn faults_meet_the_operations_they_are_meant_for() {
+    let lab = seeded(19);
+    let write = || lab.world.run_until(lab.file.write_at(vec![Bytes::from_static(b"abc")], 0)).map_err(|e| e.kind());
+    lab.world.inject(Fault::once(OpClass::Write, 1, FaultKind::ENOSPC));
+    lab.world.inject(Fault::once(OpClass::Write, 2, FaultKind::Short(2)));
+    lab.world.inject(Fault::once(OpClass::Write, 3, FaultKind::Short(0)));
+    let seen = [write(), write(), write(), write(), write()];
+    assert_eq!(seen, [Ok(3), Err(io::ErrorKind::StorageFull), Ok(2), Ok(0), Ok(3)]);
+    assert_eq!((lab.world.op_count(OpClass::Write), lab.world.fault_count()), (5, 3));
+    lab.world.inject(Fault::sticky(OpClass::Any, 0, FaultKind::EIO));
+    assert!(lab.file.len().is_err() && lab.dir.list().is_err() && lab.dir.sync().is_err());
+    assert!(lab.dir.rename("f", "g").is_err() && lab.dir.unlink("f").is_err() && lab.file.truncate(0).is_err());
+    assert!(lab.file.read_nowait(&mut [0; 3], 0).is_err() && lab.dir.open("f", OpenMode::Read).is_err());
+    lab.world.heal();
+    assert_eq!(lab.file.len().unwrap(), 3);
+    lab.world.inject(Fault::sticky(OpClass::Read, 0, FaultKind::BitFlip));
+    let flipped = lab.read(3);
+    let bits: u32 = flipped.iter().zip(b"abc").map(|(a, b)| (a ^ b).count_ones()).sum();
+    assert_eq!(bits, 1, "{flipped:?}");
+    lab.world.heal();
+    assert_eq!(lab.read(3), b"abc");
+}
+
+#[test]
+fn the_loops_above_the_seam_cope_with_short_and_interrupted_operations() {
+    let mut ops = 0;
+    for seed in 0..30 {
+        let lab = lab(SimConfig { seed, short_percent: 60, interrupt_percent: 20, ..SimConfig::default() });
+        let data: Vec<u8> = (0..=255).cycle().take(3_000).collect();
+        let bufs = vec![Bytes::copy_from_slice(&data[..1_700]), Bytes::copy_from_slice(&data[1_700..])];
+        lab.world.run_until(util::write_all(&*lab.file, bufs, 0)).unwrap();
+        assert_eq!(lab.read(4_000), data);
+        ops += lab.world.op_count(OpClass::Any);
+    }
+    assert!(ops > 30 * 6, "{ops} operations: hardly anything was short or interrupted");
+}
+
+#[test]
+fn an_operation_runs_to_its_end_without_its_future() {
+    let lab = seeded(20);
+    drop(lab.file.write_at(vec![Bytes::from_static(b"orphan")], 0));
+    let mut polled = lab.file.write_at(vec![Bytes::from_static(b"!")], 6);
+    assert!(polled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(polled);
+    drop(lab.file.read_at(vec![0; 10], 0, 0));
+    lab.world.run_to_idle(Duration::ZERO);
+    assert_eq!(lab.read(10), b"orphan!");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let run = |seed| {
+        let lab = lab(SimConfig { seed, short_percent: 20, ..SimConfig::default() });
+        for task in 0..4_u64 {
+            let (file, world) = (lab.file.clone(), lab.world.clone());
+            let job = async move {
+                for round in 0..5_u8 {
+                    world.sleep(Duration::from_micros(50 * (task + 1))).await;
+                    util::write_all(&*file, vec![vec![round ^ u8::try_from(task).unwrap(); 100].into()], task * 50)
+                        .await
+                        .unwrap();
+                    file.sync(SyncKind::Data).await.unwrap();
+                }
+            };
+            lab.world.spawn("writer", Box::pin(job)).unwrap();
+        }
+        lab.world.run_to_idle(Duration::from_secs(1));
+        assert_eq!(lab.world.panics(), Vec::<String>::new());
+        (lab.world.trace_hash(), lab.world.image().hash(), format!("{:?}", lab.world.journal()))
+    };
+    let traces: BTreeSet<_> = (0..20).map(|seed| (run(seed).0, run(seed) == run(seed))).collect();
+    assert!(traces.iter().all(|(_, same)| *same));
+    assert_eq!(traces.len(), 20, "other seeds are other runs");
+    assert!((0..20).map(|seed| run(seed).1).collect::<BTreeSet<_>>().len() > 1, "and leave other disks");
+}
+
+#[test]
+fn time_leaps_to_the_next_timer_when_nothing_else_can_happen() {
+    let world = SimWorld::new(SimConfig::default());
+    let before = world.wall_clock();
+    world.run_until(async {
+        world.sleep(Duration::from_secs(3600)).await;
+        let late = world.now();
+        assert!(late >= Duration::from_secs(3600) && late < Duration::from_secs(3601), "{late:?}");
+        world.sleep(Duration::from_millis(5)).await;
+        assert!(world.now() - late >= Duration::from_millis(5));
+    });
+    assert!(world.wall_clock().duration_since(before).unwrap() >= Duration::from_secs(3600));
+    world.set_wall_clock(UNIX_EPOCH);
+    assert!(world.wall_clock() < UNIX_EPOCH + Duration::from_secs(1));
+}
+
+#[test]
+fn idle_means_no_timer_within_the_limit() {
+    let world = SimWorld::new(SimConfig::default());
+    let (ticks, task_world) = (Arc::new(AtomicUsize::new(0)), world.clone());
+    let counter = ticks.clone();
+    let clock = async move {
+        loop {
+            task_world.sleep(Duration::from_secs(1)).await;
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    world.spawn("clock", Box::pin(clock)).unwrap();
+    world.run_to_idle(Duration::from_millis(999));
+    assert_eq!(ticks.load(Ordering::Relaxed), 0);
+    world.run_to_idle(Duration::from_millis(10_500));
+    assert_eq!(ticks.load(Ordering::Relaxed), 10);
+    world.shutdown();
+    assert_eq!(Arc::strong_count(&ticks), 1, "the task is gone, and the world with it can be");
+}
+
+#[test]
+fn a_panic_ends_its_task_and_is_told() {
+    let world = SimWorld::new(SimConfig::default());
+    world.spawn("bad", Box::pin(async { panic!("on purpose") })).unwrap();
+    world.run_until(world.sleep(Duration::from_secs(1)));
+    assert_eq!(world.panics(), ["task bad: on purpose"]);
+}
+
+#[test]
+#[should_panic(expected = "deadlock: seed 0")]
+fn a_world_in_which_nothing_can_happen_says_so() {
+    SimWorld::new(SimConfig::default()).run_until(std::future::pending::<()>());
+}
+
+#[test]
+fn without_power_everything_fails_and_nothing_happens() {
+    let lab = seeded(21);
+    let write = lab.file.write_at(vec![Bytes::from_static(b"abc")], 0);
+    let steps = lab.world.step();
+    lab.world.shutdown();
+    assert!(lab.world.run_until(write).is_err());
+    assert!(lab.world.run_until(lab.file.sync(SyncKind::All)).is_err());
+    assert!(lab.world.run_until(lab.file.read_at(vec![0; 3], 0, 0)).result.is_err());
+    assert!(lab.dir.list().is_err() && lab.file.truncate(0).is_err() && lab.world.open_dir(DB.as_ref(), true).is_err());
+    assert!(lab.world.spawn("late", Box::pin(async {})).is_err());
+    assert_eq!(lab.world.step(), steps);
+}
+
+#[test]
+fn blocking_drives_the_world_from_outside_and_returns_from_inside() {
+    let world = SimWorld::new(SimConfig::default());
+    let done = Arc::new(AtomicUsize::new(0));
+    let (task_world, task_done) = (world.clone(), done.clone());
+    let task = async move {
+        task_world.sleep(Duration::from_secs(1)).await;
+        task_world.block_until(&|| false);
+        task_done.store(1, Ordering::Relaxed);
+    };
+    world.spawn("task", Box::pin(task)).unwrap();
+    world.block_until(&|| done.load(Ordering::Relaxed) == 1);
+    assert_eq!(done.load(Ordering::Relaxed), 1);
+    let asked = Cell::new(0);
+    world.block_until(&|| {
+        asked.set(asked.get() + 1);
+        false
+    });
+    assert_eq!(asked.get(), 1, "nothing more happens");
+}
+
+#[test]
+fn directories_keep_to_the_contract() {
+    let mut image = Image::new();
+    image.insert(DB, "b", *b"bytes");
+    image.insert_other(DB, "a");
+    image.insert("/db/sub", "c", *b"");
+    let world = SimWorld::from_image(image, SimConfig::default());
+    let dir = world.open_dir("/db/".as_ref(), false).unwrap();
+    let list: Vec<_> = dir.list().unwrap().into_iter().map(|entry| (entry.name, entry.kind)).collect();
+    let (file, other) = (EntryKind::File, EntryKind::Other);
+    assert_eq!(list, [("a".to_owned(), other), ("b".to_owned(), file), ("sub".to_owned(), other)]);
+    let kind = |result: io::Result<Arc<dyn File>>| result.unwrap_err().kind();
+    assert_eq!(kind(dir.open("a", OpenMode::Read)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(dir.open("x/y", OpenMode::CreateNew)), io::ErrorKind::InvalidInput);
+    assert_eq!(kind(dir.open("x", OpenMode::ReadWrite)), io::ErrorKind::NotFound);
+    assert_eq!(kind(dir.open("b", OpenMode::CreateNew)), io::ErrorKind::AlreadyExists);
+    assert_eq!(world.open_dir("/none".as_ref(), false).unwrap_err().kind(), io::ErrorKind::NotFound);
+    let reader = dir.open("b", OpenMode::Read).unwrap();
+    assert!(world.run_until(reader.write_at(vec![Bytes::from_static(b"x")], 0)).is_err());
+    assert!(reader.truncate(0).is_err());
+}
+
+#[test]
+fn cached_reads_hit_and_miss() {
+    let lab = seeded(22);
+    lab.write(0, *b"abc");
+    let (mut hits, mut misses, mut buf) = (0, 0, [0; 3]);
+    for _ in 0..200 {
+        match lab.file.read_nowait(&mut buf, 0) {
+            Ok(count) => {
+                assert_eq!((count, buf), (3, *b"abc"));
+                hits += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                misses += 1;
+            }
+        }
+    }
+    assert!(hits > 50 && misses > 20, "{hits} hits, {misses} misses");
+}
+
+#[test]
+fn images_are_edited_without_touching_their_copies() {
+    let mut image = Image::new();
+    image.insert(DB, "a", *b"\x01\x02");
+    let (copy, hash) = (image.clone(), image.hash());
+    assert!(image.flip_bit("a", 9) && !image.flip_bit("a", 16) && !image.flip_bit("b", 0));
+    assert_eq!((image.bytes("a"), copy.bytes("a")), (Some(&[1, 0][..]), Some(&[1, 2][..])));
+    assert_ne!(image.hash(), hash);
+    assert!(image.flip_bit("a", 9) && image.hash() == hash && image == copy);
+    assert!(image.duplicate("a", "b") && image.rename("a", "c") && image.truncate("c", 1));
+    assert_eq!(image.names().collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!((image.bytes("b"), image.bytes("c"), image.total_bytes()), (Some(&[1, 2][..]), Some(&[1][..]), 3));
+    assert!(image.remove("b") && !image.remove("b"));
+}
+
+#[test]
+fn images_are_cheap() {
+    let lab = seeded(23);
+    for name in ["1.seg", "2.seg", "1.hint", "LOCK"] {
+        let file = lab.dir.open(name, OpenMode::CreateNew).unwrap();
+        lab.world.run_until(util::write_all(&*file, vec![vec![9; 3_000].into()], 0)).unwrap();
+        lab.world.run_until(file.sync(SyncKind::All)).unwrap();
+    }
+    lab.dir.sync().unwrap();
+    lab.write(0, vec![1; 4_000]);
+    let journal = lab.world.journal();
+    let mut walk = journal.walk();
+    walk.advance_to(journal.len());
+    let start = std::time::Instant::now();
+    let mut hashes = BTreeSet::new();
+    for seed in 0..200 {
+        let point = walk.crash_point();
+        hashes.extend((0..point.image_count()).map(|number| point.image(number, seed).hash()));
+    }
+    let made = 200 * walk.crash_point().image_count();
+    println!("{made} images, {} distinct, {:.0}/s", hashes.len(), made as f64 / start.elapsed().as_secs_f64());
+    assert!(hashes.len() > 1_000, "{} distinct images", hashes.len());
+}
