@@ -118,6 +118,8 @@ struct TaskView {
     sync_in_flight: bool,
     timer_armed: bool,
     rung: bool,
+    /// So many waiting writers are expected back at once that a group is not worth starting before they are there.
+    linger_for: u32,
 }
 
 /// Counted under the log's lock.
@@ -175,6 +177,8 @@ pub(super) struct Demand {
     pub(super) staged_since: Option<Duration>,
     pub(super) room: Option<RoomWanted>,
     pub(super) closing: bool,
+    /// Staged writers that wait for the disk.
+    pub(super) sync_waiters: u32,
 }
 
 impl Log {
@@ -341,7 +345,7 @@ impl Log {
         }
         match wait {
             WaitFor::Written => state.stage.awaits_written = true,
-            WaitFor::Resolved => state.stage.awaits_sync = true,
+            WaitFor::Resolved => state.stage.sync_waiters += 1,
         }
         let index = state.stage.group.register(wait, cx.waker());
         Accepted::Waiting(Ticket { group: Arc::clone(&state.stage.group), wait, index, last_seq })
@@ -474,16 +478,22 @@ impl Log {
 
     /// What is to be done; from here on callers ring again for anything new. If something is staged, the task looks
     /// again by itself in time for the flush interval.
-    pub(super) fn demand(&self, sync_in_flight: bool) -> Demand {
+    pub(super) fn demand(&self, sync_in_flight: bool, linger_for: u32) -> Demand {
         let mut state = self.lock();
-        state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), rung: false };
+        state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), rung: false, linger_for };
         Demand {
             ripe: state.is_ripe(),
             has_staged: !state.stage.is_empty(),
             staged_since: state.staged_since,
             room: state.room.wanted,
             closing: !matches!(state.status, Status::Open),
+            sync_waiters: state.stage.sync_waiters,
         }
+    }
+
+    /// Staged writers that wait for the disk.
+    pub(super) fn sync_waiters(&self) -> u32 {
+        self.lock().stage.sync_waiters
     }
 
     /// Takes everything staged, and the wish for a sync. `None` if there is neither. With `stop_here`, nothing more can
@@ -658,8 +668,12 @@ impl State {
             // Whoever waits for the disk waits for the next sync anyway: until then the group grows.
             return stage.awaits_written;
         }
-        let awaited = stage.awaits_written || stage.awaits_sync || !self.resolve_waiters.is_empty();
-        self.sync_wanted || (awaited && !stage.is_empty())
+        if self.sync_wanted || stage.awaits_written {
+            return true;
+        }
+        let enough = self.task.linger_for.max(1);
+        stage.sync_waiters >= enough
+            || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
     }
 
     fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {

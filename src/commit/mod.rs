@@ -14,13 +14,15 @@
 //! - [`stage`] — the buffer between callers and the task.
 //! - [`log`] — the lock, the numbers, the room: what callers see.
 //! - [`group`] — what the writes of one group share: an outcome.
+//! - [`linger`] — whether the next group waits for the writers that the last one has just released.
 //! - [`task`] — the only writer of segments: groups, syncs, poison.
 //! - [`rotate`] — sealing a segment, starting the next, claiming disk space.
 //!
-//! No timer makes a writer wait: a group is whatever came while the last sync was under way. There is one sync at a
-//! time, and it vouches only for writes whose completion came before it was submitted.
+//! A group is whatever came while the last sync was under way (and, where that pays, the writers just released, who are
+//! about to come back: [`linger`]). There is one sync at a time, and it vouches only for writes whose completion came before it was submitted.
 
 mod group;
+mod linger;
 mod log;
 mod prepared;
 mod rotate;

@@ -82,6 +82,7 @@ pub(crate) struct Taken {
     pub(crate) has_batch: bool,
     pub(crate) has_buffered: bool,
     pub(crate) wants_sync: bool,
+    pub(crate) sync_waiters: u32,
 }
 
 /// Records staged for one group.
@@ -99,9 +100,10 @@ pub(crate) struct Stage {
     pub(crate) last_seq: u64,
     has_batch: bool,
     pub(crate) has_buffered: bool,
-    /// Whether anybody waits for the kernel, and for the disk.
+    /// Whether anybody waits for the kernel.
     pub(crate) awaits_written: bool,
-    pub(crate) awaits_sync: bool,
+    /// How many wait for the disk.
+    pub(crate) sync_waiters: u32,
 }
 
 impl Stage {
@@ -213,7 +215,8 @@ impl Stage {
             publications: self.publications,
             has_batch: self.has_batch,
             has_buffered: self.has_buffered,
-            wants_sync: wants_sync || self.awaits_sync,
+            wants_sync: wants_sync || self.sync_waiters > 0,
+            sync_waiters: self.sync_waiters,
         };
         (taken, run)
     }

@@ -23,6 +23,7 @@ use std::time::Duration;
 use crc32fast::Hasher;
 
 use super::group::Phase;
+use super::linger::Linger;
 use super::log::{Demand, Log, publish};
 use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
@@ -76,6 +77,7 @@ struct SyncInFlight {
     /// What it vouches for: the groups written before it was submitted.
     seq: u64,
     end: u64,
+    started: Duration,
 }
 
 /// The task's state.
@@ -96,6 +98,7 @@ pub(crate) struct Committer {
     sync: Option<SyncInFlight>,
     /// Since when something written waits for a sync that nobody awaits.
     unsynced_since: Option<Duration>,
+    linger: Linger,
 }
 
 /// Why the task cannot go on.
@@ -134,6 +137,7 @@ impl Committer {
             written_seq,
             sync: None,
             unsynced_since: None,
+            linger: Linger::default(),
         }
     }
 
@@ -157,15 +161,8 @@ impl Committer {
             if let Some(error) = self.log.ended() {
                 return Err(Fatal(error));
             }
-            let demand = self.log.demand(self.sync.is_some());
-            if demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(&demand))) {
-                if let Some(taken) = self.log.take(false) {
-                    self.commit(taken).await?;
-                }
-                continue;
-            }
-            if self.sync.is_none() && self.wants_sync(demand.closing) {
-                self.start_sync();
+            let demand = self.log.demand(self.sync.is_some(), self.linger.wanted());
+            if self.move_on(&demand).await? {
                 continue;
             }
             if demand.room.is_some() && !demand.closing {
@@ -177,9 +174,51 @@ impl Committer {
                 return self.seal_for_close().await;
             }
             match self.wait(self.deadline(&demand)).await {
-                Event::Synced(result) => self.finish_sync(result)?,
+                Event::Synced(result) => {
+                    self.finish_sync(result)?;
+                    self.after_sync();
+                }
                 Event::Rung | Event::Timer => {}
             }
+        }
+    }
+
+    /// Writes what is ripe, starts the sync that is due, and only then publishes and wakes whom the last sync has served:
+    /// that way the disk works while the callers are told. Where a sync blocks this thread, or where it pays to wait for
+    /// the callers (see [`Linger`]), they are told first.
+    async fn move_on(&mut self, demand: &Demand) -> Result<bool, Fatal> {
+        let is_due = demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(demand)));
+        if is_due {
+            self.linger.cancel();
+            if let Some(taken) = self.log.take(false) {
+                self.commit(taken).await?;
+            }
+        }
+        if !self.io.kind().overlaps() {
+            self.resolve();
+        }
+        let syncs = self.sync.is_none() && self.wants_sync(demand.closing);
+        if syncs {
+            self.start_sync();
+            self.io.flush();
+        }
+        self.resolve();
+        if let Some(until) = self.linger.deadline()
+            && self.io.now() >= until
+        {
+            self.linger.check(demand.sync_waiters, until);
+            return Ok(true);
+        }
+        Ok(is_due || syncs)
+    }
+
+    /// A sync has ended: decides whether its writers are told before the next one starts.
+    fn after_sync(&mut self) {
+        let durable_seq = self.log.durable_seq();
+        let through = self.written.iter().filter(|group| group.last_seq <= durable_seq);
+        let released = through.map(|group| group.sync_waiters).sum();
+        if self.linger.begin(released, self.log.sync_waiters(), self.io.now()) {
+            self.resolve();
         }
     }
 
@@ -188,7 +227,8 @@ impl Committer {
     }
 
     fn wants_sync(&self, closing: bool) -> bool {
-        if self.written.iter().any(|group| group.wants_sync) {
+        let durable_seq = self.log.durable_seq();
+        if self.written.iter().any(|group| group.wants_sync && group.last_seq > durable_seq) {
             return true;
         }
         self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
@@ -200,7 +240,7 @@ impl Committer {
             Some(_) => None,
             None => self.unsynced_since.map(|since| since + self.options.sync_interval),
         };
-        flush.into_iter().chain(sync).min()
+        flush.into_iter().chain(sync).chain(self.linger.deadline()).min()
     }
 
     async fn wait(&mut self, deadline: Option<Duration>) -> Event {
@@ -239,7 +279,6 @@ impl Committer {
         }
         self.written_seq = taken.last_seq;
         self.written.push_back(taken);
-        self.resolve();
         Ok(())
     }
 
@@ -349,12 +388,16 @@ impl Committer {
             // Everything was synced when the last segment was sealed.
             self.unsynced_since = None;
             self.log.set_durable(self.written_seq, 0);
-            self.resolve();
             return;
         };
         self.unsynced_since = None;
         CommitCounters::add(&self.counters.syncs, 1);
-        self.sync = Some(SyncInFlight { op: active.file.sync(SyncKind::Data), seq: self.written_seq, end: active.end });
+        self.sync = Some(SyncInFlight {
+            started: self.io.now(),
+            op: active.file.sync(SyncKind::Data),
+            seq: self.written_seq,
+            end: active.end,
+        });
     }
 
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
@@ -365,8 +408,8 @@ impl Committer {
         if let Some(active) = &mut self.active {
             active.durable_end = sync.end;
         }
+        self.linger.observe_sync(self.io.now().saturating_sub(sync.started));
         self.log.set_durable(sync.seq, sync.end);
-        self.resolve();
         Ok(())
     }
 
@@ -383,11 +426,12 @@ impl Committer {
     pub(super) async fn sync_now(&mut self) -> Result<(), Fatal> {
         self.settle_sync().await?;
         let is_clean = self.active.as_ref().is_none_or(|active| active.durable_end == active.end);
-        if is_clean && self.written.is_empty() {
-            return Ok(());
+        if !is_clean || !self.written.is_empty() {
+            self.start_sync();
+            self.settle_sync().await?;
         }
-        self.start_sync();
-        self.settle_sync().await
+        self.resolve();
+        Ok(())
     }
 
     // ---- failure -------------------------------------------------------------------------------------------------

@@ -192,6 +192,10 @@ impl Op {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+
     /// Delivers what the kernel said; a count is of bytes.
     pub(super) fn finish(self, result: io::Result<usize>) {
         match self {

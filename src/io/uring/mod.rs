@@ -54,6 +54,19 @@ pub(super) use ring::probe;
 /// Submission entries of a ring, if nothing else is asked for. What exceeds it waits in user space.
 pub const DEFAULT_ENTRIES: u32 = 64;
 
+/// How a write reaches the kernel.
+///
+/// A buffered write on ext4 never completes within `io_uring_enter`: the kernel hands it to a worker thread, and the
+/// worker's wake-up costs more than copying a group into the page cache. A sync blocks in any case, so it goes to the
+/// ring either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteMode {
+    /// As an operation of the ring.
+    Ring,
+    /// As a system call of the thread that makes it.
+    Inline,
+}
+
 /// The world of io_uring.
 #[derive(Debug)]
 pub struct UringIo(Arc<Shared>);
@@ -64,6 +77,17 @@ impl UringIo {
     /// # Errors
     /// If this machine does not let us have rings; the message says why.
     pub fn new(entries: u32) -> io::Result<Self> {
+        Self::with_write_mode(
+            entries,
+            if std::env::var_os("RC_INLINE").is_some() { WriteMode::Inline } else { WriteMode::Ring },
+        )
+    }
+
+    /// As [`new`](Self::new), with a choice of how writes reach the kernel.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_write_mode(entries: u32, write_mode: WriteMode) -> io::Result<Self> {
         fork::watch();
         probe()?;
         Ok(Self(Arc::new(Shared {
@@ -71,6 +95,7 @@ impl UringIo {
             fork_generation: fork_generation(),
             start: Instant::now(),
             entries: entries.max(2),
+            write_mode,
             crew: Crew::default(),
             reader: OnceLock::new(),
             reader_start: Mutex::new(()),
@@ -91,6 +116,12 @@ impl Io for UringIo {
     fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
         self.0.crew.add(self.0.start_thread(name, task)?);
         Ok(())
+    }
+
+    fn flush(&self) {
+        if self.0.world.owns_this_thread() {
+            with_driver(Driver::submit);
+        }
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
@@ -120,6 +151,7 @@ struct Shared {
     fork_generation: u64,
     start: Instant,
     entries: u32,
+    write_mode: WriteMode,
     crew: Crew,
     reader: OnceLock<Reader>,
     /// Held by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
@@ -154,6 +186,9 @@ impl Shared {
 
 impl Dispatch for Shared {
     fn start(&self, op: Op) {
+        if self.write_mode == WriteMode::Inline && op.is_write() {
+            return op.run();
+        }
         let op = if self.world.owns_this_thread() {
             match start_here(op) {
                 Ok(()) => return,
