@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! seal    everything written is synced -> footer -> sync
-//! start   header -> sync -> MANIFEST lists the segment (tmp, sync, rename, directory sync) -> first append
+//! start   header -> sync -> directory sync -> MANIFEST lists the segment (tmp, sync, rename, directory sync) -> first append
 //! ```
 //!
 //! So at any moment at most one listed segment lacks a footer, and it is the last one; a footer is never durable before
@@ -204,10 +204,12 @@ impl Committer {
     }
 }
 
-/// A new segment file with its header, durable but for its name.
+/// A new segment file with its header, durable.
 async fn create_file(dir: &dyn Dir, name: &str, header: &[u8]) -> io::Result<Arc<dyn File>> {
     let file = dir.open(name, OpenMode::CreateNew)?;
     util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
     file.sync(SyncKind::All).await?;
+    // The name must be there before the MANIFEST that lists it can be.
+    dir.sync()?;
     Ok(file)
 }

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, DecodeError, FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::io::{Dir, DirLock, EntryKind, File, Io, OpenMode, util};
+use crate::io::{Dir, DirLock, EntryKind, File, Io, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::options::{Options, Recovery};
 use crate::segment::{
@@ -136,8 +136,13 @@ impl Opening<'_> {
         let names = self.list()?;
         let mut catalog = self.read_catalog(&names).await?;
         let mut candidates = Vec::new();
-        for listed in catalog.segments().to_vec() {
-            if let Some(candidate) = self.examine(listed, &catalog.store_id()).await? {
+        let listed = catalog.segments().to_vec();
+        let last = listed.last().map(|last| last.id);
+        for listed in listed {
+            // A hint is written after its segment was sealed durably. The last segment without one may show a footer
+            // whose sync failed.
+            let is_doubtful = Some(listed.id) == last && !names.hints.contains(&listed.id);
+            if let Some(candidate) = self.examine(listed, &catalog.store_id(), is_doubtful).await? {
                 candidates.push(candidate);
             }
         }
@@ -205,7 +210,12 @@ impl Opening<'_> {
     }
 
     /// Opens a listed segment and checks that it is the one that was listed.
-    async fn examine(&mut self, listed: ManifestSegment, store_id: &[u8; 16]) -> Result<Option<Candidate>> {
+    async fn examine(
+        &mut self,
+        listed: ManifestSegment,
+        store_id: &[u8; 16],
+        is_doubtful: bool,
+    ) -> Result<Option<Candidate>> {
         // Listed ids came through `read_catalog`, which refuses larger ones.
         let Ok(id) = u32::try_from(listed.id) else { return Ok(None) };
         let file = match self.dir.open(&segment_file_name(id), OpenMode::ReadWrite) {
@@ -216,6 +226,12 @@ impl Opening<'_> {
             }
             Err(error) => return Err(self.io_error("open a segment", error, Some(id))),
         };
+        if is_doubtful {
+            // What the disk does not have shall not be seen: it is written, or forgotten.
+            let synced = file.sync(SyncKind::All).await;
+            synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
+            file.evict();
+        }
         let len = file.len().map_err(|error| self.io_error("measure a segment", error, Some(id)))?;
         if len < SEGMENT_HEADER_LEN as u64 {
             self.damaged(id, 0, len, "the segment is shorter than its header")?;

@@ -4,8 +4,8 @@
 //! the first invalid byte on was acknowledged as durable, *unless* a later frame says that those bytes were durable
 //! when it was written. The first is a torn tail, and is cut; the second is damage.
 //!
-//! Whatever is kept is made durable before it is believed: the file is synced and its clean pages are dropped before
-//! the scan, the cut is synced before the footer is written, and the footer before anything else happens.
+//! Whatever is kept is made durable before it is believed: the file was synced and its clean pages were dropped before
+//! its end was looked at, the cut is synced before the footer is written, and the footer before anything else happens.
 
 use std::io;
 use std::sync::Arc;
@@ -48,9 +48,6 @@ impl Opening<'_> {
     /// Reads the tail into the keydir, as far as it counts.
     pub(super) async fn scan_tail(&mut self, tail: Candidate, keydir: &Keydir) -> Result<Scanned> {
         let id = tail.id;
-        let synced = tail.file.sync(SyncKind::All).await;
-        synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
-        tail.file.evict();
         let binding = Binding::new(tail.salt, u64::from(id));
         let mut scan = Scan::new(Arc::clone(&tail.file), binding, &tail.header, tail.len);
         let mut records = 0;
