@@ -143,7 +143,7 @@ impl Committer {
 
     /// Runs until the store is closed (`Ok`) or poisoned (the error, which every writer gets).
     pub(crate) async fn run(mut self) -> Result<(), Error> {
-        let guard = PanicGuard(Arc::clone(&self.log));
+        let mut guard = PanicGuard(Some(Arc::clone(&self.log)));
         let result = self.serve().await;
         if let Err(Fatal(error)) = &result {
             self.log.end(error.clone());
@@ -152,7 +152,7 @@ impl Committer {
                 let _ = sync.op.await;
             }
         }
-        std::mem::forget(guard);
+        guard.0 = None;
         result.map_err(|Fatal(error)| error)
     }
 
@@ -490,10 +490,12 @@ async fn cut_back(file: &dyn File, end: u64) -> io::Result<()> {
 }
 
 /// Tells everybody if the task unwinds.
-struct PanicGuard(Arc<Log>);
+struct PanicGuard(Option<Arc<Log>>);
 
 impl Drop for PanicGuard {
     fn drop(&mut self) {
-        self.0.end(Error::new(ErrorKind::Poisoned, "the commit task ended before the store was closed"));
+        if let Some(log) = &self.0 {
+            log.end(Error::new(ErrorKind::Poisoned, "the commit task ended before the store was closed"));
+        }
     }
 }
