@@ -21,6 +21,12 @@ pub mod io;
 mod io;
 mod keydir;
 mod maintenance;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod mutant;
+#[cfg(not(feature = "sim"))]
+#[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
+mod mutant;
 mod options;
 mod promise;
 mod read;

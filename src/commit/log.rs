@@ -26,13 +26,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 
-use super::group::{Group, WaitFor};
+use super::group::{Group, Phase, WaitFor};
 use super::prepared::{Member, Prepared};
 use super::stage::{Place, Publication, PublishWhen, Run, Stage, Taken};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, WATERMARK_LEN, Watermark};
 use crate::io::Io;
 use crate::keydir::{Keydir, Location, Published};
+use crate::mutant::{self, Mutant};
 use crate::options::Durability;
 use crate::segment::{Registry, Segment};
 use crate::wake;
@@ -525,7 +526,7 @@ impl Log {
                 // Nothing is unsynced where there is no active segment, so whoever waits has what it wants.
                 let stage = std::mem::take(&mut state.stage);
                 drop(guard);
-                stage.group.advance(super::group::Phase::Resolved);
+                stage.group.advance(Phase::Resolved);
                 return None;
             }
             None => None,
@@ -647,7 +648,10 @@ impl Log {
             (std::mem::take(&mut state.unresolved), staged, wakers)
         };
         // What was handed to the kernel may be found after reopening; what was only staged never will.
-        for group in groups {
+        for (index, group) in groups.into_iter().enumerate() {
+            if index > 0 && mutant::is(Mutant::FollowerErrorDropped) {
+                group.advance(Phase::Resolved);
+            }
             group.fail(error.clone().with_outcome(Outcome::Unknown));
         }
         staged.fail(error.with_outcome(Outcome::NotApplied));

@@ -25,6 +25,7 @@ use super::task::{Active, CommitCounters, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
+use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Segment, segment_file_name};
 
 /// Disk space is claimed in steps of this size, or the segment's if that is smaller.
@@ -100,7 +101,9 @@ impl Committer {
         if let Some(taken) = self.log.take(true) {
             self.commit(taken).await?;
         }
-        self.sync_now().await?;
+        if !mutant::is(Mutant::FooterBeforeData) {
+            self.sync_now().await?;
+        }
         let Some(active) = &mut self.active else { return Ok(Ok(())) };
         active.retired = true;
         let footer = Footer {
@@ -210,6 +213,8 @@ async fn create_file(dir: &dyn Dir, name: &str, header: &[u8]) -> io::Result<Arc
     util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
     file.sync(SyncKind::All).await?;
     // The name must be there before the MANIFEST that lists it can be.
-    dir.sync()?;
+    if !mutant::is(Mutant::NoDirectorySync) {
+        dir.sync()?;
+    }
     Ok(file)
 }

@@ -29,6 +29,7 @@ use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
 use crate::io::{File, Io, OpFuture, SyncKind, util};
 use crate::keydir::Keydir;
+use crate::mutant::{self, Mutant};
 use crate::segment::{Catalog, Registry, Segment};
 
 /// What the task needs to know of the options.
@@ -367,7 +368,7 @@ impl Committer {
     fn resolve(&mut self) {
         let durable_seq = self.log.durable_seq();
         while let Some(taken) = self.written.front() {
-            if taken.wants_sync && taken.last_seq > durable_seq {
+            if taken.wants_sync && taken.last_seq > durable_seq && !mutant::is(Mutant::AckBeforeSync) {
                 return;
             }
             let Some(taken) = self.written.pop_front() else { return };
@@ -401,7 +402,14 @@ impl Committer {
     }
 
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
-        let Some(sync) = self.sync.take() else { return Ok(()) };
+        let Some(mut sync) = self.sync.take() else { return Ok(()) };
+        if mutant::is(Mutant::SyncCoversInFlight) {
+            sync.seq = self.written_seq;
+        }
+        if result.is_err() && mutant::is(Mutant::SyncRetried) {
+            self.start_sync();
+            return Ok(());
+        }
         if let Err(error) = result {
             return Err(self.poison("sync", error));
         }

@@ -37,6 +37,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, DecodeError, FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{Dir, DirLock, EntryKind, File, Io, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
+use crate::mutant::{self, Mutant};
 use crate::options::{Options, Recovery};
 use crate::segment::{
     Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, Registry, Segment, segment_file_name,
@@ -160,7 +161,8 @@ impl Opening<'_> {
             None => None,
         };
         if let Some(tail) = &tail {
-            next_seq = next_seq.max(tail.max_seq() + 1) + LOST_NUMBERS;
+            let lost = if mutant::is(Mutant::SequenceReused) { 0 } else { LOST_NUMBERS };
+            next_seq = next_seq.max(tail.max_seq() + 1) + lost;
         }
         self.settle_catalog(&mut catalog, tail.as_ref(), next_seq).await?;
         if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
@@ -228,9 +230,11 @@ impl Opening<'_> {
         };
         if is_doubtful {
             // What the disk does not have shall not be seen: it is written, or forgotten.
-            let synced = file.sync(SyncKind::All).await;
-            synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
-            file.evict();
+            if !mutant::is(Mutant::TailNotSynced) {
+                let synced = file.sync(SyncKind::All).await;
+                synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
+                file.evict();
+            }
         }
         let len = file.len().map_err(|error| self.io_error("measure a segment", error, Some(id)))?;
         if len < SEGMENT_HEADER_LEN as u64 {

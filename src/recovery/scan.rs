@@ -14,6 +14,7 @@ use crate::format::{
     Watermark, find_record, read_record,
 };
 use crate::io::{File, util};
+use crate::mutant::{self, Mutant};
 
 /// Bytes read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -106,14 +107,29 @@ impl Scan {
 
     /// Hands every put and tombstone that counts to `each`, in their order, until the limit or the first thing that is
     /// not as it should be. `in_order` demands that ordinals follow each other without a gap.
-    pub(crate) async fn run(&mut self, in_order: bool, mut each: impl FnMut(Found<'_>)) -> io::Result<Option<Stop>> {
+    pub(crate) async fn run(
+        &mut self,
+        mut in_order: bool,
+        mut each: impl FnMut(Found<'_>),
+    ) -> io::Result<Option<Stop>> {
         let mut batch: Option<OpenBatch> = None;
         let mut reached = self.extent.clone();
         while reached.end < self.limit {
             let offset = reached.end;
-            let read = match self.read(offset, &mut reached.crc).await? {
-                Ok(read) => read,
-                Err(error) => return Ok(Some(stop_at(batch.as_ref(), offset, error))),
+            let read = match self.read(offset, &mut reached.crc).await {
+                Ok(Ok(read)) => read,
+                Ok(Err(_)) if mutant::is(Mutant::SkipBadRecord) => {
+                    let Some(next) = self.find_next(offset + ALIGN).await? else { return Ok(None) };
+                    reached.end = next;
+                    in_order = false;
+                    continue;
+                }
+                Ok(Err(error)) => return Ok(Some(stop_at(batch.as_ref(), offset, error))),
+                Err(_) if mutant::is(Mutant::ReadErrorIsEnd) => {
+                    let error = DecodeError::Incomplete { needed: 0 };
+                    return Ok(Some(stop_at(batch.as_ref(), offset, error)));
+                }
+                Err(error) => return Err(error),
             };
             if in_order && read.header.ordinal != reached.records {
                 return Ok(Some(stop_at(batch.as_ref(), offset, DecodeError::Order)));
@@ -147,6 +163,10 @@ impl Scan {
                 reached.min_seq = if reached.min_seq == 0 { seq } else { reached.min_seq.min(seq) };
                 reached.max_seq = reached.max_seq.max(seq);
                 let key = self.window.get(read.key.clone()).unwrap_or_default();
+                if mutant::is(Mutant::BatchNotAtomic) {
+                    each(Found { key, kind, seq, offset, value_len });
+                    return Ok(());
+                }
                 let Some(open) = batch else {
                     each(Found { key, kind, seq, offset, value_len });
                     return Ok(());
@@ -167,6 +187,7 @@ impl Scan {
             }
             // A frame, watermark or footer has no business inside a batch.
             _ if batch.is_some() => Err(DecodeError::Kind(kind.tag())),
+            RecordKind::Batch if mutant::is(Mutant::BatchNotAtomic) => Ok(()),
             RecordKind::Batch => {
                 let frame = BatchFrame::decode_value(self.value_of(offset, header))?;
                 let end = reached.end.checked_add(frame.bytes).ok_or(DecodeError::Length)?;
@@ -195,10 +216,13 @@ impl Scan {
         let bytes = &self.window[at..at + available];
         let header = match RecordHeader::decode(bytes, &self.binding, offset) {
             Ok(header) => header,
+            Err(DecodeError::Zeroes) if mutant::is(Mutant::ZerosDecode) => {
+                return Ok(Ok(Read { header: zeros(self.extent.records), key: at..at, len: ALIGN }));
+            }
             Err(error) => return Ok(Err(error)),
         };
         let len = header.record_len();
-        if len > self.limit - offset {
+        if len > self.limit - offset && !mutant::is(Mutant::LengthUnchecked) {
             return Ok(Err(DecodeError::Length));
         }
         let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
@@ -207,10 +231,13 @@ impl Scan {
             let available = self.fill(offset, len as usize).await?;
             let at = self.index(offset);
             let bytes = &self.window[at..at + available];
-            if let Err(error) = read_record(bytes, &self.binding, offset) {
-                return Ok(Err(error));
+            match read_record(bytes, &self.binding, offset) {
+                Err(DecodeError::PayloadChecksum | DecodeError::Padding) if mutant::is(Mutant::PayloadUnverified) => {}
+                Err(DecodeError::Incomplete { .. }) if mutant::is(Mutant::LengthUnchecked) => {}
+                Err(error) => return Ok(Err(error)),
+                Ok(_) => {}
             }
-            crc.update(&bytes[..len as usize]);
+            crc.update(bytes.get(..len as usize).unwrap_or(bytes));
             let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
             return Ok(Ok(Read { header, key, len }));
         }
@@ -303,6 +330,21 @@ impl Scan {
             position = found + read.len;
         }
         Ok(false)
+    }
+}
+
+/// What a mistaken decoder would make of zeros: a frame that says nothing.
+fn zeros(ordinal: u32) -> RecordHeader {
+    RecordHeader {
+        payload_crc: 0,
+        kind: RecordKind::Watermark,
+        compression: 0,
+        key_len: 0,
+        value_len: 16,
+        seq: 0,
+        expires_at_ms: 0,
+        namespace: 0,
+        ordinal,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::format::{Binding, FOOTER_LEN, Footer};
 use crate::io::{File, SyncKind, util};
 use crate::keydir::Keydir;
+use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::segment::Segment;
 
@@ -65,11 +66,14 @@ impl Opening<'_> {
             }
             has_damage = true;
         }
-        let extent = scan.extent().clone();
+        let mut extent = scan.extent().clone();
+        if mutant::is(Mutant::SealAfterTornTail) {
+            extent.end = tail.len.next_multiple_of(8);
+        }
         self.report.segments += 1;
         self.report.segments_scanned += 1;
         self.report.records_scanned += records;
-        self.report.truncated_bytes += tail.len - extent.end;
+        self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
         Ok(Scanned { candidate: tail, extent, has_damage })
     }
 
@@ -123,10 +127,13 @@ impl Opening<'_> {
 /// Cuts the file at `end`, durably, and puts `footer` there, durably.
 async fn close_with(file: &dyn File, len: u64, end: u64, footer: &[u8]) -> io::Result<()> {
     // Even a file that ends at `end` may have space claimed behind it.
-    file.truncate(end)?;
-    if len > end {
+    let syncs = !mutant::is(Mutant::TailNotSynced);
+    if !mutant::is(Mutant::NoTruncateOnOpen) {
+        file.truncate(end)?;
+    }
+    if len > end && syncs {
         file.sync(SyncKind::All).await?;
     }
     util::write_all(file, vec![Bytes::copy_from_slice(footer)], end).await?;
-    file.sync(SyncKind::All).await
+    if syncs { file.sync(SyncKind::All).await } else { Ok(()) }
 }

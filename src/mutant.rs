@@ -1,0 +1,80 @@
+//! Known mistakes, to be built in one at a time: tests of the tests.
+//!
+//! Each is a mistake that some store of this kind has made. With the feature `sim` a test can switch one on for the whole
+//! process and must then see the crash tests fail; without it there is nothing to switch and nothing to pay.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mutant {
+    /// The directory is not synced when a segment is created or the MANIFEST renamed.
+    NoDirectorySync = 1,
+    /// A torn tail is not cut before the segment is sealed.
+    NoTruncateOnOpen,
+    /// What is kept of a tail is not made durable, the footer neither.
+    TailNotSynced,
+    /// A torn tail is sealed with its torn bytes, as if they were records.
+    SealAfterTornTail,
+    /// The payload's checksum is not verified by a scan.
+    PayloadUnverified,
+    /// Zeros pass for a record.
+    ZerosDecode,
+    /// A record may be longer than its file.
+    LengthUnchecked,
+    /// A scan goes on behind a bad record.
+    SkipBadRecord,
+    /// Members of a batch count one by one.
+    BatchNotAtomic,
+    /// Writers are answered before the sync.
+    AckBeforeSync,
+    /// A sync vouches for what was written while it was under way.
+    SyncCoversInFlight,
+    /// A failed group's error reaches only some of its writers.
+    FollowerErrorDropped,
+    /// A failed sync is tried again.
+    SyncRetried,
+    /// A short write counts as a whole one.
+    ShortWriteIgnored,
+    /// An I/O error in a scan counts as the end of the log.
+    ReadErrorIsEnd,
+    /// A hint is believed whatever segment it is of.
+    HintUnbound,
+    /// Sequence numbers of lost writes are given out again.
+    SequenceReused,
+    /// The footer is written before the data it vouches for is durable.
+    FooterBeforeData,
+}
+
+#[cfg(feature = "sim")]
+mod switch {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Mutant;
+
+    static ACTIVE: AtomicU8 = AtomicU8::new(0);
+
+    /// Switches a mistake on, or all off, for the whole process.
+    pub fn activate(mutant: Option<Mutant>) {
+        ACTIVE.store(mutant.map_or(0, |mutant| mutant as u8), Ordering::SeqCst);
+    }
+
+    /// Whether `mutant` is switched on.
+    pub(crate) fn is(mutant: Mutant) -> bool {
+        ACTIVE.load(Ordering::Relaxed) == mutant as u8
+    }
+}
+
+#[cfg(not(feature = "sim"))]
+mod switch {
+    use super::Mutant;
+
+    /// There are no mistakes in earnest.
+    pub(crate) const fn is(_: Mutant) -> bool {
+        false
+    }
+}
+
+pub(crate) use switch::is;
+
+#[cfg(feature = "sim")]
+pub use switch::activate;
