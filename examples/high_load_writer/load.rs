@@ -143,7 +143,7 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
 }
 
 impl LoadOutcome {
-    /// Takes in how the tasks of one kind ended; faults are told once, with how many tasks they stopped.
+    /// Takes in how the tasks of one kind ended. A fault that many tasks met is told once, with how many had any.
     fn gather(&mut self, ends: Vec<TaskEnd>, begun: Instant) -> Phase {
         let mut phase = Phase { elapsed: begun.elapsed(), ..Phase::default() };
         let stopped = ends.iter().filter(|end| end.fault.is_some()).count();
@@ -153,12 +153,13 @@ impl LoadOutcome {
             self.read_mismatches += end.mismatches;
             if let Some(fault) = end.fault
                 && self.faults.len() < 4
+                && !self.faults.contains(&fault)
             {
                 self.faults.push(fault);
             }
         }
-        if stopped > 0 {
-            self.faults.push(format!("{stopped} tasks had such an error"));
+        if stopped > 1 {
+            self.faults.push(format!("{stopped} tasks met faults of this kind"));
         }
         phase
     }
