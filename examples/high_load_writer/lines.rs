@@ -54,12 +54,14 @@ pub(crate) async fn run(options: &Options, place: &Place, lines: Lines) -> Resul
     let store = open(options, place).await?;
     let (before, cpu_before) = (store.stats(), CpuTimes::now());
     let (puts, put_ends) = in_parallel(&store, &lines, options.writers, put).await;
+    let closed = or_hang("close", store.close()).await;
+    // Closing included: a small file at `buffered` is written by nothing else.
     let (after, cpu_after) = (store.stats(), CpuTimes::now());
     let mut report = Report::new(options, &before, &after);
     report.cpu_idle = CpuTimes::idle_percent(&cpu_before, &cpu_after);
     report.puts = puts;
     report.fault_all(put_ends.into_iter().flat_map(|end| end.faults));
-    if let Err(error) = or_hang("close", store.close()).await {
+    if let Err(error) = closed {
         report.fault(format!("close: {error}"));
     }
     drop(store);

@@ -15,9 +15,13 @@ use crate::options::Options;
 use crate::report::{Latency, Phase, Progress};
 use crate::{Failure, or_hang};
 
-/// Operations between two yields. Futures that are ready at once never suspend their task, so without this a writer of
+/// Puts of a task between two yields. Futures that are ready at once never suspend their task, so without this a writer of
 /// `Buffered` puts would keep its thread, and every other task of it would starve.
-const OPERATIONS_PER_YIELD: u64 = 64;
+const PUTS_PER_YIELD: u64 = 64;
+
+/// The same for gets. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
+/// latency of its put would tell of this constant instead of the store.
+const GETS_PER_YIELD: u64 = 8;
 
 /// What all tasks of a run share.
 pub(crate) struct Run {
@@ -84,7 +88,7 @@ pub(crate) async fn preload(run: &Arc<Run>) -> Result<(), Failure> {
                 let buffered = PutOptions::new().durability(Durability::Buffered);
                 run.store.put_with(data::key(index), &value, buffered).await?;
                 run.acknowledged[index].store(1, Ordering::Release);
-                if (index as u64).is_multiple_of(OPERATIONS_PER_YIELD) {
+                if (index as u64).is_multiple_of(PUTS_PER_YIELD) {
                     yield_now().await;
                 }
             }
@@ -143,7 +147,7 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
 }
 
 impl LoadOutcome {
-    /// Takes in how the tasks of one kind ended; faults are told once, with how many tasks they stopped.
+    /// Takes in how the tasks of one kind ended. A fault that many tasks met is told once, with how many had any.
     fn gather(&mut self, ends: Vec<TaskEnd>, begun: Instant) -> Phase {
         let mut phase = Phase { elapsed: begun.elapsed(), ..Phase::default() };
         let stopped = ends.iter().filter(|end| end.fault.is_some()).count();
@@ -153,12 +157,13 @@ impl LoadOutcome {
             self.read_mismatches += end.mismatches;
             if let Some(fault) = end.fault
                 && self.faults.len() < 4
+                && !self.faults.contains(&fault)
             {
                 self.faults.push(fault);
             }
         }
-        if stopped > 0 {
-            self.faults.push(format!("{stopped} tasks had such an error"));
+        if stopped > 1 {
+            self.faults.push(format!("{stopped} tasks met faults of this kind"));
         }
         phase
     }
@@ -190,7 +195,7 @@ async fn write(run: Arc<Run>, owned: Range<usize>, counts: Arc<[Counter]>, task:
         if resolved >= deadline {
             break;
         }
-        if puts.is_multiple_of(OPERATIONS_PER_YIELD) {
+        if puts.is_multiple_of(PUTS_PER_YIELD) {
             yield_now().await;
         }
     }
@@ -227,7 +232,7 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, deadline: Inst
         if resolved >= deadline {
             break;
         }
-        if gets.is_multiple_of(OPERATIONS_PER_YIELD) {
+        if gets.is_multiple_of(GETS_PER_YIELD) {
             yield_now().await;
         }
     }

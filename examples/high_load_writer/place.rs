@@ -58,6 +58,9 @@ impl Place {
 }
 
 fn given(dir: &Path) -> Result<PathBuf, Failure> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(format!("--dir {dir:?} is not a directory").into());
+    }
     fs::create_dir_all(dir).map_err(|error| format!("cannot create --dir {dir:?}: {error}"))?;
     let mut entries = fs::read_dir(dir).map_err(|error| format!("cannot list --dir {dir:?}: {error}"))?;
     if entries.next().is_some() {

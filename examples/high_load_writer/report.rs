@@ -118,9 +118,13 @@ impl Report {
         self.faults.push(fault);
     }
 
-    /// Takes in the first few of many.
+    /// Takes in the first few of many, each of them once.
     pub(crate) fn fault_all(&mut self, faults: impl Iterator<Item = String>) {
-        self.faults.extend(faults.take(5));
+        for fault in faults {
+            if self.faults.len() < 8 && !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
+        }
     }
 
     pub(crate) fn fault_count(&mut self, mismatches: u64) {
@@ -201,7 +205,7 @@ impl fmt::Display for Report {
         if let Some(recovery) = &self.recovery {
             writeln!(
                 f,
-                "reopened  in {:.3} s: {} keys from {} segments, {} of them through their hint files",
+                "reopened  in {:.3} s: {} keys; segments: {}, of them read through their hint files: {}",
                 recovery.duration.as_secs_f64(),
                 grouped(recovery.keys),
                 recovery.segments,
