@@ -81,39 +81,37 @@ impl WriteOp {
 
     /// The sequence number of the write's last record; `None` if there was nothing to delete.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Option<u64>>> {
-        loop {
-            match &mut self.state {
-                WriteState::Invalid(error) => {
-                    let error = error.clone();
-                    self.state = WriteState::Done;
-                    return Poll::Ready(Err(error));
-                }
-                WriteState::Offered(op, room) => {
-                    let offered = match self.core.check() {
-                        Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, room, cx),
-                        Err(error) => Poll::Ready(Err(error)),
-                    };
-                    let Poll::Ready(accepted) = offered else { return Poll::Pending };
-                    give_back(std::mem::take(&mut op.bytes));
-                    self.state = WriteState::Done;
-                    match accepted? {
-                        Accepted::Done(seq) => return Poll::Ready(Ok(Some(seq))),
-                        Accepted::Absent => return Poll::Ready(Ok(None)),
-                        // Its waker is registered; the group cannot be through already.
-                        Accepted::Waiting(ticket) => {
-                            self.state = WriteState::Waiting(ticket);
-                            return Poll::Pending;
-                        }
+        match &mut self.state {
+            WriteState::Invalid(error) => {
+                let error = error.clone();
+                self.state = WriteState::Done;
+                Poll::Ready(Err(error))
+            }
+            WriteState::Offered(op, room) => {
+                let offered = match self.core.check() {
+                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, room, cx),
+                    Err(error) => Poll::Ready(Err(error)),
+                };
+                let Poll::Ready(accepted) = offered else { return Poll::Pending };
+                give_back(std::mem::take(&mut op.bytes));
+                self.state = WriteState::Done;
+                match accepted? {
+                    Accepted::Done(seq) => Poll::Ready(Ok(Some(seq))),
+                    Accepted::Absent => Poll::Ready(Ok(None)),
+                    // Its waker is registered; the group cannot be through already.
+                    Accepted::Waiting(ticket) => {
+                        self.state = WriteState::Waiting(ticket);
+                        Poll::Pending
                     }
                 }
-                WriteState::Waiting(ticket) => {
-                    let Poll::Ready(result) = ticket.poll(cx) else { return Poll::Pending };
-                    let seq = ticket.last_seq;
-                    self.state = WriteState::Done;
-                    return Poll::Ready(result.map(|()| Some(seq)));
-                }
-                WriteState::Done => return polled_after_completion(),
             }
+            WriteState::Waiting(ticket) => {
+                let Poll::Ready(result) = ticket.poll(cx) else { return Poll::Pending };
+                let seq = ticket.last_seq;
+                self.state = WriteState::Done;
+                Poll::Ready(result.map(|()| Some(seq)))
+            }
+            WriteState::Done => polled_after_completion(),
         }
     }
 }

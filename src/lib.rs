@@ -45,3 +45,8 @@ pub use store::Store;
 
 #[cfg(feature = "sim")]
 pub use io::sim;
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

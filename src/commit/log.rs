@@ -32,6 +32,7 @@ use super::stage::{Place, Publication, PublishWhen, Run, Stage, Taken};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, WATERMARK_LEN, Watermark};
 use crate::io::Io;
+use crate::io::util::to_usize;
 use crate::keydir::{Keydir, Location, Published};
 use crate::mutant::{self, Mutant};
 use crate::options::Durability;
@@ -293,7 +294,7 @@ impl Log {
     }
 
     fn bucket(&self, key: &[u8]) -> usize {
-        (self.keydir.hash(key) % UNRESOLVED_BUCKETS as u64) as usize
+        to_usize(self.keydir.hash(key) % UNRESOLVED_BUCKETS as u64)
     }
 
     /// Whether `op` may be staged now.

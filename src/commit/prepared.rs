@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::batch::Batch;
 use crate::format::{ALIGN, BATCH_FRAME_LEN, RECORD_HEADER_LEN, RecordHeader, RecordKind, payload_crc, record_len};
+use crate::io::util::to_usize;
 
 /// Values from this size on are written from where they are instead of being copied into the log's buffer.
 pub(crate) const LARGE_VALUE_BYTES: usize = 64 * 1024;
@@ -71,7 +72,7 @@ fn draft(kind: RecordKind, key: &[u8], value: &[u8]) -> ([u8; RECORD_HEADER_LEN]
 }
 
 fn pad(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(ALIGN as usize), 0);
+    bytes.resize(bytes.len().next_multiple_of(to_usize(ALIGN)), 0);
 }
 
 impl Prepared {

@@ -28,8 +28,9 @@ use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Segment, segment_file_name};
 
-/// Disk space is claimed in steps of this size, or the segment's if that is smaller.
-const CLAIM_STEP_BYTES: u64 = 16 << 20;
+/// Disk space is claimed in steps of up to this size, or the segment's if that is smaller.
+pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
+const MIN_CLAIM_STEP_BYTES: u64 = 64 << 10;
 
 /// The refusal to answer waiting writers with, if no room could be made.
 type Answer = Option<(RoomWanted, Error)>;
@@ -38,10 +39,9 @@ impl Committer {
     /// Makes room for what waits, if it can.
     pub(super) async fn make_room(&mut self, wanted: Option<RoomWanted>) -> Result<Answer, Fatal> {
         let Some(wanted) = wanted else { return Ok(None) };
-        if self.active.as_ref().is_some_and(|active| active.retired) || self.is_full(wanted) {
-            if let Err(error) = self.seal().await? {
-                return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
-            }
+        let must_seal = self.active.as_ref().is_some_and(|active| active.retired) || self.is_full(wanted);
+        if must_seal && let Err(error) = self.seal().await? {
+            return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
         }
         if self.active.is_none()
             && let Err(error) = self.start_segment().await?
@@ -70,7 +70,7 @@ impl Committer {
         if with_reserve <= claimed_end {
             return None;
         }
-        let step = CLAIM_STEP_BYTES.min(self.options.segment_bytes);
+        let step = self.claim_step.min(self.options.segment_bytes);
         let generous = with_reserve.max(claimed_end.saturating_add(step));
         let mut refused = None;
         for (target, satisfies_all) in [(generous, true), (with_reserve, true), (needed, false)] {
@@ -81,13 +81,20 @@ impl Committer {
                 Ok(()) => {
                     self.log.set_claimed_end(target);
                     refused = if satisfies_all { None } else { refused };
+                    if refused.is_none() {
+                        self.claim_step = (self.claim_step * 2).min(MAX_CLAIM_STEP_BYTES);
+                    }
                     break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                     self.log.set_claimed_end(u64::MAX);
                     return None;
                 }
-                Err(error) => refused = Some(self.place_error("claim disk space", error)),
+                Err(error) => {
+                    // On a disk that is nearly full the steps become small, instead of failing large ones every time.
+                    self.claim_step = (self.claim_step / 4).max(MIN_CLAIM_STEP_BYTES);
+                    refused = Some(self.place_error("claim disk space", error));
+                }
             }
         }
         // Deletes that fit into what there is may go on; they look for themselves when they try again.

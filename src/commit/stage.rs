@@ -14,6 +14,7 @@ use super::prepared::{Member, Prepared, Shape};
 use crate::format::{
     ALIGN, BATCH_FRAME_LEN, BatchFrame, RECORD_HEADER_LEN, RecordKind, WATERMARK_LEN, Watermark, patch_header,
 };
+use crate::io::util::to_usize;
 use crate::segment::Segment;
 
 /// Where the next record goes.
@@ -139,7 +140,6 @@ impl Stage {
         }
         let (position, offset) = (self.buffer.len(), place.next_offset);
         self.buffer.extend_from_slice(&op.bytes);
-        let mut seq = first_seq;
         if let Shape::Batch(members) = &op.shape {
             self.has_batch = true;
             let frame = BatchFrame {
@@ -147,17 +147,16 @@ impl Stage {
                 bytes: (op.bytes.len() - BATCH_FRAME_LEN) as u64,
                 durable_offset,
             };
-            let frame = frame.encode(&place.segment.binding, offset, seq, place.next_ordinal);
+            let frame = frame.encode(&place.segment.binding, offset, first_seq, place.next_ordinal);
             self.buffer[position..position + BATCH_FRAME_LEN].copy_from_slice(&frame);
             place.next_ordinal += 1;
         }
-        for member in op.members() {
+        for (member, seq) in op.members().iter().zip(first_seq..) {
             let start = position + member.position;
             let header = &mut self.buffer[start..start + RECORD_HEADER_LEN];
             patch_header(header, &place.segment.binding, offset + member.position as u64, seq, place.next_ordinal);
             place.next_ordinal += 1;
             self.last_seq = seq;
-            seq += 1;
         }
         if let Some(value) = &op.large {
             self.splices.push(Splice { position: self.buffer.len(), value: value.clone() });
@@ -172,7 +171,7 @@ impl Stage {
     fn pad(&mut self, offset: u64, place: &mut Place) {
         debug_assert!(offset >= self.base, "a record at {offset} before its group's base {}", self.base);
         let padding = self.len().next_multiple_of(ALIGN) - self.len();
-        self.buffer.resize(self.buffer.len() + padding as usize, 0);
+        self.buffer.resize(self.buffer.len() + to_usize(padding), 0);
         place.next_offset = self.base + self.len();
     }
 

@@ -25,6 +25,7 @@ use crc32fast::Hasher;
 use super::group::Phase;
 use super::linger::Linger;
 use super::log::{Demand, Log, publish};
+use super::rotate::MAX_CLAIM_STEP_BYTES;
 use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
 use crate::io::{File, Io, OpFuture, SyncKind, util};
@@ -100,6 +101,8 @@ pub(crate) struct Committer {
     /// Since when something written waits for a sync that nobody awaits.
     unsynced_since: Option<Duration>,
     linger: Linger,
+    /// How much disk space is claimed at a time.
+    pub(super) claim_step: u64,
 }
 
 /// Why the task cannot go on.
@@ -139,6 +142,7 @@ impl Committer {
             sync: None,
             unsynced_since: None,
             linger: Linger::default(),
+            claim_step: MAX_CLAIM_STEP_BYTES,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! An operation made on the thread of a task is carried out there and then, so its future is ready at once: the task has
 //! nothing better to do than to wait, and no hop to another thread is faster than none. From any other thread (a
-//! caller's read that missed the page cache) it goes to a pool of [`POOL_THREADS`], started when the first one comes.
+//! caller's read that missed the page cache) it goes to a pool of two threads, started when the first one comes.
 //!
 //! # Concurrency
 //!

@@ -11,6 +11,11 @@ use bytes::{Buf, Bytes};
 use super::File;
 use crate::mutant::{self, Mutant};
 
+/// `number` as a size in memory; what does not fit saturates, and then fits nowhere.
+pub fn to_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// Interruptions in a row after which an operation is given up: a kernel that says nothing else will not be cured by
 /// asking a thousandth time.
 const MAX_INTERRUPTIONS: usize = 64;

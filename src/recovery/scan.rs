@@ -13,6 +13,7 @@ use crate::format::{
     ALIGN, BatchFrame, Binding, DecodeError, MAX_KEY_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind,
     Watermark, find_record, read_record,
 };
+use crate::io::util::to_usize;
 use crate::io::{File, util};
 use crate::mutant::{self, Mutant};
 
@@ -228,7 +229,7 @@ impl Scan {
         let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
         if len <= WINDOW_BYTES as u64 {
             // `fill` keeps what it has, so the key's place is found anew.
-            let available = self.fill(offset, len as usize).await?;
+            let available = self.fill(offset, to_usize(len)).await?;
             let at = self.index(offset);
             let bytes = &self.window[at..at + available];
             match read_record(bytes, &self.binding, offset) {
@@ -237,7 +238,7 @@ impl Scan {
                 Err(error) => return Ok(Err(error)),
                 Ok(_) => {}
             }
-            crc.update(bytes.get(..len as usize).unwrap_or(bytes));
+            crc.update(bytes.get(..to_usize(len)).unwrap_or(bytes));
             let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
             return Ok(Ok(Read { header, key, len }));
         }
@@ -256,11 +257,11 @@ impl Scan {
         let mut payload = PayloadCrc::new();
         let mut position = offset;
         while position < end {
-            let len = (end - position).min(WINDOW_BYTES as u64) as usize;
+            let len = to_usize((end - position).min(WINDOW_BYTES as u64));
             let piece = util::read_exact(&*self.file, position, len).await?;
             crc.update(&piece);
             let skip = if position == offset { RECORD_HEADER_LEN } else { 0 };
-            let payload_len = payload_end.saturating_sub(position).min(len as u64) as usize;
+            let payload_len = to_usize(payload_end.saturating_sub(position).min(len as u64));
             payload.update(piece.get(skip..payload_len).unwrap_or_default());
             if piece[payload_len.min(len)..].iter().any(|&byte| byte != 0) {
                 return Ok(Err(DecodeError::Padding));
@@ -280,7 +281,7 @@ impl Scan {
         let wanted = wanted.min(left);
         let window_end = self.window_start + self.window.len() as u64;
         if offset >= self.window_start && offset + wanted as u64 <= window_end {
-            return Ok(left.min((window_end - offset) as usize));
+            return Ok(left.min(to_usize(window_end - offset)));
         }
         let len = left.min(WINDOW_BYTES.max(wanted));
         self.window = util::read_exact(&*self.file, offset, len).await?;
