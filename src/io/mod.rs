@@ -174,7 +174,7 @@ pub struct ReadDone {
 }
 
 /// One open file. The methods that return a future start their operation at once; the others block briefly.
-#[expect(clippy::len_without_is_empty, reason = "a file's length may fail to be read")]
+#[allow(clippy::len_without_is_empty, reason = "a file's length may fail to be read")]
 pub trait File: Send + Sync + fmt::Debug {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;

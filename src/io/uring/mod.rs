@@ -17,7 +17,7 @@
 //! # How a thread sleeps
 //!
 //! With nothing in flight it parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's eventfd armed
-//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see [`super::engine`]), and write
+//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see `io/engine.rs`), and write
 //! to the eventfd only if the thread sleeps in the kernel. Nothing spins.
 //!
 //! # Failure
