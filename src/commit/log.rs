@@ -103,7 +103,7 @@ struct Room {
     waiters: Vec<Waker>,
     wanted: Option<RoomWanted>,
     attempt: u64,
-    refusal: Option<(u64, bool, Error)>,
+    refusal: Option<(u64, Refused, Error)>,
 }
 
 /// What the commit task must make room for.
@@ -111,8 +111,15 @@ struct Room {
 pub(super) struct RoomWanted {
     /// The largest write that waits, in bytes of log.
     pub(super) bytes: u64,
-    /// Whether a write other than a delete waits: such a write may not use the reserve.
-    pub(super) beyond_reserve: bool,
+    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
+    pub(super) delete_bytes: u64,
+}
+
+/// Whom a refusal answers, of those that still find no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Everybody,
+    AllButDeletes,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -300,14 +307,14 @@ impl Log {
     /// Whether `op` may be staged now.
     fn fits(&self, state: &State, op: &Prepared) -> std::result::Result<(), RoomWanted> {
         let len = op.log_len();
-        let wanted = RoomWanted { bytes: len, beyond_reserve: !op.only_deletes() };
+        let wanted = RoomWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
         let staged = state.stage.len() + state.run_bytes;
         if staged > 0 && staged + len > self.limits.staging_bytes {
             return Err(wanted);
         }
         let Some(place) = &state.place else { return Err(wanted) };
         let end = place.next_offset + WATERMARK_LEN as u64 + len + FOOTER_LEN as u64;
-        let reserve = if wanted.beyond_reserve { self.limits.reserve_bytes } else { 0 };
+        let reserve = if wanted.delete_bytes == 0 { self.limits.reserve_bytes } else { 0 };
         let is_fresh = place.next_offset == crate::format::SEGMENT_HEADER_LEN as u64;
         if (end > self.limits.segment_bytes && !is_fresh) || end.saturating_add(reserve) > place.claimed_end {
             return Err(wanted);
@@ -605,12 +612,12 @@ impl Log {
     }
 
     /// Lets the writers that wait for room try again; `refusal` is the answer to those that still find none.
-    pub(super) fn answer_room(&self, refusal: Option<(RoomWanted, Error)>) {
+    pub(super) fn answer_room(&self, refusal: Option<(Refused, Error)>) {
         let wakers = {
             let mut state = self.lock();
             state.room.attempt += 1;
             state.room.wanted = None;
-            state.room.refusal = refusal.map(|(wanted, error)| (state.room.attempt, wanted.beyond_reserve, error));
+            state.room.refusal = refusal.map(|(whom, error)| (state.room.attempt, whom, error));
             std::mem::take(&mut state.room.waiters)
         };
         wake::wake_all(wakers);
@@ -682,9 +689,8 @@ impl State {
     }
 
     fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {
-        if let (Some(since), Some((attempt, beyond_reserve, error))) = (wait.since_attempt, &self.room.refusal) {
-            // A refusal of the reserve says nothing to a delete.
-            if *attempt > since && (wanted.beyond_reserve || !beyond_reserve) {
+        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal) {
+            if *attempt > since && (*whom == Refused::Everybody || wanted.delete_bytes == 0) {
                 return Poll::Ready(Err(error.clone()));
             }
         }
@@ -692,7 +698,7 @@ impl State {
         self.room.wanted = Some(match self.room.wanted {
             Some(other) => RoomWanted {
                 bytes: other.bytes.max(wanted.bytes),
-                beyond_reserve: other.beyond_reserve || wanted.beyond_reserve,
+                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
             },
             None => wanted,
         });

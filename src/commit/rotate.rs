@@ -19,7 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crc32fast::Hasher;
 
-use super::log::RoomWanted;
+use super::log::{Refused, RoomWanted};
 use super::stage::Place;
 use super::task::{Active, CommitCounters, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
@@ -33,7 +33,7 @@ pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
 const MIN_CLAIM_STEP_BYTES: u64 = 64 << 10;
 
 /// The refusal to answer waiting writers with, if no room could be made.
-type Answer = Option<(RoomWanted, Error)>;
+type Answer = Option<(Refused, Error)>;
 
 impl Committer {
     /// Makes room for what waits, if it can.
@@ -41,12 +41,12 @@ impl Committer {
         let Some(wanted) = wanted else { return Ok(None) };
         let must_seal = self.active.as_ref().is_some_and(|active| active.retired) || self.is_full(wanted);
         if must_seal && let Err(error) = self.seal().await? {
-            return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
+            return Ok(Some((Refused::Everybody, error)));
         }
         if self.active.is_none()
             && let Err(error) = self.start_segment().await?
         {
-            return Ok(Some((RoomWanted { beyond_reserve: false, ..wanted }, error)));
+            return Ok(Some((Refused::Everybody, error)));
         }
         Ok(self.claim(wanted))
     }
@@ -65,40 +65,42 @@ impl Committer {
     fn claim(&mut self, wanted: RoomWanted) -> Answer {
         let (next_offset, claimed_end) = self.log.place()?;
         let file = Arc::clone(&self.active.as_ref()?.file);
-        let needed = next_offset + WATERMARK_LEN as u64 + wanted.bytes + FOOTER_LEN as u64;
-        let with_reserve = needed.saturating_add(self.options.reserve_bytes);
+        let end_of = |bytes| next_offset + WATERMARK_LEN as u64 + bytes + FOOTER_LEN as u64;
+        let with_reserve = end_of(wanted.bytes).saturating_add(self.options.reserve_bytes);
         if with_reserve <= claimed_end {
             return None;
         }
         let step = self.claim_step.min(self.options.segment_bytes);
         let generous = with_reserve.max(claimed_end.saturating_add(step));
-        let mut refused = None;
-        for (target, satisfies_all) in [(generous, true), (with_reserve, true), (needed, false)] {
-            if target <= claimed_end {
-                break;
-            }
-            match file.allocate(claimed_end, target - claimed_end) {
+        let mut refusal = None;
+        for target in [generous, with_reserve] {
+            match self.claim_up_to(&*file, claimed_end, target) {
                 Ok(()) => {
-                    self.log.set_claimed_end(target);
-                    refused = if satisfies_all { None } else { refused };
-                    if refused.is_none() {
+                    if refusal.is_none() {
                         self.claim_step = (self.claim_step * 2).min(MAX_CLAIM_STEP_BYTES);
                     }
-                    break;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    self.log.set_claimed_end(u64::MAX);
                     return None;
                 }
                 Err(error) => {
                     // On a disk that is nearly full the steps become small, instead of failing large ones every time.
                     self.claim_step = (self.claim_step / 4).max(MIN_CLAIM_STEP_BYTES);
-                    refused = Some(self.place_error("claim disk space", error));
+                    refusal = Some(error);
                 }
             }
         }
-        // Deletes that fit into what there is may go on; they look for themselves when they try again.
-        refused.map(|error| (RoomWanted { beyond_reserve: true, ..wanted }, error))
+        let for_deletes = end_of(wanted.delete_bytes);
+        let deletes_fit = for_deletes <= claimed_end || self.claim_up_to(&*file, claimed_end, for_deletes).is_ok();
+        let whom = if deletes_fit { Refused::AllButDeletes } else { Refused::Everybody };
+        refusal.map(|error| (whom, error))
+    }
+
+    fn claim_up_to(&self, file: &dyn File, claimed_end: u64, target: u64) -> Result<(), Error> {
+        match file.allocate(claimed_end, target - claimed_end) {
+            Ok(()) => self.log.set_claimed_end(target),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.log.set_claimed_end(u64::MAX),
+            Err(error) => return Err(self.place_error("claim disk space", error)),
+        }
+        Ok(())
     }
 
     // ---- sealing -------------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+//! Tests of the tests: known mistakes are built in, one at a time, and the crash tests must notice each of them.
+//!
+//! Every mistake is one that a store of this kind has made (see `ringcask::mutant`). The same exploration that passes
+//! without them is run with each, until it fails; one that does not within its budget is a hole in the net.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
+#![allow(unreachable_pub, dead_code, reason = "modules of the crash tests, of which this test uses a part")]
+
+#[path = "../crash/explore.rs"]
+mod explore;
+#[path = "../crash/failures.rs"]
+mod failures;
+#[path = "../crash/model.rs"]
+mod model;
+#[path = "../crash/workload.rs"]
+mod workload;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use explore::Explorer;
+use ringcask::mutant::{Mutant, activate};
+
+/// Where a mistake shows.
+#[derive(Clone, Copy, Debug)]
+enum Net {
+    /// In what a crash leaves.
+    Crashes,
+    /// When an operation fails.
+    Failures,
+}
+
+const MUTANTS: [(Mutant, Net); 18] = [
+    (Mutant::NoDirectorySync, Net::Crashes),
+    (Mutant::NoTruncateOnOpen, Net::Crashes),
+    (Mutant::TailNotSynced, Net::Crashes),
+    (Mutant::SealAfterTornTail, Net::Crashes),
+    (Mutant::PayloadUnverified, Net::Crashes),
+    (Mutant::ZerosDecode, Net::Crashes),
+    (Mutant::LengthUnchecked, Net::Crashes),
+    (Mutant::SkipBadRecord, Net::Crashes),
+    (Mutant::BatchNotAtomic, Net::Crashes),
+    (Mutant::AckBeforeSync, Net::Crashes),
+    (Mutant::SyncCoversInFlight, Net::Crashes),
+    (Mutant::FollowerErrorDropped, Net::Failures),
+    (Mutant::SyncRetried, Net::Failures),
+    (Mutant::ShortWriteIgnored, Net::Crashes),
+    (Mutant::ReadErrorIsEnd, Net::Failures),
+    (Mutant::HintUnbound, Net::Crashes),
+    (Mutant::SequenceReused, Net::Crashes),
+    (Mutant::FooterBeforeData, Net::Crashes),
+];
+
+/// States, or scenarios, after which a mistake counts as not noticed.
+const MAX_STATES: u64 = 300_000;
+const MAX_SCENARIOS: u64 = 60;
+
+/// How the mistake was noticed, and after how much.
+fn hunt(net: Net) -> Option<(u64, String)> {
+    let mut states = 0;
+    match net {
+        Net::Crashes => {
+            for seed in 1.. {
+                let tried = catch_unwind(AssertUnwindSafe(|| {
+                    let mut explorer = Explorer::new(seed)?;
+                    let result = explorer.explore(64);
+                    states += explorer.tally.states;
+                    result
+                }));
+                match tried {
+                    Ok(Ok(())) if states < MAX_STATES => {}
+                    Ok(Ok(())) => return None,
+                    Ok(Err(failure)) => return Some((states, failure)),
+                    Err(panic) => return Some((states, explore::panic_text(&*panic))),
+                }
+            }
+            None
+        }
+        Net::Failures => (0..MAX_SCENARIOS).find_map(|seed| {
+            let (tally, result) = failures::fail_everything(seed);
+            states += tally.runs;
+            result.err().map(|failure| (states, failure))
+        }),
+    }
+}
+
+#[test]
+fn every_known_mistake_is_noticed() {
+    // Under a mistake tasks may panic; what they print is of no use to anybody.
+    std::panic::set_hook(Box::new(|_| {}));
+    let start = Instant::now();
+    let mut missed = Vec::new();
+    for (mutant, net) in MUTANTS {
+        activate(Some(mutant));
+        let found = hunt(net);
+        activate(None);
+        match found {
+            Some((states, failure)) => {
+                let line = failure.lines().next().unwrap_or_default();
+                println!("{mutant:?}: noticed after {states} ({net:?}): {line:.160}");
+            }
+            None => missed.push(mutant),
+        }
+    }
+    let _ = std::panic::take_hook();
+    println!("{} of {} mistakes noticed, {:.1} s", MUTANTS.len() - missed.len(), MUTANTS.len(), start.elapsed().as_secs_f64());
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
