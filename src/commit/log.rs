@@ -689,10 +689,11 @@ impl State {
     }
 
     fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {
-        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal) {
-            if *attempt > since && (*whom == Refused::Everybody || wanted.delete_bytes == 0) {
-                return Poll::Ready(Err(error.clone()));
-            }
+        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
+            && *attempt > since
+            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
+        {
+            return Poll::Ready(Err(error.clone()));
         }
         wait.since_attempt = Some(self.room.attempt);
         self.room.wanted = Some(match self.room.wanted {
