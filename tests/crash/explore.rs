@@ -1,12 +1,14 @@
 //! From one seed to thousands of crash states: run, crash everywhere, recover, look, go on, crash again.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::Store;
+use ringcask::bytes::Bytes;
 use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
 
-use crate::model::{Crash, Generation, History, State};
+use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
 use crate::workload::{Run, Setup, Workload, read_all};
 
 /// How often a crash may follow a crash.
@@ -77,13 +79,19 @@ impl std::str::FromStr for Place {
 }
 
 /// A store recovered from an image, and the world it runs in.
-struct Recovered {
+pub struct Recovered {
     world: SimWorld,
     store: Option<Store>,
-    state: State,
+    pub state: State,
 }
 
 impl Recovered {
+    /// The value of the key that no workload uses.
+    pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
+        let store = self.store.as_ref().ok_or("closed")?;
+        self.world.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
+    }
+
     fn power_off(&mut self) {
         // Before the store: a store that is dropped with the power on would close in good order.
         self.world.shutdown();
@@ -97,7 +105,7 @@ impl Drop for Recovered {
     }
 }
 
-fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
+pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
     let config = SimConfig { seed, journal, ..setup.world.clone() };
     let world = SimWorld::from_image(image, config);
     let opened = world.run_until(async {
@@ -118,7 +126,12 @@ fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Reco
     }
 }
 
-fn no_panics(world: &SimWorld) -> Result<(), String> {
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("without a text"))
+}
+
+pub fn no_panics(world: &SimWorld) -> Result<(), String> {
     let panics = world.panics();
     if panics.is_empty() { Ok(()) } else { Err(format!("panics: {panics:?}")) }
 }
@@ -240,10 +253,8 @@ impl Explorer {
     }
 
     fn visit(&mut self, image: Image, place: Place) -> Result<(), String> {
-        let result = catch_unwind(AssertUnwindSafe(|| self.look(image, place))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(format!("panic: {}", text.unwrap_or("without a text")))
-        });
+        let result = catch_unwind(AssertUnwindSafe(|| self.look(image, place)));
+        let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
         result.map_err(|error| format!("RINGCASK_REPLAY=\"{place}\": {error}"))
     }
 

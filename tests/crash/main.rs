@@ -11,13 +11,15 @@
 //! of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted operations,
 //! completions in any order, damaged hints. Not injected here: damage to synced data.
 //!
-//! `RINGCASK_CRASH_STATES` sets how many states are explored (the floor of the test), `RINGCASK_CRASH_SEED` where the
+//! `RINGCASK_CRASH_STATES` sets how many states are explored (the floor of the test), `RINGCASK_FAILURE_SCENARIOS` how
+//! many scenarios have each operation fail, `RINGCASK_CRASH_SEED` where the
 //! seeds begin, `RINGCASK_CRASH_FAILURES` after how many failures it gives up. A failure prints a line `RINGCASK_REPLAY="…"`; with that in the environment, the test `replay` does the
 //! same again and shows the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
 mod explore;
+mod failures;
 mod model;
 mod workload;
 
@@ -26,34 +28,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use explore::{Explorer, Place, Tally, run_workload};
+use explore::{Explorer, Place, run_workload};
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
-#[test]
-fn every_crash_leaves_a_store_that_keeps_its_promises() {
-    let floor = number("RINGCASK_CRASH_STATES", 500_000);
-    let first_seed = number("RINGCASK_CRASH_SEED", 1);
-    let start = Instant::now();
-    let patience = number("RINGCASK_CRASH_FAILURES", 1);
-    let (next, states, failed) = (AtomicU64::new(first_seed), AtomicU64::new(0), AtomicU64::new(0));
-    let (total, failures) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
+/// Gives seeds, from `first_seed` on, to as many threads as there are processors, while `goes_on`; returns the failures.
+fn over_seeds(
+    first_seed: u64,
+    goes_on: impl Fn(u64) -> bool + Sync,
+    explore: impl Fn(u64) -> Result<(), String> + Sync,
+) -> Vec<String> {
+    let patience = usize::try_from(number("RINGCASK_CRASH_FAILURES", 1)).unwrap();
+    let (next, failures) = (AtomicU64::new(first_seed), Mutex::new(Vec::new()));
     let work = || {
-        while states.load(Ordering::Relaxed) < floor && failed.load(Ordering::Relaxed) < patience {
+        while failures.lock().unwrap().len() < patience {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            // Most crash points get a few of their images, those of every 16th workload all.
-            let budget = if seed.is_multiple_of(16) { 1024 } else { 10 };
-            let result = Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"));
-            let result = result.and_then(|mut explorer| {
-                let result = explorer.explore(budget);
-                states.fetch_add(explorer.tally.states, Ordering::Relaxed);
-                total.lock().unwrap().add(&explorer.tally);
-                result
-            });
-            if let Err(failure) = result {
-                failed.fetch_add(1, Ordering::Relaxed);
+            if !goes_on(seed) {
+                return;
+            }
+            if let Err(failure) = explore(seed) {
                 failures.lock().unwrap().push(failure);
             }
         }
@@ -63,13 +58,55 @@ fn every_crash_leaves_a_store_that_keeps_its_promises() {
             scope.spawn(work);
         }
     });
+    failures.into_inner().unwrap()
+}
+
+#[test]
+fn every_crash_leaves_a_store_that_keeps_its_promises() {
+    let floor = number("RINGCASK_CRASH_STATES", 500_000);
+    let first_seed = number("RINGCASK_CRASH_SEED", 1);
+    let start = Instant::now();
+    let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Tally::default()));
+    let failures = over_seeds(
+        first_seed,
+        |_| states.load(Ordering::Relaxed) < floor,
+        |seed| {
+            // Most crash points get a few of their images, those of every 16th workload all.
+            let budget = if seed.is_multiple_of(16) { 1024 } else { 10 };
+            let mut explorer =
+                Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
+            let result = explorer.explore(budget);
+            states.fetch_add(explorer.tally.states, Ordering::Relaxed);
+            total.lock().unwrap().add(&explorer.tally);
+            result
+        },
+    );
     let total = *total.lock().unwrap();
     let seconds = start.elapsed().as_secs_f64();
     println!("{total:?}, seeds from {first_seed}, {seconds:.1} s, {:.0} states/s", total.states as f64 / seconds);
-    let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     assert!(total.states >= floor, "{} of {floor} states", total.states);
     assert!(total.second_crashes * 5 >= total.states, "{} second crashes of {}", total.second_crashes, total.states);
+}
+
+#[test]
+fn every_operation_can_fail() {
+    let scenarios = number("RINGCASK_FAILURE_SCENARIOS", 40);
+    let start = Instant::now();
+    let total = Mutex::new(failures::Tally::default());
+    let failures = over_seeds(
+        0,
+        |seed| seed < scenarios,
+        |seed| {
+            let (tally, result) = failures::fail_everything(seed);
+            total.lock().unwrap().add(&tally);
+            result
+        },
+    );
+    let total = *total.lock().unwrap();
+    println!("{total:?}, {:.1} s", start.elapsed().as_secs_f64());
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(total.runs >= scenarios * 200, "{} runs with a failure in {scenarios} scenarios", total.runs);
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub const KEYS: usize = 5;
 /// What each key holds: the id of a value, 0 for none.
 pub type State = [u32; KEYS];
 
+/// A key beside those of the workloads, for showing that a store can still be written to.
+pub const EXTRA_KEY: &str = "z";
+
 /// All empty values are the same.
 const EMPTY: u32 = u32::MAX;
 
