@@ -22,8 +22,8 @@ use crate::io::Task;
 const MAIN: usize = usize::MAX;
 /// Simulated time without a poll of the main future after which a world counts as stuck.
 const STALL_NS: u64 = 24 * 3_600_000_000_000;
-/// Turns without a poll of the main future after which a world counts as spinning.
-const STALL_TURNS: u64 = 20_000_000;
+/// Polls in a row, with no operation completed and no timer expired, after which a world counts as spinning.
+const SPINNING_POLLS: u64 = 100_000;
 
 /// The tasks that were woken. Wakers hold this and nothing else, so that no cycle keeps a world alive.
 #[derive(Default)]
@@ -211,8 +211,8 @@ impl SimWorld {
     /// Drives `future` and every task of the world until `future` is ready.
     ///
     /// # Panics
-    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer runs), if only
-    /// others make progress for a simulated day, or if another call drives the world already. A panic of `future` goes
+    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer expires within a
+    /// simulated day), if tasks wake each other without end ("spinning"), or if another call drives the world already. A panic of `future` goes
     /// through; a panic of a task does not, see [`panics`](Self::panics).
     #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
     pub fn run_until<F: Future>(&self, future: F) -> F::Output {
@@ -223,7 +223,7 @@ impl SimWorld {
         let waker = Waker::from(handle.clone());
         shared.ready.with(|ready| ready.retain(|task| *task != MAIN));
         shared.ready.push(MAIN);
-        let (mut turns, mut since_ns) = (0, shared.lock().now_ns);
+        let (mut polls, mut since_ns) = (0_u64, shared.lock().now_ns);
         loop {
             match shared.next_turn(since_ns.saturating_add(STALL_NS)) {
                 Turn::Poll(MAIN) => {
@@ -231,18 +231,22 @@ impl SimWorld {
                     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return output;
                     }
-                    (turns, since_ns) = (0, shared.lock().now_ns);
+                    since_ns = shared.lock().now_ns;
                 }
                 Turn::Poll(id) => shared.poll_task(id),
-                Turn::Wake(Some(waker)) => waker.wake(),
-                Turn::Wake(None) => {}
+                Turn::Wake(waker) => {
+                    polls = 0;
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
                 Turn::Idle => {
                     let stuck = dump(&shared.lock());
                     panic!("deadlock: {stuck}");
                 }
             }
-            turns += 1;
-            if turns > STALL_TURNS {
+            polls += 1;
+            if polls > SPINNING_POLLS {
                 let spinning = dump(&shared.lock());
                 panic!("spinning: {spinning}");
             }

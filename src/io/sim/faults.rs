@@ -82,6 +82,8 @@ impl FaultKind {
     pub const EDQUOT: Self = Self::Errno(libc::EDQUOT);
     /// `EINTR`.
     pub const EINTR: Self = Self::Errno(libc::EINTR);
+    /// `EMFILE`.
+    pub const EMFILE: Self = Self::Errno(libc::EMFILE);
     /// `EAGAIN`.
     pub const EAGAIN: Self = Self::Errno(libc::EAGAIN);
 

@@ -1,0 +1,377 @@
+//! From one seed to thousands of crash states: run, crash everywhere, recover, look, go on, crash again.
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ringcask::Store;
+use ringcask::bytes::Bytes;
+use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
+
+use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
+use crate::workload::{Run, Setup, Workload, read_all};
+
+/// How often a crash may follow a crash.
+const DEPTH: usize = 3;
+
+/// What was explored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub workloads: u64,
+    /// Images that were recovered and checked.
+    pub states: u64,
+    /// Of these, after a second or third crash.
+    pub second_crashes: u64,
+    /// Of these, after a crash during a recovery.
+    pub in_recovery: u64,
+    pub kills: u64,
+    pub crash_points: u64,
+    /// Stores that were written to, closed and reopened after a recovery.
+    pub sequels: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.workloads += other.workloads;
+        self.states += other.states;
+        self.second_crashes += other.second_crashes;
+        self.in_recovery += other.in_recovery;
+        self.kills += other.kills;
+        self.crash_points += other.crash_points;
+        self.sequels += other.sequels;
+    }
+}
+
+/// One crash state of a workload, to be made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub seed: u64,
+    pub step: usize,
+    pub number: u64,
+    pub kill: bool,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { seed, step, number, kill } = self;
+        write!(f, "seed={seed},step={step},image={number},kill={kill}")
+    }
+}
+
+impl std::str::FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut place = Self { seed: 0, step: usize::MAX, number: 0, kill: false };
+        for part in text.split(',') {
+            let (name, value) = part.trim().split_once('=').ok_or("no = in RINGCASK_REPLAY")?;
+            let bad = |_| format!("{name}={value}");
+            match name {
+                "seed" => place.seed = value.parse().map_err(bad)?,
+                "step" => place.step = value.parse().map_err(bad)?,
+                "image" => place.number = value.parse().map_err(bad)?,
+                "kill" => place.kill = value == "true",
+                _ => return Err(format!("{name} in RINGCASK_REPLAY")),
+            }
+        }
+        Ok(place)
+    }
+}
+
+/// A store recovered from an image, and the world it runs in.
+pub struct Recovered {
+    world: SimWorld,
+    store: Option<Store>,
+    pub state: State,
+}
+
+impl Recovered {
+    /// The value of the key that no workload uses.
+    pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
+        let store = self.store.as_ref().ok_or("closed")?;
+        self.world.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
+    }
+
+    fn power_off(&mut self) {
+        // Before the store: a store that is dropped with the power on would close in good order.
+        self.world.shutdown();
+        self.store = None;
+    }
+}
+
+impl Drop for Recovered {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}
+
+pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
+    let config = SimConfig { seed, journal, ..setup.world.clone() };
+    let world = SimWorld::from_image(image, config);
+    let opened = world.run_until(async {
+        let store = setup.builder(&world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+        let state = read_all(&store).await?;
+        Ok::<_, String>((store, state))
+    });
+    match opened {
+        Ok((store, state)) => {
+            let recovered = Recovered { world, store: Some(store), state };
+            no_panics(&recovered.world)?;
+            Ok(recovered)
+        }
+        Err(error) => {
+            world.shutdown();
+            Err(error)
+        }
+    }
+}
+
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("without a text"))
+}
+
+pub fn no_panics(world: &SimWorld) -> Result<(), String> {
+    let panics = world.panics();
+    if panics.is_empty() { Ok(()) } else { Err(format!("panics: {panics:?}")) }
+}
+
+/// Everything that is in the directory of a store that is closed.
+fn check_names(image: &Image) -> Result<(), String> {
+    for name in image.names() {
+        let is_ours = matches!(name, "LOCK" | "MANIFEST") || name.ends_with(".seg") || name.ends_with(".hint");
+        if !is_ours {
+            return Err(format!("{name} is left in the directory"));
+        }
+    }
+    Ok(())
+}
+
+/// A run of a workload, and its journal.
+pub struct Explored {
+    pub workload: Workload,
+    pub history: History,
+    pub journal: Journal,
+    pub numbers: u32,
+    pub trace: u64,
+}
+
+/// Runs the workload of `seed` once, to its end.
+pub fn run_workload(seed: u64) -> Result<Explored, String> {
+    let workload = Workload::from_seed(seed);
+    let world = SimWorld::new(workload.setup.world.clone());
+    let mut numbers = 0;
+    let mut run = Run::new(&world, &workload.setup, workload.may_fail, &mut numbers);
+    let ran = world.run_until(async {
+        let store = workload.setup.builder(&world).open().await.map_err(|error| format!("first opening: {error:?}"))?;
+        run.opened(State::default(), 0);
+        let store = run.run(store, &workload.ops).await?;
+        let closed = store.close().await;
+        if closed.is_err() && !workload.may_fail {
+            return Err(format!("the last close failed without a fault: {closed:?}"));
+        }
+        Ok(())
+    });
+    run.settle();
+    let history = run.history;
+    let ran = ran.and_then(|()| no_panics(&world));
+    let (journal, trace) = (world.take_journal(), world.trace_hash());
+    world.shutdown();
+    ran?;
+    Ok(Explored { workload, history, journal, numbers, trace })
+}
+
+/// The search through the crashes of one workload.
+pub struct Explorer {
+    explored: Explored,
+    seed: u64,
+    pub tally: Tally,
+}
+
+impl Explorer {
+    pub fn new(seed: u64) -> Result<Self, String> {
+        let explored = run_workload(seed)?;
+        Ok(Self { explored, seed, tally: Tally { workloads: 1, ..Tally::default() } })
+    }
+
+    /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
+    pub fn explore(&mut self, budget: usize) -> Result<(), String> {
+        let mut walk = self.explored.journal.walk();
+        let mut rng = Rng::new(self.seed ^ 0xc4a5);
+        let mut seen = HashSet::new();
+        loop {
+            self.tally.crash_points += 1;
+            let step = walk.step();
+            let picks: Vec<u64> = walk.crash_point().sample(budget, &mut rng).collect();
+            let point = walk.crash_point();
+            for number in picks {
+                let image = point.image(number, self.image_seed(step));
+                // The same disk with the same obligations has been looked at.
+                if seen.insert((image.hash(), self.obligations(step))) {
+                    self.visit(image, Place { seed: self.seed, step, number, kill: false })?;
+                }
+            }
+            let kill = walk.kill_image(&mut Rng::new(self.image_seed(step)));
+            if !seen.contains(&(kill.hash(), self.obligations(step))) {
+                self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
+            }
+            if !walk.advance() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One crash state again.
+    pub fn replay(&mut self, place: Place) -> Result<(), String> {
+        let mut walk = self.explored.journal.walk();
+        walk.advance_to(place.step);
+        let image = if place.kill {
+            walk.kill_image(&mut Rng::new(self.image_seed(place.step)))
+        } else {
+            walk.crash_point().image(place.number, self.image_seed(place.step))
+        };
+        for step in 0..self.explored.journal.len().min(place.step + 2) {
+            println!("{}{step:4} {}", if step == place.step { ">" } else { " " }, self.explored.journal.describe(step));
+        }
+        println!("{:#?}", self.explored.workload);
+        println!("{image:#?}");
+        self.visit(image, place)
+    }
+
+    fn image_seed(&self, step: usize) -> u64 {
+        self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step as u64
+    }
+
+    /// A number that changes when what a crash must leave does.
+    fn obligations(&self, step: usize) -> u64 {
+        let Some(generation) = self.explored.history.at(step) else { return 0 };
+        let changes = |at: usize| u64::from(at <= step);
+        generation.writes.iter().fold(generation.opened as u64 + 1, |hash, write| {
+            let bits = changes(write.started + 1) | changes(write.durable) << 1 | changes(write.resolved) << 2;
+            Rng::new(hash ^ bits).next_u64()
+        })
+    }
+
+    fn visit(&mut self, image: Image, place: Place) -> Result<(), String> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.look(image, place)));
+        let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
+        result.map_err(|error| format!("RINGCASK_REPLAY=\"{place}\": {error}"))
+    }
+
+    fn look(&mut self, image: Image, place: Place) -> Result<(), String> {
+        let seed = Rng::new(self.image_seed(place.step) ^ place.number ^ u64::from(place.kill) << 40).next_u64();
+        let mut rng = Rng::new(seed);
+        // A sync that failed may have cost what a kill alone leaves.
+        let crash = if place.kill && !self.explored.workload.may_fail { Crash::Kill } else { Crash::Power };
+        self.tally.kills += u64::from(place.kill);
+        let generation = self.explored.history.at(place.step).cloned().unwrap_or_default();
+        let numbers = self.explored.numbers;
+        let setup = self.explored.workload.setup.clone();
+        self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
+    }
+
+    /// Recovers `image`, left by a crash after `step` steps of `generation`, and perhaps goes on from there.
+    #[expect(clippy::too_many_arguments, reason = "the state of a search, which nothing else holds")]
+    fn chain(
+        &mut self,
+        image: Image,
+        setup: &Setup,
+        generation: &Generation,
+        step: usize,
+        crash: Crash,
+        mut numbers: u32,
+        rng: &mut Rng,
+        depth: usize,
+    ) -> Result<(), String> {
+        self.tally.states += 1;
+        self.tally.second_crashes += u64::from(depth > 1);
+        let goes_on = depth < DEPTH && rng.percent(if depth == 1 { 12 } else { 25 });
+        let mut recovered =
+            recover(image, setup, rng.next_u64(), goes_on).map_err(|e| format!("depth {depth}: {e}"))?;
+        generation.check(step, crash, &recovered.state).map_err(|error| format!("depth {depth}: {error}"))?;
+        if !goes_on {
+            return Ok(());
+        }
+        let opened = recovered.world.step();
+        let base = recovered.state;
+        let highest = generation.spent(step, &base);
+        let store = recovered.store.take().ok_or("no store")?;
+        let world = recovered.world.clone();
+        let mut run = Run::new(&world, setup, false, &mut numbers);
+        run.opened(base, highest);
+        let ops = Workload::sequel(rng);
+        let ends_closed = rng.percent(50);
+        let ran = world.run_until(async {
+            let store = run.run(store, &ops).await?;
+            if ends_closed {
+                store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+            }
+            Ok::<_, String>(store)
+        });
+        let ran = ran.and_then(|store| no_panics(&world).map(|()| store));
+        run.settle();
+        let history = run.history;
+        let journal = world.take_journal();
+        let closed_image = ends_closed.then(|| world.image());
+        recovered.store = ran.as_ref().ok().cloned();
+        recovered.power_off();
+        ran.map_err(|error| format!("depth {depth}, going on with {ops:?}: {error}"))?;
+        self.tally.sequels += 1;
+        if let Some(image) = closed_image {
+            self.look_closed(&image, setup, &history, rng)?;
+        }
+        // Crashes in what was just done: in the recovery, and after it.
+        let mut walk = journal.walk();
+        let mut steps: Vec<usize> = (0..2).map(|_| rng.below(opened + 1)).collect();
+        steps.extend((0..3).map(|_| opened + rng.below(journal.len() - opened + 1)));
+        steps.sort_unstable();
+        for second in steps {
+            walk.advance_to(second);
+            let images = walk.crash_point().image_count();
+            let number = rng.below(usize::try_from(images).unwrap()) as u64;
+            let image = walk.crash_point().image(number, rng.next_u64());
+            let told = |error| format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len());
+            match history.at(second) {
+                Some(later) => {
+                    let later = later.clone();
+                    self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
+                }
+                None => {
+                    // A crash in the recovery changes nothing of what is recovered.
+                    self.tally.in_recovery += 1;
+                    let same = Generation::new(base, 0, highest);
+                    self.chain(image, setup, &same, 0, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A store that was closed in good order: nothing is left over, and the hints make no difference.
+    fn look_closed(&self, image: &Image, setup: &Setup, history: &History, rng: &mut Rng) -> Result<(), String> {
+        check_names(image)?;
+        let generation = history.generations.last().ok_or("no generation")?;
+        let mut end = generation.clone();
+        for write in &mut end.writes {
+            if write.fate == crate::model::Fate::Acked {
+                write.durable = 0;
+            }
+        }
+        let first = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?.state;
+        end.check(usize::MAX - 1, Crash::Power, &first).map_err(|error| format!("after a close: {error}"))?;
+        let mut without_hints = image.clone();
+        let mut damaged_hints = image.clone();
+        for name in image.names().filter(|name| name.ends_with(".hint")) {
+            without_hints.remove(name);
+            let bits = image.bytes(name).map_or(0, |bytes| bytes.len() * 8);
+            damaged_hints.flip_bit(name, rng.below(bits) as u64);
+        }
+        for (what, image) in [("without hints", without_hints), ("with damaged hints", damaged_hints)] {
+            let state = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("{what}: {error}"))?.state;
+            if state != first {
+                return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));
+            }
+        }
+        Ok(())
+    }
+}

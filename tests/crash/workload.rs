@@ -1,0 +1,477 @@
+//! Workloads: made from a seed, run against a store, and written down as a history.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use ringcask::io::Io;
+use ringcask::sim::{DirOrder, Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{Batch, Builder, Durability, Outcome, PutOptions, Store};
+
+use crate::model::{EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id};
+
+/// One call, or several at once.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Put {
+        key: usize,
+        durability: Durability,
+    },
+    Delete {
+        key: usize,
+        durability: Durability,
+    },
+    Batch {
+        keys: Vec<(usize, bool)>,
+        durability: Durability,
+    },
+    /// Several puts and batches, polled once each in this order, then awaited together.
+    Together(Vec<Op>),
+    /// A put whose future is polled so many times and dropped.
+    Dropped {
+        key: usize,
+        durability: Durability,
+        polls: usize,
+    },
+    Get {
+        key: usize,
+    },
+    Sync,
+    Sleep {
+        millis: u64,
+    },
+    /// Close and open again, without a crash.
+    Reopen,
+    /// This much more than is used now, or no limit.
+    Space(Option<u64>),
+    /// The next operation of this class fails.
+    Fail {
+        class: OpClass,
+        kind: FaultKind,
+    },
+}
+
+/// How a store is run.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub world: SimConfig,
+    pub segment_bytes: u64,
+    pub reserve_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub setup: Setup,
+    pub ops: Vec<Op>,
+    /// Operations may fail: faults or a full disk are among the ops.
+    pub may_fail: bool,
+}
+
+fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
+    from[rng.below(from.len())].clone()
+}
+
+fn durability(rng: &mut Rng, mix: u8) -> Durability {
+    match mix {
+        0 => Durability::Synced,
+        1 => Durability::Written,
+        2 => Durability::Buffered,
+        _ => pick(rng, &[Durability::Synced, Durability::Written, Durability::Buffered]),
+    }
+}
+
+impl Setup {
+    pub fn random(rng: &mut Rng) -> Self {
+        let rough = rng.percent(25);
+        Self {
+            world: SimConfig {
+                seed: rng.next_u64(),
+                sector_bytes: pick(rng, &[512, 512, 4096]),
+                dir_order: pick(rng, &[DirOrder::Posix, DirOrder::Posix, DirOrder::Ext4Ordered]),
+                nowait_miss_percent: pick(rng, &[0, 30, 100]),
+                short_percent: if rough { 20 } else { 0 },
+                interrupt_percent: if rough { 10 } else { 0 },
+                allocate: !rng.percent(10),
+                capacity_bytes: None,
+                journal: true,
+            },
+            segment_bytes: pick(rng, &[1024, 1500, 2048, 4096]),
+            reserve_bytes: pick(rng, &[0, 0, 1024, 8192]),
+        }
+    }
+
+    pub fn builder(&self, world: &SimWorld) -> Builder {
+        let io: Arc<dyn Io> = Arc::new(world.clone());
+        Store::builder("/db").world(io).segment_bytes(self.segment_bytes).reserve_bytes(self.reserve_bytes)
+    }
+}
+
+impl Workload {
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let setup = Setup::random(&mut rng);
+        let count = 3 + rng.below(26);
+        let trouble = rng.below(10);
+        let mix = u8::try_from(rng.below(6)).unwrap();
+        let mut ops: Vec<Op> = (0..count).map(|_| random_op(&mut rng, mix)).collect();
+        let mut insert = |rng: &mut Rng, op: Op| {
+            let at = rng.below(ops.len() + 1);
+            ops.insert(at, op);
+        };
+        match trouble {
+            0 => {
+                for _ in 0..1 + rng.below(3) {
+                    let space = rng.below(2500) as u64;
+                    insert(&mut rng, Op::Space(Some(space)));
+                    insert(&mut rng, Op::Space(None));
+                }
+            }
+            1 => {
+                let kinds = [FaultKind::SyncKept, FaultKind::SyncLost, FaultKind::SyncPartial, FaultKind::EIO];
+                let kind = pick(&mut rng, &kinds);
+                insert(&mut rng, Op::Fail { class: OpClass::Sync, kind });
+                ops.push(Op::Reopen);
+                ops.extend((0..4).map(|_| random_op(&mut rng, mix)));
+            }
+            2 => {
+                for _ in 0..1 + rng.below(2) {
+                    let kind = pick(&mut rng, &[FaultKind::EIO, FaultKind::ENOSPC, FaultKind::Short(0)]);
+                    insert(&mut rng, Op::Fail { class: OpClass::Write, kind });
+                }
+            }
+            _ => {}
+        }
+        Self { setup, ops, may_fail: trouble < 3 }
+    }
+
+    /// A few operations for a store that was just recovered; none of them may fail.
+    pub fn sequel(rng: &mut Rng) -> Vec<Op> {
+        let mix = u8::try_from(rng.below(6)).unwrap();
+        let count = 2 + rng.below(5);
+        (0..count).map(|_| random_op(rng, mix)).collect()
+    }
+}
+
+fn random_op(rng: &mut Rng, mix: u8) -> Op {
+    let key = rng.below(KEYS);
+    let durability = durability(rng, mix);
+    match rng.below(100) {
+        0..45 => Op::Put { key, durability },
+        45..55 => Op::Delete { key, durability },
+        55..65 => random_batch(rng, durability),
+        65..75 => {
+            let count = 2 + rng.below(4);
+            let together = (0..count).map(|_| match rng.below(4) {
+                0 => random_batch(rng, durability),
+                _ => Op::Put { key: rng.below(KEYS), durability: self::durability(rng, mix) },
+            });
+            Op::Together(together.collect())
+        }
+        75..80 => Op::Dropped { key, durability, polls: rng.below(4) },
+        80..87 => Op::Get { key },
+        87..92 => Op::Sync,
+        92..96 => Op::Sleep { millis: pick(rng, &[1, 6, 1100]) },
+        _ => Op::Reopen,
+    }
+}
+
+fn random_batch(rng: &mut Rng, durability: Durability) -> Op {
+    let keys = (0..1 + rng.below(4)).map(|_| (rng.below(KEYS), rng.percent(25))).collect();
+    Op::Batch { keys, durability }
+}
+
+type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
+
+/// A run of operations and what came of it.
+pub struct Run<'w> {
+    pub world: &'w SimWorld,
+    pub setup: &'w Setup,
+    pub may_fail: bool,
+    pub history: History,
+    pub numbers: &'w mut u32,
+}
+
+impl<'w> Run<'w> {
+    pub fn new(world: &'w SimWorld, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
+        Self { world, setup, may_fail, history: History::default(), numbers }
+    }
+
+    fn generation(&mut self) -> &mut Generation {
+        self.history.generations.last_mut().expect("an open store")
+    }
+
+    /// A store that has been opened and shows `base`.
+    pub fn opened(&mut self, base: State, highest_version: u64) {
+        let step = self.world.step();
+        self.history.generations.push(Generation::new(base, step, highest_version));
+    }
+
+    /// Runs `ops`; returns the store, open, unless it could not be opened again.
+    pub async fn run(&mut self, mut store: Store, ops: &[Op]) -> Result<Store, String> {
+        for op in ops {
+            match op {
+                Op::Reopen => store = self.reopen(store).await?,
+                Op::Get { key } => self.get(&store, *key).await?,
+                Op::Sync => self.sync(&store).await?,
+                Op::Sleep { millis } => self.world.sleep(Duration::from_millis(*millis)).await,
+                Op::Space(space) => self.world.set_capacity(space.map(|space| self.world.used_bytes() + space)),
+                Op::Fail { class, kind } => {
+                    self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
+                }
+                Op::Together(ops) => self.write(&store, ops, None).await?,
+                Op::Dropped { key, durability, polls } => {
+                    let put = Op::Put { key: *key, durability: *durability };
+                    self.write(&store, &[put], Some(*polls)).await?;
+                }
+                Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. } => {
+                    self.write(&store, std::slice::from_ref(op), None).await?;
+                }
+            }
+            let observed = (self.world.step(), store.durable_version().get());
+            self.generation().durable_versions.push(observed);
+        }
+        Ok(store)
+    }
+
+    pub fn settle(&mut self) {
+        for generation in &mut self.history.generations {
+            generation.settle();
+        }
+    }
+
+    /// Makes the future of a write and the note of it.
+    fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
+        let started = self.world.step();
+        let mut new_value = |key: usize| {
+            *self.numbers += 1;
+            value_id(key, *self.numbers)
+        };
+        match op {
+            Op::Delete { key, durability } => {
+                let delete = store.delete_with(key_name(*key), PutOptions::new().durability(*durability));
+                // Told apart from a write by having no version: `Some(0)` is "it existed".
+                let future = Box::pin(async move { Ok(delete.await?.then_some(0)) });
+                (future, WriteRec::new(vec![(*key, 0)], started, *durability))
+            }
+            Op::Batch { keys, durability } => {
+                let mut batch = Batch::new();
+                batch.durability(*durability);
+                let mut effects = Vec::new();
+                for (key, delete) in keys {
+                    let id = if *delete { 0 } else { new_value(*key) };
+                    if *delete {
+                        batch.delete(key_name(*key));
+                    } else {
+                        batch.put(key_name(*key), value_bytes(id));
+                    }
+                    effects.push((*key, id));
+                }
+                let write = store.write(batch);
+                let future = Box::pin(async move { Ok(Some(write.await?.get())) });
+                (future, WriteRec::new(effects, started, *durability))
+            }
+            Op::Put { key, durability } => {
+                let id = new_value(*key);
+                let options = PutOptions::new().durability(*durability);
+                let put = store.put_with(key_name(*key), value_bytes(id), options);
+                let future = Box::pin(async move { Ok(Some(put.await?.get())) });
+                (future, WriteRec::new(vec![(*key, id)], started, *durability))
+            }
+            other => unreachable!("{other:?} is no write"),
+        }
+    }
+
+    async fn write(&mut self, store: &Store, ops: &[Op], polls: Option<usize>) -> Result<(), String> {
+        let first = self.generation().writes.len();
+        let mut futures = Vec::new();
+        for op in ops {
+            let (mut future, record) = self.begin(store, op);
+            self.generation().writes.push(record);
+            let index = first + futures.len();
+            // A poll in the order of the calls gives them versions in this order, while there is room.
+            let early = match polls {
+                Some(_) => Poll::Pending,
+                None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
+            };
+            match early {
+                Poll::Ready(result) => {
+                    self.resolve(index, result)?;
+                    futures.push(None);
+                }
+                Poll::Pending => futures.push(Some(future)),
+            }
+        }
+        let mut polls_left = polls.unwrap_or(usize::MAX);
+        let mut failure = Ok(());
+        poll_fn(|cx| {
+            if polls_left == 0 {
+                return Poll::Ready(());
+            }
+            polls_left -= 1;
+            for (offset, place) in futures.iter_mut().enumerate() {
+                let Some(future) = place else { continue };
+                if let Poll::Ready(result) = future.as_mut().poll(cx) {
+                    *place = None;
+                    let resolved = self.resolve(first + offset, result);
+                    failure = failure.clone().and(resolved);
+                }
+            }
+            if futures.iter().all(Option::is_none) || polls_left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if polls.is_some() {
+            let write = &mut self.generation().writes[first];
+            if write.fate == Fate::InFlight {
+                write.fate = Fate::Dropped;
+            }
+        }
+        failure
+    }
+
+    fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {
+        let step = self.world.step();
+        let may_fail = self.may_fail;
+        let generation = self.generation();
+        let highest = generation.highest_version;
+        let write = &mut generation.writes[index];
+        write.resolved = step;
+        match result {
+            Ok(None) => {
+                // There was nothing to delete, and nothing was written.
+                write.fate = Fate::NotApplied;
+                write.resolved = 0;
+                write.effects.clear();
+            }
+            Ok(Some(version)) => {
+                write.fate = Fate::Acked;
+                if version > 0 {
+                    write.version = Some(version);
+                    if version <= highest {
+                        return Err(format!("version {version} was given out before, when {highest} was the highest"));
+                    }
+                }
+                if write.durability == Durability::Synced {
+                    write.durable = step;
+                }
+                if write.durability != Durability::Buffered {
+                    write.written = step;
+                }
+            }
+            Err(error) if may_fail => {
+                write.fate = match error.outcome() {
+                    Outcome::NotApplied => Fate::NotApplied,
+                    _ => Fate::Unknown,
+                };
+            }
+            Err(error) => return Err(format!("a write failed without a fault: {error:?}")),
+        }
+        Ok(())
+    }
+
+    async fn sync(&mut self, store: &Store) -> Result<(), String> {
+        let covered = self.generation().writes.len();
+        match store.sync().await {
+            Ok(_) => {
+                let step = self.world.step();
+                for write in &mut self.generation().writes[..covered] {
+                    if write.fate == Fate::Acked {
+                        write.durable = write.durable.min(step);
+                    }
+                }
+                Ok(())
+            }
+            Err(_) if self.may_fail => Ok(()),
+            Err(error) => Err(format!("a sync failed without a fault: {error:?}")),
+        }
+    }
+
+    /// Reads `key`; what a reader saw of a synced write is durable.
+    async fn get(&mut self, store: &Store, key: usize) -> Result<(), String> {
+        let found = match store.get(key_name(key)).await {
+            Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
+            Err(_) if self.may_fail => return Ok(()),
+            Err(error) => return Err(format!("a get failed: {error:?}")),
+        };
+        let step = self.world.step();
+        let generation = self.generation();
+        let mut possible = vec![generation.base[key]];
+        for write in &generation.writes {
+            let Some((_, id)) = write.effects.iter().rev().find(|(changed, _)| *changed == key) else { continue };
+            match write.fate {
+                Fate::Acked => possible = vec![*id],
+                Fate::NotApplied => {}
+                _ => possible.push(*id),
+            }
+        }
+        // Writes made together are ordered by their versions, which this does not look at.
+        let together = generation.writes.iter().filter(|write| write.fate == Fate::Acked);
+        let issued = together.flat_map(|write| &write.effects).any(|(changed, id)| *changed == key && *id == found);
+        if !possible.contains(&found) && !issued {
+            return Err(format!("a get of key {key} showed {found:#x}, not one of {possible:x?}"));
+        }
+        for write in &mut generation.writes {
+            if write.durability == Durability::Synced
+                && found != 0
+                && write.effects.iter().any(|(changed, id)| (*changed, *id) == (key, found))
+            {
+                let is_unique = found != u32::MAX;
+                if is_unique {
+                    write.durable = write.durable.min(step);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn reopen(&mut self, store: Store) -> Result<Store, String> {
+        let closed = store.close().await;
+        drop(store);
+        if closed.is_err() && !self.may_fail {
+            return Err(format!("closing failed without a fault: {closed:?}"));
+        }
+        self.world.heal();
+        self.world.set_capacity(None);
+        let step = self.world.step();
+        if closed.is_ok() {
+            for write in &mut self.generation().writes {
+                if write.fate == Fate::Acked {
+                    write.durable = write.durable.min(step);
+                }
+            }
+        }
+        let store = self.setup.builder(self.world).open().await.map_err(|error| format!("reopening: {error:?}"))?;
+        let found = read_all(&store).await?;
+        let last = self.generation();
+        let mut settled = last.clone();
+        settled.settle();
+        settled
+            .check(usize::MAX - 1, crate::model::Crash::Power, &found)
+            .map_err(|e| format!("after reopening: {e}"))?;
+        let highest = settled.writes.iter().filter_map(|write| write.version).max();
+        let highest = highest.unwrap_or(0).max(settled.highest_version);
+        self.opened(found, highest);
+        Ok(store)
+    }
+}
+
+/// Everything in the store, by all the ways there are to look at it.
+pub async fn read_all(store: &Store) -> Result<State, String> {
+    let mut state = State::default();
+    for (key, held) in state.iter_mut().enumerate() {
+        let name = key_name(key);
+        let value = store.get(name).await.map_err(|error| format!("get of key {key}: {error:?}"))?;
+        if store.contains_key(name) != value.is_some()
+            || store.value_len(name) != value.as_ref().map(|bytes| bytes.len() as u64)
+        {
+            return Err(format!("the views of key {key} differ"));
+        }
+        *held = value.map_or(Ok(0), |bytes| identify(key, &bytes))?;
+    }
+    let count = state.iter().filter(|id| **id != 0).count() + usize::from(store.contains_key(EXTRA_KEY));
+    if store.len() != count {
+        return Err(format!("len() is {}, but {count} keys have values", store.len()));
+    }
+    Ok(state)
+}
