@@ -27,7 +27,7 @@ pub enum Mutant {
     BatchNotAtomic,
     /// Writers are answered before the sync.
     AckBeforeSync,
-    /// A sync vouches for what was written while it was under way.
+    /// A sync vouches for a write that was not complete when it was submitted.
     SyncCoversInFlight,
     /// A failed group's error reaches only some of its writers.
     FollowerErrorDropped,

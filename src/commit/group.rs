@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
+use crate::mutant::{self, Mutant};
 use crate::wake;
 
 /// How far a group has come. It begins in the log's buffers, with none of these.
@@ -55,7 +56,8 @@ impl Group {
     /// Whether the group has come as far as the waiter registered at `index` wants; if not, `cx` is the one to wake.
     pub(crate) fn poll(&self, wait: WaitFor, index: usize, cx: &Context<'_>) -> Poll<Result<()>> {
         if let Some(outcome) = self.outcome(wait) {
-            return Poll::Ready(outcome);
+            let is_dropped = index > 0 && mutant::is(Mutant::FollowerErrorDropped);
+            return Poll::Ready(if is_dropped { Ok(()) } else { outcome });
         }
         let mut waiters = self.lock();
         // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.

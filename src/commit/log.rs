@@ -34,7 +34,6 @@ use crate::format::{FOOTER_LEN, RecordKind, WATERMARK_LEN, Watermark};
 use crate::io::Io;
 use crate::io::util::to_usize;
 use crate::keydir::{Keydir, Location, Published};
-use crate::mutant::{self, Mutant};
 use crate::options::Durability;
 use crate::segment::{Registry, Segment};
 use crate::wake;
@@ -656,10 +655,7 @@ impl Log {
             (std::mem::take(&mut state.unresolved), staged, wakers)
         };
         // What was handed to the kernel may be found after reopening; what was only staged never will.
-        for (index, group) in groups.into_iter().enumerate() {
-            if index > 0 && mutant::is(Mutant::FollowerErrorDropped) {
-                group.advance(Phase::Resolved);
-            }
+        for group in groups {
             group.fail(error.clone().with_outcome(Outcome::Unknown));
         }
         staged.fail(error.with_outcome(Outcome::NotApplied));

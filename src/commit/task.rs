@@ -272,6 +272,10 @@ impl Committer {
 
     /// Writes a group and moves it on.
     pub(super) async fn commit(&mut self, mut taken: Taken) -> Result<(), Fatal> {
+        if mutant::is(Mutant::SyncCoversInFlight) && self.sync.is_none() {
+            self.written_seq = taken.last_seq;
+            self.start_sync();
+        }
         if taken.end > taken.base {
             if let Err(error) = self.write(&mut taken).await? {
                 return self.roll_back(taken, error).await;
@@ -406,10 +410,7 @@ impl Committer {
     }
 
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
-        let Some(mut sync) = self.sync.take() else { return Ok(()) };
-        if mutant::is(Mutant::SyncCoversInFlight) {
-            sync.seq = self.written_seq;
-        }
+        let Some(sync) = self.sync.take() else { return Ok(()) };
         if result.is_err() && mutant::is(Mutant::SyncRetried) {
             self.start_sync();
             return Ok(());

@@ -151,7 +151,8 @@ impl Scenario {
             Ok::<(Store, State), String>((store, state))
         })?;
         generation.check(now, Crash::Power, &state).map_err(|error| format!("opened again: {error}"))?;
-        let version = world.run_until(store.put(EXTRA_KEY, "there")).map_err(|error| format!("a put after all: {error:?}"))?;
+        let version =
+            world.run_until(store.put(EXTRA_KEY, "there")).map_err(|error| format!("a put after all: {error:?}"))?;
         let spent = generation.spent(now, &state);
         if version.get() <= spent {
             return Err(format!("version {version} after {spent}"));

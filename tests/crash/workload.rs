@@ -10,7 +10,9 @@ use ringcask::io::Io;
 use ringcask::sim::{DirOrder, Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, Builder, Durability, Outcome, PutOptions, Store};
 
-use crate::model::{EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id};
+use crate::model::{
+    EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id,
+};
 
 /// One call, or several at once.
 #[derive(Clone, Debug)]
