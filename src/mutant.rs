@@ -31,8 +31,8 @@ pub enum Mutant {
     SyncCoversInFlight,
     /// A failed group's error reaches only some of its writers.
     FollowerErrorDropped,
-    /// A failed sync is tried again.
-    SyncRetried,
+    /// A failed sync counts as one that succeeded, as one does that is tried again until it says so.
+    SyncErrorDropped,
     /// A short write counts as a whole one.
     ShortWriteIgnored,
     /// An I/O error in a scan counts as the end of the log.

@@ -411,11 +411,9 @@ impl Committer {
 
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
         let Some(sync) = self.sync.take() else { return Ok(()) };
-        if result.is_err() && mutant::is(Mutant::SyncRetried) {
-            self.start_sync();
-            return Ok(());
-        }
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !mutant::is(Mutant::SyncErrorDropped)
+        {
             return Err(self.poison("sync", error));
         }
         if let Some(active) = &mut self.active {

@@ -16,10 +16,13 @@ mod model;
 mod workload;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use explore::Explorer;
+use ringcask::Store;
 use ringcask::mutant::{Mutant, activate};
+use ringcask::sim::{SimConfig, SimWorld};
 
 /// Where a mistake shows.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,8 @@ enum Net {
     Crashes,
     /// When an operation fails.
     Failures,
+    /// When two segments' hint files change places, which no crash can do.
+    Swap,
 }
 
 const MUTANTS: [(Mutant, Net); 18] = [
@@ -43,10 +48,10 @@ const MUTANTS: [(Mutant, Net); 18] = [
     (Mutant::AckBeforeSync, Net::Crashes),
     (Mutant::SyncCoversInFlight, Net::Crashes),
     (Mutant::FollowerErrorDropped, Net::Failures),
-    (Mutant::SyncRetried, Net::Failures),
+    (Mutant::SyncErrorDropped, Net::Failures),
     (Mutant::ShortWriteIgnored, Net::Crashes),
     (Mutant::ReadErrorIsEnd, Net::Failures),
-    (Mutant::HintUnbound, Net::Crashes),
+    (Mutant::HintUnbound, Net::Swap),
     (Mutant::SequenceReused, Net::Crashes),
     (Mutant::FooterBeforeData, Net::Crashes),
 ];
@@ -54,6 +59,43 @@ const MUTANTS: [(Mutant, Net); 18] = [
 /// States, or scenarios, after which a mistake counts as not noticed.
 const MAX_STATES: u64 = 300_000;
 const MAX_SCENARIOS: u64 = 60;
+
+/// Opens a store of two segments whose hint files have changed places.
+fn swap_hints(seed: u64) -> Result<(), String> {
+    let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
+    let builder = |world: &SimWorld| Store::builder("/db").world(Arc::new(world.clone()));
+    let said = |error: ringcask::Error| error.to_string();
+    for key in ["one", "two"] {
+        world.run_until(async {
+            let store = builder(&world).open().await.map_err(said)?;
+            store.put(key, key).await.map_err(said)?;
+            store.close().await.map_err(said)
+        })?;
+    }
+    let mut image = world.image();
+    let hints: Vec<String> = image.names().filter(|name| name.ends_with(".hint")).map(String::from).collect();
+    let [first, second] = hints.as_slice() else { return Err(format!("hints: {hints:?}")) };
+    let swapped = image.rename(first, "/db/aside") && image.rename(second, first) && image.rename("/db/aside", second);
+    assert!(swapped, "{hints:?} in {:?}", image.names().collect::<Vec<_>>());
+    let world = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+    world.run_until(async {
+        let store = builder(&world).open().await.map_err(said)?;
+        for key in ["one", "two"] {
+            let value = store.get(key).await.map_err(said)?;
+            if value.as_deref() != Some(key.as_bytes()) {
+                return Err(format!("{key} is {value:?}"));
+            }
+        }
+        store.close().await.map_err(said)
+    })
+}
+
+#[test]
+fn hints_of_other_segments_are_not_believed() {
+    for seed in 1..20 {
+        swap_hints(seed).unwrap();
+    }
+}
 
 /// How the mistake was noticed, and after how much.
 fn hunt(net: Net) -> Option<(u64, String)> {
@@ -76,6 +118,7 @@ fn hunt(net: Net) -> Option<(u64, String)> {
             }
             None
         }
+        Net::Swap => swap_hints(1).err().map(|failure| (1, failure)),
         Net::Failures => (0..MAX_SCENARIOS).find_map(|seed| {
             let (tally, result) = failures::fail_everything(seed);
             states += tally.runs;
