@@ -14,4 +14,6 @@
 )]
 
 mod api;
+mod durability;
+mod gate;
 mod support;
