@@ -14,6 +14,8 @@
 )]
 
 mod api;
+mod bad_input;
 mod durability;
+mod full_disk;
 mod gate;
 mod support;
