@@ -18,4 +18,6 @@ mod bad_input;
 mod durability;
 mod full_disk;
 mod gate;
+mod recovery;
+mod recovery_damage;
 mod support;
