@@ -15,9 +15,12 @@
 
 mod api;
 mod bad_input;
+mod cancel;
 mod durability;
+mod fork;
 mod full_disk;
 mod gate;
+mod lifecycle;
 mod recovery;
 mod recovery_damage;
 mod support;
