@@ -16,11 +16,13 @@
 mod api;
 mod bad_input;
 mod cancel;
+mod concurrency;
 mod durability;
 mod fork;
 mod full_disk;
 mod gate;
 mod lifecycle;
+mod linearizability;
 mod recovery;
 mod recovery_damage;
 mod support;
