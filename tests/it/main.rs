@@ -26,3 +26,4 @@ mod linearizability;
 mod recovery;
 mod recovery_damage;
 mod support;
+mod syscalls;
