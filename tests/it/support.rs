@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::process::{Command, Output};
@@ -308,13 +309,19 @@ pub fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Copies the files of a store: what a kill of the process at this moment would leave.
+/// Copies the files of a store that nobody writes to: what a kill of the process at this moment would leave.
+///
+/// Its maintenance may still be at work on hints, under names that go away.
 pub fn copy_store(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("create the copy");
     for entry in fs::read_dir(from).expect("list the store") {
-        let entry = entry.expect("entry");
-        if entry.file_type().expect("type").is_file() {
-            fs::copy(entry.path(), to.join(entry.file_name())).expect("copy");
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            continue;
+        }
+        match fs::copy(&path, to.join(path.file_name().expect("name"))) {
+            Err(error) if error.kind() == ErrorKind::NotFound && path.extension().is_some_and(|end| end == "tmp") => {}
+            copied => assert!(copied.is_ok(), "copy {path:?}: {copied:?}"),
         }
     }
 }

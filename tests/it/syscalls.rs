@@ -328,3 +328,45 @@ fn what_the_store_says_it_wrote_reached_the_kernel() {
     }
     for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
 }
+
+#[test]
+fn a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded() {
+    const NAME: &str = "syscalls::a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded";
+    if is_child() {
+        return live_without_a_ring();
+    }
+    if !strace_is_here() {
+        return;
+    }
+    // What a container's default profile does, and an old kernel.
+    for errno in ["EPERM", "ENOSYS"] {
+        let env = Env::new(Engine::Auto);
+        let inject = format!("inject=io_uring_setup:error={errno}");
+        let trace = env.dir.path().join("trace");
+        let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_setup", "-e", &inject];
+        expect_success(rerun_traced(NAME, &env, &options));
+        let trace = fs::read_to_string(&trace).unwrap();
+        assert!(trace.contains("(INJECTED)"), "the kernel was not even asked: {trace}");
+    }
+}
+
+fn live_without_a_ring() {
+    let (engine, path) = child_env();
+    assert_eq!(engine, Engine::Auto);
+    let store = open(Store::builder(&path));
+    let stats = store.stats();
+    assert_eq!(stats.engine, "threads");
+    let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
+    assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
+    for level in crate::support::LEVELS {
+        put_at(&store, level, level.to_string(), "value");
+    }
+    close(store);
+    let error = block_on(Store::builder(&path).engine(Engine::Uring).open()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ringcask::ErrorKind::Unsupported, "{error:?}");
+    assert!(error.to_string().contains("os error"), "it says what the kernel said: {error}");
+    let store = open(Store::builder(&path).engine(Engine::Threads));
+    assert_eq!((store.len(), store.stats().engine_fallback), (3, None), "nobody asked for a ring");
+    close(store);
+    println!("{reason}");
+}
