@@ -1,0 +1,244 @@
+//! A real world whose writes and syncs a test can hold back, count and fail.
+//!
+//! It makes "the sync has not happened yet" a state a test can stay in, instead of a race it has to win. It knows
+//! nothing of stores: it wraps any [`Io`]. Everything it does not hold goes straight through.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use ringcask::Engine;
+use ringcask::bytes::Bytes;
+use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, ReadDone, SyncKind, Task};
+
+use crate::support::DEADLINE;
+
+/// What can be held back or failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Write,
+    Sync,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    closed: bool,
+    held: Vec<Waker>,
+    waiting: usize,
+    asked: u64,
+    fail: Option<i32>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lanes: [Lane; 2],
+}
+
+/// The shared controls.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Lets no further operation of `kind` start.
+    pub fn close(&self, kind: Kind) {
+        self.state.lock().expect("gate").lanes[kind as usize].closed = true;
+    }
+
+    /// Starts what was held, and lets everything through.
+    pub fn open(&self, kind: Kind) {
+        let held = {
+            let mut state = self.state.lock().expect("gate");
+            let lane = &mut state.lanes[kind as usize];
+            lane.closed = false;
+            std::mem::take(&mut lane.held)
+        };
+        held.into_iter().for_each(Waker::wake);
+    }
+
+    /// Every operation of `kind` that starts from now on fails with `errno`, until told otherwise.
+    pub fn fail(&self, kind: Kind, errno: Option<i32>) {
+        self.state.lock().expect("gate").lanes[kind as usize].fail = errno;
+    }
+
+    /// Operations of `kind` asked for so far.
+    pub fn asked(&self, kind: Kind) -> u64 {
+        self.state.lock().expect("gate").lanes[kind as usize].asked
+    }
+
+    /// Blocks until `count` operations of `kind` are held.
+    #[track_caller]
+    pub fn wait_for_held(&self, kind: Kind, count: usize) {
+        let state = self.state.lock().expect("gate");
+        let enough = |state: &mut State| state.lanes[kind as usize].waiting < count;
+        let (state, timeout) = self.changed.wait_timeout_while(state, DEADLINE, enough).expect("gate");
+        assert!(!timeout.timed_out(), "{} of {count} {kind:?}s held", state.lanes[kind as usize].waiting);
+    }
+
+    fn ask(&self, kind: Kind) {
+        self.state.lock().expect("gate").lanes[kind as usize].asked += 1;
+    }
+
+    /// Ready when the lane is open; the error it must fail with, if any.
+    async fn pass(&self, kind: Kind) -> io::Result<()> {
+        let mut counted = false;
+        std::future::poll_fn(|cx| {
+            let mut state = self.state.lock().expect("gate");
+            let lane = &mut state.lanes[kind as usize];
+            if lane.closed {
+                lane.held.push(cx.waker().clone());
+                lane.waiting += usize::from(!counted);
+                counted = true;
+                self.changed.notify_all();
+                return Poll::Pending;
+            }
+            lane.waiting -= usize::from(counted);
+            Poll::Ready(lane.fail.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno))))
+        })
+        .await
+    }
+}
+
+/// A world behind a [`Gate`].
+#[derive(Debug)]
+pub struct GatedWorld {
+    inner: Arc<dyn Io>,
+    gate: Arc<Gate>,
+}
+
+impl GatedWorld {
+    /// Wraps the real world of `engine`.
+    pub fn around(engine: Engine) -> (Arc<dyn Io>, Arc<Gate>) {
+        let inner: Arc<dyn Io> = match engine {
+            Engine::Uring => Arc::new(ringcask::io::uring::UringIo::new(64).expect("a ring")),
+            _ => Arc::new(ringcask::io::threads::ThreadsIo::new()),
+        };
+        let gate = Arc::new(Gate::default());
+        (Arc::new(Self { inner, gate: gate.clone() }), gate)
+    }
+}
+
+impl Io for GatedWorld {
+    fn kind(&self) -> IoKind {
+        self.inner.kind()
+    }
+
+    fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
+        Ok(Arc::new(GatedDir { inner: self.inner.open_dir(path, create)?, gate: self.gate.clone() }))
+    }
+
+    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
+        self.inner.spawn(name, task)
+    }
+
+    fn sleep(&self, duration: Duration) -> OpFuture<()> {
+        self.inner.sleep(duration)
+    }
+
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        self.inner.wall_clock()
+    }
+
+    fn random_u64(&self) -> io::Result<u64> {
+        self.inner.random_u64()
+    }
+
+    fn block_until(&self, done: &dyn Fn() -> bool) {
+        // A failed test drops its store with the gate closed: it should end with its own message, not hang.
+        if std::thread::panicking() {
+            self.gate.open(Kind::Write);
+            self.gate.open(Kind::Sync);
+        }
+        self.inner.block_until(done);
+    }
+}
+
+#[derive(Debug)]
+struct GatedDir {
+    inner: Arc<dyn Dir>,
+    gate: Arc<Gate>,
+}
+
+impl Dir for GatedDir {
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        self.inner.list()
+    }
+
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(GatedFile { inner: self.inner.open(name, mode)?, gate: self.gate.clone() }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        self.inner.unlink(name)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>> {
+        self.inner.lock(name)
+    }
+}
+
+#[derive(Debug)]
+struct GatedFile {
+    inner: Arc<dyn File>,
+    gate: Arc<Gate>,
+}
+
+impl File for GatedFile {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_nowait(buf, offset)
+    }
+
+    fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        self.inner.read_at(buf, at, offset)
+    }
+
+    fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        gate.ask(Kind::Write);
+        Box::pin(async move {
+            gate.pass(Kind::Write).await?;
+            inner.write_at(bufs, offset).await
+        })
+    }
+
+    fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        gate.ask(Kind::Sync);
+        Box::pin(async move {
+            gate.pass(Kind::Sync).await?;
+            inner.sync(kind).await
+        })
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.allocate(offset, len)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.inner.truncate(len)
+    }
+
+    fn evict(&self) {
+        self.inner.evict();
+    }
+}

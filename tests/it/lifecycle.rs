@@ -1,0 +1,434 @@
+//! Opening, closing, dropping, locking, forking: what a handle is worth from its first moment to its last.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
+
+use crate::bad_input::open_error;
+use crate::support::{
+    LEVELS, Model, assert_holds, at, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
+    get, is_child, open, poll_once, put, put_at, rerun,
+};
+
+#[test]
+fn close_is_idempotent_and_ends_every_operation() {
+    for_each_engine(|env| {
+        let store = env.open();
+        let clone = store.clone();
+        let version = put(&store, "k", "v");
+        for _ in 0..3 {
+            block_on(store.close()).unwrap();
+            block_on(clone.close()).unwrap();
+        }
+        let mut batch = Batch::new();
+        batch.put("a", "1");
+        let mut refused = vec![
+            block_on(clone.get("k")).map(drop),
+            block_on(store.get("absent")).map(drop),
+            block_on(store.put("k", "w")).map(drop),
+            block_on(store.put_bytes("k", "w".into())).map(drop),
+            block_on(store.delete("k")).map(drop),
+            block_on(store.write(batch)).map(drop),
+            block_on(store.sync()).map(drop),
+        ];
+        refused.extend(LEVELS.map(|level| block_on(store.put_with("k", "w", at(level))).map(drop)));
+        for (index, result) in refused.into_iter().enumerate() {
+            let error = result.expect_err("the store is closed");
+            assert_eq!((error.kind(), error.outcome()), (ErrorKind::Closed, Outcome::NotApplied), "call {index}");
+        }
+        // What is already true can still be said, and nothing panics.
+        assert!(store.durable_version() >= version);
+        assert_eq!(store.path(), env.path());
+        let _ = (store.stats(), store.recovery_report(), store.len(), store.contains_key("k"), store.value_len("k"));
+        drop(store);
+        let reopened = env.open();
+        assert_eq!(get(&reopened, "k").as_deref(), Some(&b"v"[..]));
+    });
+}
+
+#[test]
+fn many_tasks_may_close_at_once() {
+    for_each_engine(|env| {
+        for round in 0..20_u32 {
+            let store = env.open();
+            put_at(&store, Durability::Buffered, round.to_le_bytes(), "v");
+            let closers: Vec<_> = (0..8).map(|_| store.clone()).collect();
+            drop(store);
+            thread::scope(|scope| {
+                for closer in closers {
+                    scope.spawn(move || block_on(closer.close()).unwrap());
+                }
+            });
+            let store = env.open();
+            assert_eq!(store.len(), round as usize + 1);
+            close(store);
+        }
+    });
+}
+
+#[test]
+fn a_close_among_writes_answers_each_of_them_and_keeps_what_it_acknowledged() {
+    for_each_engine(|env| {
+        let (mut acknowledged, mut closed) = (0, 0);
+        for round in 0..10 {
+            let path = env.dir.path().join(format!("round-{round}"));
+            let store = open(env.builder_at(&path).segment_bytes(64 << 10));
+            let started = Arc::new(AtomicU64::new(0));
+            let writers: Vec<_> = (0..6_u32)
+                .map(|writer| {
+                    let (store, started) = (store.clone(), started.clone());
+                    thread::spawn(move || write_until_closed(&store, writer, &started))
+                })
+                .collect();
+            eventually("the writers are at work", || started.load(Ordering::Relaxed) > 100 + 30 * round);
+            block_on(store.close()).unwrap();
+            let outcomes: Vec<_> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+            drop(store);
+            let store = open(env.builder_at(&path));
+            for (key, applied) in outcomes {
+                assert_eq!(get(&store, key.as_bytes()).is_some(), applied, "{key}");
+                acknowledged += u64::from(applied);
+                closed += u64::from(!applied);
+            }
+            assert!(get(&store, "0-0").is_some());
+            close(store);
+        }
+        println!("{acknowledged} acknowledged, {closed} answered with Closed");
+        assert!(acknowledged > 1000 && closed == 60, "{acknowledged}, {closed}");
+    });
+}
+
+/// Keys and whether their write was acknowledged; the last one was refused.
+fn write_until_closed(store: &Store, writer: u32, started: &AtomicU64) -> Vec<(String, bool)> {
+    let mut outcomes = Vec::new();
+    for index in 0_usize.. {
+        let key = format!("{writer}-{index}");
+        started.fetch_add(1, Ordering::Relaxed);
+        match block_on(store.put_with(&key, vec![1; 100], at(LEVELS[(writer as usize + index) % 3]))) {
+            Ok(_) => outcomes.push((key, true)),
+            Err(error) => {
+                assert_eq!((error.kind(), error.outcome()), (ErrorKind::Closed, Outcome::NotApplied), "{error:?}");
+                outcomes.push((key, false));
+                break;
+            }
+        }
+    }
+    outcomes
+}
+
+#[test]
+fn the_last_drop_writes_buffered_data_without_any_runtime() {
+    for_each_engine(|env| {
+        let hour = Duration::from_secs(60);
+        let mut model = Model::new();
+        for round in 0..10_u32 {
+            let store = open(env.builder().flush_interval(hour).sync_interval(hour));
+            assert_holds(&store, &model);
+            for index in 0..50_u32 {
+                let key = [round.to_le_bytes(), index.to_le_bytes()].concat();
+                put_at(&store, Durability::Buffered, &key, "v");
+                model.insert(key, b"v".to_vec());
+            }
+            let clone = store.clone();
+            drop(store);
+            assert!(clone.len() == model.len(), "one handle is left");
+            drop(clone);
+        }
+        let store = env.open();
+        assert_holds(&store, &model);
+        assert_eq!(store.recovery_report().segments_scanned, 0, "the drop sealed the segment and wrote its hint");
+    });
+}
+
+#[test]
+fn a_pending_write_outlives_the_last_handle() {
+    for_each_engine(|env| {
+        for level in LEVELS {
+            let path = env.dir.path().join(level.to_string());
+            let store = open(env.builder_at(&path));
+            // With a segment to go to, a write is accepted in its first poll.
+            put(&store, "segment", "exists");
+            let mut write = store.put_with("k", "v", at(level));
+            let polled = poll_once(&mut write);
+            drop(store);
+            match polled {
+                Poll::Pending => drop(block_on(write).unwrap()),
+                Poll::Ready(result) => drop((result.unwrap(), write)),
+            }
+            let store = open(env.builder_at(&path));
+            assert_eq!(get(&store, "k").as_deref(), Some(&b"v"[..]), "{level}");
+        }
+    });
+}
+
+#[test]
+fn a_second_open_is_locked_out_until_the_first_is_gone() {
+    const NAME: &str = "lifecycle::a_second_open_is_locked_out_until_the_first_is_gone";
+    if is_child() {
+        let (engine, path) = child_env();
+        let error = open_error(Store::builder(path).engine(engine));
+        return assert_eq!(error.kind(), ErrorKind::Locked, "{error:?}");
+    }
+    for_each_engine(|env| {
+        let store = env.open();
+        put(&store, "k", "v");
+        let link = env.dir.path().join("link");
+        symlink(env.path(), &link).unwrap();
+        let detour = env.dir.path().join("store/../store/.");
+        for path in [env.path(), link.clone(), detour.clone()] {
+            let error = open_error(env.builder_at(&path));
+            assert_eq!(error.kind(), ErrorKind::Locked, "{error:?}");
+            assert!(error.to_string().contains("store") || error.to_string().contains("link"), "{error}");
+        }
+        expect_success(rerun(NAME, env));
+        put(&store, "k", "still ours");
+        let clone = store.clone();
+        drop(store);
+        assert_eq!(open_error(env.builder()).kind(), ErrorKind::Locked, "a clone holds the lock");
+        drop(clone);
+        // Immediately, without waiting for anything.
+        for path in [env.path(), link, detour] {
+            let store = open(env.builder_at(path));
+            assert_eq!(get(&store, "k").as_deref(), Some(&b"still ours"[..]));
+            close(store.clone());
+            close(open(env.builder()));
+            drop(store);
+        }
+    });
+}
+
+#[test]
+fn a_store_can_be_opened_again_right_after_close_and_after_drop() {
+    for_each_engine(|env| {
+        for round in 0..60_u32 {
+            let store = env.open();
+            assert_eq!(store.len(), round as usize);
+            put_at(&store, LEVELS[round as usize % 3], round.to_le_bytes(), "v");
+            if round % 2 == 0 {
+                close(store);
+            }
+        }
+        assert_eq!(env.open().len(), 60);
+    });
+}
+
+#[test]
+fn a_failed_open_leaves_no_lock_behind() {
+    for_each_engine(|env| {
+        let store = env.open();
+        put(&store, "k", "v");
+        close(store);
+        let manifest = fs::read(env.path().join("MANIFEST")).unwrap();
+        for _ in 0..10 {
+            fs::write(env.path().join("MANIFEST"), "damaged").unwrap();
+            assert_eq!(open_error(env.builder()).kind(), ErrorKind::Corrupt);
+            fs::write(env.path().join("MANIFEST"), &manifest).unwrap();
+            assert_eq!(get(&env.open(), "k").as_deref(), Some(&b"v"[..]));
+        }
+    });
+}
+
+#[test]
+fn a_child_of_a_fork_is_refused_and_does_no_harm() {
+    const NAME: &str = "lifecycle::a_child_of_a_fork_is_refused_and_does_no_harm";
+    if is_child() {
+        return fork_with_an_open_store();
+    }
+    for_each_engine(|env| {
+        expect_success(rerun(NAME, env));
+        let store = env.open();
+        assert_eq!(store.len(), 3);
+    });
+}
+
+fn fork_with_an_open_store() {
+    let (engine, path) = child_env();
+    let store = open(Store::builder(&path).engine(engine));
+    put(&store, "before", "v");
+    put_at(&store, Durability::Buffered, "buffered", "v");
+    // In the child: nothing but polls of the handle, and an exit that runs no destructors of the parent's threads.
+    let status = crate::fork::in_child(|| {
+        let refused = |poll: Poll<ringcask::Result<()>>| match poll {
+            Poll::Ready(Err(error)) => error.kind() == ErrorKind::Forked,
+            _ => false,
+        };
+        let mut checks = vec![
+            refused(poll_once(&mut store.get("before")).map_ok(drop)),
+            refused(poll_once(&mut store.delete("before")).map_ok(drop)),
+            refused(poll_once(&mut store.sync()).map_ok(drop)),
+        ];
+        for level in LEVELS {
+            checks.push(refused(poll_once(&mut store.put_with("child", "v", at(level))).map_ok(drop)));
+        }
+        drop(store.clone());
+        i32::from(checks.contains(&false))
+    });
+    assert_eq!(status, 0, "some operation in the child of the fork was not refused");
+    put(&store, "after", "v");
+    assert!(!store.contains_key("child"));
+    close(store);
+}
+
+struct PanickingWaker(AtomicBool);
+
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+        panic!("a waker that panics, on purpose");
+    }
+}
+
+#[test]
+fn a_panicking_waker_does_not_take_the_store_down() {
+    for_each_engine(|env| {
+        let store = env.open();
+        put(&store, "k", "v");
+        for round in 0..20_u32 {
+            let panicking = Arc::new(PanickingWaker(AtomicBool::new(false)));
+            let waker = Waker::from(panicking.clone());
+            let mut cx = Context::from_waker(&waker);
+            let mut write = store.put(round.to_le_bytes(), "v");
+            let mut neighbour = store.put([round.to_le_bytes(), round.to_le_bytes()].concat(), "v");
+            let polled = std::pin::Pin::new(&mut write).poll(&mut cx);
+            block_on(&mut neighbour).unwrap();
+            if polled.is_pending() {
+                eventually("the panicking waker is called", || panicking.0.load(Ordering::Acquire));
+                block_on(write).unwrap();
+            }
+            let mut sync = store.sync();
+            if std::pin::Pin::new(&mut sync).poll(&mut cx).is_pending() {
+                block_on(sync).unwrap();
+            }
+            assert!(store.contains_key(round.to_le_bytes()));
+            assert!(!store.stats().poisoned);
+        }
+        close(store);
+        assert_eq!(env.open().len(), 41);
+    });
+}
+
+#[test]
+fn descriptors_and_threads_are_all_given_back() {
+    const NAME: &str = "lifecycle::descriptors_and_threads_are_all_given_back";
+    if is_child() {
+        return count_over_fifty_cycles();
+    }
+    for_each_engine(|env| println!("{}", expect_success(rerun(NAME, env)).lines().last().unwrap_or_default()));
+}
+
+fn count_over_fifty_cycles() {
+    let (engine, path) = child_env();
+    let count = |what: &str| fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let cycle = |round: u32| {
+        let store = open(Store::builder(&path).engine(engine).segment_bytes(4 << 10).max_open_files(8));
+        for index in 0..20_u32 {
+            put_at(&store, LEVELS[index as usize % 3], index.to_le_bytes(), [round as u8; 500]);
+        }
+        for index in 0..20_u32 {
+            assert_eq!(get(&store, index.to_le_bytes()).as_deref(), Some(&[round as u8; 500][..]));
+        }
+        match round % 3 {
+            0 => close(store),
+            1 => drop(store),
+            _ => drop((block_on(store.close()), open_error(Store::builder("/dev/null").engine(engine)))),
+        }
+    };
+    cycle(0);
+    // A closed store's threads, and the kernel's workers of a closed ring, end in their own time.
+    let calm = |what: &str| {
+        let (mut last, mut since) = (count(what), 0);
+        eventually("the count stands still", || {
+            let now = count(what);
+            since = if now == last { since + 1 } else { 0 };
+            last = now;
+            since > 50
+        });
+        last
+    };
+    let (threads, descriptors) = (calm("task"), calm("fd"));
+    (1..=50).for_each(cycle);
+    eventually("as many threads as before", || count("task") <= threads);
+    eventually("as many descriptors as before", || count("fd") <= descriptors);
+    println!("50 cycles: {descriptors} descriptors, {threads} threads before and after");
+}
+
+#[test]
+fn a_store_may_be_dropped_inside_a_worker_of_a_runtime() {
+    for_each_engine(|env| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        for round in 0..10_u32 {
+            let builder = env.builder();
+            runtime.block_on(async move {
+                let store = builder.open().await.unwrap();
+                store.put_with(round.to_le_bytes(), "v", at(Durability::Buffered)).await.unwrap();
+                let other = store.clone();
+                let task = tokio::spawn(async move {
+                    other.put(b"spawned", "v").await.unwrap();
+                    drop(other);
+                });
+                drop(store);
+                task.await.unwrap();
+            });
+        }
+        runtime.shutdown_background();
+        assert_eq!(env.open().len(), 11);
+    });
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
+    for_each_engine(|env| {
+        let mut acknowledged_in_all = 0;
+        for round in 0..6_u64 {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+            let store = env.open();
+            let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
+            for task in 0..32_u64 {
+                let (store, acknowledged) = (store.clone(), acknowledged.clone());
+                runtime.spawn(async move {
+                    for index in 0_u64.. {
+                        let key = [round.to_le_bytes(), task.to_le_bytes(), index.to_le_bytes()].concat();
+                        store.put_with(&key, &key, at(LEVELS[(task % 3) as usize])).await.unwrap();
+                        acknowledged.lock().unwrap().push(key);
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            eventually("the tasks are at work", || acknowledged.lock().unwrap().len() as u64 > 500 + 100 * round);
+            drop(store);
+            // Drops every task at its next await, with writes in flight; the last of them drops the store.
+            drop(runtime);
+            let store = env.open();
+            let acknowledged = acknowledged.lock().unwrap();
+            for key in acknowledged.iter() {
+                assert_eq!(get(&store, key).as_ref(), Some(key));
+            }
+            acknowledged_in_all += acknowledged.len();
+            close(store);
+        }
+        println!("{acknowledged_in_all} writes acknowledged before six shutdowns");
+    });
+}
+
+#[test]
+fn deletes_stay_deleted_through_many_reopenings() {
+    for_each_engine(|env| {
+        for round in 0..12_u32 {
+            let store = open(env.builder().segment_bytes(2 << 10));
+            for index in 0..20_u32 {
+                assert!(!store.contains_key(index.to_le_bytes()), "round {round}");
+                put_at(&store, LEVELS[index as usize % 3], index.to_le_bytes(), [1; 100]);
+            }
+            for index in 0..20_u32 {
+                assert!(delete(&store, index.to_le_bytes()));
+            }
+            close(store);
+        }
+    });
+}

@@ -1,0 +1,29 @@
+//! The behaviour of a store on real disks, on both engines, through the public API.
+//!
+//! One binary, a module per concern. [`support`] opens stores on every world that runs here and says loudly which does
+//! not; [`gate`] wraps a real world so that a test decides when a write or sync reaches it. What a power cut leaves is
+//! not this suite's concern (the simulated disk's is), nor is a kill at random moments (`tests/kill.rs`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test that meets something unforeseen should stop there; its helpers are nobody's API"
+)]
+
+mod api;
+mod bad_input;
+mod cancel;
+mod concurrency;
+mod durability;
+mod fork;
+mod full_disk;
+mod gate;
+mod lifecycle;
+mod linearizability;
+mod recovery;
+mod recovery_damage;
+mod support;
+mod syscalls;

@@ -1,0 +1,409 @@
+//! Damage that no crash explains: found, told with its place, and costing the records it touches, nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ringcask::format::RecordKind;
+use ringcask::{ErrorKind, Recovery, Store};
+
+use crate::bad_input::open_error;
+use crate::recovery::records;
+use crate::support::{
+    Env, Model, Rng, assert_holds, block_on, close, contents, copy_store, files_with, for_each_engine, get, open, put,
+};
+
+/// A closed store of several sealed segments, and the segments' files.
+fn sealed(env: &Env) -> (PathBuf, Vec<PathBuf>, Model) {
+    let pristine = env.dir.path().join("pristine");
+    let store = open(env.builder_at(&pristine).segment_bytes(2 << 10));
+    let (mut model, mut rng) = (Model::new(), Rng::new(8));
+    for index in 0..24_u32 {
+        let (key, value) = (format!("key-{}", index % 20).into_bytes(), rng.bytes(100));
+        put(&store, &key, &value);
+        model.insert(key, value);
+    }
+    close(store);
+    let segments = files_with(&pristine, "seg");
+    assert!(segments.len() >= 3, "{segments:?}");
+    (pristine, segments, model)
+}
+
+fn fresh_copy(env: &Env, pristine: &Path) -> PathBuf {
+    let path = env.path();
+    let _ = fs::remove_dir_all(&path);
+    copy_store(pristine, &path);
+    path
+}
+
+fn flip(path: &Path, at: u64, bit: u32) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at as usize] ^= 1 << bit;
+    fs::write(path, bytes).unwrap();
+}
+
+fn id_of(path: &Path) -> u64 {
+    path.file_stem().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+/// Each key: the right value, or an error that names the damaged segment. Returns how many were errors.
+#[track_caller]
+fn assert_right_or_refused(store: &Store, model: &Model, segment: u64) -> usize {
+    assert_eq!(store.len(), model.len(), "no key vanishes");
+    let mut refused = 0;
+    for (key, value) in model {
+        match block_on(store.get(key)) {
+            Ok(found) => assert!(found.as_deref() == Some(&value[..]), "{}", String::from_utf8_lossy(key)),
+            Err(error) => {
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(segment)), "{error:?}");
+                assert!(error.offset().is_some(), "{error:?}");
+                refused += 1;
+            }
+        }
+    }
+    refused
+}
+
+#[test]
+fn a_flipped_bit_in_a_sealed_segment_is_never_read_as_data() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        let mut rng = Rng::seeded("sealed bit flips");
+        let (mut at_open, mut at_get, mut harmless) = (0, 0, 0);
+        for segment in &segments {
+            let len = fs::metadata(segment).unwrap().len();
+            let mut place = rng.below(8);
+            while place < len {
+                let path = fresh_copy(env, &pristine);
+                flip(&path.join(segment.file_name().unwrap()), place, rng.below(8) as u32);
+                match block_on(env.builder().open()) {
+                    Ok(store) => match assert_right_or_refused(&store, &model, id_of(segment)) {
+                        0 => harmless += 1,
+                        1 => at_get += 1,
+                        more => panic!("one bit at {place} cost {more} keys"),
+                    },
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+                        assert_eq!(error.segment(), Some(id_of(segment)), "{error:?}");
+                        at_open += 1;
+                    }
+                }
+                place += 1 + rng.below(24);
+            }
+        }
+        println!("{at_open} found at open, {at_get} at get, {harmless} where no value lies");
+        assert!(at_open + at_get + harmless > 150 && at_get > 50 && at_open > 10);
+    });
+}
+
+#[test]
+fn without_its_hint_a_damaged_sealed_segment_is_corrupt_at_open_and_salvage_keeps_the_rest() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        let mut rng = Rng::seeded("salvage");
+        let mut salvaged = 0;
+        for segment in &segments {
+            let name = segment.file_name().unwrap();
+            for record in records(segment) {
+                let path = fresh_copy(env, &pristine);
+                let place = record.offset + rng.below(record.end - record.offset);
+                flip(&path.join(name), place, rng.below(8) as u32);
+                files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
+                let before = contents(&path);
+                let error = match block_on(env.builder().open()) {
+                    Err(error) => error,
+                    // Without its footer the newest segment looks as if a crash had come before the seal: no loss.
+                    Ok(store) if record.kind == RecordKind::Footer && Some(segment) == segments.last() => {
+                        assert_holds(&store, &model);
+                        continue;
+                    }
+                    Ok(_) => panic!("{segment:?}: damage at {place} in {record:?} went unnoticed"),
+                };
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
+                let offset = error.offset().expect("the place of the damage");
+                assert!((record.offset..=record.end).contains(&offset), "{place} in {record:?}: {error:?}");
+                assert!(contents(&path) == before, "a refused open changes nothing");
+
+                let store = open(env.builder().recovery(Recovery::Salvage));
+                let damage = &store.recovery_report().damage;
+                let named = damage.iter().any(|damage| damage.segment == id_of(segment) && damage.offset <= place);
+                assert!(named, "{place}: {damage:?}");
+                let lost = model.iter().filter(|(key, value)| get(&store, key).as_ref() != Some(value)).count();
+                assert!(lost <= 1, "one bit in {record:?} cost {lost} keys");
+                for key in model.keys() {
+                    assert!(get(&store, key).is_none_or(|value| value.len() == 100));
+                }
+                put(&store, "after", "salvage");
+                close(store);
+                let again = open(env.builder().recovery(Recovery::Salvage));
+                assert_eq!(get(&again, "after").as_deref(), Some(&b"salvage"[..]));
+                salvaged += 1;
+            }
+        }
+        println!("{salvaged} salvages");
+        assert!(salvaged > 25);
+    });
+}
+
+/// Copies of a store with one unsealed segment: synced throughout, so that its watermarks cover nearly all of it.
+#[test]
+fn damage_below_the_watermark_of_the_active_segment_is_corrupt_and_above_it_a_torn_tail() {
+    for_each_engine(|env| {
+        let pristine = env.dir.path().join("pristine");
+        let store = open(env.builder().sync_interval(Duration::from_secs(60)));
+        let (mut model, mut rng) = (Model::new(), Rng::seeded("watermark"));
+        let mut states = vec![(0, model.clone())];
+        for index in 0..12_u32 {
+            let value = rng.bytes(40);
+            put(&store, index.to_le_bytes(), &value);
+            model.insert(index.to_le_bytes().to_vec(), value);
+            states.push((records(&files_with(&env.path(), "seg")[0]).last().unwrap().end, model.clone()));
+        }
+        copy_store(&env.path(), &pristine);
+        close(store);
+        let segment = files_with(&pristine, "seg").remove(0);
+        let found = records(&segment);
+        let (mut corrupt, mut torn) = (0, 0);
+        for record in &found {
+            let others = found.iter().filter(|other| other.offset != record.offset);
+            let watermark = others.map(|other| other.durable_offset).max().unwrap();
+            for _ in 0..6 {
+                let path = fresh_copy(env, &pristine);
+                let place = record.offset + rng.below(record.end - record.offset);
+                flip(&path.join(segment.file_name().unwrap()), place, rng.below(8) as u32);
+                let opened = block_on(env.builder().open());
+                if record.offset < watermark {
+                    let error = opened.map(drop).expect_err("acknowledged data is damaged");
+                    assert_eq!(
+                        (error.kind(), error.segment()),
+                        (ErrorKind::Corrupt, Some(id_of(&segment))),
+                        "{error:?}"
+                    );
+                    let offset = error.offset().expect("the place");
+                    assert!((record.offset..=place).contains(&offset), "{place} in {record:?}: {error:?}");
+                    corrupt += 1;
+                } else {
+                    let store = opened.unwrap_or_else(|error| panic!("{record:?}: {error:?}"));
+                    let kept = states.iter().rev().find(|(end, _)| *end <= record.offset).unwrap();
+                    assert_holds(&store, &kept.1);
+                    torn += 1;
+                }
+            }
+        }
+        println!("{corrupt} corrupt, {torn} torn");
+        assert!(corrupt > 50 && torn > 0);
+    });
+}
+
+#[test]
+fn salvage_of_a_damaged_active_segment_keeps_every_other_record() {
+    for_each_engine(|env| {
+        let pristine = env.dir.path().join("pristine");
+        let store = env.open();
+        let mut model = Model::new();
+        for index in 0..20_u32 {
+            put(&store, index.to_le_bytes(), [index as u8; 64]);
+            model.insert(index.to_le_bytes().to_vec(), vec![index as u8; 64]);
+        }
+        copy_store(&env.path(), &pristine);
+        close(store);
+        let segment = files_with(&pristine, "seg").remove(0);
+        let puts: Vec<_> = records(&segment).into_iter().filter(|record| record.kind == RecordKind::Put).collect();
+        for (index, record) in puts.iter().enumerate().take(18) {
+            let path = fresh_copy(env, &pristine);
+            // Once in the header, where lengths are, and once in the value.
+            let place = if index % 2 == 0 { record.offset + 12 } else { record.end - 20 };
+            flip(&path.join(segment.file_name().unwrap()), place, 3);
+            assert_eq!(open_error(env.builder()).kind(), ErrorKind::Corrupt);
+            let store = open(env.builder().recovery(Recovery::Salvage));
+            let mut expected = model.clone();
+            expected.remove(&(index as u32).to_le_bytes()[..]);
+            assert_holds(&store, &expected);
+            assert_eq!(store.recovery_report().damage.len(), 1, "{:?}", store.recovery_report().damage);
+            close(store);
+        }
+    });
+}
+
+#[test]
+fn a_damaged_segment_header_is_corrupt_and_not_somebody_elses_file() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        for segment in &segments {
+            for place in (0..512).step_by(31) {
+                let path = fresh_copy(env, &pristine);
+                flip(&path.join(segment.file_name().unwrap()), place, 1);
+                files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
+                let error = open_error(env.builder());
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
+            }
+            for bytes in [&b""[..], &[0; 512], &[0; 100_000], b"hello"] {
+                let path = fresh_copy(env, &pristine);
+                fs::write(path.join(segment.file_name().unwrap()), bytes).unwrap();
+                let error = open_error(env.builder());
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
+                let store = open(env.builder().recovery(Recovery::Salvage));
+                assert!(!store.recovery_report().damage.is_empty());
+                for (key, value) in &model {
+                    assert!(get(&store, key).is_none_or(|found| found.len() == value.len()));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_sealed_segment_cut_anywhere_is_corrupt() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        let (mut cuts, mut whole) = (0, 0);
+        for segment in &segments {
+            let bytes = fs::read(segment).unwrap();
+            for cut in (0..bytes.len()).step_by(97).chain([bytes.len() - 1]) {
+                let path = fresh_copy(env, &pristine);
+                fs::write(path.join(segment.file_name().unwrap()), &bytes[..cut]).unwrap();
+                match block_on(env.builder().open()) {
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "cut at {cut}: {error:?}"),
+                    // Of the newest segment, a cut in the footer is what a crash while sealing leaves: nothing is lost.
+                    Ok(store) => {
+                        let lost = model.iter().filter(|(key, value)| get(&store, key).as_ref() != Some(value));
+                        assert_eq!(lost.count(), 0, "{segment:?} cut at {cut} of {} bytes: silent loss", bytes.len());
+                        whole += 1;
+                    }
+                }
+                cuts += 1;
+            }
+        }
+        println!("{cuts} cuts, {whole} of them without loss");
+        assert!(cuts > 50);
+    });
+}
+
+#[test]
+fn a_missing_segment_is_corrupt_and_salvage_lists_it() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        for segment in &segments {
+            for with_hint in [true, false] {
+                let path = fresh_copy(env, &pristine);
+                fs::remove_file(path.join(segment.file_name().unwrap())).unwrap();
+                if !with_hint {
+                    files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
+                }
+                let error = open_error(env.builder());
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
+                let store = open(env.builder().recovery(Recovery::Salvage));
+                let damage = &store.recovery_report().damage;
+                assert!(damage.iter().any(|damage| damage.segment == id_of(segment)), "{damage:?}");
+                let kept = model.iter().filter(|(key, value)| get(&store, key).as_ref() == Some(value)).count();
+                assert!(kept < model.len() && kept > model.len() / 3, "{kept} of {} kept", model.len());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_missing_or_damaged_manifest_is_never_an_empty_store() {
+    for_each_engine(|env| {
+        let (pristine, _, model) = sealed(env);
+        let whole = fs::read(pristine.join("MANIFEST")).unwrap();
+        let mut cases: BTreeMap<String, Option<Vec<u8>>> = BTreeMap::from([("missing".into(), None)]);
+        for cut in (0..whole.len()).step_by(7) {
+            cases.insert(format!("cut at {cut}"), Some(whole[..cut].to_vec()));
+            let mut bytes = whole.clone();
+            bytes[cut] ^= 0x10;
+            cases.insert(format!("flipped at {cut}"), Some(bytes));
+        }
+        let (mut refused, mut rebuilt) = (0, 0);
+        for (what, manifest) in cases {
+            for recovery in [Recovery::Strict, Recovery::Salvage] {
+                let path = fresh_copy(env, &pristine);
+                match &manifest {
+                    Some(bytes) => fs::write(path.join("MANIFEST"), bytes).unwrap(),
+                    None => fs::remove_file(path.join("MANIFEST")).unwrap(),
+                }
+                let before = contents(&path);
+                match block_on(env.builder().recovery(recovery).open()) {
+                    Ok(store) => {
+                        assert_holds(&store, &model);
+                        rebuilt += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error:?}");
+                        assert!(contents(&path) == before, "{what}: a refused open changes nothing");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        println!("{refused} refused, {rebuilt} rebuilt");
+        assert!(refused + rebuilt > 20);
+    });
+}
+
+/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksum right again.
+fn patch_prelude(bytes: &mut [u8], header_len: usize, at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+    let crc = crc32fast::hash(&bytes[..header_len - 4]);
+    bytes[header_len - 4..header_len].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn a_newer_format_is_refused_and_nothing_is_modified() {
+    for_each_engine(|env| {
+        let (pristine, segments, _) = sealed(env);
+        let newer_major = (8, (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec());
+        let unknown_feature = (16, (1_u32 << 31).to_le_bytes().to_vec());
+        for (at, value) in [newer_major, unknown_feature] {
+            for target in [PathBuf::from("MANIFEST")].iter().chain(&segments) {
+                let path = fresh_copy(env, &pristine);
+                let target = path.join(target.file_name().unwrap());
+                let mut bytes = fs::read(&target).unwrap();
+                if target.ends_with("MANIFEST") {
+                    patch_prelude(&mut bytes, ringcask::format::MANIFEST_HEADER_LEN, at, &value);
+                    let end = bytes.len() - 4;
+                    let crc = crc32fast::hash(&bytes[..end]);
+                    bytes[end..].copy_from_slice(&crc.to_le_bytes());
+                } else {
+                    patch_prelude(&mut bytes, ringcask::format::SEGMENT_HEADER_LEN, at, &value);
+                }
+                fs::write(&target, bytes).unwrap();
+                fs::write(path.join("MANIFEST.tmp"), "a leftover").unwrap();
+                let before = contents(&path);
+                for recovery in [Recovery::Strict, Recovery::Salvage] {
+                    let error = open_error(env.builder().recovery(recovery));
+                    assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{target:?}: {error:?}");
+                    assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
+                    assert!(contents(&path) == before, "{target:?} under {recovery}: something was modified");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_segment_of_another_store_is_refused() {
+    for_each_engine(|env| {
+        let (pristine, segments, _) = sealed(env);
+        let other = env.dir.path().join("other");
+        let store = open(env.builder_at(&other).segment_bytes(2 << 10));
+        for index in 0..40_u32 {
+            put(&store, index.to_le_bytes(), [9; 100]);
+        }
+        close(store);
+        for segment in &segments {
+            let name = segment.file_name().unwrap();
+            let path = fresh_copy(env, &pristine);
+            fs::copy(other.join(name), path.join(name)).unwrap();
+            let hint = PathBuf::from(name).with_extension("hint");
+            for with_hint in [false, true] {
+                if with_hint {
+                    fs::copy(other.join(&hint), path.join(&hint)).unwrap();
+                }
+                let error = open_error(env.builder());
+                assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
+            }
+        }
+    });
+}

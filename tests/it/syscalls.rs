@@ -1,0 +1,372 @@
+//! What each level costs in system calls, counted from outside: by `strace`, and for the ring, whose requests no tracer
+//! of system calls sees, by the kernel's own trace events.
+//!
+//! A store that counted its own syncs could be wrong twice the same way; here the kernel counts them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use ringcask::{Durability, Engine, Store};
+
+use crate::support::{
+    Env, block_on, child_env, close, expect_success, for_each_engine, is_child, open, put, put_at, rerun, rerun_traced,
+    skip, uring_refused,
+};
+
+const MARK: &str = "ringcask-mark/";
+
+/// Says in the trace where a phase ends: a name that does not exist, or a line in the kernel's trace.
+fn mark(phase: &str) {
+    match std::env::var_os("RINGCASK_TEST_MARKER") {
+        Some(marker) => fs::OpenOptions::new()
+            .write(true)
+            .open(marker)
+            .and_then(|mut marker| marker.write_all(format!("{MARK}{phase}").as_bytes()))
+            .expect("write a trace marker"),
+        None => drop(fs::File::open(format!("/{MARK}{phase}"))),
+    }
+}
+
+/// The phases a traced child goes through; it prints what the store's own counters say of each.
+fn phases() {
+    let (engine, path) = child_env();
+    let long = Duration::from_secs(60);
+    let store = open(Store::builder(&path).engine(engine).flush_interval(long).sync_interval(long));
+    let mut before = store.stats();
+    let mut end = |phase: &str| {
+        let now = store.stats();
+        println!("PHASE {phase} {} {}", now.groups - before.groups, now.syncs - before.syncs);
+        before = now;
+        mark(phase);
+    };
+    end("opened");
+    put(&store, "first", "creates the segment");
+    end("created");
+    for index in 0..1000_u32 {
+        put_at(&store, Durability::Buffered, index.to_le_bytes(), "value");
+    }
+    end("buffered");
+    for index in 0..50_u32 {
+        put_at(&store, Durability::Written, index.to_le_bytes(), "value");
+    }
+    end("written");
+    for index in 0..50_u32 {
+        put(&store, index.to_le_bytes(), "value");
+    }
+    end("synced");
+    thread::scope(|scope| {
+        for writer in 0..8_u32 {
+            let store = &store;
+            scope.spawn(move || {
+                for index in 0..25_u32 {
+                    put(store, [writer, index].map(u32::to_le_bytes).concat(), "v");
+                }
+            });
+        }
+    });
+    end("shared");
+    for index in 0..200_u32 {
+        assert!(block_on(store.get(index.to_le_bytes())).unwrap().is_some());
+    }
+    end("read");
+    close(store);
+    mark("closed");
+}
+
+/// What the store said of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Said {
+    groups: usize,
+    syncs: usize,
+}
+
+fn said(output: &str) -> BTreeMap<String, Said> {
+    let lines = output.lines().filter_map(|line| line.split_once("PHASE ")).map(|(_, rest)| rest);
+    let parse = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        (words[0].to_owned(), Said { groups: words[1].parse().unwrap(), syncs: words[2].parse().unwrap() })
+    };
+    lines.map(parse).collect()
+}
+
+/// Cuts a trace at its marks.
+fn by_phase(trace: &str) -> BTreeMap<String, Vec<String>> {
+    let (mut phases, mut current) = (BTreeMap::new(), Vec::new());
+    for line in trace.lines() {
+        match line.split_once(MARK) {
+            Some((_, rest)) => {
+                let name = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned();
+                phases.insert(name, std::mem::take(&mut current));
+            }
+            None => current.push(line.to_owned()),
+        }
+    }
+    assert_eq!(phases.len(), 8, "phases {:?}", phases.keys());
+    phases
+}
+
+fn count(lines: &[String], what: impl Fn(&str) -> bool) -> usize {
+    lines.iter().filter(|line| what(line)).count()
+}
+
+fn is_sync(line: &str) -> bool {
+    line.contains("fdatasync(") || line.contains("fsync(")
+}
+
+/// Calls that put bytes into a segment.
+fn is_segment_write(line: &str) -> bool {
+    (line.contains("write(") || line.contains("pwrite64(") || line.contains("writev") || line.contains("pwritev"))
+        && line.contains(".seg>")
+}
+
+/// The costs that hold however the syncs were counted.
+fn assert_costs(syncs: &BTreeMap<String, usize>, said: &BTreeMap<String, Said>) {
+    println!("syncs the kernel saw: {syncs:?}\nthe store said: {said:?}");
+    assert_eq!(syncs["buffered"], 0, "a buffered write asks for no sync");
+    assert_eq!(syncs["written"], 0, "a written write asks for no sync");
+    assert_eq!(syncs["read"], 0, "a read asks for no sync");
+    for phase in ["buffered", "written", "synced", "shared", "read"] {
+        assert_eq!(syncs[phase], said[phase].syncs, "{phase}: counted by the kernel and by the store");
+    }
+    assert_eq!(said["buffered"], Said { groups: 0, syncs: 0 });
+    assert_eq!(said["synced"], Said { groups: 50, syncs: 50 }, "one writer: a group and a sync for each write");
+    assert!(said["shared"].syncs <= 200 && said["shared"].syncs >= 25, "{:?}", said["shared"]);
+    assert_eq!(said["shared"].groups, said["shared"].syncs);
+    assert!(syncs["created"] >= 2, "the new segment's name and the first record");
+}
+
+fn strace_is_here() -> bool {
+    let here = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
+    if !here {
+        skip("system calls", "strace is not installed");
+    }
+    here
+}
+
+#[test]
+fn strace_sees_no_sync_below_synced_and_one_per_group_at_it() {
+    const NAME: &str = "syscalls::strace_sees_no_sync_below_synced_and_one_per_group_at_it";
+    if is_child() {
+        return phases();
+    }
+    if !strace_is_here() {
+        return;
+    }
+    let env = Env::new(Engine::Threads);
+    let trace = env.dir.path().join("trace");
+    let calls = "trace=fsync,fdatasync,sync_file_range,openat,write,pwrite64,writev,pwritev,pwritev2";
+    let output = expect_success(rerun_traced(NAME, &env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
+    let phases = by_phase(&fs::read_to_string(&trace).unwrap());
+    let syncs = phases.iter().map(|(name, lines)| (name.clone(), count(lines, is_sync))).collect();
+    assert_costs(&syncs, &said(&output));
+
+    let writes: BTreeMap<_, _> =
+        phases.iter().map(|(name, lines)| (name.as_str(), count(lines, is_segment_write))).collect();
+    println!("writes: {writes:?}");
+    assert_eq!(writes["buffered"], 0, "a buffered write makes no system call");
+    assert!((1..=51).contains(&writes["written"]), "each written write is one write, and the first takes the buffered");
+    assert_eq!(writes["synced"], 50, "a group is one contiguous write");
+    assert_creation_order(&phases["created"], &env.path());
+}
+
+/// The new segment's name is durable before its first record is acknowledged.
+fn assert_creation_order(lines: &[String], directory: &Path) {
+    let place = |what: &dyn Fn(&str) -> bool| lines.iter().position(|line| what(line));
+    let created = place(&|line| line.contains(".seg") && line.contains("O_CREAT")).expect("a segment is created");
+    let of_directory = format!("<{}>", directory.canonicalize().unwrap().display());
+    let named = lines[created..].iter().position(|line| line.contains("fsync(") && line.contains(&of_directory));
+    let named = created + named.expect("the directory is synced after the segment was created in it");
+    let data = lines[named..].iter().position(|line| is_sync(line) && line.contains(".seg>"));
+    assert!(data.is_some(), "the first record is synced after the directory: {lines:#?}");
+}
+
+#[test]
+fn strace_sees_no_system_call_in_a_buffered_write_on_the_ring() {
+    const NAME: &str = "syscalls::strace_sees_no_system_call_in_a_buffered_write_on_the_ring";
+    if is_child() {
+        return phases();
+    }
+    if let Some(why) = uring_refused() {
+        return skip("system calls of the ring", why);
+    }
+    if !strace_is_here() {
+        return;
+    }
+    let env = Env::new(Engine::Uring);
+    let trace = env.dir.path().join("trace");
+    let calls = "trace=io_uring_enter,io_uring_setup,fsync,fdatasync,write,pwrite64,pwritev,pwritev2,openat";
+    let output = expect_success(rerun_traced(NAME, &env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
+    let phases = by_phase(&fs::read_to_string(&trace).unwrap());
+    let enters = |phase: &str| count(&phases[phase], |line| line.contains("io_uring_enter("));
+    assert!(phases.values().flatten().any(|line| line.contains("io_uring_setup(")), "there is a ring");
+    assert_eq!(count(&phases["buffered"], is_segment_write), 0);
+    assert_eq!(enters("buffered"), 0, "a thousand buffered writes enter the kernel for nothing");
+    let calls = enters("synced") + count(&phases["synced"], |line| is_segment_write(line) || is_sync(line));
+    let groups = said(&output)["synced"].groups;
+    println!("{calls} system calls for {groups} synced groups");
+    assert!(calls >= groups, "each group is handed to the kernel");
+    assert!(calls <= 6 * groups, "{calls} system calls for {groups} groups");
+}
+
+/// A trace instance of the kernel's, for one child.
+struct KernelTrace {
+    mount: PathBuf,
+    instance: PathBuf,
+}
+
+impl KernelTrace {
+    fn start(env: &Env) -> Option<Self> {
+        let mount = env.dir.path().join("tracefs");
+        fs::create_dir(&mount).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tracefs", "tracefs"]).arg(&mount).output();
+        if !mounted.as_ref().is_ok_and(|output| output.status.success()) {
+            skip("kernel trace", &format!("tracefs cannot be mounted: {mounted:?}"));
+            return None;
+        }
+        let instance = mount.join(format!("instances/ringcask-{}", std::process::id()));
+        let trace = Self { mount, instance };
+        if let Err(error) = trace.set_up() {
+            skip("kernel trace", &error.to_string());
+            return None;
+        }
+        Some(trace)
+    }
+
+    fn set_up(&self) -> std::io::Result<()> {
+        fs::create_dir(&self.instance)?;
+        fs::write(self.instance.join("options/event-fork"), "1")?;
+        fs::write(self.instance.join("buffer_size_kb"), "4096")?;
+        fs::write(self.instance.join("events/io_uring/io_uring_submit_req/enable"), "1")?;
+        // Where the kernel has them: the engine is free to sync by a plain system call.
+        for call in ["fsync", "fdatasync"] {
+            let _ = fs::write(self.instance.join(format!("events/syscalls/sys_enter_{call}/enable")), "1");
+        }
+        Ok(())
+    }
+
+    fn traces_system_calls(&self) -> bool {
+        self.instance.join("events/syscalls/sys_enter_fdatasync/enable").exists()
+    }
+
+    /// Makes `command` enlist itself before it starts.
+    fn enlist(&self, command: &Command) -> Command {
+        let mut shell = Command::new("sh");
+        let enlist = format!("echo $$ > {}/set_event_pid; exec \"$0\" \"$@\"", self.instance.display());
+        shell.args(["-c", &enlist]).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            shell.env(name, value.unwrap_or_default());
+        }
+        shell.env("RINGCASK_TEST_MARKER", self.instance.join("trace_marker"));
+        shell
+    }
+
+    fn read(&self) -> String {
+        fs::read_to_string(self.instance.join("trace")).unwrap()
+    }
+}
+
+impl Drop for KernelTrace {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.instance);
+        let unmounted = Command::new("umount").arg(&self.mount).status();
+        assert!(unmounted.is_ok_and(|status| status.success()), "tracefs stays mounted");
+    }
+}
+
+#[test]
+fn the_kernel_counts_as_many_syncs_on_the_ring_as_the_store() {
+    const NAME: &str = "syscalls::the_kernel_counts_as_many_syncs_on_the_ring_as_the_store";
+    if is_child() {
+        return phases();
+    }
+    if let Some(why) = uring_refused() {
+        return skip("syncs of the ring", why);
+    }
+    let env = Env::new(Engine::Uring);
+    let Some(trace) = KernelTrace::start(&env) else { return };
+    let output = expect_success(trace.enlist(&rerun(NAME, &env)));
+    let text = trace.read();
+    let phases = by_phase(&text);
+    let is_request = |line: &str| line.contains("io_uring_submit_req") && line.contains("FSYNC");
+    let is_call = |line: &str| line.contains("sys_fdatasync(") || line.contains("sys_fsync(");
+    let syncs: BTreeMap<_, _> = phases
+        .iter()
+        .map(|(name, lines)| (name.clone(), count(lines, |line| is_request(line) || is_call(line))))
+        .collect();
+    let requests: usize = phases.values().map(|lines| count(lines, is_request)).sum();
+    println!("{requests} FSYNC requests on the ring; system calls traced: {}", trace.traces_system_calls());
+    assert_costs(&syncs, &said(&output));
+    let written = count(&phases["buffered"], |line| line.contains("io_uring_submit_req") && line.contains("WRITE"));
+    assert_eq!(written, 0, "a buffered write submits nothing");
+}
+
+/// Bytes the kernel says this process sent towards the disk are at least those the store says it wrote and synced.
+#[test]
+fn what_the_store_says_it_wrote_reached_the_kernel() {
+    const NAME: &str = "syscalls::what_the_store_says_it_wrote_reached_the_kernel";
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine));
+        let dirtied = || {
+            let io = fs::read_to_string("/proc/self/io").unwrap();
+            let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        let (kernel, own) = (dirtied(), store.stats().bytes_written);
+        for index in 0..64_u32 {
+            put(&store, index.to_le_bytes(), vec![1; 64 << 10]);
+        }
+        let (kernel, own) = (dirtied() - kernel, store.stats().bytes_written - own);
+        println!("{kernel} bytes by the kernel's count, {own} by the store's");
+        assert!(own >= 64 * (64 << 10) && kernel >= own, "{kernel}, {own}");
+        return close(store);
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
+}
+
+#[test]
+fn a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded() {
+    const NAME: &str = "syscalls::a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded";
+    if is_child() {
+        return live_without_a_ring();
+    }
+    if !strace_is_here() {
+        return;
+    }
+    // What a container's default profile does, and an old kernel.
+    for errno in ["EPERM", "ENOSYS"] {
+        let env = Env::new(Engine::Auto);
+        let inject = format!("inject=io_uring_setup:error={errno}");
+        let trace = env.dir.path().join("trace");
+        let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_setup", "-e", &inject];
+        expect_success(rerun_traced(NAME, &env, &options));
+        let trace = fs::read_to_string(&trace).unwrap();
+        assert!(trace.contains("(INJECTED)"), "the kernel was not even asked: {trace}");
+    }
+}
+
+fn live_without_a_ring() {
+    let (engine, path) = child_env();
+    assert_eq!(engine, Engine::Auto);
+    let store = open(Store::builder(&path));
+    let stats = store.stats();
+    assert_eq!(stats.engine, "threads");
+    let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
+    assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
+    for level in crate::support::LEVELS {
+        put_at(&store, level, level.to_string(), "value");
+    }
+    close(store);
+    let error = block_on(Store::builder(&path).engine(Engine::Uring).open()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ringcask::ErrorKind::Unsupported, "{error:?}");
+    assert!(error.to_string().contains("os error"), "it says what the kernel said: {error}");
+    let store = open(Store::builder(&path).engine(Engine::Threads));
+    assert_eq!((store.len(), store.stats().engine_fallback), (3, None), "nobody asked for a ring");
+    close(store);
+    println!("{reason}");
+}
