@@ -401,7 +401,7 @@ fn drop_many() {
     let (memory, open_files) = (resident_kib(), descriptors());
     (0..4).for_each(|_| drop_ten_thousand());
     let grown = resident_kib().saturating_sub(memory);
-    assert_eq!(descriptors(), open_files);
+    assert!(descriptors() <= open_files, "{} descriptors, {open_files} before", descriptors());
     assert!(grown < 8 << 10, "{grown} KiB more after 40,000 dropped writes and reads");
     println!("40,000 dropped writes and reads: {grown} KiB more, {open_files} descriptors");
     close(store);
