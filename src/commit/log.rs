@@ -524,7 +524,7 @@ impl Log {
                     state.run_bytes += run.end - run.base;
                     state.runs.push_back(run);
                 }
-                state.staged_since = None;
+                taken.staged_since = state.staged_since.take();
                 state.unresolved.push_back(Arc::clone(&taken.group));
                 Some(taken)
             }

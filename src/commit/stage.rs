@@ -6,6 +6,7 @@
 //! segment and includes the spliced values.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -84,6 +85,8 @@ pub(crate) struct Taken {
     pub(crate) has_buffered: bool,
     pub(crate) wants_sync: bool,
     pub(crate) sync_waiters: u32,
+    /// When its oldest record was staged.
+    pub(crate) staged_since: Option<Duration>,
 }
 
 /// Records staged for one group.
@@ -216,6 +219,7 @@ impl Stage {
             has_buffered: self.has_buffered,
             wants_sync: wants_sync || self.sync_waiters > 0,
             sync_waiters: self.sync_waiters,
+            staged_since: None,
         };
         (taken, run)
     }

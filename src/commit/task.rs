@@ -228,7 +228,12 @@ impl Committer {
     }
 
     fn flush_due(&self, demand: &Demand) -> bool {
-        demand.staged_since.is_some_and(|since| self.io.now() >= since + self.options.flush_interval)
+        demand.staged_since.is_some_and(|since| self.io.now() >= since + self.flush_interval())
+    }
+
+    /// What is to be on the disk within the sync interval must be in the kernel by then.
+    fn flush_interval(&self) -> Duration {
+        self.options.flush_interval.min(self.options.sync_interval)
     }
 
     fn wants_sync(&self, closing: bool) -> bool {
@@ -240,7 +245,7 @@ impl Committer {
     }
 
     fn deadline(&self, demand: &Demand) -> Option<Duration> {
-        let flush = demand.staged_since.map(|since| since + self.options.flush_interval);
+        let flush = demand.staged_since.map(|since| since + self.flush_interval());
         let sync = match self.sync {
             Some(_) => None,
             None => self.unsynced_since.map(|since| since + self.options.sync_interval),
@@ -284,7 +289,8 @@ impl Committer {
             self.publish_written(&taken);
             self.log.release_run(&taken);
             taken.group.advance(Phase::Written);
-            self.unsynced_since.get_or_insert_with(|| self.io.now());
+            let since = taken.staged_since.unwrap_or_else(|| self.io.now());
+            self.unsynced_since.get_or_insert(since);
         }
         self.written_seq = taken.last_seq;
         self.written.push_back(taken);

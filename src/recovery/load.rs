@@ -11,12 +11,12 @@ use super::scan::{Found, Scan, Stop};
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, Footer, HintReader, RecordKind};
-use crate::io::{Dir, File, IoKind, OpenMode, util};
+use crate::io::{Dir, IoKind, OpenMode, util};
 use crate::keydir::{Keydir, Location};
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::promise::Promise;
-use crate::segment::{Segment, hint_file_name};
+use crate::segment::{Segment, hint_file_name, segment_file_name};
 
 /// Loaders beyond this many find no more work than memory bandwidth.
 const MAX_LOADERS: usize = 8;
@@ -196,7 +196,7 @@ async fn load_one(
             damage_reason: None,
         });
     }
-    scan_one(candidate, keydir, salvage).await
+    scan_one(dir, candidate, keydir, salvage).await
 }
 
 /// Loads the segment's hint file; `false` if it has none that fits.
@@ -207,16 +207,7 @@ async fn load_hint(
     store_id: &[u8; 16],
     keydir: &Keydir,
 ) -> io::Result<bool> {
-    let file = match dir.open(&hint_file_name(candidate.id), OpenMode::Read) {
-        Ok(file) => file,
-        // Whatever it is that cannot be opened as a hint: the segment says the same.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-            return Ok(false);
-        }
-        Err(error) => return Err(error),
-    };
-    let Ok(len) = usize::try_from(file.len()?) else { return Ok(false) };
-    let Ok(bytes) = util::read_exact(&*file, 0, len).await else { return Ok(false) };
+    let Some(bytes) = read_hint(dir, candidate.id).await? else { return Ok(false) };
     let Ok((header, entries)) = HintReader::new(&bytes) else { return Ok(false) };
     let fits = mutant::is(Mutant::HintUnbound)
         || (header.store_id == *store_id
@@ -242,11 +233,23 @@ async fn load_hint(
     Ok(true)
 }
 
+/// The bytes of a segment's hint file, if there is one that can be read.
+pub(super) async fn read_hint(dir: &dyn Dir, id: u32) -> io::Result<Option<Vec<u8>>> {
+    let file = match dir.open(&hint_file_name(id), OpenMode::Read) {
+        Ok(file) => file,
+        // Whatever it is that cannot be opened as a hint: the segment says the same.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Ok(len) = usize::try_from(file.len()?) else { return Ok(None) };
+    Ok(util::read_exact(&*file, 0, len).await.ok())
+}
+
 /// Loads the segment from its records. Under salvage it steps over what is damaged.
-async fn scan_one(candidate: Candidate, keydir: &Keydir, salvage: bool) -> io::Result<Outcome> {
+async fn scan_one(dir: &dyn Dir, candidate: Candidate, keydir: &Keydir, salvage: bool) -> io::Result<Outcome> {
     let limit = candidate.footer.as_ref().map_or(candidate.len, |footer| footer.data_len);
     let binding = Binding::new(candidate.salt, u64::from(candidate.id));
-    let file: Arc<dyn File> = Arc::clone(&candidate.file);
+    let file = dir.open(&segment_file_name(candidate.id), OpenMode::Read)?;
     let mut scan = Scan::new(file, binding, &candidate.header, limit);
     let mut damage = Vec::new();
     let mut records_scanned = 0;

@@ -11,8 +11,9 @@
 //! | what is found | what is done |
 //! |---|---|
 //! | last segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
-//! | the same, but a later frame says that those bytes were durable | `Corrupt`; under `Salvage` stepped over and listed |
-//! | invalid bytes in a sealed segment that has to be scanned | the same |
+//! | invalid bytes in a sealed segment that has to be scanned | `Corrupt`; under `Salvage` stepped over and listed |
+//! | invalid bytes in the last segment, where a later frame says that they were durable | the same |
+//! | last segment without footer, but with a hint of its own: it was sealed once | the same |
 //! | a hint file that is damaged, stale or of another segment | ignored, written anew |
 //! | a listed segment that is missing or has no valid header | `Corrupt`; under `Salvage` left out and listed |
 //! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
@@ -112,12 +113,11 @@ struct Opening<'a> {
     may_remove_segments: bool,
 }
 
-/// A listed segment whose header was found good.
+/// A listed segment whose header was found good. Its file is not kept open: there may be more segments than descriptors.
 struct Candidate {
     id: u32,
     salt: u64,
     header: [u8; SEGMENT_HEADER_LEN],
-    file: Arc<dyn File>,
     len: u64,
     footer: Option<Footer>,
 }
@@ -157,7 +157,7 @@ impl Opening<'_> {
         next_seq = next_seq.max(loaded.max_seq + 1);
         without_hint.extend(loaded.without_hint);
         let tail = match tail {
-            Some(tail) => Some(self.scan_tail(tail, &keydir).await?),
+            Some(tail) => Some(self.scan_tail(tail, &catalog.store_id(), &keydir).await?),
             None => None,
         };
         if let Some(tail) = &tail {
@@ -262,17 +262,17 @@ impl Opening<'_> {
         }
         let mut header = [0; SEGMENT_HEADER_LEN];
         header.copy_from_slice(&bytes);
-        let mut candidate = Candidate { id, salt: listed.salt, header, file, len, footer: None };
-        candidate.footer = self.read_footer(&candidate).await?;
+        let mut candidate = Candidate { id, salt: listed.salt, header, len, footer: None };
+        candidate.footer = self.read_footer(&candidate, &*file).await?;
         Ok(Some(candidate))
     }
 
-    async fn read_footer(&self, candidate: &Candidate) -> Result<Option<Footer>> {
+    async fn read_footer(&self, candidate: &Candidate, file: &dyn File) -> Result<Option<Footer>> {
         let Some(offset) = candidate.len.checked_sub(FOOTER_LEN as u64) else { return Ok(None) };
         if offset < SEGMENT_HEADER_LEN as u64 {
             return Ok(None);
         }
-        let tail = util::read_exact(&*candidate.file, offset, FOOTER_LEN).await;
+        let tail = util::read_exact(file, offset, FOOTER_LEN).await;
         let tail = tail.map_err(|error| self.io_error("read a segment's footer", error, Some(candidate.id)))?;
         let binding = format::Binding::new(candidate.salt, u64::from(candidate.id));
         Ok(Footer::decode_at_end(&tail, &binding, candidate.len).ok().map(|(footer, _)| footer))

@@ -12,20 +12,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::load::publish;
+use super::load::{publish, read_hint};
 use super::scan::{Extent, Found, Scan, Stop};
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, FOOTER_LEN, Footer};
-use crate::io::{File, SyncKind, util};
+use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, HintReader};
+use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
-use crate::segment::Segment;
+use crate::segment::{Segment, segment_file_name};
 
 /// What the tail was found to hold.
 pub(super) struct Scanned {
     candidate: Candidate,
+    file: Arc<dyn File>,
     extent: Extent,
     has_damage: bool,
 }
@@ -47,24 +48,34 @@ impl Scanned {
 
 impl Opening<'_> {
     /// Reads the tail into the keydir, as far as it counts.
-    pub(super) async fn scan_tail(&mut self, tail: Candidate, keydir: &Keydir) -> Result<Scanned> {
+    pub(super) async fn scan_tail(&mut self, tail: Candidate, store_id: &[u8; 16], keydir: &Keydir) -> Result<Scanned> {
         let id = tail.id;
+        let file = self.dir.open(&segment_file_name(id), OpenMode::ReadWrite);
+        let file = file.map_err(|error| self.io_error("open the last segment", error, Some(id)))?;
+        let was_sealed = was_sealed(&*self.dir, &tail, store_id).await;
+        let was_sealed = was_sealed.map_err(|error| self.io_error("read a hint", error, Some(id)))?;
+        if was_sealed {
+            self.damaged(id, tail.len, 0, "the segment was sealed and has lost its footer")?;
+        }
         let binding = Binding::new(tail.salt, u64::from(id));
-        let mut scan = Scan::new(Arc::clone(&tail.file), binding, &tail.header, tail.len);
+        let mut scan = Scan::new(Arc::clone(&file), binding, &tail.header, tail.len);
         let mut records = 0;
-        let mut has_damage = false;
+        let mut has_damage = was_sealed;
+        // Behind damage the ordinals begin anew.
+        let mut resumed = false;
         loop {
             let each = |found: Found<'_>| {
                 records += 1;
                 publish(keydir, id, &found);
             };
-            let stop = scan.run(!has_damage, each).await;
+            let stop = scan.run(!resumed, each).await;
             let stop = stop.map_err(|error| self.io_error("scan the last segment", error, Some(id)))?;
             let Some(stop) = stop else { break };
             if !self.step_over(&mut scan, id, stop, tail.len).await? {
                 break;
             }
             has_damage = true;
+            resumed = true;
         }
         let mut extent = scan.extent().clone();
         if mutant::is(Mutant::SealAfterTornTail) {
@@ -74,13 +85,13 @@ impl Opening<'_> {
         self.report.segments_scanned += 1;
         self.report.records_scanned += records;
         self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
-        Ok(Scanned { candidate: tail, extent, has_damage })
+        Ok(Scanned { candidate: tail, file, extent, has_damage })
     }
 
     /// Seals the tail. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
     /// for a whole one.
     pub(super) async fn seal_tail(&mut self, tail: Scanned) -> Result<Option<Arc<Segment>>> {
-        let Scanned { candidate, extent, has_damage } = tail;
+        let Scanned { candidate, file, extent, has_damage } = tail;
         let id = candidate.id;
         let mut len = candidate.len;
         // With damage its bytes stay as they are, for whoever wants to look closer; every strict open refuses them.
@@ -94,11 +105,11 @@ impl Opening<'_> {
             };
             let binding = Binding::new(candidate.salt, u64::from(id));
             let encoded = footer.encode(&binding, extent.end, extent.max_seq, extent.records);
-            let closed = close_with(&*candidate.file, len, extent.end, &encoded).await;
+            let closed = close_with(&*file, len, extent.end, &encoded).await;
             closed.map_err(|error| self.io_error("seal the last segment", error, Some(id)))?;
             len = extent.end + FOOTER_LEN as u64;
         }
-        let segment = Arc::new(Segment::new(id, candidate.salt, len, true, Some(candidate.file)));
+        let segment = Arc::new(Segment::new(id, candidate.salt, len, true, Some(file)));
         self.registry.insert(Arc::clone(&segment));
         Ok((!has_damage).then_some(segment))
     }
@@ -122,6 +133,14 @@ impl Opening<'_> {
             None => Ok(false),
         }
     }
+}
+
+/// Whether the segment has a hint of its own: then it was sealed, durably, before the hint was written.
+async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io::Result<bool> {
+    let Some(bytes) = read_hint(dir, tail.id).await? else { return Ok(false) };
+    let Ok((header, _)) = HintReader::new(&bytes) else { return Ok(false) };
+    let HintHeader { store_id: of_store, segment_id, salt, .. } = header;
+    Ok(of_store == *store_id && segment_id == u64::from(tail.id) && salt == tail.salt)
 }
 
 /// Cuts the file at `end`, durably, and puts `footer` there, durably.

@@ -90,13 +90,6 @@ fn swap_hints(seed: u64) -> Result<(), String> {
     })
 }
 
-#[test]
-fn hints_of_other_segments_are_not_believed() {
-    for seed in 1..20 {
-        swap_hints(seed).unwrap();
-    }
-}
-
 /// How the mistake was noticed, and after how much.
 fn hunt(net: Net) -> Option<(u64, String)> {
     let mut states = 0;
@@ -129,6 +122,10 @@ fn hunt(net: Net) -> Option<(u64, String)> {
 
 #[test]
 fn every_known_mistake_is_noticed() {
+    // The other nets are shown to hold without mistakes by the crash tests. One test, since a mistake is in all threads.
+    for seed in 1..20 {
+        swap_hints(seed).unwrap();
+    }
     // Under a mistake tasks may panic; what they print is of no use to anybody.
     std::panic::set_hook(Box::new(|_| {}));
     let start = Instant::now();
