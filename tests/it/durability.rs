@@ -169,6 +169,30 @@ fn writes_that_arrive_during_a_sync_share_the_next_one() {
     });
 }
 
+/// A sync vouches for the writes that were complete when it began, and for no later one.
+#[test]
+fn a_written_write_during_a_sync_neither_waits_for_it_nor_is_covered_by_it() {
+    for_each_engine(|env| {
+        let (store, gate) = gated(env, env.builder());
+        put(&store, "first", "segment exists");
+        gate.close(Kind::Sync);
+        let mut leader = store.put("leader", "synced");
+        assert!(poll_once(&mut leader).is_pending());
+        gate.wait_for_held(Kind::Sync, 1);
+        let written = put_at(&store, Durability::Written, "behind", "written");
+        gate.open(Kind::Sync);
+        let synced = block_on(leader).unwrap();
+        assert!(synced < written);
+        let durable = store.durable_version();
+        assert!(
+            (synced..written).contains(&durable),
+            "{durable}: the sync of {synced} began before {written} was written"
+        );
+        block_on(store.sync()).unwrap();
+        assert!(store.durable_version() >= written);
+    });
+}
+
 #[test]
 fn sync_makes_everything_acknowledged_durable() {
     for_each_engine(|env| {
@@ -266,27 +290,57 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
     });
 }
 
+/// A group of fifty that is staged but not yet written, behind a leader that is durable.
+fn group_of_fifty(store: &Store, gate: &Gate) -> Vec<ringcask::Put> {
+    put(store, "k", "durable");
+    gate.close(Kind::Sync);
+    let mut leader = store.put("leader", "0");
+    assert!(poll_once(&mut leader).is_pending());
+    gate.wait_for_held(Kind::Sync, 1);
+    let mut followers: Vec<_> = (0..50_u32).map(|index| store.put(index.to_le_bytes(), "v")).collect();
+    followers.iter_mut().for_each(|follower| assert!(poll_once(follower).is_pending()));
+    gate.close(Kind::Write);
+    gate.open(Kind::Sync);
+    block_on(leader).unwrap();
+    gate.wait_for_held(Kind::Write, 1);
+    followers
+}
+
 #[test]
 fn every_member_of_a_group_learns_of_its_failed_sync() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
-        put(&store, "k", "durable");
-        gate.close(Kind::Sync);
-        let mut leader = store.put("leader", "0");
-        assert!(poll_once(&mut leader).is_pending());
-        gate.wait_for_held(Kind::Sync, 1);
-        let mut followers: Vec<_> = (0..50_u32).map(|index| store.put(index.to_le_bytes(), "v")).collect();
-        followers.iter_mut().for_each(|follower| assert!(poll_once(follower).is_pending()));
+        let followers = group_of_fifty(&store, &gate);
         gate.fail(Kind::Sync, Some(libc::EIO));
-        gate.open(Kind::Sync);
-        block_on(leader).unwrap_err();
+        gate.open(Kind::Write);
         let mut told = 0;
         for (index, follower) in followers.into_iter().enumerate() {
             let error = block_on(follower).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io), "follower {index}: {error:?}");
+            assert_eq!(error.outcome(), Outcome::Unknown, "follower {index}: {error:?}");
             told += 1;
         }
-        assert_eq!((told, store.len()), (50, 1), "and none of it is visible");
+        assert_eq!((told, store.len()), (50, 2), "and none of it is visible");
+    });
+}
+
+#[test]
+fn every_member_of_a_group_learns_of_its_failed_write() {
+    for_each_engine(|env| {
+        let (store, gate) = gated(env, env.builder());
+        let followers = group_of_fifty(&store, &gate);
+        gate.fail(Kind::Write, Some(libc::ENOSPC));
+        gate.open(Kind::Write);
+        for (index, follower) in followers.into_iter().enumerate() {
+            let error = block_on(follower).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "follower {index}: {error:?}");
+            assert_eq!(error.outcome(), Outcome::NotApplied, "follower {index}: {error:?}");
+        }
+        gate.fail(Kind::Write, None);
+        put(&store, "after", "it");
+        assert_eq!(store.len(), 3);
+        close(store);
+        assert_eq!(env.open().len(), 3, "not applied means not after a reopening either");
     });
 }
 

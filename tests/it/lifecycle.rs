@@ -13,7 +13,7 @@ use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
 use crate::bad_input::open_error;
 use crate::support::{
     LEVELS, Model, assert_holds, at, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
-    get, is_child, open, poll_once, put, put_at, rerun,
+    get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
 #[test]
@@ -319,7 +319,7 @@ fn descriptors_and_threads_are_all_given_back() {
     if is_child() {
         return count_over_fifty_cycles();
     }
-    for_each_engine(|env| println!("{}", expect_success(rerun(NAME, env)).lines().last().unwrap_or_default()));
+    for_each_engine(|env| print_report(&expect_success(rerun(NAME, env))));
 }
 
 fn count_over_fifty_cycles() {

@@ -305,6 +305,14 @@ pub fn expect_success(mut command: Command) -> String {
     text
 }
 
+/// Prints what a child found, without what the test harness said; the first line stands behind the test's name.
+pub fn print_report(output: &str) {
+    let lines = output.lines().map(|line| line.split_once(" ... ").map_or(line, |(_, found)| found));
+    let noise =
+        |line: &&str| line.is_empty() || *line == "ok" || line.starts_with("running ") || line.starts_with("test ");
+    lines.filter(|line| !noise(line)).for_each(|line| println!("{line}"));
+}
+
 pub fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
