@@ -96,7 +96,7 @@ mod wake;
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
 pub use futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write};
-pub use options::{Builder, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN, PutOptions, Recovery};
+pub use options::{Builder, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN, PutOptions, Recovery, WritePath};
 pub use stats::{Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::Store;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::Open;
 use crate::io::Io;
-pub use crate::io::probe::EngineChoice as Engine;
+pub use crate::io::probe::{EngineChoice as Engine, WritePath};
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
@@ -71,6 +71,7 @@ macro_rules! named_variants {
 
 named_variants!(Durability, "durability", Buffered = "buffered", Written = "written", Synced = "synced");
 named_variants!(Engine, "engine", Auto = "auto", Uring = "uring", Threads = "threads");
+named_variants!(WritePath, "write path", Thread = "thread", Ring = "ring");
 named_variants!(Recovery, "recovery", Strict = "strict", Salvage = "salvage");
 
 /// How one write differs from the store's defaults.
@@ -109,6 +110,7 @@ pub(crate) struct Options {
     pub(crate) path: PathBuf,
     pub(crate) durability: Durability,
     pub(crate) engine: Engine,
+    pub(crate) write_path: WritePath,
     pub(crate) segment_bytes: u64,
     pub(crate) flush_interval: Duration,
     pub(crate) sync_interval: Duration,
@@ -135,6 +137,7 @@ impl Builder {
                 path: path.to_path_buf(),
                 durability: Durability::Synced,
                 engine: Engine::Auto,
+                write_path: WritePath::Thread,
                 segment_bytes: 256 * MIB,
                 flush_interval: Duration::from_millis(5),
                 sync_interval: Duration::from_secs(1),
@@ -158,6 +161,12 @@ impl Builder {
     /// Which engine carries out the I/O. Default: [`Engine::Auto`].
     pub fn engine(mut self, engine: Engine) -> Self {
         self.options.engine = engine;
+        self
+    }
+
+    /// How the io_uring engine makes appends and syncs. Default: [`WritePath::Thread`]. Changes speed, not promises.
+    pub fn write_path(mut self, write_path: WritePath) -> Self {
+        self.options.write_path = write_path;
         self
     }
 

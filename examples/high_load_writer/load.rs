@@ -19,7 +19,10 @@ use crate::{Failure, or_hang};
 /// `Buffered` puts would keep its thread, and every other task of it would starve.
 const PUTS_PER_YIELD: u64 = 64;
 
-/// The same for gets. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
+/// The same for gets where there are no writers.
+const GETS_PER_YIELD_ALONE: u64 = 64;
+
+/// The same for gets beside writers. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
 /// latency of its put would tell of this constant instead of the store.
 const GETS_PER_YIELD: u64 = 8;
 
@@ -124,8 +127,9 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
             deadline,
         ));
     }
+    let per_yield = if options.writers == 0 { GETS_PER_YIELD_ALONE } else { GETS_PER_YIELD };
     for task in 0..options.readers {
-        readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, deadline));
+        readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, per_yield, deadline));
     }
     let mut outcome = LoadOutcome {
         puts: Phase::default(),
@@ -202,7 +206,7 @@ async fn write(run: Arc<Run>, owned: Range<usize>, counts: Arc<[Counter]>, task:
     end
 }
 
-async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, deadline: Instant) -> TaskEnd {
+async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64, deadline: Instant) -> TaskEnd {
     let mut end = TaskEnd::default();
     let mut rng = Rng::new(!task);
     for gets in 1.. {
@@ -232,7 +236,7 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, deadline: Inst
         if resolved >= deadline {
             break;
         }
-        if gets.is_multiple_of(GETS_PER_YIELD) {
+        if gets.is_multiple_of(per_yield) {
             yield_now().await;
         }
     }

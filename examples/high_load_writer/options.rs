@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use ringcask::{Durability, Engine};
+use ringcask::{Durability, Engine, WritePath};
 
 use crate::Failure;
 
@@ -47,6 +47,10 @@ pub(crate) struct Options {
     /// What carries out the I/O: auto, uring or threads
     #[arg(long, value_name = "ENGINE", default_value_t = Engine::Auto)]
     pub(crate) engine: Engine,
+
+    /// How the io_uring engine makes appends and syncs: thread or ring
+    #[arg(long, value_name = "PATH", default_value_t = WritePath::Thread)]
+    pub(crate) write_path: WritePath,
 
     /// End with the figures as one line of JSON on stdout; everything else goes to stderr
     #[arg(long)]

@@ -199,7 +199,7 @@ impl Committer {
                 self.commit(taken).await?;
             }
         }
-        if !self.io.kind().overlaps() {
+        if !self.io.sync_overlaps() {
             self.resolve();
         }
         let syncs = self.sync.is_none() && self.wants_sync(demand.closing);

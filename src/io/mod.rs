@@ -58,14 +58,6 @@ pub enum IoKind {
     Sim,
 }
 
-impl IoKind {
-    /// Whether a task's operations go on while the task does something else.
-    #[must_use]
-    pub const fn overlaps(self) -> bool {
-        !matches!(self, Self::Threads)
-    }
-}
-
 /// A world: where directories are, how late it is, and who runs the engine's tasks.
 pub trait Io: Send + Sync + fmt::Debug + 'static {
     /// Which world this is.
@@ -78,6 +70,11 @@ pub trait Io: Send + Sync + fmt::Debug + 'static {
     ///
     /// A panic inside the task ends the thread, not the process; the task itself must tell others (by a drop guard).
     fn spawn(&self, name: &'static str, task: Task) -> io::Result<()>;
+
+    /// Whether a task's sync goes on while the task does something else; if not, the call that starts it blocks.
+    fn sync_overlaps(&self) -> bool {
+        true
+    }
 
     /// Hands what the calling task has started to the kernel now, instead of when the task next waits.
     fn flush(&self) {}

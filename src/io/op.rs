@@ -192,12 +192,8 @@ impl Op {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
-    /// Bytes to be written, if it is a write.
-    pub(super) fn written_len(&self) -> Option<usize> {
-        match self {
-            Self::Write { bufs, .. } => Some(bufs.iter().map(Bytes::len).sum()),
-            _ => None,
-        }
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self, Self::Read { .. })
     }
 
     /// Delivers what the kernel said; a count is of bytes.

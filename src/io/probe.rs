@@ -28,6 +28,21 @@ pub enum EngineChoice {
     Threads,
 }
 
+/// How the engine [`Uring`](EngineChoice::Uring) makes appends and syncs. Reads go to a ring either way.
+///
+/// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
+/// On the machine of `benches/RESULTS.md` these wake-ups cost more than what overlapping gains, at every number of writers.
+/// Where wake-ups are cheap and the disk is fast the other path may win: measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WritePath {
+    /// The commit thread makes the calls itself.
+    #[default]
+    Thread,
+    /// The commit thread's ring: a group is told of its sync while the next one's is under way.
+    Ring,
+}
+
 /// A world, and why it is not io_uring if that was tried first.
 pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
 
@@ -35,13 +50,13 @@ pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
 ///
 /// # Errors
 /// If io_uring is demanded and refused (the message says why), or the environment names an engine that does not exist.
-pub fn open_world(choice: EngineChoice) -> io::Result<OpenedWorld> {
+pub fn open_world(choice: EngineChoice, write_path: WritePath) -> io::Result<OpenedWorld> {
     let named = if choice == EngineChoice::Auto { env::var_os(OVERRIDE) } else { None };
     let choice = match &named {
         None => choice,
         Some(name) => choice_named(&name.to_string_lossy())?,
     };
-    open(choice, || UringIo::new(DEFAULT_ENTRIES))
+    open(choice, || UringIo::with_write_path(DEFAULT_ENTRIES, write_path))
 }
 
 fn choice_named(name: &str) -> io::Result<EngineChoice> {

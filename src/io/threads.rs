@@ -61,6 +61,10 @@ impl Io for ThreadsIo {
         IoKind::Threads
     }
 
+    fn sync_overlaps(&self) -> bool {
+        false
+    }
+
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
         let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
         os::open_dir(path, create, dispatch)

@@ -5,6 +5,7 @@
 //! so closing or removing a segment never takes a file away from under a read.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,10 +14,31 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::{Segment, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
 
+/// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // Fibonacci hashing: neighbours spread over the whole table.
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.rotate_left(32)
+    }
+}
+
 pub(crate) struct Registry {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) path: PathBuf,
-    segments: RwLock<HashMap<u32, Arc<Segment>>>,
+    segments: RwLock<HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>>,
     max_open_files: usize,
     open_files: AtomicUsize,
     /// Advances with every open, so that "used since then" costs a reader one store.
@@ -28,7 +50,7 @@ impl Registry {
         Self {
             dir,
             path,
-            segments: RwLock::new(HashMap::new()),
+            segments: RwLock::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
             tick: AtomicU64::new(1),

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use ringcask::io::probe::WritePath;
 use ringcask::io::threads::ThreadsIo;
 use ringcask::io::uring::{DEFAULT_ENTRIES, UringIo};
 use ringcask::io::{Dir, File, Io, OpenMode, ReadDone};
@@ -34,8 +35,9 @@ fn worlds() -> Vec<(&'static str, MakeWorld)> {
         println!("RINGCASK_ENGINE=threads: io_uring is not tested");
     } else {
         worlds.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is not to be had here"))));
-        worlds
-            .push(("uring of 2 entries, writes on the ring", || Arc::new(UringIo::with_inline_writes(2, 0).unwrap())));
+        worlds.push(("uring of 2 entries, writes on the ring", || {
+            Arc::new(UringIo::with_write_path(2, WritePath::Ring).unwrap())
+        }));
     }
     worlds
 }

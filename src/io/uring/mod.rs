@@ -14,6 +14,9 @@
 //! other thread (a caller's read that missed the page cache) goes through an inbox to the ring of one read thread, which
 //! starts with the first such operation.
 //!
+//! Writes and syncs are an exception by default ([`WritePath`]): the kernel completes neither within `io_uring_enter`, and
+//! handing them to its worker threads costs two wake-ups more than making the call does.
+//!
 //! # How a thread sleeps
 //!
 //! With nothing in flight it parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's eventfd armed
@@ -47,18 +50,13 @@ use super::engine::{self, Crew, Doorbell, Member, Reactor, WorldId};
 use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
+use super::probe::WritePath;
 use super::{Dir, Io, IoKind, OpFuture, Task};
 
 pub(super) use ring::probe;
 
 /// Submission entries of a ring, if nothing else is asked for. What exceeds it waits in user space.
 pub const DEFAULT_ENTRIES: u32 = 64;
-
-/// Writes up to this size are system calls of the thread that makes them; larger ones go to the ring.
-///
-/// A buffered write on ext4 never completes within `io_uring_enter`: the kernel hands it to a worker thread, and that
-/// hand-over costs more than copying a group into the page cache does. Measured in `benches/RESULTS.md`.
-pub const INLINE_WRITE_BYTES: usize = 256 * 1024;
 
 /// The world of io_uring.
 #[derive(Debug)]
@@ -70,16 +68,14 @@ impl UringIo {
     /// # Errors
     /// If this machine does not let us have rings; the message says why.
     pub fn new(entries: u32) -> io::Result<Self> {
-        let up_to = std::env::var("RC_INLINE").ok().and_then(|n| n.parse().ok()).unwrap_or(INLINE_WRITE_BYTES);
-        Self::with_inline_writes(entries, up_to)
+        Self::with_write_path(entries, WritePath::default())
     }
 
-    /// As [`new`](Self::new), with writes of up to `inline_write_bytes` instead of [`INLINE_WRITE_BYTES`] made by the
-    /// calling thread; 0 sends every write to the ring.
+    /// As [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_inline_writes(entries: u32, inline_write_bytes: usize) -> io::Result<Self> {
+    pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;
         Ok(Self(Arc::new(Shared {
@@ -87,7 +83,7 @@ impl UringIo {
             fork_generation: fork_generation(),
             start: Instant::now(),
             entries: entries.max(2),
-            inline_write_bytes,
+            write_path,
             crew: Crew::default(),
             reader: OnceLock::new(),
             reader_start: Mutex::new(()),
@@ -108,6 +104,10 @@ impl Io for UringIo {
     fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
         self.0.crew.add(self.0.start_thread(name, task)?);
         Ok(())
+    }
+
+    fn sync_overlaps(&self) -> bool {
+        self.0.write_path == WritePath::Ring
     }
 
     fn flush(&self) {
@@ -143,7 +143,7 @@ struct Shared {
     fork_generation: u64,
     start: Instant,
     entries: u32,
-    inline_write_bytes: usize,
+    write_path: WritePath,
     crew: Crew,
     reader: OnceLock<Reader>,
     /// Held by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
@@ -178,7 +178,7 @@ impl Shared {
 
 impl Dispatch for Shared {
     fn start(&self, op: Op) {
-        if op.written_len().is_some_and(|len| len <= self.inline_write_bytes) {
+        if self.write_path == WritePath::Thread && self.world.owns_this_thread() && !op.is_read() {
             return op.run();
         }
         let op = if self.world.owns_this_thread() {
