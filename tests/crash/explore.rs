@@ -190,7 +190,7 @@ pub struct Explorer {
 
 impl Explorer {
     pub fn new(seed: u64) -> Result<Self, String> {
-        let explored = run_workload(seed)?;
+        let explored = catch_unwind(|| run_workload(seed)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
         Ok(Self { explored, seed, tally: Tally { workloads: 1, ..Tally::default() } })
     }
 
@@ -366,7 +366,17 @@ impl Explorer {
             let bits = image.bytes(name).map_or(0, |bytes| bytes.len() * 8);
             damaged_hints.flip_bit(name, rng.below(bits) as u64);
         }
-        for (what, image) in [("without hints", without_hints), ("with damaged hints", damaged_hints)] {
+        let mut exchanged_hints = image.clone();
+        let hints: Vec<&str> = image.names().filter(|name| name.ends_with(".hint")).collect();
+        for (name, other) in hints.iter().zip(hints.iter().cycle().skip(1)) {
+            let bytes = image.bytes(other).unwrap_or_default();
+            exchanged_hints.edit(name, |hint| *hint = bytes.to_vec());
+        }
+        for (what, image) in [
+            ("without hints", without_hints),
+            ("with damaged hints", damaged_hints),
+            ("with exchanged hints", exchanged_hints),
+        ] {
             let state = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("{what}: {error}"))?.state;
             if state != first {
                 return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));

@@ -89,6 +89,8 @@ impl Scenario {
             // Opening again is what comes after the fault.
             scenario.ops.extend(ops.filter(|op| !matches!(op, Op::Reopen)).take(2));
         }
+        let at = rng.below(scenario.ops.len());
+        scenario.ops.insert(at, Workload::group(&mut rng));
         Ok(scenario)
     }
 

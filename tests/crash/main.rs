@@ -71,8 +71,8 @@ fn every_crash_leaves_a_store_that_keeps_its_promises() {
         first_seed,
         |_| states.load(Ordering::Relaxed) < floor,
         |seed| {
-            // Most crash points get a few of their images, those of every 16th workload all.
-            let budget = if seed.is_multiple_of(16) { 1024 } else { 10 };
+            // Most crash points get a few of their images, those of every 64th workload all.
+            let budget = if seed.is_multiple_of(64) { 1024 } else { 5 };
             let mut explorer =
                 Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
             let result = explorer.explore(budget);

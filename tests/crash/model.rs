@@ -120,6 +120,15 @@ impl WriteRec {
         }
     }
 
+    fn is_due(&self, step: usize, crash: Crash) -> bool {
+        self.durable <= step || (crash == Crash::Kill && self.written <= step)
+    }
+
+    /// Whether nobody was told where among the others it is.
+    fn is_placeless(&self) -> bool {
+        self.version.is_none() && self.fate != Fate::Acked
+    }
+
     fn apply(&self, state: &mut State) {
         for (key, id) in &self.effects {
             state[*key] = *id;
@@ -188,33 +197,44 @@ impl Generation {
         let is_there =
             |write: &&WriteRec| write.started < step && !(write.fate == Fate::NotApplied && write.resolved <= step);
         let writes: Vec<&WriteRec> = self.writes.iter().filter(is_there).collect();
-        let is_due = |write: &&WriteRec| write.durable <= step || (crash == Crash::Kill && write.written <= step);
-        let due = writes.iter().rposition(|write| is_due(write)).map_or(0, |last| last + 1);
-        let optional: Vec<usize> = (0..writes.len())
-            .filter(|index| writes[*index].fate == Fate::Dropped && !is_due(&writes[*index]))
-            .collect();
-        for left_out in 0_u32..1 << optional.len().min(8) {
-            let mut state = self.base;
-            if due == 0 && state == *found {
+        if self.is_prefix(&writes, step, crash, found) {
+            return Ok(());
+        }
+        // A write that had to wait for room got its place after those that did not. Where the place is not known, both
+        // are possible.
+        let placeless: Vec<usize> = (0..writes.len()).filter(|index| writes[*index].is_placeless()).collect();
+        for moved in 1_u32..1 << placeless.len().min(6) {
+            let is_moved = |index: usize| {
+                placeless.iter().position(|placeless| *placeless == index).is_some_and(|bit| moved >> bit & 1 == 1)
+            };
+            let (back, front): (Vec<_>, Vec<_>) = (0..writes.len()).partition(|index| is_moved(*index));
+            let order: Vec<&WriteRec> = front.into_iter().chain(back).map(|index| writes[index]).collect();
+            if self.is_prefix(&order, step, crash, found) {
                 return Ok(());
             }
-            for (index, write) in writes.iter().enumerate() {
+        }
+        let lines: Vec<_> = writes.iter().map(|write| (Line(write), write.is_due(step, crash))).collect();
+        Err(format!("the store holds {}, but held {}, and then came {lines:?}", Show(found), Show(&self.base)))
+    }
+
+    /// Whether `found` is what some of `writes`, from the first on, leave, with all that are due.
+    fn is_prefix(&self, writes: &[&WriteRec], step: usize, crash: Crash, found: &State) -> bool {
+        let due = writes.iter().rposition(|write| write.is_due(step, crash)).map_or(0, |last| last + 1);
+        let is_optional = |index: &usize| writes[*index].fate == Fate::Dropped && !writes[*index].is_due(step, crash);
+        let optional: Vec<usize> = (0..writes.len()).filter(is_optional).collect();
+        (0_u32..1 << optional.len().min(8)).any(|left_out| {
+            let mut state = self.base;
+            if due == 0 && state == *found {
+                return true;
+            }
+            writes.iter().enumerate().any(|(index, write)| {
                 let place = optional.iter().position(|optional| *optional == index);
                 if place.is_none_or(|bit| left_out >> bit & 1 == 0) {
                     write.apply(&mut state);
                 }
-                if index + 1 >= due && state == *found {
-                    return Ok(());
-                }
-            }
-        }
-        Err(format!(
-            "the store holds {}, which is no state from write {due} of {} on; base {}, writes {:?}",
-            Show(found),
-            writes.len(),
-            Show(&self.base),
-            writes.iter().map(|write| (Line(write), write.durable <= step)).collect::<Vec<_>>(),
-        ))
+                index + 1 >= due && state == *found
+            })
+        })
     }
 }
 

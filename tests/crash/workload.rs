@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ringcask::io::Io;
+use ringcask::io::{Io, OpFuture};
 use ringcask::sim::{DirOrder, Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, Builder, Durability, Outcome, PutOptions, Store};
 
@@ -29,8 +29,11 @@ pub enum Op {
         keys: Vec<(usize, bool)>,
         durability: Durability,
     },
-    /// Several puts and batches, polled once each in this order, then awaited together.
-    Together(Vec<Op>),
+    /// Several puts and batches, polled once each in this order, this much simulated time apart; then awaited together.
+    Together {
+        ops: Vec<Op>,
+        apart_micros: u64,
+    },
     /// A put whose future is polled so many times and dropped.
     Dropped {
         key: usize,
@@ -148,6 +151,11 @@ impl Workload {
         Self { setup, ops, may_fail: trouble < 3 }
     }
 
+    /// Synced writes that share their groups.
+    pub fn group(rng: &mut Rng) -> Op {
+        together(rng, 0)
+    }
+
     /// A few operations for a store that was just recovered; none of them may fail.
     pub fn sequel(rng: &mut Rng) -> Vec<Op> {
         let mix = u8::try_from(rng.below(6)).unwrap();
@@ -163,20 +171,24 @@ fn random_op(rng: &mut Rng, mix: u8) -> Op {
         0..45 => Op::Put { key, durability },
         45..55 => Op::Delete { key, durability },
         55..65 => random_batch(rng, durability),
-        65..75 => {
-            let count = 2 + rng.below(4);
-            let together = (0..count).map(|_| match rng.below(4) {
-                0 => random_batch(rng, durability),
-                _ => Op::Put { key: rng.below(KEYS), durability: self::durability(rng, mix) },
-            });
-            Op::Together(together.collect())
-        }
+        65..75 => together(rng, mix),
         75..80 => Op::Dropped { key, durability, polls: rng.below(4) },
         80..87 => Op::Get { key },
         87..92 => Op::Sync,
         92..96 => Op::Sleep { millis: pick(rng, &[1, 6, 1100]) },
         _ => Op::Reopen,
     }
+}
+
+fn together(rng: &mut Rng, mix: u8) -> Op {
+    let ops = (0..2 + rng.below(6)).map(|_| {
+        let durability = durability(rng, mix);
+        match rng.below(4) {
+            0 => random_batch(rng, durability),
+            _ => Op::Put { key: rng.below(KEYS), durability },
+        }
+    });
+    Op::Together { ops: ops.collect(), apart_micros: pick(rng, &[0, 0, 30, 100, 300]) }
 }
 
 fn random_batch(rng: &mut Rng, durability: Durability) -> Op {
@@ -222,13 +234,13 @@ impl<'w> Run<'w> {
                 Op::Fail { class, kind } => {
                     self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
                 }
-                Op::Together(ops) => self.write(&store, ops, None).await?,
+                Op::Together { ops, apart_micros } => self.write(&store, ops, *apart_micros, None).await?,
                 Op::Dropped { key, durability, polls } => {
                     let put = Op::Put { key: *key, durability: *durability };
-                    self.write(&store, &[put], Some(*polls)).await?;
+                    self.write(&store, &[put], 0, Some(*polls)).await?;
                 }
                 Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. } => {
-                    self.write(&store, std::slice::from_ref(op), None).await?;
+                    self.write(&store, std::slice::from_ref(op), 0, None).await?;
                 }
             }
             let observed = (self.world.step(), store.durable_version().get());
@@ -285,7 +297,13 @@ impl<'w> Run<'w> {
         }
     }
 
-    async fn write(&mut self, store: &Store, ops: &[Op], polls: Option<usize>) -> Result<(), String> {
+    async fn write(
+        &mut self,
+        store: &Store,
+        ops: &[Op],
+        apart_micros: u64,
+        polls: Option<usize>,
+    ) -> Result<(), String> {
         let first = self.generation().writes.len();
         let mut futures = Vec::new();
         for op in ops {
@@ -304,32 +322,51 @@ impl<'w> Run<'w> {
                 }
                 Poll::Pending => futures.push(Some(future)),
             }
+            if apart_micros > 0 {
+                let pause = self.world.sleep(Duration::from_micros(apart_micros));
+                self.drive(first, &mut futures, usize::MAX, Some(pause)).await?;
+            }
         }
-        let mut polls_left = polls.unwrap_or(usize::MAX);
-        let mut failure = Ok(());
-        poll_fn(|cx| {
-            if polls_left == 0 {
-                return Poll::Ready(());
-            }
-            polls_left -= 1;
-            for (offset, place) in futures.iter_mut().enumerate() {
-                let Some(future) = place else { continue };
-                if let Poll::Ready(result) = future.as_mut().poll(cx) {
-                    *place = None;
-                    let resolved = self.resolve(first + offset, result);
-                    failure = failure.clone().and(resolved);
-                }
-            }
-            if futures.iter().all(Option::is_none) || polls_left == 0 { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        self.drive(first, &mut futures, polls.unwrap_or(usize::MAX), None).await?;
         if polls.is_some() {
             let write = &mut self.generation().writes[first];
             if write.fate == Fate::InFlight {
                 write.fate = Fate::Dropped;
             }
         }
-        failure
+        Ok(())
+    }
+
+    /// Polls `futures`, the first of which is write `first`, until all are ready, or the pause is over, or they have
+    /// been polled often enough.
+    async fn drive(
+        &mut self,
+        first: usize,
+        futures: &mut [Option<WriteFuture>],
+        mut polls_left: usize,
+        mut pause: Option<OpFuture<()>>,
+    ) -> Result<(), String> {
+        poll_fn(|cx| {
+            if polls_left == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            polls_left -= 1;
+            for (offset, place) in futures.iter_mut().enumerate() {
+                let Some(future) = place else { continue };
+                if let Poll::Ready(result) = future.as_mut().poll(cx) {
+                    *place = None;
+                    if let Err(failure) = self.resolve(first + offset, result) {
+                        return Poll::Ready(Err(failure));
+                    }
+                }
+            }
+            let is_over = match &mut pause {
+                Some(pause) => pause.as_mut().poll(cx).is_ready(),
+                None => futures.iter().all(Option::is_none) || polls_left == 0,
+            };
+            if is_over { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
     }
 
     fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {

@@ -24,6 +24,8 @@ const MAIN: usize = usize::MAX;
 const STALL_NS: u64 = 24 * 3_600_000_000_000;
 /// Polls in a row, with no operation completed and no timer expired, after which a world counts as spinning.
 const SPINNING_POLLS: u64 = 100_000;
+/// Turns of any kind without a poll of the main future that mean the same.
+const SPINNING_TURNS: u64 = 1_000_000;
 
 /// The tasks that were woken. Wakers hold this and nothing else, so that no cycle keeps a world alive.
 #[derive(Default)]
@@ -212,7 +214,7 @@ impl SimWorld {
     ///
     /// # Panics
     /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer expires within a
-    /// simulated day), if tasks wake each other without end ("spinning"), or if another call drives the world already. A panic of `future` goes
+    /// simulated day), if others are busy without end and get it nowhere ("spinning"), or if another call drives the world already. A panic of `future` goes
     /// through; a panic of a task does not, see [`panics`](Self::panics).
     #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
     pub fn run_until<F: Future>(&self, future: F) -> F::Output {
@@ -223,7 +225,7 @@ impl SimWorld {
         let waker = Waker::from(handle.clone());
         shared.ready.with(|ready| ready.retain(|task| *task != MAIN));
         shared.ready.push(MAIN);
-        let (mut polls, mut since_ns) = (0_u64, shared.lock().now_ns);
+        let (mut polls, mut turns, mut since_ns) = (0_u64, 0_u64, shared.lock().now_ns);
         loop {
             match shared.next_turn(since_ns.saturating_add(STALL_NS)) {
                 Turn::Poll(MAIN) => {
@@ -231,7 +233,7 @@ impl SimWorld {
                     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return output;
                     }
-                    since_ns = shared.lock().now_ns;
+                    (turns, since_ns) = (0, shared.lock().now_ns);
                 }
                 Turn::Poll(id) => shared.poll_task(id),
                 Turn::Wake(waker) => {
@@ -246,7 +248,8 @@ impl SimWorld {
                 }
             }
             polls += 1;
-            if polls > SPINNING_POLLS {
+            turns += 1;
+            if polls > SPINNING_POLLS || turns > SPINNING_TURNS {
                 let spinning = dump(&shared.lock());
                 panic!("spinning: {spinning}");
             }

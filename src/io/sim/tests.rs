@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -527,6 +527,27 @@ fn a_panic_ends_its_task_and_is_told() {
 #[should_panic(expected = "deadlock: seed 0")]
 fn a_world_in_which_nothing_can_happen_says_so() {
     SimWorld::new(SimConfig::default()).run_until(std::future::pending::<()>());
+}
+
+#[test]
+#[should_panic(expected = "spinning: seed 0")]
+fn tasks_that_wake_themselves_without_end_are_noticed() {
+    let yields = std::future::poll_fn::<(), _>(|cx| {
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    });
+    SimWorld::new(SimConfig::default()).run_until(yields);
+}
+
+#[test]
+#[should_panic(expected = "spinning: seed 0")]
+fn a_task_that_tries_again_without_end_is_noticed() {
+    let lab = seeded(0);
+    lab.world.inject(Fault::sticky(OpClass::Sync, 0, FaultKind::EIO));
+    let file = lab.file.clone();
+    let retries = async move { while file.sync(SyncKind::Data).await.is_err() {} };
+    lab.world.spawn("stubborn", Box::pin(retries)).unwrap();
+    lab.world.run_until(std::future::pending::<()>());
 }
 
 #[test]
