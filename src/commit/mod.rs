@@ -12,7 +12,7 @@
 //!
 //! - [`prepared`] — a write before it has a place.
 //! - [`stage`] — the buffer between callers and the task.
-//! - [`log`] — the lock, the numbers, the room: what callers see.
+//! - [`log`] — the lock, the numbers, the room: where callers and the task meet.
 //! - [`group`] — what the writes of one group share: an outcome.
 //! - [`linger`] — whether the next group waits for the writers that the last one has just released.
 //! - [`task`] — the only writer of segments: groups, syncs, poison.

@@ -192,8 +192,12 @@ impl Op {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
-    pub(super) fn is_write(&self) -> bool {
-        matches!(self, Self::Write { .. })
+    /// Bytes to be written, if it is a write.
+    pub(super) fn written_len(&self) -> Option<usize> {
+        match self {
+            Self::Write { bufs, .. } => Some(bufs.iter().map(Bytes::len).sum()),
+            _ => None,
+        }
     }
 
     /// Delivers what the kernel said; a count is of bytes.

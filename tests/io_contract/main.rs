@@ -34,7 +34,8 @@ fn worlds() -> Vec<(&'static str, MakeWorld)> {
         println!("RINGCASK_ENGINE=threads: io_uring is not tested");
     } else {
         worlds.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is not to be had here"))));
-        worlds.push(("uring of 2 entries", || Arc::new(UringIo::new(2).unwrap())));
+        worlds
+            .push(("uring of 2 entries, writes on the ring", || Arc::new(UringIo::with_inline_writes(2, 0).unwrap())));
     }
     worlds
 }

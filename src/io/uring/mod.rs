@@ -54,18 +54,11 @@ pub(super) use ring::probe;
 /// Submission entries of a ring, if nothing else is asked for. What exceeds it waits in user space.
 pub const DEFAULT_ENTRIES: u32 = 64;
 
-/// How a write reaches the kernel.
+/// Writes up to this size are system calls of the thread that makes them; larger ones go to the ring.
 ///
-/// A buffered write on ext4 never completes within `io_uring_enter`: the kernel hands it to a worker thread, and the
-/// worker's wake-up costs more than copying a group into the page cache. A sync blocks in any case, so it goes to the
-/// ring either way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteMode {
-    /// As an operation of the ring.
-    Ring,
-    /// As a system call of the thread that makes it.
-    Inline,
-}
+/// A buffered write on ext4 never completes within `io_uring_enter`: the kernel hands it to a worker thread, and that
+/// hand-over costs more than copying a group into the page cache does. Measured in `benches/RESULTS.md`.
+pub const INLINE_WRITE_BYTES: usize = 256 * 1024;
 
 /// The world of io_uring.
 #[derive(Debug)]
@@ -77,17 +70,16 @@ impl UringIo {
     /// # Errors
     /// If this machine does not let us have rings; the message says why.
     pub fn new(entries: u32) -> io::Result<Self> {
-        Self::with_write_mode(
-            entries,
-            if std::env::var_os("RC_INLINE").is_some() { WriteMode::Inline } else { WriteMode::Ring },
-        )
+        let up_to = std::env::var("RC_INLINE").ok().and_then(|n| n.parse().ok()).unwrap_or(INLINE_WRITE_BYTES);
+        Self::with_inline_writes(entries, up_to)
     }
 
-    /// As [`new`](Self::new), with a choice of how writes reach the kernel.
+    /// As [`new`](Self::new), with writes of up to `inline_write_bytes` instead of [`INLINE_WRITE_BYTES`] made by the
+    /// calling thread; 0 sends every write to the ring.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_write_mode(entries: u32, write_mode: WriteMode) -> io::Result<Self> {
+    pub fn with_inline_writes(entries: u32, inline_write_bytes: usize) -> io::Result<Self> {
         fork::watch();
         probe()?;
         Ok(Self(Arc::new(Shared {
@@ -95,7 +87,7 @@ impl UringIo {
             fork_generation: fork_generation(),
             start: Instant::now(),
             entries: entries.max(2),
-            write_mode,
+            inline_write_bytes,
             crew: Crew::default(),
             reader: OnceLock::new(),
             reader_start: Mutex::new(()),
@@ -151,7 +143,7 @@ struct Shared {
     fork_generation: u64,
     start: Instant,
     entries: u32,
-    write_mode: WriteMode,
+    inline_write_bytes: usize,
     crew: Crew,
     reader: OnceLock<Reader>,
     /// Held by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
@@ -186,7 +178,7 @@ impl Shared {
 
 impl Dispatch for Shared {
     fn start(&self, op: Op) {
-        if self.write_mode == WriteMode::Inline && op.is_write() {
+        if op.written_len().is_some_and(|len| len <= self.inline_write_bytes) {
             return op.run();
         }
         let op = if self.world.owns_this_thread() {

@@ -4,6 +4,8 @@
 //! (`DEFER_TASKRUN`). Kernels before 6.1 have no such rings; they get the world of blocking calls rather than a second
 //! code path.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::thread;
 
@@ -40,7 +42,7 @@ pub(super) fn build(entries: u32) -> io::Result<IoUring> {
         Err(error) if is_unknown_flag(&error) => builder.build(entries),
         other => other,
     };
-    let ring = ring.map_err(|error| explain(&error))?;
+    let ring = ring.map_err(explain)?;
     if !ring.params().is_feature_nodrop() || !ring.params().is_feature_ext_arg() {
         return Err(unsupported("the kernel's rings lack NODROP or EXT_ARG".into()));
     }
@@ -53,7 +55,23 @@ fn unsupported(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, message)
 }
 
-fn explain(error: &io::Error) -> io::Error {
+/// A refusal in words, with the system's error as its source.
+#[derive(Debug)]
+struct Refusal(&'static str, io::Error);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0, self.1)
+    }
+}
+
+impl Error for Refusal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.1)
+    }
+}
+
+fn explain(error: io::Error) -> io::Error {
     let reason = match error.raw_os_error() {
         Some(libc::ENOSYS) => "the kernel has no io_uring",
         Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden here (seccomp or kernel.io_uring_disabled)",
@@ -61,7 +79,7 @@ fn explain(error: &io::Error) -> io::Error {
         Some(libc::ENOMEM) => "no memory for a ring (perhaps RLIMIT_MEMLOCK)",
         _ => "no ring can be set up",
     };
-    io::Error::new(error.kind(), format!("{reason}: {error}"))
+    io::Error::new(error.kind(), Refusal(reason, error))
 }
 
 /// Whether rings work here: sets one up, asks for its operations, and sends one through it. The error says why not.
@@ -70,11 +88,11 @@ pub(in crate::io) fn probe() -> io::Result<()> {
     let prober = thread::Builder::new().name("ringcask-probe".into()).spawn(|| {
         let mut ring = build(2)?;
         let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error))?;
+        ring.submitter().register_probe(&mut probe).map_err(explain)?;
         if let Some((_, name)) = OPCODES.iter().find(|(code, _)| !probe.is_supported(*code)) {
             return Err(unsupported(format!("the kernel's rings have no {name}")));
         }
-        super::driver::send_nop(&mut ring).map_err(|error| explain(&error))
+        super::driver::send_nop(&mut ring).map_err(explain)
     })?;
     prober.join().unwrap_or_else(|_| Err(io::Error::other("the probe of io_uring panicked")))
 }

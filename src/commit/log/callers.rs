@@ -1,0 +1,242 @@
+//! What callers ask of the log: to accept a write, to sync, to wait, to read what is staged, to close.
+
+use std::sync::Arc;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use super::{Accepted, Log, RoomWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed, publish};
+use crate::commit::group::WaitFor;
+use crate::commit::prepared::Prepared;
+use crate::commit::stage::{Publication, PublishWhen};
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
+use crate::io::util::to_usize;
+use crate::options::Durability;
+use crate::segment::Segment;
+use crate::wake;
+
+impl Log {
+    /// Offers a write. `Pending` means that it was *not* accepted: there is no room yet, or (for a delete) an earlier
+    /// write of the key is under way; `cx` is woken to offer it again.
+    pub(crate) fn accept(
+        &self,
+        op: &Prepared,
+        durability: Durability,
+        must_exist: bool,
+        room: &mut RoomWait,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Accepted>> {
+        let mut state = self.lock();
+        match &state.status {
+            Status::Open => {}
+            Status::Closing => return Poll::Ready(Err(closed())),
+            Status::Ended(error) => return Poll::Ready(Err(error.clone().with_outcome(Outcome::NotApplied))),
+        }
+        if must_exist {
+            match self.exists(&mut state, op, cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(Ok(Accepted::Absent)),
+                Poll::Pending => {
+                    self.ring_if_due(state);
+                    return Poll::Pending;
+                }
+            }
+        }
+        if let Err(wanted) = self.fits(&state, op) {
+            let poll = state.wait_for_room(wanted, room, cx);
+            self.ring_if_due(state);
+            return poll;
+        }
+        let accepted = self.stage(&mut state, op, durability, cx);
+        self.ring_if_due(state);
+        Poll::Ready(Ok(accepted))
+    }
+
+    /// Whether the key of the only member of `op` exists; waits while that is being decided.
+    fn exists(&self, state: &mut State, op: &Prepared, cx: &Context<'_>) -> Poll<bool> {
+        let Some(member) = op.members().first() else { return Poll::Ready(false) };
+        let key = member.key(&op.bytes);
+        if state.last_unresolved[self.bucket(key)] > self.resolved_seq.load(Ordering::Acquire) {
+            state.resolve_waiters.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(self.keydir.get_ungated(key).is_some())
+    }
+
+    fn bucket(&self, key: &[u8]) -> usize {
+        to_usize(self.keydir.hash(key) % UNRESOLVED_BUCKETS as u64)
+    }
+
+    /// Whether `op` may be staged now.
+    fn fits(&self, state: &State, op: &Prepared) -> std::result::Result<(), RoomWanted> {
+        let len = op.log_len();
+        let wanted = RoomWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
+        let staged = state.stage.len() + state.run_bytes;
+        if staged > 0 && staged + len > self.limits.staging_bytes {
+            return Err(wanted);
+        }
+        let Some(place) = &state.place else { return Err(wanted) };
+        let end = place.next_offset + WATERMARK_LEN as u64 + len + FOOTER_LEN as u64;
+        let reserve = if wanted.delete_bytes == 0 { self.limits.reserve_bytes } else { 0 };
+        let is_fresh = place.next_offset == SEGMENT_HEADER_LEN as u64;
+        if (end > self.limits.segment_bytes && !is_fresh) || end.saturating_add(reserve) > place.claimed_end {
+            return Err(wanted);
+        }
+        Ok(())
+    }
+
+    fn stage(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+        // `fits` has seen the place.
+        let State { place: Some(place), stage, .. } = state else { return Accepted::Absent };
+        let first_seq = state.next_seq;
+        let (position, offset) = stage.push(place, op, first_seq, self.durable_offset.load(Ordering::Relaxed));
+        state.next_seq += op.members().len() as u64;
+        let last_seq = state.next_seq - 1;
+        let segment = Arc::clone(&place.segment);
+        match op.is_batch() {
+            true => state.counters.batches += 1,
+            false if op.only_deletes() => state.counters.deletes += 1,
+            false => state.counters.puts += 1,
+        }
+        if state.staged_since.is_none() {
+            state.staged_since = Some(self.io.now());
+        }
+        if durability == Durability::Buffered {
+            state.stage.has_buffered = true;
+            self.publish_at_once(state, op, &segment, (position, offset), first_seq);
+            return Accepted::Done(last_seq);
+        }
+        let (wait, when) = match durability {
+            Durability::Written => (WaitFor::Written, PublishWhen::Written),
+            _ => (WaitFor::Resolved, PublishWhen::Resolved),
+        };
+        for (member, seq) in op.members().iter().zip(first_seq..) {
+            let bucket = self.bucket(member.key(&op.bytes));
+            state.last_unresolved[bucket] = seq;
+            state.stage.publish_later(Publication::new(member, position, offset, seq, when));
+        }
+        match wait {
+            WaitFor::Written => state.stage.awaits_written = true,
+            WaitFor::Resolved => state.stage.sync_waiters += 1,
+        }
+        let index = state.stage.group.register(wait, cx.waker());
+        Accepted::Waiting(Ticket { group: Arc::clone(&state.stage.group), wait, index, last_seq })
+    }
+
+    /// Publishes a `Buffered` write, under the log's lock.
+    fn publish_at_once(
+        &self,
+        state: &mut State,
+        op: &Prepared,
+        segment: &Arc<Segment>,
+        (position, offset): (usize, u64),
+        first_seq: u64,
+    ) {
+        let resolved = self.resolved_seq.load(Ordering::Acquire);
+        let publish_members = |state: &mut State| {
+            for (member, seq) in op.members().iter().zip(first_seq..) {
+                let key = member.key(&op.bytes);
+                let publication = Publication::new(member, position, offset, seq, PublishWhen::SweepOnly);
+                publish(&self.keydir, &self.registry, segment, key, &publication);
+                if member.kind == RecordKind::Tombstone {
+                    // An older write of the key may still be published; until then the tombstone entry stays.
+                    if state.last_unresolved[self.bucket(key)] > resolved {
+                        state.stage.publish_later(publication);
+                    } else {
+                        self.keydir.sweep(key, seq);
+                    }
+                }
+            }
+        };
+        if op.is_batch() {
+            self.keydir.atomically(|| publish_members(state));
+        } else {
+            publish_members(state);
+        }
+    }
+
+    /// Waits until everything accepted so far is durable: what to wait for, or `None` if it is.
+    pub(crate) fn request_sync(&self, waker: &Waker) -> Result<Option<Ticket>> {
+        let mut state = self.lock();
+        match &state.status {
+            Status::Open => {}
+            Status::Closing => return Err(closed()),
+            Status::Ended(error) => return Err(error.clone()),
+        }
+        let last_seq = state.next_seq - 1;
+        if self.durable_seq() >= last_seq {
+            return Ok(None);
+        }
+        state.sync_wanted = true;
+        let group = Arc::clone(&state.stage.group);
+        let index = group.register(WaitFor::Resolved, waker);
+        self.ring_if_due(state);
+        Ok(Some(Ticket { group, wait: WaitFor::Resolved, index, last_seq }))
+    }
+
+    /// Ready when `seq` is durable; does not ask for a sync.
+    pub(crate) fn poll_durable(&self, seq: u64, cx: &Context<'_>) -> Poll<Result<()>> {
+        if self.durable_seq() >= seq {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.lock();
+        if self.durable_seq() >= seq {
+            return Poll::Ready(Ok(()));
+        }
+        if let Status::Ended(error) = &state.status {
+            return Poll::Ready(Err(error.clone()));
+        }
+        if seq >= state.next_seq {
+            let message = format!("wait_durable: version {seq} was never given out, the next is {}", state.next_seq);
+            return Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, message)));
+        }
+        state.durable_waiters.push((seq, cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// The value of a record that is not in its file yet.
+    pub(crate) fn read_staged(&self, segment: u32, value_offset: u64, value_len: usize) -> Option<Bytes> {
+        let state = self.lock();
+        let in_runs = state
+            .runs
+            .iter()
+            .filter(|run| run.segment == segment && (run.base..run.end).contains(&value_offset.saturating_sub(1)))
+            .find_map(|run| run.read(value_offset, value_len));
+        if in_runs.is_some() {
+            return in_runs;
+        }
+        match &state.place {
+            Some(place) if place.segment.id == segment => state.stage.read(value_offset, value_len),
+            _ => None,
+        }
+    }
+
+    /// Refuses new writes; the commit task drains what was accepted and ends.
+    pub(crate) fn begin_close(&self) {
+        let mut state = self.lock();
+        if matches!(state.status, Status::Open) {
+            state.status = Status::Closing;
+        }
+        let wakers = std::mem::take(&mut state.room.waiters);
+        self.ring(state);
+        wake::wake_all(wakers);
+    }
+
+    fn ring_if_due(&self, state: MutexGuard<'_, State>) {
+        let due =
+            state.is_ripe() || state.room.wanted.is_some() || (!state.task.timer_armed && !state.stage.is_empty());
+        if due && !state.task.rung {
+            self.ring(state);
+        }
+    }
+
+    fn ring(&self, mut state: MutexGuard<'_, State>) {
+        state.task.rung = true;
+        drop(state);
+        self.bell.rung.store(true, Ordering::Release);
+        self.bell.waker.wake();
+    }
+}

@@ -1,0 +1,336 @@
+//! The log as callers see it: one mutex, behind which a write gets its sequence number, its place and its bytes copied.
+//!
+//! # The life of a write
+//!
+//! 1. The caller's thread prepares the record ([`Prepared`]), then takes the lock in [`Log::accept`]: sequence number,
+//!    place, copy. A `Buffered` write is published to the keydir there and then, under the same lock, and is done.
+//! 2. Otherwise the caller holds a [`Ticket`] of the commit group. The commit task takes the group, writes it, syncs if
+//!    anybody asked, publishes, and wakes the waiters.
+//!
+//! # Invariants
+//!
+//! - Sequence numbers, ordinals and offsets grow together; a record is staged in the segment of [`State::place`] only.
+//! - `resolved_seq` ≤ `next_seq`: writes up to it are published or failed for ever. A conditional write whose key may
+//!   have an unresolved write (its bucket of `last_unresolved` says so) waits for that before it looks.
+//! - Staged bytes are within `staging_bytes`, or are one write.
+//! - Disk space up to `claimed_end` belongs to the segment: what is accepted cannot fail for want of space, where the
+//!   file system lets space be claimed.
+//! - No await, no I/O and no foreign waker's code happens under the lock.
+
+mod callers;
+mod task_side;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::task::AtomicWaker;
+
+use crate::commit::group::{Group, WaitFor};
+use crate::commit::prepared::Member;
+use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::RecordKind;
+use crate::io::Io;
+use crate::keydir::{Keydir, Location, Published};
+use crate::segment::{Registry, Segment};
+
+/// A group this large is worth a write of its own while a sync is under way.
+pub(in crate::commit) const WRITE_BEHIND_BYTES: u64 = 256 * 1024;
+
+/// Keys are hashed to this many buckets, each with the newest sequence number that is not published at once.
+const UNRESOLVED_BUCKETS: usize = 4096;
+
+/// Callers and the commit task meet here.
+pub(crate) struct Log {
+    state: Mutex<State>,
+    bell: Bell,
+    keydir: Arc<Keydir>,
+    registry: Arc<Registry>,
+    io: Arc<dyn Io>,
+    limits: Limits,
+    resolved_seq: AtomicU64,
+    durable_seq: AtomicU64,
+    /// Where the active segment is durable up to; what the watermarks carry.
+    durable_offset: AtomicU64,
+}
+
+/// The options the log keeps to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) segment_bytes: u64,
+    pub(crate) staging_bytes: u64,
+    pub(crate) reserve_bytes: u64,
+}
+
+pub(in crate::commit) struct State {
+    place: Option<Place>,
+    next_seq: u64,
+    stage: Stage,
+    /// Taken, but not yet in the kernel: readers still find it here. After a failed write it stays for ever.
+    runs: VecDeque<Run>,
+    run_bytes: u64,
+    spare_buffer: Option<BytesMut>,
+    last_unresolved: Vec<u64>,
+    status: Status,
+    room: Room,
+    resolve_waiters: Vec<Waker>,
+    durable_waiters: Vec<(u64, Waker)>,
+    /// Groups that are not resolved, for whoever has to fail them all.
+    unresolved: VecDeque<Arc<Group>>,
+    sync_wanted: bool,
+    /// When the oldest staged record came; what the flush interval counts from.
+    staged_since: Option<Duration>,
+    /// What the commit task is doing, as far as a caller must know to decide whether to wake it.
+    task: TaskView,
+    pub(in crate::commit) counters: Counters,
+}
+
+#[derive(Clone, Debug)]
+enum Status {
+    Open,
+    Closing,
+    Ended(Error),
+}
+
+/// Writers that wait for room, and how the last attempt to make some went.
+#[derive(Default)]
+struct Room {
+    waiters: Vec<Waker>,
+    wanted: Option<RoomWanted>,
+    attempt: u64,
+    refusal: Option<(u64, Refused, Error)>,
+}
+
+/// What the commit task must make room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commit) struct RoomWanted {
+    /// The largest write that waits, in bytes of log.
+    pub(in crate::commit) bytes: u64,
+    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
+    pub(in crate::commit) delete_bytes: u64,
+}
+
+/// Whom a refusal answers, of those that still find no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commit) enum Refused {
+    Everybody,
+    AllButDeletes,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct TaskView {
+    sync_in_flight: bool,
+    timer_armed: bool,
+    rung: bool,
+    /// So many waiting writers are expected back at once that a group is not worth starting before they are there.
+    linger_for: u32,
+}
+
+/// Counted under the log's lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) puts: u64,
+    pub(crate) deletes: u64,
+    pub(crate) batches: u64,
+}
+
+/// The commit task's doorbell.
+#[derive(Default)]
+struct Bell {
+    rung: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// How an accepted write is waited for.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    group: Arc<Group>,
+    wait: WaitFor,
+    index: usize,
+    pub(crate) last_seq: u64,
+}
+
+impl Ticket {
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+        self.group.poll(self.wait, self.index, cx)
+    }
+}
+
+/// What became of an offered write.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// Done, at this sequence number.
+    Done(u64),
+    Waiting(Ticket),
+    /// A delete of a key that does not exist.
+    Absent,
+}
+
+/// A writer's memory of the attempt to make room that it waits for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RoomWait {
+    since_attempt: Option<u64>,
+}
+
+/// What the commit task should do next, as far as the log knows.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::commit) struct Demand {
+    /// Staged records should be written now.
+    pub(in crate::commit) ripe: bool,
+    pub(in crate::commit) has_staged: bool,
+    pub(in crate::commit) staged_since: Option<Duration>,
+    pub(in crate::commit) room: Option<RoomWanted>,
+    pub(in crate::commit) closing: bool,
+    /// Staged writers that wait for the disk.
+    pub(in crate::commit) sync_waiters: u32,
+}
+
+impl Log {
+    pub(crate) fn new(
+        io: Arc<dyn Io>,
+        keydir: Arc<Keydir>,
+        registry: Arc<Registry>,
+        limits: Limits,
+        next_seq: u64,
+    ) -> Self {
+        let durable = next_seq.saturating_sub(1);
+        Self {
+            state: Mutex::new(State {
+                place: None,
+                next_seq,
+                stage: Stage::default(),
+                runs: VecDeque::new(),
+                run_bytes: 0,
+                spare_buffer: None,
+                last_unresolved: vec![0; UNRESOLVED_BUCKETS],
+                status: Status::Open,
+                room: Room::default(),
+                resolve_waiters: Vec::new(),
+                durable_waiters: Vec::new(),
+                unresolved: VecDeque::new(),
+                sync_wanted: false,
+                staged_since: None,
+                task: TaskView::default(),
+                counters: Counters::default(),
+            }),
+            bell: Bell::default(),
+            keydir,
+            registry,
+            io,
+            limits,
+            resolved_seq: AtomicU64::new(durable),
+            durable_seq: AtomicU64::new(durable),
+            durable_offset: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes up to this sequence number are on stable storage (or were never applied).
+    pub(crate) fn durable_seq(&self) -> u64 {
+        self.durable_seq.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn counters(&self) -> (Counters, u64) {
+        let state = self.lock();
+        (state.counters, state.stage.len() + state.run_bytes)
+    }
+
+    /// The error that stopped the store, if one did.
+    pub(crate) fn ended(&self) -> Option<Error> {
+        match &self.lock().status {
+            Status::Ended(error) => Some(error.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl State {
+    /// Whether staged records should be written without waiting for the flush interval.
+    fn is_ripe(&self) -> bool {
+        let stage = &self.stage;
+        if stage.len() >= WRITE_BEHIND_BYTES || (self.room.wanted.is_some() && !stage.is_empty()) {
+            return true;
+        }
+        if self.task.sync_in_flight {
+            // Whoever waits for the disk waits for the next sync anyway: until then the group grows.
+            return stage.awaits_written;
+        }
+        if self.sync_wanted || stage.awaits_written {
+            return true;
+        }
+        let enough = self.task.linger_for.max(1);
+        stage.sync_waiters >= enough
+            || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
+    }
+
+    fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {
+        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
+            && *attempt > since
+            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
+        {
+            return Poll::Ready(Err(error.clone()));
+        }
+        wait.since_attempt = Some(self.room.attempt);
+        self.room.wanted = Some(match self.room.wanted {
+            Some(other) => RoomWanted {
+                bytes: other.bytes.max(wanted.bytes),
+                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
+            },
+            None => wanted,
+        });
+        self.room.waiters.push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Publication {
+    fn new(member: &Member, position: usize, offset: u64, seq: u64, when: PublishWhen) -> Self {
+        Self {
+            member: Member { position: position + member.position, ..*member },
+            seq,
+            offset: offset + member.position as u64,
+            when,
+        }
+    }
+}
+
+/// Puts one record into the keydir and moves the bytes that live and die with that.
+pub(in crate::commit) fn publish(
+    keydir: &Keydir,
+    registry: &Registry,
+    segment: &Arc<Segment>,
+    key: &[u8],
+    publication: &Publication,
+) {
+    let member = publication.member;
+    let Published { applied, replaced } = match member.kind {
+        RecordKind::Put => {
+            // Segments end long before a location's reach; see the limit on `segment_bytes` and on a value.
+            let Some(location) = Location::new(segment.id, publication.offset, member.value_len) else { return };
+            keydir.publish(key, publication.seq, location)
+        }
+        _ => keydir.bury(key, publication.seq),
+    };
+    if applied && member.kind == RecordKind::Put {
+        segment.add_live(member.record_len());
+    }
+    if let Some(replaced) = replaced {
+        let dead = replaced.record_len(key.len());
+        if replaced.segment == segment.id {
+            segment.remove_live(dead);
+        } else if let Some(other) = registry.get(replaced.segment) {
+            other.remove_live(dead);
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the store is closed")
+}
