@@ -339,11 +339,14 @@ fn live_with_few_descriptors() {
         close(store);
     }
     for spare in 0..12 {
+        limit_descriptors(1000);
         limit_descriptors(used_descriptors() + spare);
         match block_on(builder().open()) {
             Ok(store) => close(store),
+            // The engine itself needs some: without a ring the demanded one is not to be had.
             Err(error) => {
-                assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(libc::EMFILE)), "{error:?}");
+                assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Unsupported), "{error:?}");
+                assert_eq!(error.os_error(), Some(libc::EMFILE), "{error:?}");
             }
         }
     }

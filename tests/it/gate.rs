@@ -1,4 +1,4 @@
-//! A real world whose writes and syncs a test can hold back, count and fail.
+//! A real world whose reads, writes and syncs a test can hold back, count and fail.
 //!
 //! It makes "the sync has not happened yet" a state a test can stay in, instead of a race it has to win. It knows
 //! nothing of stores: it wraps any [`Io`]. Everything it does not hold goes straight through.
@@ -20,6 +20,8 @@ use crate::support::DEADLINE;
 pub enum Kind {
     Write,
     Sync,
+    /// Reads that may wait; those answered from the page cache go straight through.
+    Read,
 }
 
 #[derive(Debug, Default)]
@@ -29,11 +31,13 @@ struct Lane {
     waiting: usize,
     asked: u64,
     fail: Option<i32>,
+    /// How many go through before the others fail.
+    spared: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: [Lane; 2],
+    lanes: [Lane; 3],
 }
 
 /// The shared controls.
@@ -63,6 +67,12 @@ impl Gate {
     /// Every operation of `kind` that starts from now on fails with `errno`, until told otherwise.
     pub fn fail(&self, kind: Kind, errno: Option<i32>) {
         self.state.lock().expect("gate").lanes[kind as usize].fail = errno;
+    }
+
+    /// The same after `spared` more.
+    pub fn fail_after(&self, kind: Kind, spared: u64, errno: i32) {
+        let lane = &mut self.state.lock().expect("gate").lanes[kind as usize];
+        (lane.fail, lane.spared) = (Some(errno), spared);
     }
 
     /// Operations of `kind` asked for so far.
@@ -97,6 +107,10 @@ impl Gate {
                 return Poll::Pending;
             }
             lane.waiting -= usize::from(counted);
+            if let Some(left) = lane.spared.checked_sub(1) {
+                lane.spared = left;
+                return Poll::Ready(Ok(()));
+            }
             Poll::Ready(lane.fail.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno))))
         })
         .await
@@ -154,8 +168,7 @@ impl Io for GatedWorld {
     fn block_until(&self, done: &dyn Fn() -> bool) {
         // A failed test drops its store with the gate closed: it should end with its own message, not hang.
         if std::thread::panicking() {
-            self.gate.open(Kind::Write);
-            self.gate.open(Kind::Sync);
+            [Kind::Write, Kind::Sync, Kind::Read].into_iter().for_each(|kind| self.gate.open(kind));
         }
         self.inner.block_until(done);
     }
@@ -209,7 +222,14 @@ impl File for GatedFile {
     }
 
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
-        self.inner.read_at(buf, at, offset)
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        gate.ask(Kind::Read);
+        Box::pin(async move {
+            match gate.pass(Kind::Read).await {
+                Ok(()) => inner.read_at(buf, at, offset).await,
+                Err(error) => ReadDone { result: Err(error), buf },
+            }
+        })
     }
 
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {

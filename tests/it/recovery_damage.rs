@@ -9,6 +9,7 @@ use ringcask::format::RecordKind;
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
+use crate::gate::{GatedWorld, Kind};
 use crate::recovery::records;
 use crate::support::{
     Env, Model, Rng, assert_holds, block_on, close, contents, copy_store, files_with, for_each_engine, get, open, put,
@@ -339,6 +340,55 @@ fn a_missing_or_damaged_manifest_is_never_an_empty_store() {
         }
         println!("{refused} refused, {rebuilt} rebuilt");
         assert!(refused + rebuilt > 20);
+    });
+}
+
+/// The n-th read fails, for every n: that is not the end of a log, and no reason to change anything.
+#[test]
+fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
+    for_each_engine(|env| {
+        let (pristine, _, mut model) = sealed(env);
+        let active = env.dir.path().join("active");
+        let store = open(env.builder_at(&pristine).segment_bytes(1 << 20));
+        for index in 0..10_u32 {
+            put(&store, index.to_le_bytes(), [7; 100]);
+            model.insert(index.to_le_bytes().to_vec(), vec![7; 100]);
+        }
+        copy_store(&pristine, &active);
+        close(store);
+        let (mut failed, mut spared) = (0, 0);
+        for errno in [libc::EIO, libc::ENOMEM] {
+            for with_hints in [true, false] {
+                spared = 0;
+                loop {
+                    let path = fresh_copy(env, &active);
+                    if !with_hints {
+                        files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
+                    }
+                    let before = contents(&path);
+                    let (world, gate) = GatedWorld::around(env.engine);
+                    gate.fail_after(Kind::Read, spared, errno);
+                    spared += 1;
+                    match block_on(env.builder().world(world).open()) {
+                        Err(error) => {
+                            assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(errno)), "{error:?}");
+                            assert!(contents(&path) == before, "read {spared} failed, and something was changed");
+                            failed += 1;
+                            assert_holds(&env.open(), &model);
+                        }
+                        Ok(store) => {
+                            gate.fail(Kind::Read, None);
+                            assert_holds(&store, &model);
+                            if gate.asked(Kind::Read) < spared {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        println!("{failed} openings failed, the last of {spared} reads went through");
+        assert!(failed > 20);
     });
 }
 

@@ -364,7 +364,7 @@ fn live_without_a_ring() {
     close(store);
     let error = block_on(Store::builder(&path).engine(Engine::Uring).open()).map(drop).unwrap_err();
     assert_eq!(error.kind(), ringcask::ErrorKind::Unsupported, "{error:?}");
-    assert!(error.to_string().contains("os error"), "it says what the kernel said: {error}");
+    assert!(error.os_error().is_some_and(|code| code == libc::EPERM || code == libc::ENOSYS), "{error:?}");
     let store = open(Store::builder(&path).engine(Engine::Threads));
     assert_eq!((store.len(), store.stats().engine_fallback), (3, None), "nobody asked for a ring");
     close(store);
