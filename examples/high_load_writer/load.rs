@@ -19,8 +19,9 @@ use crate::{Failure, or_hang};
 /// `Buffered` puts would keep its thread, and every other task of it would starve.
 const PUTS_PER_YIELD: u64 = 64;
 
-/// The same for gets where there are no writers.
-const GETS_PER_YIELD_ALONE: u64 = 64;
+/// The same for puts without readers, and for gets without writers: tasks of one kind take turns, but need not do so
+/// often. A yield wakes another worker of the executor, which costs as much as dozens of operations.
+const OPS_PER_YIELD_ALONE: u64 = 512;
 
 /// The same for gets beside writers. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
 /// latency of its put would tell of this constant instead of the store.
@@ -118,16 +119,18 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
     let begun = Instant::now();
     let deadline = begun + options.seconds;
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
+    let per_yield = if options.readers == 0 { OPS_PER_YIELD_ALONE } else { PUTS_PER_YIELD };
     for task in 0..options.writers {
         writers.spawn(write(
             Arc::clone(run),
             run.slice(task, options.writers),
             Arc::clone(&put_counts),
             task,
+            per_yield,
             deadline,
         ));
     }
-    let per_yield = if options.writers == 0 { GETS_PER_YIELD_ALONE } else { GETS_PER_YIELD };
+    let per_yield = if options.writers == 0 { OPS_PER_YIELD_ALONE } else { GETS_PER_YIELD };
     for task in 0..options.readers {
         readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, per_yield, deadline));
     }
@@ -173,7 +176,14 @@ impl LoadOutcome {
     }
 }
 
-async fn write(run: Arc<Run>, owned: Range<usize>, counts: Arc<[Counter]>, task: usize, deadline: Instant) -> TaskEnd {
+async fn write(
+    run: Arc<Run>,
+    owned: Range<usize>,
+    counts: Arc<[Counter]>,
+    task: usize,
+    per_yield: u64,
+    deadline: Instant,
+) -> TaskEnd {
     let mut end = TaskEnd::default();
     let mut rng = Rng::new(task);
     let mut value = vec![0; run.value_bytes];
@@ -199,7 +209,7 @@ async fn write(run: Arc<Run>, owned: Range<usize>, counts: Arc<[Counter]>, task:
         if resolved >= deadline {
             break;
         }
-        if puts.is_multiple_of(PUTS_PER_YIELD) {
+        if puts.is_multiple_of(per_yield) {
             yield_now().await;
         }
     }

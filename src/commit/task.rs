@@ -237,11 +237,14 @@ impl Committer {
     }
 
     fn wants_sync(&self, closing: bool) -> bool {
+        self.awaits_sync()
+            || self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
+    }
+
+    /// Whether a written group waits for a sync.
+    fn awaits_sync(&self) -> bool {
         let durable_seq = self.log.durable_seq();
-        if self.written.iter().any(|group| group.wants_sync && group.last_seq > durable_seq) {
-            return true;
-        }
-        self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
+        self.written.iter().any(|group| group.wants_sync && group.last_seq > durable_seq)
     }
 
     fn deadline(&self, demand: &Demand) -> Option<Duration> {
@@ -398,7 +401,10 @@ impl Committer {
 
     // ---- syncs ---------------------------------------------------------------------------------------------------
 
+    /// A sync that nobody waits for may have a second's worth of writes to bring to the disk: it is done behind the task,
+    /// which goes on writing.
     fn start_sync(&mut self) {
+        let is_awaited = self.awaits_sync();
         let Some(active) = &self.active else {
             // Everything was synced when the last segment was sealed.
             self.unsynced_since = None;
@@ -409,7 +415,7 @@ impl Committer {
         CommitCounters::add(&self.counters.syncs, 1);
         self.sync = Some(SyncInFlight {
             started: self.io.now(),
-            op: active.file.sync(SyncKind::Data),
+            op: if is_awaited { active.file.sync(SyncKind::Data) } else { active.file.sync_behind(SyncKind::Data) },
             seq: self.written_seq,
             end: active.end,
         });

@@ -189,6 +189,11 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the writes completed so far durable. After an error the file's unsynced data must be taken as lost.
     fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>>;
 
+    /// As [`sync`](Self::sync), for a sync nobody waits for: it never blocks the task that starts it.
+    fn sync_behind(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
+        self.sync(kind)
+    }
+
     /// Claims disk space for `offset..offset + len` without changing the file's length, so that writing there cannot
     /// fail for want of space. `Unsupported` where the file system cannot.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;

@@ -37,6 +37,9 @@ const MAX_LOCK_TRIES: usize = 100;
 pub(super) trait Dispatch: Send + Sync + fmt::Debug + 'static {
     /// Starts `op`; it finishes without further help from its caller.
     fn start(&self, op: Op);
+
+    /// As [`start`](Self::start), but never on the calling thread.
+    fn start_behind(&self, op: Op);
 }
 
 fn invalid(message: String) -> io::Error {
@@ -158,6 +161,12 @@ impl File for WorldFile {
     fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
         let (done, handle) = slot();
         self.dispatch.start(Op::Sync { file: Arc::clone(&self.file), kind, done });
+        Box::pin(handle)
+    }
+
+    fn sync_behind(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
+        let (done, handle) = slot();
+        self.dispatch.start_behind(Op::Sync { file: Arc::clone(&self.file), kind, done });
         Box::pin(handle)
     }
 

@@ -116,8 +116,12 @@ impl Dispatch for Shared {
         if self.world.owns_this_thread() {
             op.run();
         } else {
-            self.pool.push(self.world, op);
+            self.start_behind(op);
         }
+    }
+
+    fn start_behind(&self, op: Op) {
+        self.pool.push(self.world, op);
     }
 }
 

@@ -181,6 +181,10 @@ impl Dispatch for Shared {
         if self.write_path == WritePath::Thread && self.world.owns_this_thread() && !op.is_read() {
             return op.run();
         }
+        self.start_behind(op);
+    }
+
+    fn start_behind(&self, op: Op) {
         let op = if self.world.owns_this_thread() {
             match start_here(op) {
                 Ok(()) => return,
