@@ -45,6 +45,7 @@ pub(crate) struct Core {
 struct Ending {
     lock: Option<Box<dyn DirLock>>,
     commit_result: Option<Result<()>>,
+    maintenance_is_over: bool,
     finished: Option<Result<()>>,
     waiters: Vec<Waker>,
     threads: Vec<Thread>,
@@ -160,13 +161,34 @@ impl Core {
     }
 
     fn commit_ended(&self, result: Result<()>) {
-        let is_closing = {
+        if result.is_ok() {
+            // Whoever still waits for something of the log waits in vain.
+            self.log.end(Error::new(ErrorKind::Closed, "the store is closed"));
+        }
+        let (is_closing, is_last) = {
             let mut ending = self.ending();
             ending.commit_result.get_or_insert(result);
-            self.close_requested.load(Ordering::Acquire)
+            (self.close_requested.load(Ordering::Acquire), ending.maintenance_is_over)
         };
-        if is_closing {
+        if is_last {
+            self.finish();
+        } else if is_closing {
             self.maintenance.stop();
+        }
+    }
+
+    /// The maintenance task is over. If it has ended before the commit task, it has panicked: then no write goes on, and
+    /// the lock is held until the last one is through.
+    fn maintenance_ended(&self) {
+        let is_last = {
+            let mut ending = self.ending();
+            ending.maintenance_is_over = true;
+            ending.commit_result.is_some()
+        };
+        if is_last {
+            self.finish();
+        } else {
+            self.log.end(Error::new(ErrorKind::Poisoned, "the maintenance task ended early"));
         }
     }
 
@@ -223,7 +245,7 @@ impl Drop for EndGuard {
             EngineTask::Commit => {
                 self.core.commit_ended(Err(Error::new(ErrorKind::Poisoned, "the commit task ended early")));
             }
-            EngineTask::Maintenance => self.core.finish(),
+            EngineTask::Maintenance => self.core.maintenance_ended(),
         }
     }
 }

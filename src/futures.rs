@@ -67,6 +67,8 @@ enum WriteState {
     Invalid(Error),
     Offered(Prepared, RoomWait),
     Waiting(Ticket),
+    /// A delete that found nothing, until that is durable.
+    WaitingAbsent(Ticket),
     Done,
 }
 
@@ -98,6 +100,10 @@ impl WriteOp {
                 match accepted? {
                     Accepted::Done(seq) => Poll::Ready(Ok(Some(seq))),
                     Accepted::Absent => Poll::Ready(Ok(None)),
+                    Accepted::AbsentOnce(ticket) => {
+                        self.state = WriteState::WaitingAbsent(ticket);
+                        Poll::Pending
+                    }
                     // Its waker is registered; the group cannot be through already.
                     Accepted::Waiting(ticket) => {
                         self.state = WriteState::Waiting(ticket);
@@ -110,6 +116,11 @@ impl WriteOp {
                 let seq = ticket.last_seq;
                 self.state = WriteState::Done;
                 Poll::Ready(result.map(|()| Some(seq)))
+            }
+            WriteState::WaitingAbsent(ticket) => {
+                let Poll::Ready(result) = ticket.poll(cx) else { return Poll::Pending };
+                self.state = WriteState::Done;
+                Poll::Ready(result.map(|()| None))
             }
             WriteState::Done => polled_after_completion(),
         }

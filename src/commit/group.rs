@@ -64,9 +64,13 @@ impl Group {
         if let Some(outcome) = self.outcome_with(wait, &waiters) {
             return Poll::Ready(outcome);
         }
-        if let Some(waker) = waiters.list(wait).get_mut(index) {
-            waker.clone_from(cx.waker());
-        }
+        let old = match waiters.list(wait).get_mut(index) {
+            Some(waker) if !waker.will_wake(cx.waker()) => Some(std::mem::replace(waker, cx.waker().clone())),
+            _ => None,
+        };
+        // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
+        drop(waiters);
+        drop(old);
         Poll::Pending
     }
 

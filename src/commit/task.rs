@@ -289,9 +289,12 @@ impl Committer {
                 return self.roll_back(taken, error).await;
             }
             self.account(&taken);
-            self.publish_written(&taken);
+            self.publish_written(&mut taken);
             self.log.release_run(&taken);
             taken.group.advance(Phase::Written);
+            if taken.publications.is_empty() {
+                self.log.recycle(std::mem::take(&mut taken.buffer));
+            }
             let since = taken.staged_since.unwrap_or_else(|| self.io.now());
             self.unsynced_since.get_or_insert(since);
         }
@@ -361,10 +364,11 @@ impl Committer {
     }
 
     /// Publishes what the kernel's having it is enough for.
-    fn publish_written(&self, taken: &Taken) {
-        let of_phase = |when| taken.publications.iter().any(|publication| publication.when == when);
-        if of_phase(PublishWhen::Written) {
+    fn publish_written(&self, taken: &mut Taken) {
+        if taken.publications.iter().any(|publication| publication.when == PublishWhen::Written) {
             self.publish(taken, PublishWhen::Written);
+            // The group may wait long for a sync; what it still needs its keys for is all that stays.
+            taken.publications.retain(|rest| rest.when != PublishWhen::Written || is_delete(rest));
         }
     }
 
@@ -487,8 +491,11 @@ impl Committer {
         }
         self.log.release_run(&taken);
         taken.group.fail(error);
-        self.written_seq = taken.last_seq;
-        self.log.set_resolved(self.log.next_seq() - 1);
+        // The spent numbers are as durable as they will ever be.
+        let spent = self.log.next_seq() - 1;
+        self.written_seq = spent;
+        self.log.set_durable(spent, taken.base);
+        self.log.set_resolved(spent);
         Ok(())
     }
 

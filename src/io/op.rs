@@ -136,7 +136,10 @@ impl<T> Future for Handle<T> {
         match &mut *state {
             State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
             State::Running(waker) => {
-                *waker = Some(cx.waker().clone());
+                let old = waker.replace(cx.waker().clone());
+                // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
+                drop(state);
+                drop(old);
                 Poll::Pending
             }
             State::Done(_) => match mem::replace(&mut *state, State::Over) {

@@ -207,7 +207,8 @@ async fn load_hint(
     store_id: &[u8; 16],
     keydir: &Keydir,
 ) -> io::Result<bool> {
-    let Some(bytes) = read_hint(dir, candidate.id).await? else { return Ok(false) };
+    // A hint that cannot be read is as good as none: the segment says the same, or has the same error.
+    let Ok(Some(bytes)) = read_hint(dir, candidate.id).await else { return Ok(false) };
     let Ok((header, entries)) = HintReader::new(&bytes) else { return Ok(false) };
     let fits = mutant::is(Mutant::HintUnbound)
         || (header.store_id == *store_id
@@ -242,7 +243,11 @@ pub(super) async fn read_hint(dir: &dyn Dir, id: u32) -> io::Result<Option<Vec<u
         Err(error) => return Err(error),
     };
     let Ok(len) = usize::try_from(file.len()?) else { return Ok(None) };
-    Ok(util::read_exact(&*file, 0, len).await.ok())
+    match util::read_exact(&*file, 0, len).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Loads the segment from its records. Under salvage it steps over what is damaged.

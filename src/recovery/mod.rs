@@ -164,6 +164,10 @@ impl Opening<'_> {
             let lost = if mutant::is(Mutant::SequenceReused) { 0 } else { LOST_NUMBERS };
             next_seq = next_seq.max(tail.max_seq() + 1) + lost;
         }
+        if let Some(tail) = &tail {
+            // First, for a full disk may have no space but what the tail gives back.
+            self.cut_tail(tail).await?;
+        }
         self.settle_catalog(&mut catalog, tail.as_ref(), next_seq).await?;
         if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
             without_hint.extend(self.seal_tail(tail).await?);
@@ -336,10 +340,14 @@ impl Opening<'_> {
         }
     }
 
-    /// Whether the file says that it belongs elsewhere; a file that cannot say anything was cut off while being made.
+    /// Whether the file says that it belongs elsewhere, or cannot be asked; one that is too short to say anything was cut
+    /// off while being made.
     async fn is_of_another_store(&self, name: &str, store_id: &[u8; 16]) -> bool {
         let Ok(file) = self.dir.open(name, OpenMode::Read) else { return true };
-        let Ok(bytes) = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await else { return false };
+        let bytes = match util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await {
+            Ok(bytes) => bytes,
+            Err(error) => return error.kind() != io::ErrorKind::UnexpectedEof,
+        };
         match SegmentHeader::decode(&bytes) {
             Ok(header) => header.store_id != *store_id,
             Err(error) => error.is_unsupported(),

@@ -29,6 +29,8 @@ pub(super) struct Scanned {
     file: Arc<dyn File>,
     extent: Extent,
     has_damage: bool,
+    /// It has lost its footer: nothing behind its records is a torn tail.
+    was_sealed: bool,
 }
 
 impl Scanned {
@@ -85,16 +87,26 @@ impl Opening<'_> {
         self.report.segments_scanned += 1;
         self.report.records_scanned += records;
         self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
-        Ok(Scanned { candidate: tail, file, extent, has_damage })
+        Ok(Scanned { candidate: tail, file, extent, has_damage, was_sealed })
     }
 
-    /// Seals the tail. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
+    /// Cuts the tail off behind its last whole record, durably, and gives back the space that was claimed there.
+    pub(super) async fn cut_tail(&self, tail: &Scanned) -> Result<()> {
+        if tail.was_sealed {
+            return Ok(());
+        }
+        let cut = cut(&*tail.file, tail.candidate.len, tail.extent.end).await;
+        cut.map_err(|error| self.io_error("cut the last segment", error, Some(tail.id())))
+    }
+
+    /// Seals the tail, which has been cut. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
     /// for a whole one.
     pub(super) async fn seal_tail(&mut self, tail: Scanned) -> Result<Option<Arc<Segment>>> {
-        let Scanned { candidate, file, extent, has_damage } = tail;
+        let Scanned { candidate, file, extent, has_damage, was_sealed } = tail;
         let id = candidate.id;
-        let mut len = candidate.len;
-        // With damage its bytes stay as they are, for whoever wants to look closer; every strict open refuses them.
+        let tail_is_cut = !was_sealed;
+        let mut len = if tail_is_cut { extent.end } else { candidate.len };
+        // With damage it gets no footer: every strict open refuses it.
         if !has_damage {
             let footer = Footer {
                 data_len: extent.end,
@@ -105,7 +117,7 @@ impl Opening<'_> {
             };
             let binding = Binding::new(candidate.salt, u64::from(id));
             let encoded = footer.encode(&binding, extent.end, extent.max_seq, extent.records);
-            let closed = close_with(&*file, len, extent.end, &encoded).await;
+            let closed = close_with(&*file, extent.end, &encoded).await;
             closed.map_err(|error| self.io_error("seal the last segment", error, Some(id)))?;
             len = extent.end + FOOTER_LEN as u64;
         }
@@ -143,16 +155,23 @@ async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io:
     Ok(of_store == *store_id && segment_id == u64::from(tail.id) && salt == tail.salt)
 }
 
-/// Cuts the file at `end`, durably, and puts `footer` there, durably.
-async fn close_with(file: &dyn File, len: u64, end: u64, footer: &[u8]) -> io::Result<()> {
+/// Cuts the file at `end`, durably.
+async fn cut(file: &dyn File, len: u64, end: u64) -> io::Result<()> {
     // Even a file that ends at `end` may have space claimed behind it.
-    let syncs = !mutant::is(Mutant::TailNotSynced);
     if !mutant::is(Mutant::NoTruncateOnOpen) {
         file.truncate(end)?;
     }
-    if len > end && syncs {
+    if len > end && !mutant::is(Mutant::TailNotSynced) {
         file.sync(SyncKind::All).await?;
     }
+    Ok(())
+}
+
+/// Puts `footer` at `end`, durably.
+async fn close_with(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()> {
     util::write_all(file, vec![Bytes::copy_from_slice(footer)], end).await?;
-    if syncs { file.sync(SyncKind::All).await } else { Ok(()) }
+    if mutant::is(Mutant::TailNotSynced) {
+        return Ok(());
+    }
+    file.sync(SyncKind::All).await
 }

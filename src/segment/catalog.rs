@@ -104,14 +104,15 @@ async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), CatalogErro
         let file = dir.open(&tmp, OpenMode::CreateNew)?;
         util::write_all(&*file, vec![Bytes::from(manifest.encode())], 0).await?;
         // A failed sync of a file that is then thrown away loses nothing of anybody's.
-        file.sync(SyncKind::All).await?;
-        dir.rename(&tmp, MANIFEST_FILE)
+        file.sync(SyncKind::All).await
     };
     prepared.await.map_err(|error| {
         // Best effort: the next edit, or the next open, removes it too.
         let _ = dir.unlink(&tmp);
         CatalogError::NotChanged(error)
     })?;
+    // A rename that failed may have happened all the same.
+    dir.rename(&tmp, MANIFEST_FILE).map_err(CatalogError::Unknown)?;
     if mutant::is(Mutant::NoDirectorySync) {
         return Ok(());
     }

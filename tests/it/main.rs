@@ -24,6 +24,7 @@ mod gate;
 mod lifecycle;
 mod linearizability;
 mod recovery;
+mod regressions;
 mod recovery_damage;
 mod support;
 mod syscalls;

@@ -38,7 +38,11 @@ impl Log {
         if must_exist {
             match self.exists(&mut state, op, cx) {
                 Poll::Ready(true) => {}
-                Poll::Ready(false) => return Poll::Ready(Ok(Accepted::Absent)),
+                Poll::Ready(false) => {
+                    let absent = self.absent(&mut state, op, durability, cx);
+                    self.ring_if_due(state);
+                    return Poll::Ready(Ok(absent));
+                }
                 Poll::Pending => {
                     self.ring_if_due(state);
                     return Poll::Pending;
@@ -64,6 +68,18 @@ impl Log {
             return Poll::Pending;
         }
         Poll::Ready(self.keydir.get_ungated(key).is_some())
+    }
+
+    /// The answer to a delete that finds nothing: at once, unless the absence rests on a delete that a crash could still
+    /// take back and the caller has asked for more.
+    fn absent(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+        let Some(member) = op.members().first() else { return Accepted::Absent };
+        let newest_delete = state.last_delete[self.bucket(member.key(&op.bytes))];
+        if durability == Durability::Buffered || newest_delete <= self.durable_seq() {
+            return Accepted::Absent;
+        }
+        state.sync_wanted = true;
+        Accepted::AbsentOnce(state.await_group(cx.waker()))
     }
 
     fn bucket(&self, key: &[u8]) -> usize {
@@ -103,6 +119,12 @@ impl Log {
         }
         if state.staged_since.is_none() {
             state.staged_since = Some(self.io.now());
+        }
+        for (member, seq) in op.members().iter().zip(first_seq..) {
+            if member.kind == RecordKind::Tombstone {
+                let bucket = self.bucket(member.key(&op.bytes));
+                state.last_delete[bucket] = seq;
+            }
         }
         if durability == Durability::Buffered {
             state.stage.has_buffered = true;
@@ -166,15 +188,13 @@ impl Log {
             Status::Closing => return Err(closed()),
             Status::Ended(error) => return Err(error.clone()),
         }
-        let last_seq = state.next_seq - 1;
-        if self.durable_seq() >= last_seq {
+        if self.durable_seq() >= state.next_seq - 1 {
             return Ok(None);
         }
         state.sync_wanted = true;
-        let group = Arc::clone(&state.stage.group);
-        let index = group.register(WaitFor::Resolved, waker);
+        let ticket = state.await_group(waker);
         self.ring_if_due(state);
-        Ok(Some(Ticket { group, wait: WaitFor::Resolved, index, last_seq }))
+        Ok(Some(ticket))
     }
 
     /// Ready when `seq` is durable; does not ask for a sync.
@@ -193,7 +213,9 @@ impl Log {
             let message = format!("wait_durable: version {seq} was never given out, the next is {}", state.next_seq);
             return Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, message)));
         }
-        state.durable_waiters.push((seq, cx.waker().clone()));
+        if !state.durable_waiters.last().is_some_and(|(last, waker)| *last == seq && waker.will_wake(cx.waker())) {
+            state.durable_waiters.push((seq, cx.waker().clone()));
+        }
         Poll::Pending
     }
 

@@ -75,6 +75,8 @@ pub(in crate::commit) struct State {
     run_bytes: u64,
     spare_buffer: Option<BytesMut>,
     last_unresolved: Vec<u64>,
+    /// By the same buckets, the newest delete: an absence may rest on it.
+    last_delete: Vec<u64>,
     status: Status,
     room: Room,
     resolve_waiters: Vec<Waker>,
@@ -168,6 +170,8 @@ pub(crate) enum Accepted {
     Waiting(Ticket),
     /// A delete of a key that does not exist.
     Absent,
+    /// The same, but the delete that made it so is not durable yet.
+    AbsentOnce(Ticket),
 }
 
 /// A writer's memory of the attempt to make room that it waits for.
@@ -207,6 +211,7 @@ impl Log {
                 run_bytes: 0,
                 spare_buffer: None,
                 last_unresolved: vec![0; UNRESOLVED_BUCKETS],
+                last_delete: vec![0; UNRESOLVED_BUCKETS],
                 status: Status::Open,
                 room: Room::default(),
                 resolve_waiters: Vec::new(),
@@ -252,6 +257,13 @@ impl Log {
 }
 
 impl State {
+    /// A ticket of the group that is being staged, to be told when everything up to here is durable.
+    fn await_group(&mut self, waker: &Waker) -> Ticket {
+        let group = Arc::clone(&self.stage.group);
+        let index = group.register(WaitFor::Resolved, waker);
+        Ticket { group, wait: WaitFor::Resolved, index, last_seq: self.next_seq - 1 }
+    }
+
     /// Whether staged records should be written without waiting for the flush interval.
     fn is_ripe(&self) -> bool {
         let stage = &self.stage;

@@ -98,7 +98,10 @@ impl Log {
 
     /// Gives a buffer back for the next group.
     pub(in crate::commit) fn recycle(&self, buffer: Bytes) {
-        if let Ok(mut buffer) = buffer.try_into_mut() {
+        if let Ok(mut buffer) = buffer.try_into_mut()
+            && buffer.capacity() as u64 <= self.limits.staging_bytes
+            && buffer.capacity() > 0
+        {
             buffer.clear();
             self.lock().spare_buffer.get_or_insert(buffer);
         }
@@ -166,10 +169,11 @@ impl Log {
     pub(in crate::commit) fn abandon_staged(&self, error: &Error) -> bool {
         let group = {
             let mut state = self.lock();
-            state.place = None;
+            // What was acknowledged stays where readers look for it.
             if state.stage.has_buffered {
                 return false;
             }
+            state.place = None;
             state.staged_since = None;
             let resolved = state.next_seq - 1;
             self.resolved_seq.store(resolved, Ordering::Release);

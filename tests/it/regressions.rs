@@ -1,0 +1,113 @@
+//! Mistakes that were made once, each with the story of how it showed.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{Durability, PutOptions, Store};
+
+const SEEDS: u64 = 60;
+
+fn world(seed: u64) -> SimWorld {
+    SimWorld::new(SimConfig { seed, ..SimConfig::default() })
+}
+
+async fn open(world: &SimWorld) -> Store {
+    Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap()
+}
+
+fn buffered() -> PutOptions {
+    PutOptions::new().durability(Durability::Buffered)
+}
+
+/// Lets the store's own tasks run for `turns`.
+async fn turns(count: u32) {
+    let mut left = count;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A `Synced` delete found the key gone and said so at once; but the delete that had removed it was only buffered, and a
+/// power cut brought the key back.
+#[test]
+fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
+    let mut images = 0;
+    for seed in 0..SEEDS {
+        let world = world(seed);
+        let store = world.run_until(async {
+            let store = open(&world).await;
+            store.put("k", "v").await.unwrap();
+            assert!(store.delete_with("k", buffered()).await.unwrap());
+            assert!(!store.delete("k").await.unwrap());
+            store
+        });
+        for image in world.crash_images(16, &mut Rng::new(seed)) {
+            let after = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+            let found = after.run_until(async { open(&after).await.get("k").await.unwrap() });
+            assert_eq!(found, None, "seed {seed}");
+            images += 1;
+        }
+        drop(store);
+    }
+    println!("{images} power cuts after a delete that found nothing");
+    assert!(images >= SEEDS);
+}
+
+/// A write failed while a `Buffered` put was staged behind it. The put had been acknowledged; from then on reading it was
+/// an error, because the failure had taken the place away by which readers find staged records.
+#[test]
+fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
+    let mut poisoned = 0;
+    for seed in 0..SEEDS {
+        let world = world(seed);
+        world.run_until(async {
+            let store = open(&world).await;
+            store.put("first", "1").await.unwrap();
+            let nth = world.op_count(OpClass::Write);
+            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::EIO, sticky: false });
+            let mut write = pin!(store.put("second", "2"));
+            assert!(poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await.is_pending());
+            turns(u32::try_from(seed % 6).unwrap()).await;
+            let accepted = store.put_with("third", "3", buffered()).await;
+            let _ = write.await;
+            turns(20).await;
+            poisoned += u32::from(store.stats().poisoned);
+            assert_eq!(store.get("first").await.unwrap().as_deref(), Some(&b"1"[..]), "seed {seed}");
+            if accepted.is_ok() {
+                assert_eq!(store.get("third").await.unwrap().as_deref(), Some(&b"3"[..]), "seed {seed}");
+            }
+        });
+    }
+    println!("{poisoned} of {SEEDS} stores were poisoned");
+    assert!(poisoned > 0);
+}
+
+/// A write was rolled back, and its version spent. `sync` then named that version as durable, `durable_version` never got
+/// there, and a wait for it had no end.
+#[test]
+fn versions_that_were_spent_on_a_failed_write_are_not_waited_for() {
+    for seed in 0..SEEDS {
+        let world = world(seed);
+        world.run_until(async {
+            let store = open(&world).await;
+            store.put("first", "1").await.unwrap();
+            let nth = world.op_count(OpClass::Write);
+            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::ENOSPC, sticky: false });
+            store.put("second", "2").await.unwrap_err();
+            let version = store.sync().await.unwrap();
+            store.wait_durable(version).await.unwrap();
+            assert!(store.durable_version() >= version, "seed {seed}");
+            store.put("third", "3").await.unwrap();
+            store.close().await.unwrap();
+        });
+    }
+}
