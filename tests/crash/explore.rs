@@ -186,12 +186,14 @@ pub struct Explorer {
     explored: Explored,
     seed: u64,
     pub tally: Tally,
+    /// Replaying: failures come with the steps that led to them.
+    is_replay: bool,
 }
 
 impl Explorer {
     pub fn new(seed: u64) -> Result<Self, String> {
         let explored = catch_unwind(|| run_workload(seed)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
-        Ok(Self { explored, seed, tally: Tally { workloads: 1, ..Tally::default() } })
+        Ok(Self { explored, seed, tally: Tally { workloads: 1, ..Tally::default() }, is_replay: false })
     }
 
     /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
@@ -235,6 +237,7 @@ impl Explorer {
         }
         println!("{:#?}", self.explored.workload);
         println!("{image:#?}");
+        self.is_replay = true;
         self.visit(image, place)
     }
 
@@ -330,17 +333,25 @@ impl Explorer {
             let images = walk.crash_point().image_count();
             let number = rng.below(usize::try_from(images).unwrap()) as u64;
             let image = walk.crash_point().image(number, rng.next_u64());
-            let told = |error| format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len());
+            let is_replay = self.is_replay;
+            let left = is_replay.then(|| image.clone());
+            let told = |error| {
+                if let Some(left) = left {
+                    println!("crash {depth} of {:?} left {left:?} after these steps, seed {}:", base, setup.world.seed);
+                    (0..second).for_each(|step| println!("{step:4} {}", journal.describe(step)));
+                }
+                format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len())
+            };
             match history.at(second) {
                 Some(later) => {
                     let later = later.clone();
                     self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
                 }
                 None => {
-                    // A crash in the recovery changes nothing of what is recovered.
+                    // Nobody was told of what that recovery found. Mostly it is found again; but bytes that it cut off
+                    // may have come back in the place of the footer, and completed a record that was torn.
                     self.tally.in_recovery += 1;
-                    let same = Generation::new(base, 0, highest);
-                    self.chain(image, setup, &same, 0, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
+                    self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(told)?;
                 }
             }
         }

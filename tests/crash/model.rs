@@ -15,6 +15,9 @@ pub const KEYS: usize = 5;
 /// What each key holds: the id of a value, 0 for none.
 pub type State = [u32; KEYS];
 
+/// Orders of writes that are tried for one state.
+const MAX_TRIES: u32 = 100_000;
+
 /// A key beside those of the workloads, for showing that a store can still be written to.
 pub const EXTRA_KEY: &str = "z";
 
@@ -200,21 +203,38 @@ impl Generation {
         if self.is_prefix(&writes, step, crash, found) {
             return Ok(());
         }
-        // A write that had to wait for room got its place after those that did not. Where the place is not known, both
-        // are possible.
-        let placeless: Vec<usize> = (0..writes.len()).filter(|index| writes[*index].is_placeless()).collect();
-        for moved in 1_u32..1 << placeless.len().min(6) {
-            let is_moved = |index: usize| {
-                placeless.iter().position(|placeless| *placeless == index).is_some_and(|bit| moved >> bit & 1 == 1)
-            };
-            let (back, front): (Vec<_>, Vec<_>) = (0..writes.len()).partition(|index| is_moved(*index));
-            let order: Vec<&WriteRec> = front.into_iter().chain(back).map(|index| writes[index]).collect();
-            if self.is_prefix(&order, step, crash, found) {
-                return Ok(());
-            }
+        // Writes that had to wait for room are not in the log in the order of the calls. Where nobody was told of the
+        // place, every place is possible that is not before a write that was over when this one began.
+        let (placeless, placed): (Vec<_>, Vec<_>) = writes.into_iter().partition(|write| write.is_placeless());
+        let mut tries = MAX_TRIES;
+        if self.fits_somewhere(placed.clone(), &placeless, &mut tries, step, crash, found) {
+            return Ok(());
         }
-        let lines: Vec<_> = writes.iter().map(|write| (Line(write), write.is_due(step, crash))).collect();
+        let writes = placed.iter().chain(&placeless);
+        let lines: Vec<_> = writes.map(|write| (Line(write), write.is_due(step, crash))).collect();
         Err(format!("the store holds {}, but held {}, and then came {lines:?}", Show(found), Show(&self.base)))
+    }
+
+    /// Tries every place for each of `placeless` among `placed`.
+    fn fits_somewhere(
+        &self,
+        placed: Vec<&WriteRec>,
+        placeless: &[&WriteRec],
+        tries: &mut u32,
+        step: usize,
+        crash: Crash,
+        found: &State,
+    ) -> bool {
+        let Some((next, rest)) = placeless.split_first() else {
+            *tries = tries.saturating_sub(1);
+            return self.is_prefix(&placed, step, crash, found);
+        };
+        let first_place = placed.iter().rposition(|write| write.resolved < next.started).map_or(0, |last| last + 1);
+        (first_place..=placed.len()).any(|place| {
+            let mut placed = placed.clone();
+            placed.insert(place, next);
+            *tries > 0 && self.fits_somewhere(placed, rest, tries, step, crash, found)
+        })
     }
 
     /// Whether `found` is what some of `writes`, from the first on, leave, with all that are due.
