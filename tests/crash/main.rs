@@ -11,10 +11,10 @@
 //! of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted operations,
 //! completions in any order, damaged hints. Not injected here: damage to synced data.
 //!
-//! `RINGCASK_CRASH_STATES` sets how many states are explored (the floor of the test), `RINGCASK_FAILURE_SCENARIOS` how
-//! many scenarios have each operation fail, `RINGCASK_CRASH_SEED` where the
-//! seeds begin, `RINGCASK_CRASH_FAILURES` after how many failures it gives up. A failure prints a line `RINGCASK_REPLAY="…"`; with that in the environment, the test `replay` does the
-//! same again and shows the run.
+//! `RINGCASK_CRASH_STATES` sets how many states are explored (the floor of the test), `RINGCASK_CRASH_SEED` where the
+//! seeds begin, `RINGCASK_FAILURE_SCENARIOS` how many scenarios have each operation fail, `RINGCASK_FAILURE_FIRST` which
+//! is the first of them, and `RINGCASK_CRASH_FAILURES` after how many failures a test gives up. A failed state prints a
+//! line `RINGCASK_REPLAY="…"`; with that in the environment, the test `replay` does the same again and shows the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
@@ -92,11 +92,12 @@ fn every_crash_leaves_a_store_that_keeps_its_promises() {
 #[test]
 fn every_operation_can_fail() {
     let scenarios = number("RINGCASK_FAILURE_SCENARIOS", 40);
+    let first = number("RINGCASK_FAILURE_FIRST", 0);
     let start = Instant::now();
     let total = Mutex::new(failures::Tally::default());
     let failures = over_seeds(
-        0,
-        |seed| seed < scenarios,
+        first,
+        |seed| seed < first + scenarios,
         |seed| {
             let (tally, result) = failures::fail_everything(seed);
             total.lock().unwrap().add(&tally);
