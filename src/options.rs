@@ -211,7 +211,10 @@ impl Builder {
     }
 
     /// Disk space claimed ahead for deletes only, so that they still work on a full disk. Default 1 MiB, range 0 to
-    /// 1 GiB. File systems without `fallocate` have no reserve.
+    /// 1 GiB.
+    ///
+    /// The reserve belongs to the segment that is being written: there is none before the first write after an open, nor
+    /// beyond the segment's end, nor on file systems without `fallocate`.
     pub fn reserve_bytes(mut self, bytes: u64) -> Self {
         self.options.reserve_bytes = bytes;
         self

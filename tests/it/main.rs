@@ -24,7 +24,7 @@ mod gate;
 mod lifecycle;
 mod linearizability;
 mod recovery;
-mod regressions;
 mod recovery_damage;
+mod regressions;
 mod support;
 mod syscalls;
