@@ -4,6 +4,7 @@
 //! as many open descriptors as before it, so every check is also a check for leaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 
+mod everywhere;
 mod files;
 mod operations;
 mod tasks;
@@ -27,8 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type MakeWorld = fn() -> Arc<dyn Io>;
 
-/// The worlds under test. A new world is added here; checks that look at the real file system are skipped for one that
-/// has none (`IoKind::Sim`), and [`in_task`] is where its tasks are made to run.
+/// The real worlds. What needs no real file system also runs in the simulated one (`everywhere`).
 fn worlds() -> Vec<(&'static str, MakeWorld)> {
     let mut worlds: Vec<(&'static str, MakeWorld)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
     if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {
