@@ -121,6 +121,7 @@ async fn tasks_and_time(io: &dyn Io) {
         task.fetch_add(1, Ordering::SeqCst);
     };
     io.spawn("contract-2", Box::pin(add)).unwrap();
+    // The sleep is what is looked at, and gives the other task its turn; nothing depends on how long it takes.
     while done.load(Ordering::SeqCst) == 0 {
         io.sleep(Duration::from_millis(1)).await;
     }

@@ -15,7 +15,7 @@
 //! - Staged bytes are within `staging_bytes`, or are one write.
 //! - Disk space up to `claimed_end` belongs to the segment: what is accepted cannot fail for want of space, where the
 //!   file system lets space be claimed.
-//! - No await, no I/O and no foreign waker's code happens under the lock.
+//! - No await and no I/O happens under the lock, and no foreign waker is woken under it; one may be cloned.
 
 mod callers;
 mod task_side;
