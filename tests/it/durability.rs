@@ -291,7 +291,7 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
 }
 
 /// A group of fifty that is staged but not yet written, behind a leader that is durable.
-fn group_of_fifty(store: &Store, gate: &Gate) -> Vec<ringcask::Put> {
+fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::Put, Vec<ringcask::Put>) {
     put(store, "k", "durable");
     gate.close(Kind::Sync);
     let mut leader = store.put("leader", "0");
@@ -301,18 +301,18 @@ fn group_of_fifty(store: &Store, gate: &Gate) -> Vec<ringcask::Put> {
     followers.iter_mut().for_each(|follower| assert!(poll_once(follower).is_pending()));
     gate.close(Kind::Write);
     gate.open(Kind::Sync);
-    block_on(leader).unwrap();
     gate.wait_for_held(Kind::Write, 1);
-    followers
+    (leader, followers)
 }
 
 #[test]
 fn every_member_of_a_group_learns_of_its_failed_sync() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
-        let followers = group_of_fifty(&store, &gate);
+        let (leader, followers) = group_of_fifty(&store, &gate);
         gate.fail(Kind::Sync, Some(libc::EIO));
         gate.open(Kind::Write);
+        block_on(leader).unwrap();
         let mut told = 0;
         for (index, follower) in followers.into_iter().enumerate() {
             let error = block_on(follower).unwrap_err();
@@ -328,9 +328,10 @@ fn every_member_of_a_group_learns_of_its_failed_sync() {
 fn every_member_of_a_group_learns_of_its_failed_write() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
-        let followers = group_of_fifty(&store, &gate);
+        let (leader, followers) = group_of_fifty(&store, &gate);
         gate.fail(Kind::Write, Some(libc::ENOSPC));
         gate.open(Kind::Write);
+        block_on(leader).unwrap();
         for (index, follower) in followers.into_iter().enumerate() {
             let error = block_on(follower).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NoSpace, "follower {index}: {error:?}");
