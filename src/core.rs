@@ -20,7 +20,7 @@ use crate::maintenance::Maintenance;
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::Registry;
+use crate::segment::{Catalog, Registry, SharedCatalog};
 use crate::stats::RecoveryReport;
 use crate::wake;
 
@@ -85,9 +85,10 @@ impl Core {
         Ok(core)
     }
 
-    fn start(self: &Arc<Self>, catalog: crate::segment::Catalog) -> Result<()> {
+    fn start(self: &Arc<Self>, catalog: Catalog) -> Result<()> {
         let spawn_error = |error| Error::io("open: start a thread", error).with_path(&self.options.path);
         let store_id = catalog.store_id();
+        let catalog: SharedCatalog = Arc::new(catalog.into());
         let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
         let task = async move {
             let core = &maintaining.core;

@@ -16,8 +16,7 @@ use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
 use crate::io::{File, OpenMode, SyncKind, util};
-use crate::recovery::{Found, Scan};
-use crate::segment::{Registry, Segment, hint_file_name, tmp_name};
+use crate::segment::{Found, Registry, Scan, Segment, hint_file_name, tmp_name};
 
 /// Segments that wait for their hints, and the word to stop.
 #[derive(Default)]
@@ -122,9 +121,9 @@ async fn build_hint(file: Arc<dyn File>, segment: &Segment, store_id: [u8; 16]) 
             seq: found.seq,
             offset: found.offset,
             value_len: found.value_len,
-            expires_at_ms: 0,
-            namespace: 0,
-            compression: 0,
+            expires_at_ms: found.expires_at_ms,
+            namespace: found.namespace,
+            compression: found.compression,
         });
     };
     let stop = scan.run(true, push).await?;

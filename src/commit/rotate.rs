@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::mutant::{self, Mutant};
-use crate::segment::{CatalogError, Segment, segment_file_name};
+use crate::segment::{CatalogError, Facts, Segment, segment_file_name};
 
 /// Disk space is claimed in steps of up to this size, or the segment's if that is smaller.
 pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
@@ -138,7 +138,8 @@ impl Committer {
         let _ = file.truncate(sealed_len);
         if let Some(active) = self.active.take() {
             active.segment.set_written_end(sealed_len);
-            active.segment.set_sealed();
+            let Active { max_seq, tombstone_bytes, .. } = active;
+            active.segment.set_sealed(Some(Facts { max_seq, tombstone_bytes }));
             (self.sealed)(active.segment);
         }
         Ok(Ok(()))
@@ -157,7 +158,8 @@ impl Committer {
 
     /// Creates the next segment and makes it the active one. The inner error leaves the store without one.
     async fn start_segment(&mut self) -> Result<Result<(), Error>, Fatal> {
-        let id = self.catalog.take_segment_id();
+        let mut catalog = self.catalog.lock().await;
+        let id = catalog.take_segment_id();
         let Ok(short_id) = u32::try_from(id) else {
             let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
             return Ok(Err(Error::new(ErrorKind::Unsupported, message)));
@@ -169,7 +171,7 @@ impl Committer {
             Err(error) => return Ok(Err(fail(error))),
         };
         let next_seq = self.log.next_seq();
-        let header = SegmentHeader::new(self.catalog.store_id(), id, salt, next_seq).encode();
+        let header = SegmentHeader::new(catalog.store_id(), id, salt, next_seq).encode();
         let file = match create_file(&*self.registry.dir, &name, &header).await {
             Ok(file) => file,
             Err(error) => {
@@ -179,9 +181,12 @@ impl Committer {
                 return Ok(Err(error));
             }
         };
-        let mut segments = self.catalog.segments().to_vec();
+        let mut segments = catalog.segments().to_vec();
         segments.push(ManifestSegment { id, salt });
-        match self.catalog.edit(segments, next_seq).await {
+        segments.sort_by_key(|listed| listed.id);
+        let edited = catalog.edit(segments, short_id, next_seq).await;
+        drop(catalog);
+        match edited {
             Ok(()) => {}
             Err(CatalogError::NotChanged(error)) => {
                 let error = Error::io("list a new segment", error).with_path(&self.registry.path);
@@ -190,13 +195,13 @@ impl Committer {
             }
             Err(CatalogError::Unknown(error)) => return Err(self.poison("sync the directory", error)),
         }
-        self.activate(short_id, salt, file, &header);
+        self.activate(short_id, salt, next_seq, file, &header);
         Ok(Ok(()))
     }
 
-    fn activate(&mut self, id: u32, salt: u64, file: Arc<dyn File>, header: &[u8]) {
+    fn activate(&mut self, id: u32, salt: u64, first_seq: u64, file: Arc<dyn File>, header: &[u8]) {
         let end = SEGMENT_HEADER_LEN as u64;
-        let segment = Arc::new(Segment::new(id, salt, end, false, Some(Arc::clone(&file))));
+        let segment = Arc::new(Segment::new(id, salt, first_seq, end, Some(Arc::clone(&file))));
         let mut crc = Hasher::new();
         crc.update(header);
         CommitCounters::add(&self.counters.bytes_written, end);
@@ -210,6 +215,7 @@ impl Committer {
             records: 0,
             min_seq: 0,
             max_seq: 0,
+            tombstone_bytes: 0,
             retired: false,
         });
         self.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });

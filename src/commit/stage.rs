@@ -76,6 +76,7 @@ pub(crate) struct Taken {
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
     pub(crate) records: u32,
+    pub(crate) tombstone_bytes: u64,
     /// All records written so far, this group's included: the next record's ordinal.
     pub(crate) next_ordinal: u32,
     pub(crate) buffer: Bytes,
@@ -100,6 +101,7 @@ pub(crate) struct Stage {
     spliced_len: u64,
     publications: Vec<Publication>,
     pub(crate) records: u32,
+    tombstone_bytes: u64,
     first_seq: u64,
     pub(crate) last_seq: u64,
     has_batch: bool,
@@ -160,6 +162,9 @@ impl Stage {
             patch_header(header, &place.segment.binding, offset + member.position as u64, seq, place.next_ordinal);
             place.next_ordinal += 1;
             self.last_seq = seq;
+            if member.kind == RecordKind::Tombstone {
+                self.tombstone_bytes += member.record_len();
+            }
         }
         if let Some(value) = &op.large {
             self.splices.push(Splice { position: self.buffer.len(), value: value.clone() });
@@ -211,6 +216,7 @@ impl Stage {
             first_seq: self.first_seq,
             last_seq: self.last_seq,
             records: self.records,
+            tombstone_bytes: self.tombstone_bytes,
             next_ordinal: place.next_ordinal,
             pieces: pieces(&buffer, &self.splices),
             buffer,

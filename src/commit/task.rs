@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{File, Io, OpFuture, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
-use crate::segment::{Catalog, Registry, Segment};
+use crate::segment::{Registry, Segment, SharedCatalog};
 
 /// What the task needs to know of the options.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,7 @@ pub(super) struct Active {
     pub(super) records: u32,
     pub(super) min_seq: u64,
     pub(super) max_seq: u64,
+    pub(super) tombstone_bytes: u64,
     /// No more appends: seal it.
     pub(super) retired: bool,
 }
@@ -88,7 +89,7 @@ pub(crate) struct Committer {
     pub(super) log: Arc<Log>,
     pub(super) keydir: Arc<Keydir>,
     pub(super) registry: Arc<Registry>,
-    pub(super) catalog: Catalog,
+    pub(super) catalog: SharedCatalog,
     pub(super) options: CommitOptions,
     pub(super) counters: Arc<CommitCounters>,
     pub(super) active: Option<Active>,
@@ -121,7 +122,7 @@ impl Committer {
         log: Arc<Log>,
         keydir: Arc<Keydir>,
         registry: Arc<Registry>,
-        catalog: Catalog,
+        catalog: SharedCatalog,
         options: CommitOptions,
         counters: Arc<CommitCounters>,
         sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
@@ -356,6 +357,7 @@ impl Committer {
                 active.min_seq = taken.first_seq;
             }
             active.max_seq = taken.last_seq;
+            active.tombstone_bytes += taken.tombstone_bytes;
             active.segment.set_written_end(taken.end);
         }
         CommitCounters::add(&self.counters.groups, 1);

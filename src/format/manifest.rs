@@ -30,6 +30,8 @@ pub struct Manifest {
     pub next_segment_id: u64,
     /// No record in a listed, sealed segment has this sequence number or a larger one.
     pub next_seq: u64,
+    /// The segment that is appended to, the only one that may lack a footer; 0 = none.
+    pub active_segment: u32,
     /// Live segments, their ids ascending, all below `next_segment_id`.
     pub segments: Vec<ManifestSegment>,
 }
@@ -43,6 +45,7 @@ impl Manifest {
         put(&mut header, 48, self.next_segment_id.to_le_bytes());
         put(&mut header, 56, self.next_seq.to_le_bytes());
         put(&mut header, 64, (self.segments.len() as u64).to_le_bytes());
+        put(&mut header, 72, self.active_segment.to_le_bytes());
         Prelude::current(self.store_id).seal(&mut header, magic::MANIFEST);
         let mut out = Vec::with_capacity(MANIFEST_HEADER_LEN + self.segments.len() * MANIFEST_SEGMENT_LEN + 4);
         out.extend_from_slice(&header);
@@ -59,7 +62,7 @@ impl Manifest {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (prelude, mut fields) = Prelude::open::<MANIFEST_HEADER_LEN>(bytes, magic::MANIFEST)?;
         let (generation, next_segment_id, next_seq) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let count = fields.u64()?;
+        let (count, active_segment) = (fields.u64()?, fields.u32()?);
         prelude.reserved(fields.rest())?;
         let needed = count
             .checked_mul(MANIFEST_SEGMENT_LEN as u64)
@@ -86,13 +89,16 @@ impl Manifest {
             .iter()
             .map(|[id, salt]| ManifestSegment { id: u64::from_le_bytes(*id), salt: u64::from_le_bytes(*salt) })
             .collect();
-        let manifest = Self { store_id: prelude.store_id, generation, next_segment_id, next_seq, segments };
+        let store_id = prelude.store_id;
+        let manifest = Self { store_id, generation, next_segment_id, next_seq, active_segment, segments };
         manifest.check().map(|()| manifest)
     }
 
     fn check(&self) -> Result<(), DecodeError> {
         let ascending = self.segments.is_sorted_by(|earlier, later| earlier.id < later.id);
         let below = self.segments.last().is_none_or(|last| last.id < self.next_segment_id);
-        if ascending && below { Ok(()) } else { Err(DecodeError::Order) }
+        let active = u64::from(self.active_segment);
+        let has_active = active == 0 || self.segments.iter().any(|segment| segment.id == active);
+        if ascending && below && has_active { Ok(()) } else { Err(DecodeError::Order) }
     }
 }

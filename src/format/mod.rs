@@ -52,7 +52,9 @@
 //!      0    40  prelude
 //!     40     8  segment_id
 //!     48     8  salt
-//!     56     8  first_seq     the store's next sequence number when the segment was created
+//!     56     8  first_seq     no tombstone with a smaller sequence number hides a record of this segment: the
+//!                             store's next one when the segment was created, or when the compaction began
+//!                             that made it
 //!     64   444  reserved      zero
 //!    508     4  crc           of bytes 0..508
 //! ```
@@ -204,14 +206,14 @@
 //!     48     8  next_segment_id  no segment had this id or a larger one when it was written
 //!     56     8  next_seq         no record in a listed, sealed segment has this sequence number or a larger one
 //!     64     8  count            n, number of segments
-//!     72     4  reserved         zero
+//!     72     4  active_segment   the listed segment that is appended to and may lack a footer, 0 = none
 //!     76     4  crc              of bytes 0..76
 //!     80    16  n times: segment id, salt (8 bytes each); ids ascend, all below next_segment_id
 //!      -     4  list_crc         of bytes 76..80 + 16 n, which is the header's checksum and the list
 //! ```
 //!
 //! The list's checksum covers the header by way of the header's checksum, and would not if it covered all the bytes:
-//! see the footer. Segments 3 (salt 0x33) and 7, generation 9, next ids 8 and 42:
+//! see the footer. Segments 3 (salt 0x33) and 7 (active), generation 9, next ids 8 and 42:
 //!
 //! ```text
 //! example: manifest
@@ -219,10 +221,10 @@
 //! 0010  00 00 00 00 00 00 00 00 00 11 22 33 44 55 66 77
 //! 0020  88 99 aa bb cc dd ee ff 09 00 00 00 00 00 00 00
 //! 0030  08 00 00 00 00 00 00 00 2a 00 00 00 00 00 00 00
-//! 0040  02 00 00 00 00 00 00 00 00 00 00 00 b2 79 74 0e
+//! 0040  02 00 00 00 00 00 00 00 07 00 00 00 0b 41 a3 93
 //! 0050  03 00 00 00 00 00 00 00 33 00 00 00 00 00 00 00
 //! 0060  07 00 00 00 00 00 00 00 ef cd ab 89 67 45 23 01
-//! 0070  4b d5 8b 49
+//! 0070  1c 26 b6 b3
 //! ```
 //!
 //! # Hint file

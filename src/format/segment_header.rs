@@ -21,7 +21,8 @@ pub struct SegmentHeader {
     pub segment_id: u64,
     /// Random, chosen when the segment was created, not to be known to those who choose values.
     pub salt: u64,
-    /// The store's next sequence number when the segment was created.
+    /// The store's next sequence number when the segment was created or, of one that a compaction wrote, a number that
+    /// was next when it began: no tombstone with a smaller one hides a record in here.
     pub first_seq: u64,
 }
 

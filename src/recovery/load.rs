@@ -7,16 +7,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::scan::{Found, Scan, Stop};
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, Footer, HintReader, RecordKind};
+use crate::format::{Binding, Footer, HintReader, RecordKind, record_len};
 use crate::io::{Dir, IoKind, OpenMode, util};
 use crate::keydir::{Keydir, Location};
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::promise::Promise;
-use crate::segment::{Segment, hint_file_name, segment_file_name};
+use crate::segment::{Facts, Found, Scan, Segment, Stop, hint_file_name, segment_file_name};
 
 /// Loaders beyond this many find no more work than memory bandwidth.
 const MAX_LOADERS: usize = 8;
@@ -31,8 +30,9 @@ pub(super) struct Loaded {
 /// How one segment went.
 struct Outcome {
     candidate: Candidate,
-    max_seq: u64,
-    from_hint: bool,
+    facts: Facts,
+    /// Length of its hint file, if its keys came from there.
+    hint_bytes: Option<u64>,
     records_scanned: u64,
     /// Invalid stretches, as stop and length.
     damage: Vec<(Stop, u64)>,
@@ -62,7 +62,7 @@ pub(super) fn publish(keydir: &Keydir, segment: u32, found: &Found<'_>) {
 }
 
 impl Opening<'_> {
-    /// Loads `candidates`; those without a footer are damaged, since they are not the last.
+    /// Loads `candidates`; those without a footer are damaged, since none of them was being written.
     pub(super) async fn load_sealed(
         &mut self,
         candidates: Vec<Candidate>,
@@ -70,7 +70,7 @@ impl Opening<'_> {
         keydir: &Arc<Keydir>,
     ) -> Result<Loaded> {
         for candidate in candidates.iter().filter(|candidate| candidate.footer.is_none()) {
-            self.damaged(candidate.id, candidate.len, 0, "a segment that is not the last has no footer")?;
+            self.damaged(candidate.id, candidate.len, 0, "a segment that was not being written has no footer")?;
         }
         let queue = Arc::new(Queue {
             waiting: Mutex::new(candidates.into()),
@@ -127,8 +127,8 @@ impl Opening<'_> {
 
     /// Takes a loaded segment into the registry and the report.
     fn admit(&mut self, outcome: Outcome, loaded: &mut Loaded) -> Result<()> {
-        let Outcome { candidate, max_seq, from_hint, records_scanned, damage, damage_reason } = outcome;
-        let id = candidate.id;
+        let Outcome { candidate, facts, hint_bytes, records_scanned, damage, damage_reason } = outcome;
+        let (id, from_hint) = (candidate.id, hint_bytes.is_some());
         self.report.segments += 1;
         self.report.hints_loaded += usize::from(from_hint);
         self.report.segments_scanned += usize::from(!from_hint);
@@ -140,8 +140,10 @@ impl Opening<'_> {
         if let Some(reason) = damage_reason {
             self.damaged(id, 0, candidate.len, reason)?;
         }
-        loaded.max_seq = loaded.max_seq.max(max_seq);
-        let segment = Arc::new(Segment::new(id, candidate.salt, candidate.len, true, None));
+        loaded.max_seq = loaded.max_seq.max(facts.max_seq);
+        let segment = Arc::new(Segment::new(id, candidate.salt, candidate.first_seq, candidate.len, None));
+        segment.set_sealed(is_whole.then_some(facts));
+        segment.set_hint_bytes(hint_bytes.unwrap_or(0));
         self.registry.insert(Arc::clone(&segment));
         if is_whole && !from_hint {
             loaded.without_hint.push(segment);
@@ -184,13 +186,13 @@ async fn load_one(
     salvage: bool,
 ) -> io::Result<Outcome> {
     if let Some(footer) = &candidate.footer
-        && load_hint(dir, &candidate, footer, store_id, keydir).await?
+        && let Some(hint) = load_hint(dir, &candidate, footer, store_id, keydir).await?
     {
-        let max_seq = footer.max_seq;
+        let facts = Facts { max_seq: footer.max_seq, tombstone_bytes: hint.tombstone_bytes };
         return Ok(Outcome {
             candidate,
-            max_seq,
-            from_hint: true,
+            facts,
+            hint_bytes: Some(hint.hint_bytes),
             records_scanned: 0,
             damage: Vec::new(),
             damage_reason: None,
@@ -199,17 +201,23 @@ async fn load_one(
     scan_one(dir, candidate, keydir, salvage).await
 }
 
-/// Loads the segment's hint file; `false` if it has none that fits.
+/// What was learnt from a hint file besides its keys.
+struct HintLoaded {
+    tombstone_bytes: u64,
+    hint_bytes: u64,
+}
+
+/// Loads the segment's hint file; `None` if it has none that fits.
 async fn load_hint(
     dir: &dyn Dir,
     candidate: &Candidate,
     footer: &Footer,
     store_id: &[u8; 16],
     keydir: &Keydir,
-) -> io::Result<bool> {
+) -> io::Result<Option<HintLoaded>> {
     // A hint that cannot be read is as good as none: the segment says the same, or has the same error.
-    let Ok(Some(bytes)) = read_hint(dir, candidate.id).await else { return Ok(false) };
-    let Ok((header, entries)) = HintReader::new(&bytes) else { return Ok(false) };
+    let Ok(Some(bytes)) = read_hint(dir, candidate.id).await else { return Ok(None) };
+    let Ok((header, entries)) = HintReader::new(&bytes) else { return Ok(None) };
     let fits = mutant::is(Mutant::HintUnbound)
         || (header.store_id == *store_id
             && header.segment_id == u64::from(candidate.id)
@@ -217,21 +225,28 @@ async fn load_hint(
             && header.data_len == footer.data_len
             && header.file_crc == footer.file_crc);
     if !fits {
-        return Ok(false);
+        return Ok(None);
     }
+    let mut tombstone_bytes = 0;
     for entry in entries {
         // What was published before a bad block is right as far as it goes, and the scan publishes the same again.
-        let Ok(entry) = entry else { return Ok(false) };
+        let Ok(entry) = entry else { return Ok(None) };
         let found = Found {
             key: entry.key,
             kind: entry.kind,
             seq: entry.seq,
             offset: entry.offset,
             value_len: entry.value_len,
+            expires_at_ms: entry.expires_at_ms,
+            namespace: entry.namespace,
+            compression: entry.compression,
         };
+        if entry.kind == RecordKind::Tombstone {
+            tombstone_bytes += record_len(entry.key.len(), 0);
+        }
         publish(keydir, candidate.id, &found);
     }
-    Ok(true)
+    Ok(Some(HintLoaded { tombstone_bytes, hint_bytes: bytes.len() as u64 }))
 }
 
 /// The bytes of a segment's hint file, if there is one that can be read.
@@ -280,5 +295,6 @@ async fn scan_one(dir: &dyn Dir, candidate: Candidate, keydir: &Keydir, salvage:
     });
     let damage_reason = (damage.is_empty() && differs).then_some("the segment is not what its footer says");
     let max_seq = candidate.footer.as_ref().map_or(extent.max_seq, |footer| footer.max_seq.max(extent.max_seq));
-    Ok(Outcome { max_seq, candidate, from_hint: false, records_scanned, damage, damage_reason })
+    let facts = Facts { max_seq, tombstone_bytes: extent.tombstone_bytes };
+    Ok(Outcome { facts, candidate, hint_bytes: None, records_scanned, damage, damage_reason })
 }

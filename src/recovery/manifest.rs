@@ -46,9 +46,11 @@ impl Opening<'_> {
         let mut store_id = [0; 16];
         store_id[..8].copy_from_slice(&high.to_le_bytes());
         store_id[8..].copy_from_slice(&low.to_le_bytes());
-        let nothing = Manifest { store_id, generation: 0, next_segment_id: 1, next_seq: 1, segments: Vec::new() };
+        let (generation, next_segment_id, next_seq) = (0, 1, 1);
+        let nothing =
+            Manifest { store_id, generation, next_segment_id, next_seq, active_segment: 0, segments: Vec::new() };
         let mut catalog = Catalog::new(Arc::clone(&self.dir), nothing, 1);
-        catalog.edit(Vec::new(), 1).await.map_err(|error| {
+        catalog.edit(Vec::new(), 0, 1).await.map_err(|error| {
             let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
             self.io_error("begin the MANIFEST", error, None)
         })?;
@@ -77,6 +79,8 @@ impl Opening<'_> {
             generation: 0,
             next_segment_id,
             next_seq: headers.iter().map(|header| header.first_seq).max().unwrap_or(1),
+            // Which one was appended to, the list alone knew: `recover` looks for one without a footer.
+            active_segment: 0,
             segments: listed.collect(),
         };
         Ok(Catalog::rebuilt(Arc::clone(&self.dir), rebuilt, next_segment_id))

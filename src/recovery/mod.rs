@@ -4,16 +4,16 @@
 //! 2. Sync the directory, then read the MANIFEST: which segments there are. (After a failed sync in an earlier life the
 //!    kernel may show names and bytes that the disk does not have. What is relied on is made durable first.)
 //! 3. Remove leftovers: files of ours that the MANIFEST does not list, temporary files, hints without a segment.
-//! 4. Seal the last segment if it has no footer: it was being written when the store stopped (`tail`).
+//! 4. Seal the active segment if it has no footer: it was being written when the store stopped (`tail`).
 //! 5. Load every other segment, from its hint if that fits, from its records otherwise, in parallel and in any order:
 //!    the newest record of a key is the one with the highest sequence number (`load`).
 //!
 //! | what is found | what is done |
 //! |---|---|
-//! | last segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
+//! | active segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
 //! | invalid bytes in a sealed segment that has to be scanned | `Corrupt`; under `Salvage` stepped over and listed |
-//! | invalid bytes in the last segment, where a later frame says that they were durable | the same |
-//! | last segment without footer, but with a hint of its own: it was sealed once | the same |
+//! | invalid bytes in the active segment, where a later frame says that they were durable | the same |
+//! | active segment without footer, but with a hint of its own: it was sealed once | the same |
 //! | a hint file that is damaged, stale or of another segment | ignored, written anew |
 //! | a listed segment that is missing or has no valid header | `Corrupt`; under `Salvage` left out and listed |
 //! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
@@ -26,7 +26,6 @@
 
 mod load;
 mod manifest;
-mod scan;
 mod tail;
 
 use std::io;
@@ -44,8 +43,6 @@ use crate::segment::{
     Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, Registry, Segment, segment_file_name,
 };
 use crate::stats::{Damage, RecoveryReport};
-
-pub(crate) use scan::{Found, Scan};
 
 /// Sequence numbers skipped after an unclean stop, so that the number of a lost `Buffered` write is never given to
 /// another. The sync interval is at most a minute; no store loses this many records in one.
@@ -117,9 +114,20 @@ struct Opening<'a> {
 struct Candidate {
     id: u32,
     salt: u64,
+    first_seq: u64,
     header: [u8; SEGMENT_HEADER_LEN],
     len: u64,
     footer: Option<Footer>,
+}
+
+/// Takes out the segment that was being written when the store stopped: the active one, if it has no footer. A list that
+/// was made anew does not know which that was; it is the newest without a footer.
+fn take_tail(candidates: &mut Vec<Candidate>, catalog: &Catalog) -> Option<Candidate> {
+    let is_tail = |candidate: &Candidate| {
+        candidate.footer.is_none() && (candidate.id == catalog.active_segment() || catalog.is_rebuilt())
+    };
+    let index = candidates.iter().rposition(is_tail)?;
+    Some(candidates.remove(index))
 }
 
 /// The names in the directory that are the store's.
@@ -138,11 +146,12 @@ impl Opening<'_> {
         let mut catalog = self.read_catalog(&names).await?;
         let mut candidates = Vec::new();
         let listed = catalog.segments().to_vec();
-        let last = listed.last().map(|last| last.id);
+        let active = u64::from(catalog.active_segment());
         for listed in listed {
-            // A hint is written after its segment was sealed durably. The last segment without one may show a footer
+            // A hint is written after its segment was sealed durably. The active segment without one may show a footer
             // whose sync failed.
-            let is_doubtful = Some(listed.id) == last && !names.hints.contains(&listed.id);
+            let may_be_active = listed.id == active || catalog.is_rebuilt();
+            let is_doubtful = may_be_active && !names.hints.contains(&listed.id);
             if let Some(candidate) = self.examine(listed, &catalog.store_id(), is_doubtful).await? {
                 candidates.push(candidate);
             }
@@ -152,7 +161,7 @@ impl Opening<'_> {
         let keydir = Arc::new(Keydir::new(self.seed()?, 64));
         let mut next_seq = catalog.next_seq().max(1);
         let mut without_hint = Vec::new();
-        let tail = candidates.pop_if(|last| last.footer.is_none());
+        let tail = take_tail(&mut candidates, &catalog);
         let loaded = self.load_sealed(candidates, &catalog.store_id(), &keydir).await?;
         next_seq = next_seq.max(loaded.max_seq + 1);
         without_hint.extend(loaded.without_hint);
@@ -236,7 +245,7 @@ impl Opening<'_> {
             // What the disk does not have shall not be seen: it is written, or forgotten.
             if !mutant::is(Mutant::TailNotSynced) {
                 let synced = file.sync(SyncKind::All).await;
-                synced.map_err(|error| self.io_error("sync the last segment", error, Some(id)))?;
+                synced.map_err(|error| self.io_error("sync the active segment", error, Some(id)))?;
                 file.evict();
             }
         }
@@ -247,7 +256,7 @@ impl Opening<'_> {
         }
         let bytes = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
         let bytes = bytes.map_err(|error| self.io_error("read a segment's header", error, Some(id)))?;
-        match SegmentHeader::decode(&bytes) {
+        let first_seq = match SegmentHeader::decode(&bytes) {
             Ok(header) if header.store_id != *store_id => {
                 self.damaged(id, 0, len, "the segment is of another store")?;
                 return Ok(None);
@@ -256,17 +265,17 @@ impl Opening<'_> {
                 self.damaged(id, 0, len, "the segment is not the one that the MANIFEST lists")?;
                 return Ok(None);
             }
-            Ok(_) => {}
+            Ok(header) => header.first_seq,
             Err(error) => {
                 let reason = format!("bad segment header: {error}");
                 self.refuse_newer(error, &segment_file_name(id))?;
                 self.damaged(id, 0, len, reason)?;
                 return Ok(None);
             }
-        }
+        };
         let mut header = [0; SEGMENT_HEADER_LEN];
         header.copy_from_slice(&bytes);
-        let mut candidate = Candidate { id, salt: listed.salt, header, len, footer: None };
+        let mut candidate = Candidate { id, salt: listed.salt, first_seq, header, len, footer: None };
         candidate.footer = self.read_footer(&candidate, &*file).await?;
         Ok(Some(candidate))
     }
@@ -312,7 +321,8 @@ impl Opening<'_> {
         let dropped = tail.filter(|tail| tail.is_empty()).map(|tail| u64::from(tail.id()));
         let kept = catalog.segments().iter().filter(|listed| Some(listed.id) != dropped).copied().collect();
         self.may_remove_segments = !catalog.is_rebuilt();
-        catalog.edit(kept, next_seq).await.map_err(|error| {
+        let active = tail.filter(|tail| !tail.is_empty()).map_or(0, tail::Scanned::id);
+        catalog.edit(kept, active, next_seq).await.map_err(|error| {
             let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
             self.io_error("write the MANIFEST", error, None)
         })

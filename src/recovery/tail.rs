@@ -13,7 +13,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::load::{publish, read_hint};
-use super::scan::{Extent, Found, Scan, Stop};
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, HintReader};
@@ -21,7 +20,7 @@ use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
-use crate::segment::{Segment, segment_file_name};
+use crate::segment::{Extent, Facts, Found, Scan, Segment, Stop, segment_file_name};
 
 /// What the tail was found to hold.
 pub(super) struct Scanned {
@@ -53,7 +52,7 @@ impl Opening<'_> {
     pub(super) async fn scan_tail(&mut self, tail: Candidate, store_id: &[u8; 16], keydir: &Keydir) -> Result<Scanned> {
         let id = tail.id;
         let file = self.dir.open(&segment_file_name(id), OpenMode::ReadWrite);
-        let file = file.map_err(|error| self.io_error("open the last segment", error, Some(id)))?;
+        let file = file.map_err(|error| self.io_error("open the active segment", error, Some(id)))?;
         let was_sealed = was_sealed(&*self.dir, &tail, store_id).await;
         let was_sealed = was_sealed.map_err(|error| self.io_error("read a hint", error, Some(id)))?;
         if was_sealed {
@@ -71,7 +70,7 @@ impl Opening<'_> {
                 publish(keydir, id, &found);
             };
             let stop = scan.run(!resumed, each).await;
-            let stop = stop.map_err(|error| self.io_error("scan the last segment", error, Some(id)))?;
+            let stop = stop.map_err(|error| self.io_error("scan the active segment", error, Some(id)))?;
             let Some(stop) = stop else { break };
             if !self.step_over(&mut scan, id, stop, tail.len).await? {
                 break;
@@ -96,7 +95,7 @@ impl Opening<'_> {
             return Ok(());
         }
         let cut = cut(&*tail.file, tail.candidate.len, tail.extent.end).await;
-        cut.map_err(|error| self.io_error("cut the last segment", error, Some(tail.id())))
+        cut.map_err(|error| self.io_error("cut the active segment", error, Some(tail.id())))
     }
 
     /// Seals the tail, which has been cut. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
@@ -118,10 +117,12 @@ impl Opening<'_> {
             let binding = Binding::new(candidate.salt, u64::from(id));
             let encoded = footer.encode(&binding, extent.end, extent.max_seq, extent.records);
             let closed = close_with(&*file, extent.end, &encoded).await;
-            closed.map_err(|error| self.io_error("seal the last segment", error, Some(id)))?;
+            closed.map_err(|error| self.io_error("seal the active segment", error, Some(id)))?;
             len = extent.end + FOOTER_LEN as u64;
         }
-        let segment = Arc::new(Segment::new(id, candidate.salt, len, true, Some(file)));
+        let segment = Arc::new(Segment::new(id, candidate.salt, candidate.first_seq, len, Some(file)));
+        let facts = Facts { max_seq: extent.max_seq, tombstone_bytes: extent.tombstone_bytes };
+        segment.set_sealed((!has_damage).then_some(facts));
         self.registry.insert(Arc::clone(&segment));
         Ok((!has_damage).then_some(segment))
     }
@@ -129,11 +130,11 @@ impl Opening<'_> {
     /// Decides what an invalid byte means. `true`: it was damage, and the scan can go on behind it.
     async fn step_over(&mut self, scan: &mut Scan, id: u32, stop: Stop, len: u64) -> Result<bool> {
         let durable = scan.durable_beyond(stop.offset).await;
-        if !durable.map_err(|error| self.io_error("scan the last segment", error, Some(id)))? {
+        if !durable.map_err(|error| self.io_error("scan the active segment", error, Some(id)))? {
             return Ok(false);
         }
         let next = scan.find_next(stop.offset + 8).await;
-        let next = next.map_err(|error| self.io_error("scan the last segment", error, Some(id)))?;
+        let next = next.map_err(|error| self.io_error("scan the active segment", error, Some(id)))?;
         let reason = format!("{} in bytes that were durable", stop.error);
         self.damaged(id, stop.offset, next.unwrap_or(len) - stop.offset, reason)?;
         debug_assert_eq!(self.options.recovery, Recovery::Salvage, "a strict open has ended with an error");

@@ -14,6 +14,9 @@ use crate::format::{Manifest, ManifestSegment};
 use crate::io::{Dir, OpenMode, SyncKind, util};
 use crate::mutant::{self, Mutant};
 
+/// The commit task and the maintenance task both edit the list, one at a time.
+pub(crate) type SharedCatalog = Arc<futures_util::lock::Mutex<Catalog>>;
+
 /// The list as it is on disk. One task at a time edits it.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -71,6 +74,11 @@ impl Catalog {
         self.next_segment_id = self.next_segment_id.max(id.saturating_add(1));
     }
 
+    /// The listed segment that is appended to, or was when the store stopped; 0 = none.
+    pub(crate) fn active_segment(&self) -> u32 {
+        self.durable.active_segment
+    }
+
     /// Spends an id.
     pub(crate) fn take_segment_id(&mut self) -> u64 {
         let id = self.next_segment_id;
@@ -78,13 +86,38 @@ impl Catalog {
         id
     }
 
-    /// Makes `segments` the live ones. `next_seq` is a number no record has reached.
-    pub(crate) async fn edit(&mut self, segments: Vec<ManifestSegment>, next_seq: u64) -> Result<(), CatalogError> {
+    /// Adds and removes segments, in one step. `next_seq` is a number no record has reached.
+    pub(crate) async fn change(
+        &mut self,
+        added: &[ManifestSegment],
+        removed: &[u32],
+        next_seq: u64,
+    ) -> Result<(), CatalogError> {
+        let active_segment = match self.durable.active_segment {
+            active if removed.contains(&active) => 0,
+            active => active,
+        };
+        let is_kept = |listed: &ManifestSegment| removed.iter().all(|&id| u64::from(id) != listed.id);
+        let mut segments: Vec<_> = self.durable.segments.iter().copied().filter(is_kept).collect();
+        segments.extend_from_slice(added);
+        segments.sort_by_key(|listed| listed.id);
+        self.edit(segments, active_segment, next_seq).await
+    }
+
+    /// Makes `segments` the live ones and `active_segment`, which is one of them or 0, the one that may lack a footer.
+    /// `next_seq` is a number no record has reached.
+    pub(crate) async fn edit(
+        &mut self,
+        segments: Vec<ManifestSegment>,
+        active_segment: u32,
+        next_seq: u64,
+    ) -> Result<(), CatalogError> {
         let edited = Manifest {
             store_id: self.durable.store_id,
             generation: self.durable.generation + 1,
             next_segment_id: self.next_segment_id,
             next_seq,
+            active_segment,
             segments,
         };
         write_new(&*self.dir, &edited).await?;

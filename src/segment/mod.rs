@@ -3,16 +3,29 @@
 mod catalog;
 mod names;
 mod registry;
+mod retired;
+mod scan;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-pub(crate) use catalog::{Catalog, CatalogError};
+pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
 pub(crate) use names::{FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, hint_file_name, segment_file_name, tmp_name};
 pub(crate) use registry::Registry;
+pub(crate) use retired::{Retired, Unlinkable};
+pub(crate) use scan::{Extent, Found, Scan, Stop};
 
 use crate::format::Binding;
 use crate::io::File;
+
+/// What is known of a sealed segment that is whole; see [`Segment::facts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Largest sequence number of its puts and tombstones, 0 without any.
+    pub(crate) max_seq: u64,
+    /// Bytes of its tombstones. They are not alive, and yet cannot always be dropped.
+    pub(crate) tombstone_bytes: u64,
+}
 
 /// One segment: what a reader needs to know of it, and the bytes in it that are alive.
 ///
@@ -21,6 +34,8 @@ use crate::io::File;
 pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) salt: u64,
+    /// No tombstone with a smaller sequence number hides a record of this segment.
+    pub(crate) first_seq: u64,
     pub(crate) binding: Binding,
     /// Bytes that can be read from the file. What lies beyond is still in the log's staging buffers.
     written_end: AtomicU64,
@@ -28,20 +43,31 @@ pub(crate) struct Segment {
     /// sum may be below zero.
     live_bytes: AtomicI64,
     sealed: AtomicBool,
+    facts: OnceLock<Facts>,
+    /// Found damaged since the open: compaction leaves it alone.
+    damaged: AtomicBool,
+    hint_bytes: AtomicU64,
+    /// Set when it is retired: who is told when the last reader is gone.
+    retired_to: OnceLock<Retired>,
     file: RwLock<Option<Arc<dyn File>>>,
     /// The registry's tick when the file was last used.
     last_used: AtomicU64,
 }
 
 impl Segment {
-    pub(crate) fn new(id: u32, salt: u64, written_end: u64, sealed: bool, file: Option<Arc<dyn File>>) -> Self {
+    pub(crate) fn new(id: u32, salt: u64, first_seq: u64, written_end: u64, file: Option<Arc<dyn File>>) -> Self {
         Self {
             id,
             salt,
+            first_seq,
             binding: Binding::new(salt, u64::from(id)),
             written_end: AtomicU64::new(written_end),
             live_bytes: AtomicI64::new(0),
-            sealed: AtomicBool::new(sealed),
+            sealed: AtomicBool::new(false),
+            facts: OnceLock::new(),
+            damaged: AtomicBool::new(false),
+            hint_bytes: AtomicU64::new(0),
+            retired_to: OnceLock::new(),
             file: RwLock::new(file),
             last_used: AtomicU64::new(0),
         }
@@ -72,11 +98,42 @@ impl Segment {
         self.sealed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_sealed(&self) {
+    /// Closes it for ever. Without facts it is damaged, and no compaction will touch it.
+    pub(crate) fn set_sealed(&self, facts: Option<Facts>) {
+        if let Some(facts) = facts {
+            // Sealed once: by the commit task, by recovery or by the compaction that wrote it.
+            let _ = self.facts.set(facts);
+        }
         self.sealed.store(true, Ordering::Release);
+    }
+
+    /// What is known of it, if it is sealed and whole.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        if self.damaged.load(Ordering::Relaxed) { None } else { self.facts.get().copied() }
+    }
+
+    pub(crate) fn set_damaged(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn hint_bytes(&self) -> u64 {
+        self.hint_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hint_bytes(&self, bytes: u64) {
+        self.hint_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn open_file(&self) -> Option<Arc<dyn File>> {
         self.file.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Segment {
+    /// The last reader is gone: a retired segment's file can go too.
+    fn drop(&mut self) {
+        if let Some(retired) = self.retired_to.get() {
+            retired.push(Unlinkable::of(self));
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Readers look a segment up by id and ask for its file; the registry opens it if need be and closes the least recently
 //! used sealed one when there are more than the budget. A reader keeps the file it was given for as long as it reads,
-//! so closing or removing a segment never takes a file away from under a read.
+//! so closing a segment never takes a file away from under a read, and a retired segment's file is there until the last
+//! reader has dropped the segment ([`Retired`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Segment, segment_file_name};
+use super::{Retired, Segment, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
 
 /// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
@@ -39,6 +40,7 @@ pub(crate) struct Registry {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) path: PathBuf,
     segments: RwLock<HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>>,
+    pub(crate) retired: Retired,
     max_open_files: usize,
     open_files: AtomicUsize,
     /// Advances with every open, so that "used since then" costs a reader one store.
@@ -51,6 +53,7 @@ impl Registry {
             dir,
             path,
             segments: RwLock::default(),
+            retired: Retired::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
             tick: AtomicU64::new(1),
@@ -74,6 +77,17 @@ impl Registry {
         }
         self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
         self.close_surplus();
+    }
+
+    /// Takes `segment`, which no key points at and the MANIFEST does not list, out of the store. Its file goes when its
+    /// last reader is gone.
+    pub(crate) fn retire(&self, segment: Arc<Segment>) {
+        self.retired.pin(&segment);
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&segment.id);
+        // Readers that have it keep its file open for as long as they need it.
+        if segment.file.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            self.open_files.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// The open file of `segment`.

@@ -28,6 +28,17 @@ pub(crate) struct Found<'a> {
     pub(crate) seq: u64,
     pub(crate) offset: u64,
     pub(crate) value_len: u32,
+    pub(crate) expires_at_ms: u64,
+    pub(crate) namespace: u32,
+    pub(crate) compression: u8,
+}
+
+impl<'a> Found<'a> {
+    /// The record at `offset` with `header` and `key`.
+    pub(crate) fn new(key: &'a [u8], header: &RecordHeader, offset: u64) -> Self {
+        let RecordHeader { kind, seq, value_len, expires_at_ms, namespace, compression, .. } = *header;
+        Self { key, kind, seq, offset, value_len, expires_at_ms, namespace, compression }
+    }
 }
 
 /// How far a scan came.
@@ -39,6 +50,8 @@ pub(crate) struct Extent {
     pub(crate) records: u32,
     pub(crate) min_seq: u64,
     pub(crate) max_seq: u64,
+    /// Bytes of the tombstones before `end`.
+    pub(crate) tombstone_bytes: u64,
     crc: Hasher,
 }
 
@@ -71,7 +84,7 @@ struct OpenBatch {
     frame_offset: u64,
     end: u64,
     missing: u32,
-    members: Vec<(RecordKind, Vec<u8>, u64, u64, u32)>,
+    members: Vec<(RecordHeader, Vec<u8>, u64)>,
 }
 
 /// One record as it was read; its key lies in the window.
@@ -93,7 +106,7 @@ impl Scan {
             limit,
             window: Vec::new(),
             window_start: start,
-            extent: Extent { end: start, records: 0, min_seq: 0, max_seq: 0, crc },
+            extent: Extent { end: start, records: 0, min_seq: 0, max_seq: 0, tombstone_bytes: 0, crc },
         }
     }
 
@@ -158,21 +171,24 @@ impl Scan {
         each: &mut impl FnMut(Found<'_>),
     ) -> Result<(), DecodeError> {
         let header = &read.header;
-        let (kind, seq, value_len) = (header.kind, header.seq, header.value_len);
+        let (kind, seq) = (header.kind, header.seq);
         match kind {
             RecordKind::Put | RecordKind::Tombstone => {
                 reached.min_seq = if reached.min_seq == 0 { seq } else { reached.min_seq.min(seq) };
                 reached.max_seq = reached.max_seq.max(seq);
+                if kind == RecordKind::Tombstone {
+                    reached.tombstone_bytes += read.len;
+                }
                 let key = self.window.get(read.key.clone()).unwrap_or_default();
                 if mutant::is(Mutant::BatchNotAtomic) {
-                    each(Found { key, kind, seq, offset, value_len });
+                    each(Found::new(key, header, offset));
                     return Ok(());
                 }
                 let Some(open) = batch else {
-                    each(Found { key, kind, seq, offset, value_len });
+                    each(Found::new(key, header, offset));
                     return Ok(());
                 };
-                open.members.push((kind, key.to_vec(), seq, offset, value_len));
+                open.members.push((*header, key.to_vec(), offset));
                 open.missing -= 1;
                 if open.missing > 0 {
                     return if reached.end < open.end { Ok(()) } else { Err(DecodeError::Count) };
@@ -180,8 +196,8 @@ impl Scan {
                 if reached.end != open.end {
                     return Err(DecodeError::Count);
                 }
-                for (kind, key, seq, offset, value_len) in open.members.drain(..) {
-                    each(Found { key: &key, kind, seq, offset, value_len });
+                for (header, key, offset) in open.members.drain(..) {
+                    each(Found::new(&key, &header, offset));
                 }
                 *batch = None;
                 Ok(())

@@ -116,7 +116,7 @@ pub(super) fn hint_entry(key: &[u8], seq: u64, offset: u64) -> HintEntry<'_> {
 
 fn sample_manifest() -> Manifest {
     let segments = vec![ManifestSegment { id: 3, salt: 0x33 }, ManifestSegment { id: SEGMENT, salt: SALT }];
-    Manifest { store_id: STORE, generation: 9, next_segment_id: 8, next_seq: 42, segments }
+    Manifest { store_id: STORE, generation: 9, next_segment_id: 8, next_seq: 42, active_segment: 7, segments }
 }
 
 fn sample_footer() -> [u8; FOOTER_LEN] {

@@ -89,7 +89,11 @@ fn manifests_come_back() {
             .collect();
         segments_seen += segments.len();
         let (generation, next_segment_id, next_seq) = (numbers.next(), id + 1, numbers.next());
-        let manifest = Manifest { store_id: STORE, generation, next_segment_id, next_seq, segments };
+        let active_segment = match segments.len() {
+            0 => 0,
+            len => u32::try_from(segments[numbers.next() as usize % len].id).unwrap_or(0),
+        };
+        let manifest = Manifest { store_id: STORE, generation, next_segment_id, next_seq, active_segment, segments };
         assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
     }
     println!("500 manifests, {segments_seen} segments, seed {seed}");

@@ -1,0 +1,122 @@
+//! Segments that compaction has replaced: their files go when their last reader is gone.
+//!
+//! A reader holds the [`Segment`] for as long as it reads. Retiring takes the segment out of the registry, so that nobody
+//! finds it any more; dropping its last handle, on whatever thread, queues its name here; the maintenance task unlinks.
+//!
+//! # The order of unlinking
+//!
+//! The MANIFEST has stopped listing these files before any of them goes, so a crash between two unlinks leaves files that
+//! the next open removes unread. All the same a file with tombstones waits until every retired file that was begun
+//! before its newest tombstone is gone, durably: whoever has to do without a MANIFEST finds no put whose tombstone is
+//! missing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::task::AtomicWaker;
+
+use super::Segment;
+
+/// Names to be unlinked, and who does it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Retired(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    waker: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Retired, and still held by a reader.
+    pinned: Vec<Unlinkable>,
+    /// Nobody reads them any more.
+    free: Vec<Unlinkable>,
+}
+
+/// What of a retired segment decides when its file may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unlinkable {
+    pub(crate) id: u32,
+    pub(crate) first_seq: u64,
+    /// The newest tombstone in it may be as new as this; 0 if it has none.
+    newest_tombstone: u64,
+    pub(crate) file_bytes: u64,
+}
+
+impl Unlinkable {
+    pub(super) fn of(segment: &Segment) -> Self {
+        // Only whole segments are retired.
+        let newest_tombstone = segment.facts.get().filter(|facts| facts.tombstone_bytes > 0);
+        Self {
+            id: segment.id,
+            first_seq: segment.first_seq,
+            newest_tombstone: newest_tombstone.map_or(0, |facts| facts.max_seq),
+            file_bytes: segment.written_end() + segment.hint_bytes(),
+        }
+    }
+}
+
+impl Retired {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom to wake when a file can go.
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.0.waker.register(waker);
+    }
+
+    /// `segment` is no longer part of the store; what is dropped last queues it.
+    pub(super) fn pin(&self, segment: &Segment) {
+        self.lock().pinned.push(Unlinkable::of(segment));
+        // Retired once: a second time finds the same queue.
+        let _ = segment.retired_to.set(self.clone());
+    }
+
+    pub(super) fn push(&self, segment: Unlinkable) {
+        {
+            let mut state = self.lock();
+            state.pinned.retain(|pinned| pinned.id != segment.id);
+            state.free.push(segment);
+        }
+        self.0.waker.wake();
+    }
+
+    /// Whether something waits to be unlinked that could be.
+    pub(crate) fn has_next(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// The next file to go: the oldest one that nobody reads, unless it has tombstones that an older one still needs.
+    /// It stays on the list until [`gone`](Self::gone).
+    pub(crate) fn next(&self) -> Option<Unlinkable> {
+        let state = self.lock();
+        let needs = |candidate: &Unlinkable, other: &Unlinkable| {
+            other.id != candidate.id && other.first_seq < candidate.newest_tombstone
+        };
+        state
+            .free
+            .iter()
+            .filter(|candidate| !state.free.iter().chain(&state.pinned).any(|other| needs(candidate, other)))
+            .min_by_key(|candidate| (candidate.first_seq, candidate.id))
+            .copied()
+    }
+
+    /// The file of segment `id` is gone, durably.
+    pub(crate) fn gone(&self, id: u32) {
+        self.lock().free.retain(|free| free.id != id);
+    }
+
+    /// The smallest `first_seq` of files that are not gone.
+    pub(crate) fn first_seq(&self) -> Option<u64> {
+        let state = self.lock();
+        state.free.iter().chain(&state.pinned).map(|retired| retired.first_seq).min()
+    }
+
+    /// Bytes in files that are not gone.
+    pub(crate) fn bytes(&self) -> u64 {
+        let state = self.lock();
+        state.free.iter().chain(&state.pinned).map(|retired| retired.file_bytes).sum()
+    }
+}
