@@ -13,10 +13,11 @@ use std::task::{Context, Poll, Waker};
 use std::thread::Thread;
 
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
+use crate::compaction::{CompactionCounters, Compactor, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{DirLock, Io, fork};
 use crate::keydir::Keydir;
-use crate::maintenance::Maintenance;
+use crate::maintenance::{Maintainer, Maintenance};
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
@@ -32,9 +33,10 @@ pub(crate) struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
+    pub(crate) compaction_counters: Arc<CompactionCounters>,
     pub(crate) read_counters: ReadCounters,
     pub(crate) report: RecoveryReport,
-    maintenance: Arc<Maintenance>,
+    pub(crate) maintenance: Arc<Maintenance>,
     fork_generation: u64,
     close_requested: AtomicBool,
     ending: Mutex<Ending>,
@@ -73,6 +75,7 @@ impl Core {
             registry,
             log,
             commit_counters: Arc::default(),
+            compaction_counters: Arc::default(),
             read_counters: ReadCounters::default(),
             report,
             maintenance,
@@ -89,10 +92,29 @@ impl Core {
         let spawn_error = |error| Error::io("open: start a thread", error).with_path(&self.options.path);
         let store_id = catalog.store_id();
         let catalog: SharedCatalog = Arc::new(catalog.into());
+        let compaction = &self.options.compaction;
+        let compactor = Compactor::new(
+            Arc::clone(&self.io),
+            Arc::clone(&self.log),
+            Arc::clone(&self.keydir),
+            Arc::clone(&self.registry),
+            Arc::clone(&catalog),
+            store_id,
+            Settings {
+                policy: compaction.policy(self.options.segment_bytes),
+                segment_bytes: self.options.segment_bytes,
+                bytes_per_second: compaction.bytes_per_second,
+            },
+            Arc::clone(&self.commit_counters),
+            Arc::clone(&self.compaction_counters),
+        );
+        let (is_automatic, hours) = (compaction.is_automatic, compaction.hours);
+        let maintainer = Maintainer::new(Arc::clone(&self.maintenance), compactor, is_automatic, hours);
         let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
         let task = async move {
-            let core = &maintaining.core;
-            core.maintenance.run(&core.registry, store_id).await;
+            // Held until the task is over, however it ends.
+            let _maintaining = maintaining;
+            maintainer.run().await;
         };
         self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
 
@@ -156,6 +178,7 @@ impl Core {
             ending.commit_result.is_some()
         };
         self.log.begin_close();
+        self.maintenance.close();
         if commit_is_over {
             self.maintenance.stop();
         }
@@ -181,6 +204,7 @@ impl Core {
     /// The maintenance task is over. If it has ended before the commit task, it has panicked: then no write goes on, and
     /// the lock is held until the last one is through.
     fn maintenance_ended(&self) {
+        self.maintenance.close();
         let is_last = {
             let mut ending = self.ending();
             ending.maintenance_is_over = true;

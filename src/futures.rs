@@ -19,10 +19,11 @@ use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{OpFuture, probe};
 use crate::keydir::Key;
-use crate::options::{Durability, Options};
+use crate::maintenance::Request;
+use crate::options::{CompactOptions, Durability, Options};
 use crate::promise::Promise;
 use crate::read::{Lookup, look_up};
-use crate::stats::Version;
+use crate::stats::{CompactionReport, Version};
 use crate::store::Store;
 
 /// Record buffers kept for the next write of this thread, so that a write allocates nothing.
@@ -137,7 +138,7 @@ macro_rules! opaque_debug {
     };
 }
 
-opaque_debug!(Open, Get, Put, Delete, Write, Sync, WaitDurable, Close);
+opaque_debug!(Open, Get, Put, Delete, Write, Sync, WaitDurable, Compact, Close);
 
 /// The future of [`Store::put`], [`Store::put_bytes`] and [`Store::put_with`].
 #[must_use = "futures do nothing unless polled"]
@@ -274,6 +275,70 @@ impl Future for WaitDurable {
             self.core.check()?;
         }
         self.core.log.poll_durable(self.seq, cx)
+    }
+}
+
+/// The future of [`Store::compact`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Compact {
+    core: Arc<Core>,
+    state: CompactState,
+}
+
+enum CompactState {
+    Start(CompactOptions),
+    Waiting(Arc<Request>),
+    Done,
+}
+
+impl Compact {
+    pub(crate) fn new(core: Arc<Core>, options: CompactOptions) -> Self {
+        Self { core, state: CompactState::Start(options) }
+    }
+
+    fn start(&self, options: &CompactOptions) -> Result<Arc<Request>> {
+        self.core.check()?;
+        let short = |id: &u64| {
+            u32::try_from(*id).map_err(|_| {
+                let message = format!("compact: {id} is not the number of a segment");
+                Error::new(ErrorKind::InvalidInput, message)
+            })
+        };
+        let segments =
+            options.segments.as_ref().map(|segments| segments.iter().map(short).collect::<Result<Vec<u32>>>());
+        Ok(self.core.maintenance.request(segments.transpose()?))
+    }
+}
+
+impl Future for Compact {
+    type Output = Result<CompactionReport>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.core.is_forked() {
+            self.core.check()?;
+        }
+        let request = match std::mem::replace(&mut self.state, CompactState::Done) {
+            CompactState::Start(options) => self.start(&options)?,
+            CompactState::Waiting(request) => request,
+            CompactState::Done => return polled_after_completion(),
+        };
+        match request.answer.poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map(CompactionReport::from)),
+            Poll::Pending => {
+                self.state = CompactState::Waiting(request);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Compact {
+    fn drop(&mut self) {
+        if let CompactState::Waiting(request) = &self.state
+            && !self.core.is_forked()
+        {
+            self.core.maintenance.abandon(request);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use dashmap::mapref::entry::Entry as MapEntry;
 use siphasher::sip::SipHasher13;
 
 use crate::format::{self, ALIGN};
+use crate::mutant::{self, Mutant};
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +299,27 @@ impl Keydir {
         self.map.retain(|_, slot| slot.live().is_some());
     }
 
+    /// Whether the newest published record of `key` is the put with `seq` in `segment`.
+    pub(crate) fn is_newest(&self, key: &[u8], seq: u64, segment: u32) -> bool {
+        self.get_ungated(key).is_some_and(|entry| entry.seq == seq && entry.location.segment == segment)
+    }
+
+    /// Lets `key` point at a copy of its record: only if its newest published record is still the put with `seq`, in one
+    /// of the segments `from` (ascending). Returns where it was.
+    ///
+    /// A sequence number is that of one record, so this compares the exact place: a newer put or a delete, published at
+    /// any time before, stays.
+    pub(crate) fn relocate(&self, key: &[u8], seq: u64, from: &[u32], to: Location) -> Option<Location> {
+        let mut slot = self.map.get_mut(key)?;
+        let old = slot.live()?;
+        let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
+        if !is_same && !mutant::is(Mutant::RelocateUnconditionally) {
+            return None;
+        }
+        *slot = Slot::new(seq, false, to);
+        Some(old)
+    }
+
     /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
         for entry in &self.map {
@@ -350,6 +372,23 @@ mod tests {
         assert!(!keydir.publish(b"k", 4, at(8)).applied, "a sweep below the tombstone leaves it");
         keydir.sweep(b"k", 5);
         assert!(keydir.publish(b"k", 4, at(8)).applied, "nothing is left of a swept tombstone");
+    }
+
+    #[test]
+    fn only_the_very_record_is_relocated() {
+        let keydir = keydir();
+        let to = Location::new(9, 512, 10).unwrap();
+        keydir.publish(b"k", 5, at(8));
+        for (what, seq, from) in [("an older one", 4, &[1][..]), ("a newer one", 6, &[1]), ("elsewhere", 5, &[2, 3])] {
+            assert_eq!(keydir.relocate(b"k", seq, from, to), None, "{what}");
+        }
+        assert_eq!(keydir.relocate(b"none", 5, &[1], to), None);
+        assert!(keydir.is_newest(b"k", 5, 1) && !keydir.is_newest(b"k", 5, 2) && !keydir.is_newest(b"k", 4, 1));
+        assert_eq!(keydir.relocate(b"k", 5, &[1, 2], to), Some(at(8)));
+        assert_eq!(keydir.get(b"k"), Some(Entry { seq: 5, location: to }));
+        keydir.bury(b"k", 6);
+        assert_eq!(keydir.relocate(b"k", 6, &[0, 9], at(8)), None, "a tombstone is nowhere");
+        assert_eq!(keydir.len(), 0);
     }
 
     #[test]

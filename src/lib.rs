@@ -61,6 +61,7 @@ pub use bytes;
 
 mod batch;
 mod commit;
+mod compaction;
 mod core;
 mod error;
 #[cfg(feature = "sim")]
@@ -95,9 +96,10 @@ mod wake;
 
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
-pub use futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write};
-pub use options::{Builder, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN, PutOptions, Recovery, WritePath};
-pub use stats::{Damage, RecoveryReport, SegmentStats, Stats, Version};
+pub use futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
+pub use options::{Builder, CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
+pub use options::{PutOptions, Recovery, WritePath};
+pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::Store;
 
 #[cfg(feature = "sim")]

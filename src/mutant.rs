@@ -43,6 +43,18 @@ pub enum Mutant {
     SequenceReused,
     /// The footer is written before the data it vouches for is durable.
     FooterBeforeData,
+    /// A compaction drops tombstones although segments that it does not read may hold what they hide.
+    TombstoneDropped,
+    /// A compaction moves a key to its copy without looking whether it still points at the record that was copied.
+    RelocateUnconditionally,
+    /// A compaction's output is listed, and its inputs unlinked, before the output is durable.
+    OutputNotSynced,
+    /// A compaction drops what was overwritten by a write that is not durable.
+    OverwrittenByTheUndurable,
+    /// A compaction's inputs are unlinked before the list without them is durable.
+    UnlinkedWhileListed,
+    /// A compaction calls its output younger than tombstones that were accepted, but not yet published.
+    OutputTooYoung,
 }
 
 #[cfg(feature = "sim")]

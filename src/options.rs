@@ -6,10 +6,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::compaction::picker::Policy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::futures::Open;
 use crate::io::Io;
 pub use crate::io::probe::{EngineChoice as Engine, WritePath};
+use crate::maintenance::Hours;
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
@@ -94,6 +96,141 @@ impl PutOptions {
     }
 }
 
+/// How the space of overwritten and deleted records comes back; see [`Builder::compaction`].
+///
+/// Compaction begins by itself when the dead part of all sealed segments reaches the *trigger*. It then rewrites the
+/// segments that free most, each at least the *threshold*, at most the *budget* at a time, no faster than the *rate*. So
+/// when it has caught up, the log takes at most `1 / (1 - trigger)` times the bytes that are alive, and one segment. A
+/// segment with nothing alive in it is removed unread, whatever the trigger says.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use]
+pub struct Compaction {
+    pub(crate) is_automatic: bool,
+    trigger: f64,
+    threshold: f64,
+    budget_bytes: Option<u64>,
+    pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) hours: Option<Hours>,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Compaction {
+    /// Automatic, with a trigger of 0.5, a threshold of 0.25, a budget of four segments, and 64 MiB a second.
+    pub fn new() -> Self {
+        Self {
+            is_automatic: true,
+            trigger: 0.5,
+            threshold: 0.25,
+            budget_bytes: None,
+            bytes_per_second: Some(64 * MIB),
+            hours: None,
+        }
+    }
+
+    /// Whether it begins by itself. Default: yes. If not, space comes back through [`Store::compact`] alone.
+    ///
+    /// [`Store::compact`]: crate::Store::compact
+    pub fn automatic(mut self, automatic: bool) -> Self {
+        self.is_automatic = automatic;
+        self
+    }
+
+    /// The dead part of all sealed segments at which it begins. Default 0.5, range 0.05 to 0.95.
+    ///
+    /// Less means less disk and more rewriting: in the long run each byte that is written is rewritten up to
+    /// `(1 - trigger) / trigger` times.
+    pub fn trigger(mut self, part: f64) -> Self {
+        self.trigger = part;
+        self
+    }
+
+    /// The part of a segment that rewriting it must free. Default 0.25, range 0.01 to the trigger; a default larger than
+    /// the trigger is lowered to it.
+    ///
+    /// More means that fewer bytes are rewritten for each byte freed.
+    pub fn threshold(mut self, part: f64) -> Self {
+        self.threshold = part;
+        self
+    }
+
+    /// Bytes of segments that one job takes. Default: four segments. Range 1 MiB to 1 TiB; one segment is always taken.
+    ///
+    /// A job's inputs go when all its outputs are durable, so more means more disk for the time of a job, and fewer jobs.
+    pub fn budget_bytes(mut self, bytes: u64) -> Self {
+        self.budget_bytes = Some(bytes);
+        self
+    }
+
+    /// Bytes read and written a second, or `None` for no limit. Default 64 MiB, range 64 KiB to 1 TiB.
+    ///
+    /// The rate falls to a sixteenth of this while syncs take clearly longer than before. It rises while dead bytes pile
+    /// up, and halfway between the trigger and a log that is all dead there is no limit.
+    pub fn bytes_per_second(mut self, bytes: Option<u64>) -> Self {
+        self.bytes_per_second = bytes;
+        self
+    }
+
+    /// The hours of the day, in UTC and as time since midnight, in which it may begin by itself; over midnight if `from`
+    /// is later than `to`. Default: all day.
+    ///
+    /// A job that has begun is finished.
+    pub fn hours(mut self, from: Duration, to: Duration) -> Self {
+        self.hours = Some(Hours { from, to });
+        self
+    }
+
+    fn validate(&self) -> Result<()> {
+        part_in_range("compaction trigger", self.trigger, 0.05, 0.95)?;
+        part_in_range("compaction threshold", self.threshold, 0.01, self.trigger.max(Self::new().threshold))?;
+        if let Some(bytes) = self.budget_bytes {
+            in_range("compaction budget_bytes", bytes, MIN_BUDGET_BYTES, 1024 * GIB)?;
+        }
+        if let Some(bytes) = self.bytes_per_second {
+            in_range("compaction bytes_per_second", bytes, 64 * KIB, 1024 * GIB)?;
+        }
+        if let Some(Hours { from, to }) = self.hours {
+            let day = 24 * 60 * 60;
+            in_range("compaction hours, from, in s", from.as_secs(), 0, day - 1)?;
+            in_range("compaction hours, to, in s", to.as_secs(), 0, day)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn policy(&self, segment_bytes: u64) -> Policy {
+        Policy {
+            trigger: self.trigger,
+            threshold: self.threshold.min(self.trigger),
+            budget_bytes: self.budget_bytes.unwrap_or(segment_bytes.saturating_mul(4)),
+            segment_bytes,
+        }
+    }
+}
+
+/// What to compact; see [`Store::compact`](crate::Store::compact).
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct CompactOptions {
+    pub(crate) segments: Option<Vec<u64>>,
+}
+
+impl CompactOptions {
+    /// Everything that frees space: the segment that is being written is sealed for it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// These sealed segments alone, whatever it frees; their numbers are in [`Stats::segments`](crate::Stats::segments).
+    pub fn segments(mut self, segments: impl IntoIterator<Item = u64>) -> Self {
+        self.segments = Some(segments.into_iter().collect());
+        self
+    }
+}
+
 /// The options of a store that is about to be opened; see [`Store::builder`](crate::Store::builder).
 ///
 /// Setters never fail; [`open`](Builder::open) checks every option and names the option, its value and its range.
@@ -118,6 +255,7 @@ pub(crate) struct Options {
     pub(crate) max_value_bytes: u64,
     pub(crate) reserve_bytes: u64,
     pub(crate) max_open_files: usize,
+    pub(crate) compaction: Compaction,
     pub(crate) recovery: Recovery,
     pub(crate) create: bool,
     pub(crate) world: Option<Arc<dyn Io>>,
@@ -129,6 +267,7 @@ const GIB: u64 = 1024 * MIB;
 
 /// Smallest segment: simulations want rotations every few records.
 const MIN_SEGMENT_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { 4 * KIB };
+const MIN_BUDGET_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
 
 impl Builder {
     pub(crate) fn new(path: &Path) -> Self {
@@ -145,6 +284,7 @@ impl Builder {
                 max_value_bytes: MAX_VALUE_LEN,
                 reserve_bytes: MIB,
                 max_open_files: 512,
+                compaction: Compaction::new(),
                 recovery: Recovery::Strict,
                 create: true,
                 world: None,
@@ -228,6 +368,12 @@ impl Builder {
         self
     }
 
+    /// How space comes back. Default: [`Compaction::new`].
+    pub fn compaction(mut self, compaction: Compaction) -> Self {
+        self.options.compaction = compaction;
+        self
+    }
+
     /// What opening does about damage. Default: [`Recovery::Strict`].
     pub fn recovery(mut self, recovery: Recovery) -> Self {
         self.options.recovery = recovery;
@@ -265,11 +411,19 @@ impl Options {
         in_range("max_value_bytes", self.max_value_bytes, 0, MAX_VALUE_LEN)?;
         in_range("reserve_bytes", self.reserve_bytes, 0, GIB)?;
         in_range("max_open_files", self.max_open_files as u64, 8, 1 << 20)?;
+        self.compaction.validate()?;
         if self.path.as_os_str().is_empty() {
             return Err(Error::new(ErrorKind::InvalidConfig, "option path is empty"));
         }
         Ok(())
     }
+}
+
+fn part_in_range(option: &str, value: f64, min: f64, max: f64) -> Result<()> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidConfig, format!("option {option} is {value}, outside {min}..={max}")))
 }
 
 fn in_range(option: &str, value: u64, min: u64, max: u64) -> Result<()> {

@@ -73,8 +73,69 @@ pub struct Stats {
     pub syncs: u64,
     /// Bytes of records that wait for the kernel now.
     pub staged_bytes: u64,
+    /// Bytes that compacting each sealed segment by itself would free. Less than the dead ones: what is being written is
+    /// not counted, nor tombstones that must stay, nor what every segment needs.
+    pub reclaimable_bytes: u64,
+    /// Bytes of segments that were compacted away and are not removed yet, because somebody reads them.
+    pub retired_bytes: u64,
+    /// Bytes of hint files.
+    pub hint_bytes: u64,
+    /// Compaction jobs that came to their end.
+    pub compactions: u64,
+    /// Compaction jobs that failed. They are tried again; see [`compaction_error`](Self::compaction_error).
+    pub compaction_failures: u64,
+    /// Why the last compaction job failed, if it did.
+    pub compaction_error: Option<crate::Error>,
+    /// Bytes that compaction has read.
+    pub compaction_bytes_read: u64,
+    /// Bytes that compaction has written.
+    pub compaction_bytes_written: u64,
+    /// Bytes by which compaction has made the log shorter.
+    pub compaction_bytes_freed: u64,
+    /// Whether [`pause_compaction`](crate::Store::pause_compaction) holds it.
+    pub compaction_paused: bool,
     /// Whether a failed write or sync has stopped all further writes.
     pub poisoned: bool,
+}
+
+impl Stats {
+    /// Bytes written to the disk for each byte that the log has taken in; 1.0 without compaction.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of byte counts")]
+    pub fn write_amplification(&self) -> f64 {
+        let written = self.bytes_written.saturating_add(self.compaction_bytes_written);
+        if self.bytes_written == 0 { 1.0 } else { written as f64 / self.bytes_written as f64 }
+    }
+
+    /// Bytes of the log for each byte that is alive; infinite if none is and there is a log.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of byte counts")]
+    pub fn space_amplification(&self) -> f64 {
+        let taken = self.disk_bytes.saturating_add(self.retired_bytes);
+        if taken == 0 { 1.0 } else { taken as f64 / self.live_bytes as f64 }
+    }
+}
+
+/// What a call of [`Store::compact`](crate::Store::compact) did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompactionReport {
+    /// Segments that were read, and are replaced.
+    pub segments_read: u64,
+    /// Segments that went unread, because nothing in them was alive.
+    pub segments_dropped_unread: u64,
+    /// Segments written.
+    pub segments_written: u64,
+    /// Records copied.
+    pub records_copied: u64,
+    /// Tombstones that hid nothing any more.
+    pub tombstones_dropped: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Bytes by which the log is shorter.
+    pub bytes_freed: u64,
 }
 
 /// One segment in [`Stats`].
@@ -87,6 +148,8 @@ pub struct SegmentStats {
     pub total_bytes: u64,
     /// Bytes of records that a key still points at.
     pub live_bytes: u64,
+    /// All other bytes of the file.
+    pub dead_bytes: u64,
     /// Whether it is closed for ever.
     pub sealed: bool,
 }

@@ -9,11 +9,14 @@ use bytes::Bytes;
 
 use crate::batch::Batch;
 use crate::commit::Prepared;
+use crate::compaction;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer};
+use crate::futures::{
+    Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer,
+};
 use crate::io::IoKind;
-use crate::options::{Builder, MAX_KEY_LEN, PutOptions};
+use crate::options::{Builder, CompactOptions, MAX_KEY_LEN, PutOptions};
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
 
 /// Longest batch, in bytes of log: it is staged as a whole.
@@ -294,6 +297,38 @@ impl Store {
         Sync::new(Arc::clone(self.core()))
     }
 
+    /// Gives the space of overwritten and deleted records back now, whatever the trigger and the hours say: of the whole
+    /// store, or of named segments. Returns what was done.
+    ///
+    /// Compaction also begins by itself; see [`Compaction`](crate::Compaction). Reads and writes go on beside it. It keeps
+    /// to the rate, and waits while compaction is paused.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a number that is not that of a sealed, undamaged segment;
+    /// [`Corrupt`](ErrorKind::Corrupt) if one of the segments is damaged, [`NoSpace`](ErrorKind::NoSpace) if there is no
+    /// room for the new segments, [`Io`](ErrorKind::Io): then the segments of the job that failed are as they were, and
+    /// jobs before it are done. [`Poisoned`](ErrorKind::Poisoned), [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops it: the segments are the old ones or the new ones, and nothing is lost either way.
+    #[doc(alias = "merge", alias = "vacuum")]
+    pub fn compact(&self, options: CompactOptions) -> Compact {
+        Compact::new(Arc::clone(self.core()), options)
+    }
+
+    /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back
+    /// meanwhile.
+    pub fn pause_compaction(&self) {
+        self.core().maintenance.pause(true);
+    }
+
+    /// Lets compaction go on.
+    pub fn resume_compaction(&self) {
+        self.core().maintenance.pause(false);
+    }
+
     /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -307,12 +342,13 @@ impl Store {
                 id: u64::from(segment.id),
                 total_bytes: segment.written_end(),
                 live_bytes: segment.live_bytes(),
+                dead_bytes: segment.written_end().saturating_sub(segment.live_bytes()),
                 sealed: segment.is_sealed(),
             })
             .collect();
         let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
         let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
-        let (commit, read) = (&core.commit_counters, &core.read_counters);
+        let (commit, read, compaction) = (&core.commit_counters, &core.read_counters, &core.compaction_counters);
         Stats {
             engine: match core.io.kind() {
                 IoKind::Uring => "io_uring",
@@ -337,6 +373,16 @@ impl Store {
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
+            reclaimable_bytes: compaction::view(&core.registry).reclaimable_bytes(),
+            retired_bytes: core.registry.retired.bytes(),
+            hint_bytes: core.registry.all().iter().map(|segment| segment.hint_bytes()).sum(),
+            compactions: compaction.jobs.load(Ordering::Relaxed),
+            compaction_failures: compaction.failures.load(Ordering::Relaxed),
+            compaction_error: compaction.last_error(),
+            compaction_bytes_read: compaction.bytes_read.load(Ordering::Relaxed),
+            compaction_bytes_written: compaction.bytes_written.load(Ordering::Relaxed),
+            compaction_bytes_freed: compaction.bytes_freed.load(Ordering::Relaxed),
+            compaction_paused: core.maintenance.is_paused(),
             poisoned: core.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
         }
     }
@@ -382,4 +428,5 @@ const _: () = {
     assert_future::<Sync>();
     assert_future::<WaitDurable>();
     assert_future::<Close>();
+    assert_future::<Compact>();
 };

@@ -40,6 +40,11 @@ impl Linger {
         self.sync_time = if self.sync_time.is_zero() { took } else { (self.sync_time * 7 + took) / 8 };
     }
 
+    /// What a sync takes; zero before the first.
+    pub(super) fn sync_time(&self) -> Duration {
+        self.sync_time
+    }
+
     /// A sync has ended: whether its `released` writers should be woken, and waited for, before the next one starts.
     pub(super) fn begin(&mut self, released: u32, staged: u32, now: Duration) -> bool {
         self.waiting = None;

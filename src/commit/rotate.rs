@@ -145,6 +145,12 @@ impl Committer {
         Ok(Ok(()))
     }
 
+    /// Seals the active segment before its time, if it holds a record.
+    pub(super) async fn seal_for_compaction(&mut self) -> Result<Result<(), Error>, Fatal> {
+        let has_records = self.log.place().is_some_and(|(next_offset, _)| next_offset > SEGMENT_HEADER_LEN as u64);
+        if has_records { self.seal().await } else { Ok(Ok(())) }
+    }
+
     /// The last act of a store that is being closed.
     pub(super) async fn seal_for_close(&mut self) -> Result<(), Fatal> {
         match self.seal().await? {

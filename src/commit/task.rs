@@ -49,6 +49,8 @@ pub(crate) struct CommitCounters {
     pub(crate) group_records: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
     pub(crate) syncs: AtomicU64,
+    /// What a sync takes, as a moving average in nanoseconds; 0 before the first.
+    pub(crate) sync_nanos: AtomicU64,
 }
 
 impl CommitCounters {
@@ -178,6 +180,11 @@ impl Committer {
             }
             if demand.closing && self.sync.is_none() {
                 return self.seal_for_close().await;
+            }
+            if demand.seal && !demand.closing {
+                let sealed = self.seal_for_compaction().await?;
+                self.log.answer_seal(&sealed);
+                continue;
             }
             match self.wait(self.deadline(&demand)).await {
                 Event::Synced(result) => {
@@ -438,6 +445,8 @@ impl Committer {
             active.durable_end = sync.end;
         }
         self.linger.observe_sync(self.io.now().saturating_sub(sync.started));
+        let nanos = u64::try_from(self.linger.sync_time().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.sync_nanos.store(nanos, Ordering::Relaxed);
         self.log.set_durable(sync.seq, sync.end);
         Ok(())
     }

@@ -162,6 +162,12 @@ impl HintWriter {
         self.header.entry_count += 1;
     }
 
+    /// Completes the file of a segment whose length and checksum were not known when it was started.
+    pub fn finish_with(mut self, data_len: u64, file_crc: u32) -> Vec<u8> {
+        (self.header.data_len, self.header.file_crc) = (data_len, file_crc);
+        self.finish()
+    }
+
     /// Completes the file.
     pub fn finish(mut self) -> Vec<u8> {
         if self.block_count == 0 {

@@ -5,6 +5,7 @@ mod names;
 mod registry;
 mod retired;
 mod scan;
+mod window;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -13,9 +14,10 @@ pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
 pub(crate) use names::{FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, hint_file_name, segment_file_name, tmp_name};
 pub(crate) use registry::Registry;
 pub(crate) use retired::{Retired, Unlinkable};
-pub(crate) use scan::{Extent, Found, Scan, Stop};
+pub(crate) use scan::{Extent, Found, Scan, Stop, Stored};
+pub(crate) use window::ReadAhead;
 
-use crate::format::Binding;
+use crate::format::{Binding, FOOTER_LEN};
 use crate::io::File;
 
 /// What is known of a sealed segment that is whole; see [`Segment::facts`].
@@ -78,6 +80,11 @@ impl Segment {
     }
 
     /// Called after the kernel has taken the bytes below `end`.
+    /// Where the records of a sealed segment end and its footer begins.
+    pub(crate) fn data_end(&self) -> u64 {
+        self.written_end().saturating_sub(FOOTER_LEN as u64)
+    }
+
     pub(crate) fn set_written_end(&self, end: u64) {
         self.written_end.store(end, Ordering::Release);
     }

@@ -108,12 +108,6 @@ impl Retired {
         self.lock().free.retain(|free| free.id != id);
     }
 
-    /// The smallest `first_seq` of files that are not gone.
-    pub(crate) fn first_seq(&self) -> Option<u64> {
-        let state = self.lock();
-        state.free.iter().chain(&state.pinned).map(|retired| retired.first_seq).min()
-    }
-
     /// Bytes in files that are not gone.
     pub(crate) fn bytes(&self) -> u64 {
         let state = self.lock();

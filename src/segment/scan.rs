@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crc32fast::Hasher;
 
+use super::window::{CHUNK_BYTES, ReadAhead, Window};
 use crate::format::{
     ALIGN, BatchFrame, Binding, DecodeError, MAX_KEY_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind,
     Watermark, find_record, read_record,
@@ -16,9 +17,6 @@ use crate::format::{
 use crate::io::util::to_usize;
 use crate::io::{File, util};
 use crate::mutant::{self, Mutant};
-
-/// Bytes read at a time.
-const WINDOW_BYTES: usize = 1 << 20;
 
 /// A put or tombstone that counts.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +37,16 @@ impl<'a> Found<'a> {
         let RecordHeader { kind, seq, value_len, expires_at_ms, namespace, compression, .. } = *header;
         Self { key, kind, seq, offset, value_len, expires_at_ms, namespace, compression }
     }
+}
+
+/// One record of any kind as it lies in its segment, verified.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub(crate) header: RecordHeader,
+    pub(crate) offset: u64,
+    pub(crate) key: &'a [u8],
+    /// All of its bytes, unless it is so large that they were verified a piece at a time.
+    pub(crate) bytes: Option<&'a [u8]>,
 }
 
 /// How far a scan came.
@@ -70,12 +78,9 @@ pub(crate) struct Stop {
 
 /// A scan of one segment.
 pub(crate) struct Scan {
-    file: Arc<dyn File>,
     binding: Binding,
-    /// Where the records end: the file's length, or its footer's offset.
-    limit: u64,
-    window: Vec<u8>,
-    window_start: u64,
+    /// Over the file up to where the records end: the file's length, or its footer's offset.
+    window: Window,
     extent: Extent,
 }
 
@@ -90,28 +95,82 @@ struct OpenBatch {
 /// One record as it was read; its key lies in the window.
 struct Read {
     header: RecordHeader,
-    key: std::ops::Range<usize>,
     len: u64,
+}
+
+impl Read {
+    fn key<'a>(&self, window: &'a Window, offset: u64) -> &'a [u8] {
+        let key = RECORD_HEADER_LEN..RECORD_HEADER_LEN + usize::from(self.header.key_len);
+        window.from(offset).get(key).unwrap_or_default()
+    }
 }
 
 impl Scan {
     /// A scan of the records from `start` (behind the segment header, whose bytes are `header`) up to `limit`.
     pub(crate) fn new(file: Arc<dyn File>, binding: Binding, header: &[u8], limit: u64) -> Self {
+        Self::reading_ahead(file, binding, header, limit, ReadAhead::None)
+    }
+
+    /// As [`new`](Self::new), with a choice of how the file is read.
+    pub(crate) fn reading_ahead(
+        file: Arc<dyn File>,
+        binding: Binding,
+        header: &[u8],
+        limit: u64,
+        read_ahead: ReadAhead,
+    ) -> Self {
         let mut crc = Hasher::new();
         crc.update(header);
         let start = header.len() as u64;
         Self {
-            file,
             binding,
-            limit,
-            window: Vec::new(),
-            window_start: start,
+            window: Window::new(file, start, limit, read_ahead),
             extent: Extent { end: start, records: 0, min_seq: 0, max_seq: 0, tombstone_bytes: 0, crc },
         }
     }
 
     pub(crate) fn extent(&self) -> &Extent {
         &self.extent
+    }
+
+    fn limit(&self) -> u64 {
+        self.window.limit()
+    }
+
+    /// Bytes read from the file so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.window.bytes_read()
+    }
+
+    /// Hands the next records to `each`, of whatever kind and whether or not their batch turns out whole, until about
+    /// `bytes` of them were seen or the end is reached; `true` at the end. Only for sealed segments, whose batches are
+    /// whole; a record that is not as it should be is the inner error.
+    pub(crate) async fn run_raw(
+        &mut self,
+        bytes: u64,
+        mut each: impl FnMut(Stored<'_>),
+    ) -> io::Result<Result<bool, Stop>> {
+        let until = self.extent.end.saturating_add(bytes).min(self.limit());
+        let mut no_crc = None;
+        while self.extent.end < until {
+            let offset = self.extent.end;
+            let read = match self.read(offset, &mut no_crc).await? {
+                Ok(read) if read.header.ordinal == self.extent.records => read,
+                Ok(_) => return Ok(Err(Stop { offset, error: DecodeError::Order })),
+                Err(error) => return Ok(Err(Stop { offset, error })),
+            };
+            let Read { header, len } = read;
+            if header.kind == RecordKind::Footer {
+                return Ok(Err(Stop { offset, error: DecodeError::Kind(header.kind.tag()) }));
+            }
+            let key = read.key(&self.window, offset);
+            let is_whole = len <= CHUNK_BYTES as u64;
+            let bytes = self.window.from(offset).get(..to_usize(len)).filter(|_| is_whole);
+            each(Stored { header, offset, key, bytes });
+            self.extent.records += 1;
+            self.extent.end = offset + len;
+        }
+        Ok(Ok(self.extent.end >= self.limit()))
     }
 
     /// Goes on from `offset`, where [`find_next`](Self::find_next) found a record.
@@ -128,9 +187,9 @@ impl Scan {
     ) -> io::Result<Option<Stop>> {
         let mut batch: Option<OpenBatch> = None;
         let mut reached = self.extent.clone();
-        while reached.end < self.limit {
+        while reached.end < self.limit() {
             let offset = reached.end;
-            let read = match self.read(offset, &mut reached.crc).await {
+            let read = match self.read(offset, &mut Some(&mut reached.crc)).await {
                 Ok(Ok(read)) => read,
                 Ok(Err(_)) if mutant::is(Mutant::SkipBadRecord) => {
                     let Some(next) = self.find_next(offset + ALIGN).await? else { return Ok(None) };
@@ -179,7 +238,7 @@ impl Scan {
                 if kind == RecordKind::Tombstone {
                     reached.tombstone_bytes += read.len;
                 }
-                let key = self.window.get(read.key.clone()).unwrap_or_default();
+                let key = read.key(&self.window, offset);
                 if mutant::is(Mutant::BatchNotAtomic) {
                     each(Found::new(key, header, offset));
                     return Ok(());
@@ -208,7 +267,7 @@ impl Scan {
             RecordKind::Batch => {
                 let frame = BatchFrame::decode_value(self.value_of(offset, header))?;
                 let end = reached.end.checked_add(frame.bytes).ok_or(DecodeError::Length)?;
-                if frame.count == 0 || end > self.limit {
+                if frame.count == 0 || end > self.limit() {
                     return Err(DecodeError::Length);
                 }
                 *batch = Some(OpenBatch { frame_offset: offset, end, missing: frame.count, members: Vec::new() });
@@ -222,43 +281,39 @@ impl Scan {
 
     /// The value of a short record without a key, which lies whole in the window.
     fn value_of(&self, offset: u64, header: &RecordHeader) -> &[u8] {
-        let start = usize::try_from(offset - self.window_start).unwrap_or(usize::MAX).saturating_add(RECORD_HEADER_LEN);
-        self.window.get(start..start.saturating_add(header.value_len as usize)).unwrap_or_default()
+        let value = RECORD_HEADER_LEN..RECORD_HEADER_LEN + header.value_len as usize;
+        self.window.from(offset).get(value).unwrap_or_default()
     }
 
-    /// Reads and checks the record at `offset`, adding its bytes to `crc`.
-    async fn read(&mut self, offset: u64, crc: &mut Hasher) -> io::Result<Result<Read, DecodeError>> {
-        let available = self.fill(offset, RECORD_HEADER_LEN + MAX_KEY_LEN).await?;
-        let at = self.index(offset);
-        let bytes = &self.window[at..at + available];
-        let header = match RecordHeader::decode(bytes, &self.binding, offset) {
+    /// Reads and checks the record at `offset`, adding its bytes to `crc` if there is one.
+    async fn read(&mut self, offset: u64, crc: &mut Option<&mut Hasher>) -> io::Result<Result<Read, DecodeError>> {
+        self.window.fill(offset, RECORD_HEADER_LEN + MAX_KEY_LEN).await?;
+        let header = match RecordHeader::decode(self.window.from(offset), &self.binding, offset) {
             Ok(header) => header,
             Err(DecodeError::Zeroes) if mutant::is(Mutant::ZerosDecode) => {
-                return Ok(Ok(Read { header: zeros(self.extent.records), key: at..at, len: ALIGN }));
+                return Ok(Ok(Read { header: zeros(self.extent.records), len: ALIGN }));
             }
             Err(error) => return Ok(Err(error)),
         };
         let len = header.record_len();
-        if len > self.limit - offset && !mutant::is(Mutant::LengthUnchecked) {
+        if len > self.limit() - offset && !mutant::is(Mutant::LengthUnchecked) {
             return Ok(Err(DecodeError::Length));
         }
-        let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
-        if len <= WINDOW_BYTES as u64 {
-            // `fill` keeps what it has, so the key's place is found anew.
-            let available = self.fill(offset, to_usize(len)).await?;
-            let at = self.index(offset);
-            let bytes = &self.window[at..at + available];
-            match read_record(bytes, &self.binding, offset) {
-                Err(DecodeError::PayloadChecksum | DecodeError::Padding) if mutant::is(Mutant::PayloadUnverified) => {}
-                Err(DecodeError::Incomplete { .. }) if mutant::is(Mutant::LengthUnchecked) => {}
-                Err(error) => return Ok(Err(error)),
-                Ok(_) => {}
-            }
-            crc.update(bytes.get(..to_usize(len)).unwrap_or(bytes));
-            let key = at + RECORD_HEADER_LEN..at + RECORD_HEADER_LEN + usize::from(header.key_len);
-            return Ok(Ok(Read { header, key, len }));
+        if len > CHUNK_BYTES as u64 {
+            return Ok(self.read_streaming(offset, &header, crc).await?.map(|()| Read { header, len }));
         }
-        Ok(self.read_streaming(offset, &header, crc).await?.map(|()| Read { header, key, len }))
+        self.window.fill(offset, to_usize(len)).await?;
+        let bytes = self.window.from(offset);
+        match read_record(bytes, &self.binding, offset) {
+            Err(DecodeError::PayloadChecksum | DecodeError::Padding) if mutant::is(Mutant::PayloadUnverified) => {}
+            Err(DecodeError::Incomplete { .. }) if mutant::is(Mutant::LengthUnchecked) => {}
+            Err(error) => return Ok(Err(error)),
+            Ok(_) => {}
+        }
+        if let Some(crc) = crc {
+            crc.update(bytes.get(..to_usize(len)).unwrap_or(bytes));
+        }
+        Ok(Ok(Read { header, len }))
     }
 
     /// Checks a record that is larger than the window, a piece at a time. The window still holds its header and key.
@@ -266,16 +321,18 @@ impl Scan {
         &mut self,
         offset: u64,
         header: &RecordHeader,
-        crc: &mut Hasher,
+        crc: &mut Option<&mut Hasher>,
     ) -> io::Result<Result<(), DecodeError>> {
         let end = offset + header.record_len();
         let payload_end = offset + RECORD_HEADER_LEN as u64 + header.payload_len();
         let mut payload = PayloadCrc::new();
         let mut position = offset;
         while position < end {
-            let len = to_usize((end - position).min(WINDOW_BYTES as u64));
-            let piece = util::read_exact(&*self.file, position, len).await?;
-            crc.update(&piece);
+            let len = to_usize((end - position).min(CHUNK_BYTES as u64));
+            let piece = util::read_exact(&**self.window.file(), position, len).await?;
+            if let Some(crc) = crc {
+                crc.update(&piece);
+            }
             let skip = if position == offset { RECORD_HEADER_LEN } else { 0 };
             let payload_len = to_usize(payload_end.saturating_sub(position).min(len as u64));
             payload.update(piece.get(skip..payload_len).unwrap_or_default());
@@ -287,40 +344,21 @@ impl Scan {
         Ok(if payload.finish() == header.payload_crc { Ok(()) } else { Err(DecodeError::PayloadChecksum) })
     }
 
-    fn index(&self, offset: u64) -> usize {
-        usize::try_from(offset - self.window_start).unwrap_or(usize::MAX)
-    }
-
-    /// Brings `wanted` bytes from `offset` on into the window, or what there is before the limit; returns how many.
-    async fn fill(&mut self, offset: u64, wanted: usize) -> io::Result<usize> {
-        let left = usize::try_from(self.limit.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let wanted = wanted.min(left);
-        let window_end = self.window_start + self.window.len() as u64;
-        if offset >= self.window_start && offset + wanted as u64 <= window_end {
-            return Ok(left.min(to_usize(window_end - offset)));
-        }
-        let len = left.min(WINDOW_BYTES.max(wanted));
-        self.window = util::read_exact(&*self.file, offset, len).await?;
-        self.window_start = offset;
-        Ok(len)
-    }
-
     /// The next offset at or behind `from` where a whole record lies, and whether a frame from there on says that bytes
     /// behind `from` were known durable.
     pub(crate) async fn find_next(&mut self, from: u64) -> io::Result<Option<u64>> {
         let mut position = from.next_multiple_of(ALIGN);
-        while position + RECORD_HEADER_LEN as u64 <= self.limit {
-            let available = self.fill(position, WINDOW_BYTES).await?;
-            let at = self.index(position);
-            let found = find_record(&self.window[at..at + available], &self.binding, position, position);
+        while position + RECORD_HEADER_LEN as u64 <= self.limit() {
+            let available = self.window.fill(position, CHUNK_BYTES).await?;
+            let bytes = self.window.from(position);
+            let found = find_record(&bytes[..available.min(bytes.len())], &self.binding, position, position);
             let Some(found) = found else {
                 // A header may straddle two windows.
                 let step = (available.saturating_sub(RECORD_HEADER_LEN) as u64 & !(ALIGN - 1)) + ALIGN;
                 position += step;
                 continue;
             };
-            let mut scratch = Hasher::new();
-            if self.read(found, &mut scratch).await?.is_ok() {
+            if self.read(found, &mut None).await?.is_ok() {
                 return Ok(Some(found));
             }
             position = found + ALIGN;
@@ -332,8 +370,7 @@ impl Scan {
     pub(crate) async fn durable_beyond(&mut self, from: u64) -> io::Result<bool> {
         let mut position = from + ALIGN;
         while let Some(found) = self.find_next(position).await? {
-            let mut scratch = Hasher::new();
-            let Ok(read) = self.read(found, &mut scratch).await? else { return Ok(false) };
+            let Ok(read) = self.read(found, &mut None).await? else { return Ok(false) };
             let value = self.value_of(found, &read.header);
             let durable = match read.header.kind {
                 RecordKind::Watermark => Watermark::decode_value(value).map(|mark| mark.durable_offset),

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
 use crate::options::Durability;
+use crate::promise::Promise;
 use crate::segment::Segment;
 use crate::wake;
 
@@ -195,6 +196,25 @@ impl Log {
         let ticket = state.await_group(waker);
         self.ring_if_due(state);
         Ok(Some(ticket))
+    }
+
+    /// Asks for the active segment to be sealed now, so that it can be compacted; fulfilled when it is, or has none.
+    pub(crate) fn request_seal(&self) -> Promise<Result<()>> {
+        let promise = Promise::new();
+        let mut state = self.lock();
+        let refusal = match &state.status {
+            Status::Open => None,
+            Status::Closing => Some(closed()),
+            Status::Ended(error) => Some(error.clone()),
+        };
+        if let Some(error) = refusal {
+            drop(state);
+            promise.fulfil(Err(error));
+            return promise;
+        }
+        state.seal_wanted.push(promise.clone());
+        self.ring(state);
+        promise
     }
 
     /// Ready when `seq` is durable; does not ask for a sync.

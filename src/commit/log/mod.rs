@@ -36,6 +36,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::RecordKind;
 use crate::io::Io;
 use crate::keydir::{Keydir, Location, Published};
+use crate::promise::Promise;
 use crate::segment::{Registry, Segment};
 
 /// A group this large is worth a write of its own while a sync is under way.
@@ -84,6 +85,8 @@ pub(in crate::commit) struct State {
     /// Groups that are not resolved, for whoever has to fail them all.
     unresolved: VecDeque<Arc<Group>>,
     sync_wanted: bool,
+    /// Who waits for the active segment to be sealed.
+    seal_wanted: Vec<Promise<Result<()>>>,
     /// When the oldest staged record came; what the flush interval counts from.
     staged_since: Option<Duration>,
     /// What the commit task is doing, as far as a caller must know to decide whether to wake it.
@@ -189,6 +192,8 @@ pub(in crate::commit) struct Demand {
     pub(in crate::commit) staged_since: Option<Duration>,
     pub(in crate::commit) room: Option<RoomWanted>,
     pub(in crate::commit) closing: bool,
+    /// Somebody waits for the active segment to be sealed.
+    pub(in crate::commit) seal: bool,
     /// Staged writers that wait for the disk.
     pub(in crate::commit) sync_waiters: u32,
 }
@@ -218,6 +223,7 @@ impl Log {
                 durable_waiters: Vec::new(),
                 unresolved: VecDeque::new(),
                 sync_wanted: false,
+                seal_wanted: Vec::new(),
                 staged_since: None,
                 task: TaskView::default(),
                 counters: Counters::default(),
@@ -235,6 +241,11 @@ impl Log {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes up to this sequence number are published or have failed for ever; those after it may be too.
+    pub(crate) fn resolved_seq(&self) -> u64 {
+        self.resolved_seq.load(Ordering::Acquire)
     }
 
     /// Writes up to this sequence number are on stable storage (or were never applied).

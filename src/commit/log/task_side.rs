@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::{Demand, Log, Refused, Status, TaskView};
 use crate::commit::group::Phase;
 use crate::commit::stage::{Place, Run, Stage, Taken};
-use crate::error::{Error, Outcome};
+use crate::error::{Error, Outcome, Result};
 use crate::format::Watermark;
 use crate::wake;
 
@@ -34,6 +34,7 @@ impl Log {
             staged_since: state.staged_since,
             room: state.room.wanted,
             closing: !matches!(state.status, Status::Open),
+            seal: !state.seal_wanted.is_empty(),
             sync_waiters: state.stage.sync_waiters,
         }
     }
@@ -148,8 +149,16 @@ impl Log {
     }
 
     /// A number that no record has reached.
-    pub(in crate::commit) fn next_seq(&self) -> u64 {
+    pub(crate) fn next_seq(&self) -> u64 {
         self.lock().next_seq
+    }
+
+    /// Tells those who asked for it how the sealing of the active segment went.
+    pub(in crate::commit) fn answer_seal(&self, result: &Result<()>) {
+        let waiting = std::mem::take(&mut self.lock().seal_wanted);
+        for promise in waiting {
+            promise.fulfil(result.clone());
+        }
     }
 
     /// Lets the writers that wait for room try again; `refusal` is the answer to those that still find none.
@@ -201,7 +210,8 @@ impl Log {
         for group in groups {
             group.fail(error.clone().with_outcome(Outcome::Unknown));
         }
-        staged.fail(error.with_outcome(Outcome::NotApplied));
+        staged.fail(error.clone().with_outcome(Outcome::NotApplied));
+        self.answer_seal(&Err(error));
         wake::wake_all(wakers);
         self.bell.rung.store(true, Ordering::Release);
         self.bell.waker.wake();

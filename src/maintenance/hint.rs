@@ -1,90 +1,37 @@
-//! The maintenance task: what sealed segments need, on a thread of its own, so that no writer ever waits for it.
-//!
-//! It writes hint files. A hint is made from the sealed segment as it is in the file, never from memory, and is bound
-//! to it; if writing one fails, the next open reads the segment instead, and nobody is told.
+//! Hint files: made from a sealed segment as it is in the file, never from memory, and bound to it. (A compaction knows
+//! its output to the byte and makes the hint as it goes.)
 
-use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 
 use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
-use crate::io::{File, OpenMode, SyncKind, util};
+use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::segment::{Found, Registry, Scan, Segment, hint_file_name, tmp_name};
 
-/// Segments that wait for their hints, and the word to stop.
-#[derive(Default)]
-pub(crate) struct Maintenance {
-    state: Mutex<State>,
-    waker: AtomicWaker,
-}
-
-#[derive(Default)]
-struct State {
-    sealed: VecDeque<Arc<Segment>>,
-    stop: bool,
-}
-
-impl Maintenance {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Queues a segment that was sealed.
-    pub(crate) fn push(&self, segment: Arc<Segment>) {
-        self.lock().sealed.push_back(segment);
-        self.waker.wake();
-    }
-
-    /// Ends the task when the queue is empty.
-    pub(crate) fn stop(&self) {
-        self.lock().stop = true;
-        self.waker.wake();
-    }
-
-    /// The next segment, or `None` when there will be no more.
-    async fn next(&self) -> Option<Arc<Segment>> {
-        poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            let mut state = self.lock();
-            match state.sealed.pop_front() {
-                Some(segment) => Poll::Ready(Some(segment)),
-                None if state.stop => Poll::Ready(None),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    /// The task.
-    pub(crate) async fn run(&self, registry: &Registry, store_id: [u8; 16]) {
-        while let Some(segment) = self.next().await {
-            // Derived data: without it the next open is slower, and says in its report that it scanned.
-            let _ = write_hint(registry, &segment, store_id).await;
-        }
-    }
-}
-
 /// Reads the sealed `segment` and writes its hint file.
-async fn write_hint(registry: &Registry, segment: &Segment, store_id: [u8; 16]) -> io::Result<()> {
+pub(super) async fn write_hint(registry: &Registry, segment: &Segment, store_id: [u8; 16]) -> io::Result<()> {
     let file = registry.file(segment)?;
     let Some(hint) = build_hint(file, segment, store_id).await? else { return Ok(()) };
-    let name = hint_file_name(segment.id);
+    write_hint_file(&*registry.dir, segment.id, &hint).await?;
+    segment.set_hint_bytes(hint.len() as u64);
+    Ok(())
+}
+
+/// Writes the hint file of segment `id`, durably.
+pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8]) -> io::Result<()> {
+    let name = hint_file_name(id);
     let tmp = tmp_name(&name);
-    let dir = &registry.dir;
     match dir.unlink(&tmp) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let written = async {
         let file = dir.open(&tmp, OpenMode::CreateNew)?;
-        util::write_all(&*file, vec![Bytes::from(hint)], 0).await?;
+        util::write_all(&*file, vec![Bytes::copy_from_slice(hint)], 0).await?;
         file.sync(SyncKind::Data).await?;
         dir.rename(&tmp, &name)?;
         dir.sync()

@@ -1,0 +1,417 @@
+//! Compaction: sealed segments are rewritten without what is dead in them.
+//!
+//! It runs on the maintenance task, beside the commit task and without a lock that a reader or writer would wait for.
+//!
+//! - [`picker`] — which segments, as a pure function.
+//! - [`rewrite`] — which records, and copying them.
+//! - [`output`] — the new segments.
+//! - [`pace`] — how fast.
+//! - here — a job from its beginning to the moment when the new segments have taken the old ones' place.
+//!
+//! # The life of a job
+//!
+//! 1. `first_seq` is fixed: every write with a smaller number is published by now.
+//! 2. The inputs are read and verified whole; what is alive is copied to new segments, each sealed, synced and with a
+//!    hint file. Their ids are spent in the MANIFEST before their files exist.
+//! 3. Everything accepted so far is made durable. What was left behind as dead is dead because of a newer write; were
+//!    that lost in a power cut, the older one would have to be there.
+//! 4. The directory is synced. The MANIFEST is replaced by one that lists the outputs and not the inputs: from here on
+//!    a crash finds the new segments.
+//! 5. Each key that still points at the record that was copied is pointed at the copy (compare and swap). A key that was
+//!    written meanwhile is left alone, and its copy is dead from the start.
+//! 6. The inputs are retired: their files go when their last reader is gone.
+//!
+//! Before step 4 anything that goes wrong, and any wish to stop, removes the outputs and leaves the inputs.
+//!
+//! # When a tombstone may go
+//!
+//! A tombstone must stay while a segment outside the job may hold a record that it hides. A segment's `first_seq` says
+//! that no tombstone with a smaller number hides anything in it. For a segment of the commit task that is so because all
+//! its records have larger numbers. For one that a compaction wrote it is so because its puts were the newest published
+//! records of their keys when every write below `first_seq` had been published. Tombstones that hide nothing any more
+//! because a newer put has come obey the same rule, for the newer put may go before the older one. The inputs' files go
+//! in an order in which no put survives its tombstone ([`Retired`](crate::segment::Retired)).
+//!
+//! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
+
+mod output;
+mod pace;
+pub(crate) mod picker;
+mod rewrite;
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::commit::{CommitCounters, Log, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{HintReader, ManifestSegment, RecordKind, record_len};
+use crate::io::Io;
+use crate::keydir::{Keydir, Location};
+use crate::maintenance::Gate;
+use crate::mutant::{self, Mutant};
+use crate::segment::{CatalogError, Registry, Segment, SharedCatalog, hint_file_name, segment_file_name};
+use crate::stats::CompactionReport;
+use output::Finished;
+use pace::Pace;
+use picker::{Candidate, Pick, Policy, View};
+use rewrite::Rewrite;
+
+/// What the options say about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) policy: Policy,
+    pub(crate) segment_bytes: u64,
+    pub(crate) bytes_per_second: Option<u64>,
+}
+
+/// Counted by jobs, read by `stats`.
+#[derive(Debug, Default)]
+pub(crate) struct CompactionCounters {
+    pub(crate) jobs: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) bytes_freed: AtomicU64,
+    last_error: Mutex<Option<Error>>,
+}
+
+impl CompactionCounters {
+    pub(crate) fn succeeded(&self, report: &Report) {
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        self.bytes_read.fetch_add(report.bytes_read, Ordering::Relaxed);
+        self.bytes_written.fetch_add(report.bytes_written, Ordering::Relaxed);
+        self.bytes_freed.fetch_add(report.bytes_freed, Ordering::Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn failed(&self, error: &Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+    }
+
+    /// Why the last job failed, if it did.
+    pub(crate) fn last_error(&self) -> Option<Error> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a job did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) segments_read: u64,
+    pub(crate) segments_dropped_unread: u64,
+    pub(crate) segments_written: u64,
+    pub(crate) records_copied: u64,
+    pub(crate) tombstones_dropped: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_written: u64,
+    /// Length of the segments that went, less that of those that came.
+    pub(crate) bytes_freed: u64,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.segments_read += other.segments_read;
+        self.segments_dropped_unread += other.segments_dropped_unread;
+        self.segments_written += other.segments_written;
+        self.records_copied += other.records_copied;
+        self.tombstones_dropped += other.tombstones_dropped;
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.bytes_freed += other.bytes_freed;
+    }
+}
+
+impl From<Report> for CompactionReport {
+    fn from(report: Report) -> Self {
+        let Report { segments_read, segments_dropped_unread, segments_written, records_copied, .. } = report;
+        let Report { tombstones_dropped, bytes_read, bytes_written, bytes_freed, .. } = report;
+        Self {
+            segments_read,
+            segments_dropped_unread,
+            segments_written,
+            records_copied,
+            tombstones_dropped,
+            bytes_read,
+            bytes_written,
+            bytes_freed,
+        }
+    }
+}
+
+/// Why a job did not come to its end. The inputs stand, unless the store is poisoned.
+#[derive(Debug)]
+pub(crate) enum JobError {
+    /// It was told to stop.
+    Stopped,
+    /// A segment is not as it was written. It is not picked again.
+    Damaged(Error),
+    /// Anything else, a full disk among it: to be tried again later.
+    Failed(Error),
+    /// Nobody knows which list of segments a crash would find: the store must not go on.
+    Fatal(Error),
+}
+
+impl JobError {
+    fn damaged(segment: &Segment, offset: u64, what: &str) -> Self {
+        segment.set_damaged();
+        let error = Error::new(ErrorKind::Corrupt, format!("compact: {what}"));
+        Self::Damaged(error.at_segment(u64::from(segment.id)).at_offset(offset))
+    }
+
+    fn reading(compactor: &Compactor, operation: &str, error: io::Error, segment: &Segment) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return Self::damaged(segment, segment.data_end(), "the segment's file is shorter than it was");
+        }
+        Self::Failed(compactor.error(operation, error).at_segment(u64::from(segment.id)))
+    }
+
+    fn writing(compactor: &Compactor, error: io::Error, id: u32) -> Self {
+        Self::Failed(compactor.error("write a segment", error).at_segment(u64::from(id)))
+    }
+}
+
+/// What jobs work with.
+pub(crate) struct Compactor {
+    pub(crate) io: Arc<dyn Io>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) keydir: Arc<Keydir>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) catalog: SharedCatalog,
+    pub(crate) store_id: [u8; 16],
+    pub(crate) settings: Settings,
+    pub(crate) commit_counters: Arc<CommitCounters>,
+    pub(crate) counters: Arc<CompactionCounters>,
+    pace: Mutex<Option<Pace>>,
+}
+
+/// The segments of a registry as the picker sees them.
+pub(crate) fn view(registry: &Registry) -> View {
+    let mut view = View::default();
+    for segment in registry.all() {
+        match segment.facts().filter(|_| segment.is_sealed()) {
+            Some(facts) => view.candidates.push(Candidate {
+                id: segment.id,
+                total_bytes: segment.written_end(),
+                live_bytes: segment.live_bytes(),
+                tombstone_bytes: facts.tombstone_bytes,
+                first_seq: segment.first_seq,
+                max_seq: facts.max_seq,
+            }),
+            None => {
+                let first_seq = view.others_first_seq.unwrap_or(u64::MAX).min(segment.first_seq);
+                view.others_first_seq = Some(first_seq);
+            }
+        }
+    }
+    view
+}
+
+impl Compactor {
+    #[expect(clippy::too_many_arguments, reason = "called once, with the parts that `open` has put together")]
+    pub(crate) fn new(
+        io: Arc<dyn Io>,
+        log: Arc<Log>,
+        keydir: Arc<Keydir>,
+        registry: Arc<Registry>,
+        catalog: SharedCatalog,
+        store_id: [u8; 16],
+        settings: Settings,
+        commit_counters: Arc<CommitCounters>,
+        counters: Arc<CompactionCounters>,
+    ) -> Self {
+        let pace = Mutex::new(None);
+        Self { io, log, keydir, registry, catalog, store_id, settings, commit_counters, counters, pace }
+    }
+
+    /// Does one job; whatever happens, the store is as before or as after it.
+    pub(crate) async fn compact(&self, pick: &Pick, gate: &Gate<'_>) -> std::result::Result<Report, JobError> {
+        let (mut inputs, unread) = (self.segments(&pick.rewrite), self.segments(&pick.unread));
+        inputs.sort_by_key(|segment| (segment.first_seq, segment.id));
+        self.begin_pace();
+        // Before anything is looked up: what is the newest record of its key then hides nothing below this.
+        let first_seq = match mutant::is(Mutant::OutputTooYoung) {
+            true => self.log.next_seq(),
+            false => self.log.resolved_seq() + 1,
+        };
+        let inside: Vec<u32> = inputs.iter().chain(&unread).map(|segment| segment.id).collect();
+        let mut rewrite = Rewrite::new(self, first_seq, view(&self.registry).tombstones_go_below(&inside));
+        let copied = self.copy_all(&inputs, &mut rewrite, gate).await;
+        let finished = std::mem::take(&mut rewrite.finished);
+        let mut report = rewrite.report;
+        let listed = match copied {
+            Ok(()) => self.install(&finished, &inputs, &unread, gate).await,
+            Err(error) => Err(error),
+        };
+        if let Some(open) = rewrite.open.take() {
+            self.remove(open.id());
+        }
+        if let Err(error) = listed {
+            if !matches!(error, JobError::Fatal(_)) {
+                finished.iter().for_each(|output| self.remove(output.identity.id));
+            }
+            return Err(error);
+        }
+        report.segments_read = inputs.len() as u64;
+        report.segments_dropped_unread = unread.len() as u64;
+        let gone: u64 = inputs.iter().chain(&unread).map(|segment| segment.written_end()).sum();
+        report.bytes_freed = gone.saturating_sub(finished.iter().map(|output| output.len).sum());
+        self.take_over(finished, inputs, unread, inside);
+        Ok(report)
+    }
+
+    fn segments(&self, ids: &[u32]) -> Vec<Arc<Segment>> {
+        ids.iter().filter_map(|&id| self.registry.get(id)).collect()
+    }
+
+    async fn copy_all(
+        &self,
+        inputs: &[Arc<Segment>],
+        rewrite: &mut Rewrite<'_>,
+        gate: &Gate<'_>,
+    ) -> std::result::Result<(), JobError> {
+        for input in inputs {
+            rewrite.copy(input, gate).await?;
+        }
+        rewrite.finish_output().await
+    }
+
+    /// Makes the outputs the live segments, on disk.
+    async fn install(
+        &self,
+        finished: &[Finished],
+        inputs: &[Arc<Segment>],
+        unread: &[Arc<Segment>],
+        gate: &Gate<'_>,
+    ) -> std::result::Result<(), JobError> {
+        gate.pass().await?;
+        if !mutant::is(Mutant::OverwrittenByTheUndurable) {
+            self.make_all_durable().await.map_err(JobError::Failed)?;
+        }
+        if !finished.is_empty() {
+            let synced = self.registry.dir.sync();
+            synced.map_err(|error| JobError::Failed(self.error("sync the directory", error)))?;
+        }
+        let added: Vec<ManifestSegment> = finished
+            .iter()
+            .map(|output| ManifestSegment { id: u64::from(output.identity.id), salt: output.identity.salt })
+            .collect();
+        let removed: Vec<u32> = inputs.iter().chain(unread).map(|segment| segment.id).collect();
+        if mutant::is(Mutant::UnlinkedWhileListed) {
+            removed.iter().for_each(|&id| drop(self.registry.dir.unlink(&segment_file_name(id))));
+            let _ = self.registry.dir.sync();
+        }
+        let mut catalog = self.catalog.lock().await;
+        self.edited(catalog.change(&added, &removed, self.log.next_seq()).await)
+    }
+
+    /// Waits until everything accepted so far is on stable storage.
+    async fn make_all_durable(&self) -> Result<()> {
+        let mut ticket: Option<Ticket> = None;
+        poll_fn(|cx| {
+            if ticket.is_none() {
+                ticket = match self.log.request_sync(cx.waker()) {
+                    Ok(Some(ticket)) => Some(ticket),
+                    Ok(None) => return Poll::Ready(Ok(())),
+                    Err(error) => return Poll::Ready(Err(error)),
+                };
+            }
+            ticket.as_ref().map_or(Poll::Ready(Ok(())), |ticket| ticket.poll(cx))
+        })
+        .await
+    }
+
+    fn edited(&self, result: std::result::Result<(), CatalogError>) -> std::result::Result<(), JobError> {
+        result.map_err(|error| match error {
+            CatalogError::NotChanged(error) => JobError::Failed(self.error("write the MANIFEST", error)),
+            CatalogError::Unknown(error) => JobError::Fatal(self.error("replace the MANIFEST", error)),
+        })
+    }
+
+    /// Spends an id, durably: a file with this number that the MANIFEST does not list is a leftover from now on.
+    async fn spend_id(&self) -> std::result::Result<u32, JobError> {
+        let mut catalog = self.catalog.lock().await;
+        let id = catalog.take_segment_id();
+        self.edited(catalog.change(&[], &[], self.log.next_seq()).await)?;
+        u32::try_from(id).map_err(|_| {
+            let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
+            JobError::Failed(Error::new(ErrorKind::Unsupported, message))
+        })
+    }
+
+    /// Points the keys at the copies and lets the inputs go.
+    fn take_over(
+        &self,
+        finished: Vec<Finished>,
+        inputs: Vec<Arc<Segment>>,
+        unread: Vec<Arc<Segment>>,
+        mut replaced: Vec<u32>,
+    ) {
+        replaced.sort_unstable();
+        for output in finished {
+            let Finished { identity, file, len, facts, hint, has_hint_file } = output;
+            let segment = Segment::new(identity.id, identity.salt, identity.first_seq, len, Some(file));
+            segment.set_sealed(Some(facts));
+            segment.set_hint_bytes(if has_hint_file { hint.len() as u64 } else { 0 });
+            let segment = Arc::new(segment);
+            self.registry.insert(Arc::clone(&segment));
+            self.relocate(&segment, &hint, &replaced, &inputs);
+        }
+        for segment in inputs.into_iter().chain(unread) {
+            self.registry.retire(segment);
+        }
+    }
+
+    fn relocate(&self, output: &Segment, hint: &[u8], replaced: &[u32], inputs: &[Arc<Segment>]) {
+        // It was made in memory a moment ago, by the rules it is read by.
+        let Ok((_, entries)) = HintReader::new(hint) else { return };
+        for entry in entries.flatten().filter(|entry| entry.kind == RecordKind::Put) {
+            let Some(to) = Location::new(output.id, entry.offset, entry.value_len) else { continue };
+            let len = record_len(entry.key.len(), entry.value_len as usize);
+            if let Some(from) = self.keydir.relocate(entry.key, entry.seq, replaced, to) {
+                output.add_live(len);
+                if let Some(input) = inputs.iter().find(|input| input.id == from.segment) {
+                    input.remove_live(len);
+                }
+            }
+        }
+    }
+
+    /// Removes what there is of an output that will not be used. What cannot be removed, the next open removes.
+    fn remove(&self, id: u32) {
+        let dir = &self.registry.dir;
+        let _ = dir.unlink(&segment_file_name(id));
+        let _ = dir.unlink(&hint_file_name(id));
+    }
+
+    fn error(&self, operation: &str, error: io::Error) -> Error {
+        Error::io(format!("compact: {operation}"), error).with_path(&self.registry.path)
+    }
+
+    // ---- pace ----------------------------------------------------------------------------------------------------
+
+    fn begin_pace(&self) {
+        let Policy { trigger, .. } = self.settings.policy;
+        let dead_part = view(&self.registry).dead_part();
+        let pace = Pace::new(self.settings.bytes_per_second, dead_part, trigger, self.sync_time(), self.io.now());
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
+    }
+
+    /// What a sync of the commit task takes at present.
+    fn sync_time(&self) -> Duration {
+        Duration::from_nanos(self.commit_counters.sync_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Waits as long as a job must that has moved so many bytes.
+    async fn pace(&self, bytes: u64, gate: &Gate<'_>) -> std::result::Result<(), JobError> {
+        let wait = {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.as_mut().map_or(Duration::ZERO, |pace| pace.spend(bytes, self.sync_time(), self.io.now()))
+        };
+        if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }
+    }
+}

@@ -1,0 +1,150 @@
+//! A segment that a compaction writes: records handed in, in their order, with their places decided here; then a
+//! footer, a sync and a hint file.
+//!
+//! Nothing of it counts before the MANIFEST lists it. Until then its id is spent, so that whatever a crash leaves of
+//! the file is known for a leftover; and whatever fails, the files are removed and the inputs stand.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crc32fast::Hasher;
+
+use crate::format::{
+    ALIGN, Binding, FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RECORD_HEADER_LEN, RecordHeader, RecordKind,
+    SEGMENT_HEADER_LEN, SegmentHeader, patch_header,
+};
+use crate::io::{Dir, File, OpenMode, SyncKind, util};
+use crate::maintenance::write_hint_file;
+use crate::mutant::{self, Mutant};
+use crate::segment::{Facts, segment_file_name};
+
+/// What a new segment is, before a byte of it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    pub(super) store_id: [u8; 16],
+    pub(super) id: u32,
+    pub(super) salt: u64,
+    pub(super) first_seq: u64,
+}
+
+/// The segment while it is being written.
+pub(super) struct Output {
+    identity: Identity,
+    binding: Binding,
+    file: Arc<dyn File>,
+    /// Where the next record goes.
+    end: u64,
+    /// Everything before this was handed to the kernel.
+    written: u64,
+    crc: Hasher,
+    records: u32,
+    min_seq: u64,
+    max_seq: u64,
+    tombstone_bytes: u64,
+    hint: HintWriter,
+}
+
+/// The segment when it is whole and durable.
+pub(super) struct Finished {
+    pub(super) identity: Identity,
+    pub(super) file: Arc<dyn File>,
+    pub(super) len: u64,
+    pub(super) facts: Facts,
+    /// Its keys, for the keydir.
+    pub(super) hint: Vec<u8>,
+    /// Whether the hint file could be written; the next open can do without.
+    pub(super) has_hint_file: bool,
+}
+
+impl Output {
+    /// Creates the file, with its header.
+    pub(super) async fn create(dir: &dyn Dir, identity: Identity) -> io::Result<Self> {
+        let Identity { store_id, id, salt, first_seq } = identity;
+        let header = SegmentHeader::new(store_id, u64::from(id), salt, first_seq).encode();
+        let file = dir.open(&segment_file_name(id), OpenMode::CreateNew)?;
+        util::write_all(&*file, vec![Bytes::copy_from_slice(&header)], 0).await?;
+        let mut crc = Hasher::new();
+        crc.update(&header);
+        let end = SEGMENT_HEADER_LEN as u64;
+        let (segment_id, data_len, file_crc, entry_count) = (u64::from(id), u64::MAX, 0, 0);
+        let hint = HintWriter::new(&HintHeader { store_id, segment_id, salt, data_len, file_crc, entry_count });
+        Ok(Self {
+            identity,
+            binding: Binding::new(salt, segment_id),
+            file,
+            end,
+            written: end,
+            crc,
+            records: 0,
+            min_seq: 0,
+            max_seq: 0,
+            tombstone_bytes: 0,
+            hint,
+        })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.identity.id
+    }
+
+    /// Whether a record of `len` bytes fits a segment of `segment_bytes`. One that fits none gets its own.
+    pub(super) fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
+        self.records == 0 || self.end + len + FOOTER_LEN as u64 <= segment_bytes
+    }
+
+    /// Gives a copied record its place: completes its header, which `bytes` begins with. The caller writes what it has
+    /// placed, in this order.
+    pub(super) fn place(&mut self, header: &RecordHeader, bytes: &mut [u8], key: std::ops::Range<usize>) {
+        let offset = self.end;
+        if let Some(head) = bytes.get_mut(..RECORD_HEADER_LEN) {
+            patch_header(head, &self.binding, offset, header.seq, self.records);
+        }
+        let RecordHeader { kind, seq, value_len, expires_at_ms, namespace, compression, .. } = *header;
+        let key = bytes.get(key).unwrap_or_default();
+        self.hint.push(HintEntry { key, kind, seq, offset, value_len, expires_at_ms, namespace, compression });
+        self.min_seq = if self.min_seq == 0 { seq } else { self.min_seq.min(seq) };
+        self.max_seq = self.max_seq.max(seq);
+        if kind == RecordKind::Tombstone {
+            self.tombstone_bytes += header.record_len();
+        }
+        self.records += 1;
+        self.end += header.record_len();
+    }
+
+    /// Writes the next bytes of what was placed.
+    pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.crc.update(&bytes);
+        let (offset, len) = (self.written, bytes.len() as u64);
+        util::write_all(&*self.file, vec![bytes], offset).await?;
+        self.written += len;
+        Ok(())
+    }
+
+    /// Seals the segment, durably, and writes its hint file.
+    pub(super) async fn finish(mut self, dir: &dyn Dir) -> io::Result<Finished> {
+        debug_assert_eq!(self.written, self.end, "what was placed was written");
+        debug_assert!(self.end.is_multiple_of(ALIGN), "records are padded");
+        let file_crc = self.crc.clone().finalize();
+        let data_len = self.end;
+        let (min_seq, max_seq, record_count) = (self.min_seq, self.max_seq, self.records);
+        let footer = Footer { data_len, min_seq, max_seq, record_count, file_crc };
+        let footer = footer.encode(&self.binding, data_len, max_seq, record_count);
+        self.write(Bytes::copy_from_slice(&footer)).await?;
+        if !mutant::is(Mutant::OutputNotSynced) {
+            // A failed sync of a file that is then thrown away loses nothing of anybody's.
+            self.file.sync(SyncKind::All).await?;
+        }
+        let hint = self.hint.finish_with(data_len, file_crc);
+        // Its names are made durable by the directory's sync in there, or by the one that comes before the list.
+        let has_hint_file = write_hint_file(dir, self.identity.id, &hint).await.is_ok();
+        Ok(Finished {
+            identity: self.identity,
+            file: self.file,
+            len: self.written,
+            facts: Facts { max_seq, tombstone_bytes: self.tombstone_bytes },
+            hint,
+            has_hint_file,
+        })
+    }
+}

@@ -1,0 +1,267 @@
+//! From old segments to new ones: reads in large steps, verifies every record, and copies what must be kept.
+//!
+//! What must be kept is decided for each record by itself, when it is read ([`Keep`]):
+//!
+//! - a put, if the keydir points at this very record;
+//! - a tombstone, unless no segment outside this job can hold a record that it hides;
+//! - nothing else: frames and watermarks say something about their own segment only.
+//!
+//! A batch was applied whole long before its segment was sealed, so its members are copied each by itself.
+//!
+//! Records keep their sequence numbers, times of expiry and the checksums of their payloads, which are verified before
+//! the copy and never computed anew: bytes that go bad on the way stay bad in the eyes of every reader.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::output::{Finished, Identity, Output};
+use super::{Compactor, Gate, JobError, Report};
+use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
+use crate::io::File;
+use crate::io::util::{self, to_usize};
+use crate::keydir::Keydir;
+use crate::mutant::{self, Mutant};
+use crate::segment::{ReadAhead, Scan, Segment, Stored, segment_file_name};
+
+/// Bytes of records read, sorted out and written between two looks at the world.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// Reads in flight beyond the step at hand.
+const READS_AHEAD: usize = 2;
+
+/// Bytes of a large value copied at a time.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Which records are copied.
+#[derive(Clone, Copy)]
+pub(super) struct Keep<'a> {
+    pub(super) keydir: &'a Keydir,
+    /// Tombstones with a smaller sequence number hide nothing outside the job.
+    pub(super) tombstones_go_below: u64,
+}
+
+impl Keep<'_> {
+    fn keeps(&self, record: &Stored<'_>, segment: u32) -> bool {
+        match record.header.kind {
+            RecordKind::Put => self.keydir.is_newest(record.key, record.header.seq, segment),
+            RecordKind::Tombstone => {
+                record.header.seq >= self.tombstones_go_below && !mutant::is(Mutant::TombstoneDropped)
+            }
+            RecordKind::Batch | RecordKind::Watermark | RecordKind::Footer => false,
+        }
+    }
+}
+
+/// Records of one step that are to be copied.
+#[derive(Default)]
+struct Step {
+    /// Whole records, or the beginning of a large one, one after the other.
+    bytes: BytesMut,
+    records: Vec<Copied>,
+    tombstones_dropped: u64,
+}
+
+struct Copied {
+    header: RecordHeader,
+    /// Where it begins in the step's bytes.
+    at: usize,
+    /// Where it begins in its segment, if it is so large that only its header and key are among the bytes.
+    large_at: Option<u64>,
+}
+
+impl Step {
+    fn take(&mut self, record: &Stored<'_>) {
+        let at = self.bytes.len();
+        let large_at = match record.bytes {
+            Some(bytes) => {
+                self.bytes.extend_from_slice(bytes);
+                None
+            }
+            None => {
+                self.bytes.extend_from_slice(&record.header.draft());
+                self.bytes.extend_from_slice(record.key);
+                Some(record.offset)
+            }
+        };
+        self.records.push(Copied { header: record.header, at, large_at });
+    }
+}
+
+/// One job's copying.
+pub(super) struct Rewrite<'a> {
+    pub(super) compactor: &'a Compactor,
+    pub(super) keep: Keep<'a>,
+    pub(super) first_seq: u64,
+    pub(super) open: Option<Output>,
+    pub(super) finished: Vec<Finished>,
+    pub(super) report: Report,
+}
+
+impl<'a> Rewrite<'a> {
+    pub(super) fn new(compactor: &'a Compactor, first_seq: u64, tombstones_go_below: u64) -> Self {
+        Self {
+            compactor,
+            keep: Keep { keydir: &compactor.keydir, tombstones_go_below },
+            first_seq,
+            open: None,
+            finished: Vec::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// Copies what `segment` has to keep. All of it is read and verified, whatever it holds.
+    pub(super) async fn copy(&mut self, segment: &Segment, gate: &Gate<'_>) -> Result<(), JobError> {
+        let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
+        let file = self.compactor.registry.file(segment).map_err(|error| fail("open a segment", error))?;
+        let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
+        let header = header.map_err(|error| fail("read a segment", error))?;
+        let data_end = segment.data_end();
+        let ahead = ReadAhead::Once(READS_AHEAD);
+        let mut scan = Scan::reading_ahead(Arc::clone(&file), segment.binding, &header, data_end, ahead);
+        let mut is_over = false;
+        while !is_over {
+            gate.pass().await?;
+            let (mut step, before) = (Step::default(), scan.bytes_read());
+            let keep = self.keep;
+            let ran = scan.run_raw(STEP_BYTES, |record| {
+                if keep.keeps(&record, segment.id) {
+                    step.take(&record);
+                } else if record.header.kind == RecordKind::Tombstone {
+                    step.tombstones_dropped += 1;
+                }
+            });
+            is_over = match ran.await {
+                Ok(Ok(is_over)) => is_over,
+                Ok(Err(stop)) => return Err(JobError::damaged(segment, stop.offset, &stop.error.to_string())),
+                Err(error) => return Err(fail("read a segment", error)),
+            };
+            let read = scan.bytes_read() - before;
+            self.report.bytes_read += read;
+            self.report.tombstones_dropped += step.tombstones_dropped;
+            let written = self.write_step(step, &*file, segment, gate).await?;
+            self.compactor.pace(read + written, gate).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the records of a step their places and writes them; returns how many bytes that were.
+    async fn write_step(
+        &mut self,
+        step: Step,
+        file: &dyn File,
+        segment: &Segment,
+        gate: &Gate<'_>,
+    ) -> Result<u64, JobError> {
+        let Step { mut bytes, records, .. } = step;
+        let before = self.report.bytes_written;
+        // What was written of the step's bytes has left them, so places in them count from here.
+        let mut gone = 0;
+        let mut rest = records.into_iter().peekable();
+        while let Some(Copied { header, at, large_at }) = rest.next() {
+            let is_full = |open: &Output| !open.has_room(header.record_len(), self.compactor.settings.segment_bytes);
+            if self.open.as_ref().is_none_or(is_full) {
+                self.write(bytes.split_to(at - gone)).await?;
+                gone = at;
+                self.finish_output().await?;
+                self.start_output().await?;
+            }
+            let end = rest.peek().map_or(gone + bytes.len(), |next| next.at);
+            let Some(open) = &mut self.open else { continue };
+            let key = RECORD_HEADER_LEN..RECORD_HEADER_LEN + usize::from(header.key_len);
+            open.place(&header, bytes.get_mut(at - gone..end - gone).unwrap_or_default(), key);
+            self.report.records_copied += 1;
+            if let Some(offset) = large_at {
+                self.write(bytes.split_to(end - gone)).await?;
+                gone = end;
+                self.copy_large(file, &header, offset, segment, gate).await?;
+            }
+        }
+        self.write(bytes).await?;
+        Ok(self.report.bytes_written - before)
+    }
+
+    /// Writes what was placed in the open output.
+    async fn write(&mut self, bytes: BytesMut) -> Result<(), JobError> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (id, len) = (open.id(), bytes.len() as u64);
+        let written = open.write(bytes.freeze()).await;
+        written.map_err(|error| JobError::writing(self.compactor, error, id))?;
+        self.report.bytes_written += len;
+        Ok(())
+    }
+
+    /// Copies the value of a record whose header and key are written, and verifies it once more on the way.
+    async fn copy_large(
+        &mut self,
+        file: &dyn File,
+        header: &RecordHeader,
+        offset: u64,
+        segment: &Segment,
+        gate: &Gate<'_>,
+    ) -> Result<(), JobError> {
+        let head = RECORD_HEADER_LEN as u64 + u64::from(header.key_len);
+        let key = util::read_exact(file, offset + RECORD_HEADER_LEN as u64, usize::from(header.key_len)).await;
+        let key = key.map_err(|error| JobError::reading(self.compactor, "read a segment", error, segment))?;
+        let mut payload = PayloadCrc::new();
+        payload.update(&key);
+        let (mut position, end) = (offset + head, offset + header.record_len());
+        let value_end = offset + RECORD_HEADER_LEN as u64 + header.payload_len();
+        while position < end {
+            gate.pass().await?;
+            let len = to_usize((end - position).min(PIECE_BYTES));
+            let piece = util::read_exact(file, position, len).await;
+            let piece = piece.map_err(|error| JobError::reading(self.compactor, "read a segment", error, segment))?;
+            let value_len = to_usize(value_end.saturating_sub(position)).min(len);
+            payload.update(piece.get(..value_len).unwrap_or_default());
+            self.report.bytes_read += len as u64;
+            self.write(BytesMut::from(Bytes::from(piece))).await?;
+            position += len as u64;
+            self.compactor.pace(2 * len as u64, gate).await?;
+        }
+        if payload.finish() != header.payload_crc {
+            return Err(JobError::damaged(segment, offset, "bad payload checksum"));
+        }
+        Ok(())
+    }
+
+    async fn start_output(&mut self) -> Result<(), JobError> {
+        let compactor = self.compactor;
+        let salt = compactor.io.random_u64();
+        let salt = salt.map_err(|error| JobError::Failed(compactor.error("draw a random number", error)))?;
+        let id = compactor.spend_id().await?;
+        let identity = Identity { store_id: compactor.store_id, id, salt, first_seq: self.first_seq };
+        match Output::create(&*compactor.registry.dir, identity).await {
+            Ok(output) => {
+                self.open = Some(output);
+                self.report.bytes_written += SEGMENT_HEADER_LEN as u64;
+                Ok(())
+            }
+            Err(error) => {
+                let _ = compactor.registry.dir.unlink(&segment_file_name(id));
+                Err(JobError::writing(compactor, error, id))
+            }
+        }
+    }
+
+    /// Completes the open output, if there is one.
+    pub(super) async fn finish_output(&mut self) -> Result<(), JobError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let id = open.id();
+        match open.finish(&*self.compactor.registry.dir).await {
+            Ok(finished) => {
+                self.report.segments_written += 1;
+                self.report.bytes_written += FOOTER_LEN as u64;
+                self.finished.push(finished);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.compactor.registry.dir.unlink(&segment_file_name(id));
+                Err(JobError::writing(self.compactor, error, id))
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The maintenance task: what sealed segments need, on a thread of its own, so that no writer ever waits for it.
+//!
+//! It writes hint files, compacts, and removes the files of segments that were compacted away. One thing at a time, in
+//! this order of urgency; a compaction job runs to its end before the next thing, or is told to stop.
+//!
+//! Callers reach it through [`Maintenance`]: a mutex that is held for a few instructions, never across an await. Errors
+//! of its work are nobody's: without a hint the next open is slower; a job that failed is tried again later, at growing
+//! intervals; a file that could not be removed is removed by the next open.
+
+mod hint;
+mod hours;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+
+use crate::compaction::picker::{self, Pick};
+use crate::compaction::{self, Compactor, JobError, Report};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Io, OpFuture};
+use crate::promise::Promise;
+use crate::segment::{Segment, hint_file_name, segment_file_name};
+
+pub(crate) use hint::write_hint_file;
+pub(crate) use hours::Hours;
+
+/// After the first failure a job is tried again after so long; after the next ones after twice, four times, … as long.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// What callers and the commit task tell the maintenance task.
+#[derive(Default)]
+pub(crate) struct Maintenance {
+    state: Mutex<State>,
+    waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct State {
+    sealed: VecDeque<Arc<Segment>>,
+    requests: VecDeque<Arc<Request>>,
+    /// Something has happened that may have made a compaction due.
+    look: bool,
+    paused: bool,
+    /// The store is being closed: no compaction, but what was sealed gets its hints.
+    closing: bool,
+    /// Nothing more will be sealed.
+    stop: bool,
+}
+
+/// A compaction that a caller waits for.
+pub(crate) struct Request {
+    /// The segments named, or all.
+    pub(crate) segments: Option<Vec<u32>>,
+    pub(crate) answer: Promise<Result<Report>>,
+    /// The caller waits no longer.
+    abandoned: AtomicBool,
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the store is closed")
+}
+
+/// Answers a request that is being served when the task unwinds.
+struct Serving(Arc<Request>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // The first answer stays.
+        self.0.answer.fulfil(Err(Error::new(ErrorKind::Poisoned, "the maintenance task ended early")));
+    }
+}
+
+impl Maintenance {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.waker.wake();
+    }
+
+    /// Queues a segment that was sealed.
+    pub(crate) fn push(&self, segment: Arc<Segment>) {
+        self.tell(|state| state.sealed.push_back(segment));
+    }
+
+    /// Asks for a compaction of the `segments`, or of all of them.
+    pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<Request> {
+        let request = Arc::new(Request { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
+        let is_closing = {
+            let mut state = self.lock();
+            if !state.closing {
+                state.requests.push_back(Arc::clone(&request));
+            }
+            state.closing
+        };
+        if is_closing {
+            request.answer.fulfil(Err(closed()));
+        }
+        self.waker.wake();
+        request
+    }
+
+    /// Nobody waits for `request` any more: it is not begun, or stopped.
+    pub(crate) fn abandon(&self, request: &Arc<Request>) {
+        request.abandoned.store(true, Ordering::Release);
+        self.tell(|state| state.requests.retain(|queued| !Arc::ptr_eq(queued, request)));
+    }
+
+    /// Holds compaction where it is, or lets it go on.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.tell(|state| (state.paused, state.look) = (paused, true));
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
+    /// Stops compaction for good.
+    pub(crate) fn close(&self) {
+        let unserved = {
+            let mut state = self.lock();
+            state.closing = true;
+            std::mem::take(&mut state.requests)
+        };
+        for request in unserved {
+            request.answer.fulfil(Err(closed()));
+        }
+        self.waker.wake();
+    }
+
+    /// Ends the task when the queue is empty.
+    pub(crate) fn stop(&self) {
+        self.close();
+        self.tell(|state| state.stop = true);
+    }
+}
+
+/// What a job asks between its steps.
+pub(crate) struct Gate<'a> {
+    shared: &'a Maintenance,
+    request: Option<&'a Request>,
+}
+
+impl Gate<'_> {
+    /// Ready when the job may go on, or must stop; not while compaction is paused.
+    pub(crate) async fn pass(&self) -> std::result::Result<(), JobError> {
+        poll_fn(|cx| match self.poll_stopped(cx) {
+            Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
+            Poll::Pending if self.shared.is_paused() => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await
+    }
+
+    /// Waits for so long, unless it must stop.
+    pub(crate) async fn sleep(&self, io: &dyn Io, duration: Duration) -> std::result::Result<(), JobError> {
+        let mut timer = io.sleep(duration);
+        poll_fn(|cx| match self.poll_stopped(cx) {
+            Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
+            Poll::Pending => timer.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    }
+
+    fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
+        self.shared.waker.register(cx.waker());
+        let is_abandoned = self.request.is_some_and(|request| request.abandoned.load(Ordering::Acquire));
+        if is_abandoned || self.shared.lock().closing { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
+    }
+}
+
+/// What the task does next.
+enum Event {
+    Hint(Arc<Segment>),
+    Unlink,
+    Compact(Arc<Request>),
+    Look,
+    Stop,
+}
+
+/// The task.
+pub(crate) struct Maintainer {
+    shared: Arc<Maintenance>,
+    compactor: Compactor,
+    /// Whether compaction begins by itself.
+    is_automatic: bool,
+    hours: Option<Hours>,
+    /// Whether a look at the segments is due.
+    look: bool,
+    /// No automatic job before this.
+    not_before: Duration,
+    retry: Duration,
+    /// No file is removed before this.
+    no_unlink_before: Duration,
+}
+
+impl Maintainer {
+    pub(crate) fn new(
+        shared: Arc<Maintenance>,
+        compactor: Compactor,
+        is_automatic: bool,
+        hours: Option<Hours>,
+    ) -> Self {
+        let (not_before, no_unlink_before) = (Duration::ZERO, Duration::ZERO);
+        Self { shared, compactor, is_automatic, hours, look: true, not_before, retry: RETRY_FIRST, no_unlink_before }
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            match self.next().await {
+                Event::Hint(segment) => {
+                    let registry = &self.compactor.registry;
+                    // It may be compacted away already.
+                    if registry.get(segment.id).is_some() {
+                        // Derived data: without it the next open is slower, and says in its report that it scanned.
+                        let _ = hint::write_hint(registry, &segment, self.compactor.store_id).await;
+                    }
+                    self.look = true;
+                }
+                Event::Unlink => self.unlink(),
+                Event::Compact(request) => {
+                    let serving = Serving(request);
+                    let result = self.compact_forced(&serving.0).await;
+                    serving.0.answer.fulfil(result);
+                }
+                Event::Look => self.compact_if_due().await,
+                Event::Stop => return self.unlink(),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        loop {
+            let mut timer = self.alarm().map(|wait| self.compactor.io.sleep(wait));
+            let event = poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await;
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
+        let retired = &self.compactor.registry.retired;
+        self.shared.waker.register(cx.waker());
+        retired.register(cx.waker());
+        let now = self.compactor.io.now();
+        let (may_begin, look) = {
+            let mut state = self.shared.lock();
+            if let Some(segment) = state.sealed.pop_front() {
+                return Poll::Ready(Some(Event::Hint(segment)));
+            }
+            if state.stop {
+                return Poll::Ready(Some(Event::Stop));
+            }
+            let may_begin = !state.closing && !state.paused;
+            if may_begin && let Some(request) = state.requests.pop_front() {
+                return Poll::Ready(Some(Event::Compact(request)));
+            }
+            (may_begin, std::mem::take(&mut state.look))
+        };
+        self.look |= look;
+        if now >= self.no_unlink_before && retired.has_next() {
+            return Poll::Ready(Some(Event::Unlink));
+        }
+        if may_begin && self.look && self.wait_until_allowed().is_zero() {
+            return Poll::Ready(Some(Event::Look));
+        }
+        match timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// How long it takes until there may be something to do without anybody saying so.
+    fn alarm(&self) -> Option<Duration> {
+        let until_unlink = self.no_unlink_before.saturating_sub(self.compactor.io.now());
+        let unlink = (!until_unlink.is_zero()).then_some(until_unlink);
+        let look = (self.look && !self.shared.is_paused()).then(|| self.wait_until_allowed());
+        unlink.into_iter().chain(look).filter(|wait| !wait.is_zero()).min()
+    }
+
+    /// How long no automatic job may begin.
+    fn wait_until_allowed(&self) -> Duration {
+        let io = &self.compactor.io;
+        let hours = self.hours.map_or(Duration::ZERO, |hours| hours.until_open(io.wall_clock()));
+        hours.max(self.not_before.saturating_sub(io.now()))
+    }
+
+    // ---- compaction ----------------------------------------------------------------------------------------------
+
+    async fn compact_if_due(&mut self) {
+        self.look = false;
+        if !self.is_automatic || self.compactor.log.ended().is_some() {
+            return;
+        }
+        let view = compaction::view(&self.compactor.registry);
+        let pick = picker::pick(&view, &self.compactor.settings.policy);
+        if pick.is_empty() {
+            return;
+        }
+        // Whatever comes of it, there may be more.
+        self.look = true;
+        let shared = Arc::clone(&self.shared);
+        let _ = self.run_job(&pick, &Gate { shared: &shared, request: None }).await;
+    }
+
+    /// One job, and what follows from how it ended.
+    async fn run_job(&mut self, pick: &Pick, gate: &Gate<'_>) -> Result<Report> {
+        let counters = &self.compactor.counters;
+        match self.compactor.compact(pick, gate).await {
+            Ok(report) => {
+                counters.succeeded(&report);
+                (self.retry, self.not_before) = (RETRY_FIRST, Duration::ZERO);
+                Ok(report)
+            }
+            Err(JobError::Stopped) => Err(Error::new(ErrorKind::Closed, "compact: it was told to stop")),
+            Err(JobError::Fatal(error)) => {
+                counters.failed(&error);
+                let poison = Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(error);
+                self.compactor.log.end(poison.clone());
+                Err(poison)
+            }
+            Err(JobError::Damaged(error)) => {
+                counters.failed(&error);
+                Err(error.with_path(&self.compactor.registry.path))
+            }
+            Err(JobError::Failed(error)) => {
+                counters.failed(&error);
+                self.not_before = self.compactor.io.now() + self.retry;
+                self.retry = (self.retry * 2).min(RETRY_LAST);
+                Err(error)
+            }
+        }
+    }
+
+    async fn compact_forced(&mut self, request: &Arc<Request>) -> Result<Report> {
+        if request.segments.is_none() {
+            // What is being written may be dead as well.
+            let sealed = self.compactor.log.request_seal();
+            poll_fn(|cx| sealed.poll(cx)).await?;
+        }
+        let view = compaction::view(&self.compactor.registry);
+        let named = request.segments.as_deref();
+        if let Some(unknown) = named.into_iter().flatten().find(|id| view.candidates.iter().all(|it| it.id != **id)) {
+            let message = format!("compact: segment {unknown} is not a sealed, undamaged segment of this store");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let mut total = Report::default();
+        let shared = Arc::clone(&self.shared);
+        for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
+            total.add(&self.run_job(&pick, &Gate { shared: &shared, request: Some(request) }).await?);
+            // The next one may need the space.
+            self.unlink();
+        }
+        Ok(total)
+    }
+
+    // ---- unlinking -----------------------------------------------------------------------------------------------
+
+    /// Removes the files of retired segments that nobody reads any more.
+    fn unlink(&mut self) {
+        let registry = &self.compactor.registry;
+        while let Some(next) = registry.retired.next() {
+            let removed = remove(&*registry.dir, &hint_file_name(next.id))
+                .and_then(|()| remove(&*registry.dir, &segment_file_name(next.id)))
+                .and_then(|()| registry.dir.sync());
+            if removed.is_err() {
+                // Not part of the store any more: it costs space, nothing else.
+                self.no_unlink_before = self.compactor.io.now() + RETRY_FIRST;
+                return;
+            }
+            registry.retired.gone(next.id);
+        }
+    }
+}
+
+fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
+    match dir.unlink(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,159 @@
+//! A window that slides over a file, reading ahead of itself if asked to.
+//!
+//! The one who looks asks for bytes from an offset on and gets them in one piece. Going forward costs one read for each
+//! chunk; going anywhere else is right too, only slower.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use crate::io::util::{self, to_usize};
+use crate::io::{File, OpFuture, ReadDone};
+
+/// Bytes read at a time.
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+
+/// How a window reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadAhead {
+    /// One read at a time, when its bytes are asked for.
+    None,
+    /// So many reads in flight beyond the window, of data that will not be read again.
+    Once(usize),
+}
+
+pub(crate) struct Window {
+    file: Arc<dyn File>,
+    /// Nothing at or behind this offset is read.
+    limit: u64,
+    read_ahead: ReadAhead,
+    bytes: Vec<u8>,
+    start: u64,
+    ahead: VecDeque<Ahead>,
+    /// Buffers for reads to come.
+    spare: Vec<Vec<u8>>,
+    bytes_read: u64,
+}
+
+/// A read on its way.
+struct Ahead {
+    offset: u64,
+    len: usize,
+    done: OpFuture<ReadDone>,
+}
+
+impl Window {
+    pub(crate) fn new(file: Arc<dyn File>, start: u64, limit: u64, read_ahead: ReadAhead) -> Self {
+        Self {
+            file,
+            limit,
+            read_ahead,
+            bytes: Vec::new(),
+            start,
+            ahead: VecDeque::new(),
+            spare: Vec::new(),
+            bytes_read: 0,
+        }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// What the window holds from `offset` on.
+    pub(crate) fn from(&self, offset: u64) -> &[u8] {
+        let at = offset.checked_sub(self.start).map_or(usize::MAX, to_usize);
+        self.bytes.get(at..).unwrap_or_default()
+    }
+
+    /// Brings `wanted` bytes from `offset` on into the window, or what there is before the limit; returns how many there
+    /// are now.
+    pub(crate) async fn fill(&mut self, offset: u64, wanted: usize) -> io::Result<usize> {
+        let left = to_usize(self.limit.saturating_sub(offset));
+        let wanted = wanted.min(left);
+        if offset < self.start || offset > self.end() {
+            self.bytes.clear();
+            self.start = offset;
+            // Their results are wanted by nobody; they run to their end by themselves.
+            self.ahead.clear();
+        }
+        if self.from(offset).len() < wanted {
+            self.bytes.drain(..to_usize(offset - self.start));
+            self.start = offset;
+            while self.bytes.len() < wanted {
+                self.read_chunk().await?;
+            }
+        }
+        Ok(self.from(offset).len().min(left))
+    }
+
+    /// Appends the next chunk.
+    async fn read_chunk(&mut self) -> io::Result<()> {
+        self.start_ahead();
+        let end = self.end();
+        let Some(Ahead { len, done, .. }) = self.ahead.pop_front() else {
+            let len = self.chunk_len(end);
+            let chunk = util::read_exact(&*self.file, end, len).await?;
+            self.append(chunk);
+            return Ok(());
+        };
+        let ReadDone { result, mut buf } = done.await;
+        // What came short, or failed, is read again by the loop that knows what that means.
+        let filled = result.unwrap_or(0);
+        if filled < len {
+            buf.resize(len, 0);
+            let (rest, filled) = util::read_full(&*self.file, buf, filled, end + filled as u64).await?;
+            if filled < len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            buf = rest;
+        }
+        self.append(buf);
+        Ok(())
+    }
+
+    fn append(&mut self, chunk: Vec<u8>) {
+        self.bytes_read += chunk.len() as u64;
+        if self.bytes.is_empty() {
+            let old = std::mem::replace(&mut self.bytes, chunk);
+            self.spare.push(old);
+        } else {
+            self.bytes.extend_from_slice(&chunk);
+            self.spare.push(chunk);
+        }
+        self.spare.truncate(4);
+    }
+
+    fn chunk_len(&self, offset: u64) -> usize {
+        to_usize(self.limit.saturating_sub(offset)).min(CHUNK_BYTES)
+    }
+
+    /// Starts the reads that are to be in flight.
+    fn start_ahead(&mut self) {
+        let ReadAhead::Once(depth) = self.read_ahead else { return };
+        while self.ahead.len() <= depth {
+            let offset = self.ahead.back().map_or(self.end(), |last| last.offset + last.len as u64);
+            let len = self.chunk_len(offset);
+            if len == 0 {
+                return;
+            }
+            let mut buf = self.spare.pop().unwrap_or_default();
+            buf.resize(len, 0);
+            let done = self.file.read_at(buf, 0, offset);
+            self.ahead.push_back(Ahead { offset, len, done });
+        }
+    }
+}
