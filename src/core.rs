@@ -21,7 +21,7 @@ use crate::maintenance::{Maintainer, Maintenance};
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::{Catalog, Registry, SharedCatalog};
+use crate::segment::{Catalog, Registry, Segment, SharedCatalog};
 use crate::stats::RecoveryReport;
 use crate::wake;
 
@@ -66,7 +66,7 @@ impl Core {
         let log = Arc::new(Log::new(Arc::clone(&io), Arc::clone(&keydir), Arc::clone(&registry), limits, next_seq));
         let maintenance = Arc::new(Maintenance::default());
         for segment in without_hint {
-            maintenance.push(segment);
+            maintenance.push(&segment);
         }
         let core = Arc::new(Self {
             io,
@@ -132,7 +132,7 @@ impl Core {
                 sync_interval: self.options.sync_interval,
             },
             Arc::clone(&self.commit_counters),
-            Box::new(move |segment| maintenance.push(segment)),
+            Box::new(move |segment: Arc<Segment>| maintenance.push(&segment)),
         );
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {

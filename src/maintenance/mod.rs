@@ -43,7 +43,8 @@ pub(crate) struct Maintenance {
 
 #[derive(Default)]
 struct State {
-    sealed: VecDeque<Arc<Segment>>,
+    /// By number: a segment that waits here for its hint may be compacted away, and its file shall go then.
+    sealed: VecDeque<u32>,
     requests: VecDeque<Arc<Request>>,
     /// Something has happened that may have made a compaction due.
     look: bool,
@@ -88,8 +89,8 @@ impl Maintenance {
     }
 
     /// Queues a segment that was sealed.
-    pub(crate) fn push(&self, segment: Arc<Segment>) {
-        self.tell(|state| state.sealed.push_back(segment));
+    pub(crate) fn push(&self, segment: &Segment) {
+        self.tell(|state| state.sealed.push_back(segment.id));
     }
 
     /// Asks for a compaction of the `segments`, or of all of them.
@@ -180,7 +181,7 @@ impl Gate<'_> {
 
 /// What the task does next.
 enum Event {
-    Hint(Arc<Segment>),
+    Hint(u32),
     Unlink,
     Compact(Arc<Request>),
     Look,
@@ -217,10 +218,10 @@ impl Maintainer {
     pub(crate) async fn run(mut self) {
         loop {
             match self.next().await {
-                Event::Hint(segment) => {
+                Event::Hint(id) => {
                     let registry = &self.compactor.registry;
                     // It may be compacted away already.
-                    if registry.get(segment.id).is_some() {
+                    if let Some(segment) = registry.get(id) {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
                         let _ = hint::write_hint(registry, &segment, self.compactor.store_id).await;
                     }
@@ -255,8 +256,8 @@ impl Maintainer {
         let now = self.compactor.io.now();
         let (may_begin, look) = {
             let mut state = self.shared.lock();
-            if let Some(segment) = state.sealed.pop_front() {
-                return Poll::Ready(Some(Event::Hint(segment)));
+            if let Some(id) = state.sealed.pop_front() {
+                return Poll::Ready(Some(Event::Hint(id)));
             }
             if state.stop {
                 return Poll::Ready(Some(Event::Stop));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ringcask::{Batch, Durability, Store};
+use ringcask::{Batch, Compaction, Durability, Store};
 
 use crate::support::{LEVELS, Rng, at, block_on, close, delete, for_each_engine, get, open, put};
 
@@ -253,7 +253,9 @@ fn concurrent_synced_writers_share_syncs() {
 #[test]
 fn readers_of_every_place_see_the_newest_value_during_rotation() {
     for_each_engine(|env| {
-        let store = open(env.builder().segment_bytes(8 << 10).max_open_files(8));
+        // Without compaction, so that there are more segments than may be open.
+        let compaction = Compaction::new().automatic(false);
+        let store = open(env.builder().segment_bytes(8 << 10).max_open_files(8).compaction(compaction));
         let stop = Arc::new(AtomicBool::new(false));
         let newest = Arc::new(AtomicU64::new(0));
         let readers: Vec<_> = (0..3_u64)

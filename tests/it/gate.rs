@@ -38,6 +38,8 @@ struct Lane {
 #[derive(Debug, Default)]
 struct State {
     lanes: [Lane; 3],
+    /// Reads find nothing in the page cache.
+    miss: bool,
 }
 
 /// The shared controls.
@@ -73,6 +75,11 @@ impl Gate {
     pub fn fail_after(&self, kind: Kind, spared: u64, errno: i32) {
         let lane = &mut self.state.lock().expect("gate").lanes[kind as usize];
         (lane.fail, lane.spared) = (Some(errno), spared);
+    }
+
+    /// Whether every read has to wait for the disk.
+    pub fn miss(&self, miss: bool) {
+        self.state.lock().expect("gate").miss = miss;
     }
 
     /// Operations of `kind` asked for so far.
@@ -218,6 +225,9 @@ impl File for GatedFile {
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.gate.state.lock().expect("gate").miss {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         self.inner.read_nowait(buf, offset)
     }
 

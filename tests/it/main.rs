@@ -16,6 +16,7 @@
 mod api;
 mod bad_input;
 mod cancel;
+mod compaction;
 mod concurrency;
 mod durability;
 mod fork;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ringcask::format::{Binding, RecordKind, SegmentHeader, Watermark, read_record};
-use ringcask::{Batch, Durability, Engine, ErrorKind, Store};
+use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
 use crate::support::{
@@ -189,7 +189,9 @@ fn a_reopening_after_close_drop_and_kill_finds_the_same() {
             if round > 0 {
                 copy_store(&env.dir.path().join(format!("round-{}", round - 1)), &path);
             }
-            let store = open(env.builder_at(&path).segment_bytes(4 << 10));
+            // The files are copied one after the other, so that no compaction may replace some meanwhile.
+            let compaction = Compaction::new().automatic(false);
+            let store = open(env.builder_at(&path).segment_bytes(4 << 10).compaction(compaction));
             assert_holds(&store, &model);
             for index in 0..40 {
                 let level = LEVELS[index % 3];
