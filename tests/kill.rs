@@ -33,7 +33,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ringcask::{Batch, Builder, Durability, Engine, PutOptions, Store};
+use ringcask::{Batch, Builder, Compaction, Durability, Engine, PutOptions, Store};
 use tempfile::TempDir;
 
 const WRITERS: usize = 4;
@@ -116,6 +116,13 @@ fn builder(engine: Engine, path: &Path, seed: u64) -> Builder {
     let interval = |ms| Duration::from_millis(ms);
     let builder =
         Store::builder(path).engine(engine).segment_bytes(16 << 10 << (2 * (seed % 4))).reserve_bytes(64 << 10);
+    // Compaction is what the kill meets as often as anything else; every other store is compacted all the time.
+    let compaction = if seed.is_multiple_of(2) {
+        Compaction::new().trigger(0.1).threshold(0.05).bytes_per_second(None)
+    } else {
+        Compaction::new()
+    };
+    let builder = builder.compaction(compaction);
     builder.flush_interval(interval(1 + seed % 4)).sync_interval(interval(1 + seed % 20)).staging_bytes(64 << 10)
 }
 

@@ -1,0 +1,277 @@
+//! A store under mixed load for long, killed at random: memory, descriptors and disk stay flat.
+//!
+//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs as it
+//! likes, and every 100 ms it tells what it takes. One of the threads writes `Synced` and tells what was acknowledged.
+//! The parent kills it at random moments, starts it again in the same directory, and compares.
+//!
+//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus what
+//! can be under way; memory and descriptors at the end of a life, and in the last third of all lives, are not above what
+//! they were when the load had settled, but for a tolerance.
+//!
+//! `RINGCASK_SOAK_SECONDS` says how long (20 by default, 600 for a real soak), `RINGCASK_SOAK_SEED` where the random
+//! numbers begin.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a test stops where it fails"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pollster::block_on;
+use ringcask::{Builder, Compaction, Durability, PutOptions, Store};
+use tempfile::TempDir;
+
+const TEST: &str = "memory_descriptors_and_disk_stay_flat";
+const KEYS: u64 = 40_000;
+const SEGMENT: u64 = 4 << 20;
+const RESERVE: u64 = 64 << 10;
+const TRIGGER: f64 = 0.5;
+/// Samples of a life before the load counts as settled.
+const WARM_UP: usize = 20;
+const LIVES_MIN: usize = 3;
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn builder(path: &Path) -> Builder {
+    let compaction = Compaction::new().trigger(TRIGGER).bytes_per_second(None);
+    let builder = Store::builder(path).segment_bytes(SEGMENT).reserve_bytes(RESERVE).compaction(compaction);
+    builder.durability(Durability::Buffered).staging_bytes(1 << 20)
+}
+
+// ---- the child ---------------------------------------------------------------------------------------------------
+
+/// Writes a line to the parent in one system call; ends the process when the parent is gone.
+fn tell(line: &str) {
+    if rustix::io::write(std::io::stdout().as_fd(), line.as_bytes()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn child(path: &Path) {
+    let store = block_on(builder(path).open()).unwrap();
+    assert!(store.recovery_report().damage.is_empty());
+    tell("\nopen\n");
+    let seed = number("RINGCASK_SOAK_SEED", 1);
+    for worker in 0..5 {
+        let store = store.clone();
+        thread::spawn(move || mix(&store, worker, Rng(seed ^ worker << 40)));
+    }
+    {
+        let store = store.clone();
+        thread::spawn(move || acknowledge(&store));
+    }
+    loop {
+        // A pace for the samples, which nothing waits for.
+        thread::sleep(Duration::from_millis(100));
+        let stats = store.stats();
+        assert!(!stats.poisoned && stats.compaction_failures == 0, "{stats:?}");
+        let disk = stats.disk_bytes + stats.retired_bytes;
+        let (resident, descriptors) = (resident_kib(), descriptors());
+        let (live, jobs) = (stats.live_bytes, stats.compactions);
+        tell(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));
+    }
+}
+
+/// Every value begins with its key's number, so that one that is another key's shows.
+fn mix(store: &Store, worker: u64, mut rng: Rng) {
+    loop {
+        let key = rng.below(KEYS);
+        match rng.below(10) {
+            0..5 => {
+                let mut value = vec![worker as u8; 16 + rng.below(500) as usize];
+                value[..8].copy_from_slice(&key.to_le_bytes());
+                block_on(store.put(key.to_be_bytes(), value)).unwrap();
+            }
+            5 => drop(block_on(store.delete(key.to_be_bytes())).unwrap()),
+            _ => {
+                let value = block_on(store.get(key.to_be_bytes())).unwrap();
+                assert!(value.is_none_or(|value| value[..8] == key.to_le_bytes()), "key {key} has another's value");
+            }
+        }
+        // Some head room for compaction: this is about what stays, not about speed.
+        if rng.below(64) == 0 {
+            thread::sleep(Duration::from_micros(500));
+        }
+    }
+}
+
+/// Overwrites a few keys of its own, and tells what was acknowledged.
+fn acknowledge(store: &Store) {
+    let key = |index: u64| format!("acknowledged-{index}");
+    let mut newest: Vec<u64> = (0..8)
+        .map(|index| {
+            let value = block_on(store.get(key(index))).unwrap();
+            value.map_or(0, |value| u64::from_le_bytes(value[..8].try_into().unwrap()))
+        })
+        .collect();
+    for step in 0_u64.. {
+        let index = step % 8;
+        newest[index as usize] += 1;
+        let options = PutOptions::new().durability(Durability::Synced);
+        let value = newest[index as usize].to_le_bytes();
+        block_on(store.put_with(key(index), value, options)).unwrap();
+        tell(&format!("ack {index} {}\n", newest[index as usize]));
+    }
+}
+
+// ---- the parent --------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    resident_kib: u64,
+    descriptors: u64,
+    disk_bytes: u64,
+    live_bytes: u64,
+}
+
+#[derive(Default)]
+struct Life {
+    samples: Vec<Sample>,
+    compactions: u64,
+}
+
+struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+fn start(path: &Path, seed: u64) -> Running {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped());
+    command.env("RINGCASK_SOAK_DIR", path).env("RINGCASK_SOAK_SEED", seed.to_string());
+    let mut child = command.spawn().unwrap();
+    let pipe = BufReader::new(child.stdout.take().unwrap());
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || pipe.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+    Running { child, lines }
+}
+
+/// Lets a child live for so long and kills it.
+fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64, u64>) -> Life {
+    let Running { mut child, lines } = start(path, seed);
+    let mut life = Life::default();
+    let take = |life: &mut Life, line: &str, acknowledged: &mut BTreeMap<u64, u64>| {
+        let numbers: Vec<u64> = line.split(' ').skip(1).map_while(|word| word.parse().ok()).collect();
+        match (line.split(' ').next(), &numbers[..]) {
+            (Some("ack"), &[index, value]) => drop(acknowledged.insert(index, value)),
+            (Some("sample"), &[resident_kib, descriptors, disk_bytes, live_bytes, compactions]) => {
+                life.samples.push(Sample { resident_kib, descriptors, disk_bytes, live_bytes });
+                life.compactions = compactions;
+            }
+            _ => {}
+        }
+    };
+    let end = Instant::now() + long;
+    while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        take(&mut life, &line, acknowledged);
+    }
+    assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing number.
+    let rest: Vec<String> = lines.iter().collect();
+    rest.iter().take(rest.len().saturating_sub(1)).for_each(|line| take(&mut life, line, acknowledged));
+    life
+}
+
+fn check_acknowledged(path: &Path, acknowledged: &BTreeMap<u64, u64>) {
+    let store = block_on(builder(path).open()).unwrap();
+    for (index, value) in acknowledged {
+        let found = block_on(store.get(format!("acknowledged-{index}"))).unwrap().expect("an acknowledged key");
+        let found = u64::from_le_bytes(found[..8].try_into().unwrap());
+        assert!(found == *value || found == value + 1, "key {index}: {found}, and {value} was acknowledged");
+    }
+    block_on(store.close()).unwrap();
+}
+
+fn mean(samples: &[Sample], of: impl Fn(&Sample) -> u64) -> f64 {
+    samples.iter().map(|sample| of(sample) as f64).sum::<f64>() / samples.len().max(1) as f64
+}
+
+#[test]
+fn memory_descriptors_and_disk_stay_flat() {
+    if let Some(path) = std::env::var_os("RINGCASK_SOAK_DIR") {
+        return child(&PathBuf::from(path));
+    }
+    let seconds = number("RINGCASK_SOAK_SECONDS", 20);
+    let seed = number("RINGCASK_SOAK_SEED", 1);
+    let dir = TempDir::with_prefix("ringcask-soak-").unwrap();
+    let path = dir.path().join("store");
+    let mut rng = Rng(seed);
+    let mut acknowledged = BTreeMap::new();
+    let mut lives: Vec<Life> = Vec::new();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    // Long soaks have long lives, so that what leaks slowly shows.
+    let longest = (seconds / 5).clamp(5, 60);
+    while Instant::now() < end || lives.len() < LIVES_MIN {
+        let long = Duration::from_millis(3000 + rng.below(longest * 1000 - 3000 + 1));
+        lives.push(live(&path, seed + lives.len() as u64, long, &mut acknowledged));
+        check_acknowledged(&path, &acknowledged);
+    }
+    let settled: Vec<&[Sample]> = lives.iter().map(|life| life.samples.get(WARM_UP..).unwrap_or_default()).collect();
+    let samples: Vec<Sample> = settled.iter().flat_map(|samples| samples.iter().copied()).collect();
+    let compactions: u64 = lives.iter().map(|life| life.compactions).sum();
+    let third = samples.len() / 3;
+    let (first, last) = (&samples[..third], &samples[samples.len() - third..]);
+    println!(
+        "soak: {seconds} s, seed {seed}, {} lives, {} samples, {compactions} compactions, {} acknowledged; \
+         first third against last: memory {:.1} and {:.1} MiB, descriptors {:.1} and {:.1}, disk {:.1} and {:.1} MiB",
+        lives.len(),
+        samples.len(),
+        acknowledged.values().sum::<u64>(),
+        mean(first, |it| it.resident_kib) / 1024.0,
+        mean(last, |it| it.resident_kib) / 1024.0,
+        mean(first, |it| it.descriptors),
+        mean(last, |it| it.descriptors),
+        mean(first, |it| it.disk_bytes) / 1048576.0,
+        mean(last, |it| it.disk_bytes) / 1048576.0,
+    );
+    assert!(third >= 5 && compactions > 0 && !acknowledged.is_empty(), "too little was seen");
+    assert!(mean(last, |it| it.resident_kib) <= mean(first, |it| it.resident_kib) * 1.25 + 4096.0, "memory grows");
+    assert!(mean(last, |it| it.descriptors) <= mean(first, |it| it.descriptors) + 8.0, "descriptors grow");
+    for life in settled.iter().filter(|life| life.len() >= 30) {
+        let part = life.len() / 3;
+        let (young, old) = (&life[..part], &life[life.len() - part..]);
+        assert!(mean(old, |it| it.resident_kib) <= mean(young, |it| it.resident_kib) * 1.25 + 4096.0, "memory grows");
+    }
+    // The bound once compaction has caught up; and what it may be behind, or have under way: a job's budget, twice.
+    let bound = |live: f64| live / (1.0 - TRIGGER) + (SEGMENT + RESERVE) as f64 + (8 * SEGMENT) as f64;
+    let (disk, live) = (mean(last, |it| it.disk_bytes), mean(last, |it| it.live_bytes));
+    assert!(disk <= bound(live), "the log takes {disk} bytes for {live} that are alive");
+}
