@@ -14,7 +14,7 @@ use std::thread::Thread;
 
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{DirLock, Io, fork};
+use crate::io::{DirLock, Io, Priority, fork};
 use crate::keydir::Keydir;
 use crate::maintenance::Maintenance;
 use crate::options::Options;
@@ -94,7 +94,7 @@ impl Core {
             let core = &maintaining.core;
             core.maintenance.run(&core.registry, store_id).await;
         };
-        self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
+        self.io.spawn("ringcask-maint", Priority::Background, Box::pin(task)).map_err(spawn_error)?;
 
         let maintenance = Arc::clone(&self.maintenance);
         let committer = Committer::new(
@@ -117,7 +117,7 @@ impl Core {
             let result = committer.run().await;
             committing.core.commit_ended(result);
         };
-        self.io.spawn("ringcask-commit", Box::pin(task)).map_err(|error| {
+        self.io.spawn("ringcask-commit", Priority::Foreground, Box::pin(task)).map_err(|error| {
             self.request_close();
             spawn_error(error)
         })

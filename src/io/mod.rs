@@ -19,6 +19,7 @@
 //! - [`File::sync`] covers the writes whose completion was *delivered* before the call, and no others.
 //! - Nothing here retries a failed sync.
 
+mod advice;
 mod engine;
 pub(crate) mod fork;
 mod op;
@@ -46,6 +47,18 @@ pub type OpFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 /// A task of the engine, for [`Io::spawn`].
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
+/// How the thread of a task stands to the others. Advice: where the kernel refuses it, nothing else changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// As the thread that spawns it: somebody waits for what the task does.
+    Foreground,
+    /// Behind it, for the processor and for reads from the disk: it may take what time it takes.
+    ///
+    /// For good, as without privileges no thread can take it back, and for every thread that this one starts. So a
+    /// background task spawns no foreground task and makes no [`File::sync_behind`], which may start a thread.
+    Background,
+}
+
 /// Which world carries out the I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -66,10 +79,11 @@ pub trait Io: Send + Sync + fmt::Debug + 'static {
     /// Opens the directory at `path`, creating it (mode 0700, with its missing parents, each made durable) if `create`.
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>>;
 
-    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring.
+    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring, and that
+    /// thread's `priority`.
     ///
     /// A panic inside the task ends the thread, not the process; the task itself must tell others (by a drop guard).
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()>;
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()>;
 
     /// Whether a task's sync goes on while the task does something else; if not, the call that starts it blocks.
     fn sync_overlaps(&self) -> bool {

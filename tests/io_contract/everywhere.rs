@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ringcask::bytes::Bytes;
 use ringcask::io::util::{read_exact, read_full, write_all};
-use ringcask::io::{Dir, EntryKind, Io, OpenMode, SyncKind};
+use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
 use ringcask::sim::{SimConfig, SimWorld};
 
 use super::{in_every_world, in_task};
@@ -120,7 +120,7 @@ async fn tasks_and_time(io: &dyn Io) {
     let add = async move {
         task.fetch_add(1, Ordering::SeqCst);
     };
-    io.spawn("contract-2", Box::pin(add)).unwrap();
+    io.spawn("contract-2", Priority::Background, Box::pin(add)).unwrap();
     // The sleep is what is looked at, and gives the other task its turn; nothing depends on how long it takes.
     while done.load(Ordering::SeqCst) == 0 {
         io.sleep(Duration::from_millis(1)).await;

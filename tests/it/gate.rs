@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use ringcask::Engine;
 use ringcask::bytes::Bytes;
-use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, ReadDone, SyncKind, Task};
+use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind, Task};
 
 use crate::support::DEADLINE;
 
@@ -145,8 +145,8 @@ impl Io for GatedWorld {
         Ok(Arc::new(GatedDir { inner: self.inner.open_dir(path, create)?, gate: self.gate.clone() }))
     }
 
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
-        self.inner.spawn(name, task)
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
+        self.inner.spawn(name, priority, task)
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {

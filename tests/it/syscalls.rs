@@ -329,6 +329,32 @@ fn what_the_store_says_it_wrote_reached_the_kernel() {
     for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
 }
 
+/// The nice value of this process's one thread named `name`.
+fn nice_of_thread(name: &str) -> i32 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    // The thread that opened the store may end meanwhile.
+    let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let named: Vec<_> = threads.filter(is_it).collect();
+    let [thread] = &named[..] else { panic!("{} threads named {name}", named.len()) };
+    let stat = fs::read_to_string(thread.join("stat")).unwrap();
+    // The name before it may contain anything.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+#[test]
+fn maintenance_stands_behind_the_commits() {
+    const NAME: &str = "syscalls::maintenance_stands_behind_the_commits";
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine));
+        let commit = nice_of_thread("ringcask-commit");
+        assert_eq!(nice_of_thread("ringcask-maint"), (commit + 5).min(19));
+        return close(store);
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
+}
+
 #[test]
 fn a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded() {
     const NAME: &str = "syscalls::a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded";

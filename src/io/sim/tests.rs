@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::*;
-use crate::io::{EntryKind, File, OpenMode, SyncKind, util};
+use crate::io::{EntryKind, File, OpenMode, Priority, SyncKind, util};
 
 const DB: &str = "/db";
 
@@ -467,7 +467,7 @@ fn the_same_seed_is_the_same_run() {
                     file.sync(SyncKind::Data).await.unwrap();
                 }
             };
-            lab.world.spawn("writer", Box::pin(job)).unwrap();
+            lab.world.spawn("writer", Priority::Foreground, Box::pin(job)).unwrap();
         }
         lab.world.run_to_idle(Duration::from_secs(1));
         assert_eq!(lab.world.panics(), Vec::<String>::new());
@@ -506,7 +506,7 @@ fn idle_means_no_timer_within_the_limit() {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     };
-    world.spawn("clock", Box::pin(clock)).unwrap();
+    world.spawn("clock", Priority::Foreground, Box::pin(clock)).unwrap();
     world.run_to_idle(Duration::from_millis(999));
     assert_eq!(ticks.load(Ordering::Relaxed), 0);
     world.run_to_idle(Duration::from_millis(10_500));
@@ -518,7 +518,7 @@ fn idle_means_no_timer_within_the_limit() {
 #[test]
 fn a_panic_ends_its_task_and_is_told() {
     let world = SimWorld::new(SimConfig::default());
-    world.spawn("bad", Box::pin(async { panic!("on purpose") })).unwrap();
+    world.spawn("bad", Priority::Foreground, Box::pin(async { panic!("on purpose") })).unwrap();
     world.run_until(world.sleep(Duration::from_secs(1)));
     assert_eq!(world.panics(), ["task bad: on purpose"]);
 }
@@ -546,7 +546,7 @@ fn a_task_that_tries_again_without_end_is_noticed() {
     lab.world.inject(Fault::sticky(OpClass::Sync, 0, FaultKind::EIO));
     let file = lab.file.clone();
     let retries = async move { while file.sync(SyncKind::Data).await.is_err() {} };
-    lab.world.spawn("stubborn", Box::pin(retries)).unwrap();
+    lab.world.spawn("stubborn", Priority::Foreground, Box::pin(retries)).unwrap();
     lab.world.run_until(std::future::pending::<()>());
 }
 
@@ -560,7 +560,7 @@ fn without_power_everything_fails_and_nothing_happens() {
     assert!(lab.world.run_until(lab.file.sync(SyncKind::All)).is_err());
     assert!(lab.world.run_until(lab.file.read_at(vec![0; 3], 0, 0)).result.is_err());
     assert!(lab.dir.list().is_err() && lab.file.truncate(0).is_err() && lab.world.open_dir(DB.as_ref(), true).is_err());
-    assert!(lab.world.spawn("late", Box::pin(async {})).is_err());
+    assert!(lab.world.spawn("late", Priority::Foreground, Box::pin(async {})).is_err());
     assert_eq!(lab.world.step(), steps);
 }
 
@@ -574,7 +574,7 @@ fn blocking_drives_the_world_from_outside_and_returns_from_inside() {
         task_world.block_until(&|| false);
         task_done.store(1, Ordering::Relaxed);
     };
-    world.spawn("task", Box::pin(task)).unwrap();
+    world.spawn("task", Priority::Foreground, Box::pin(task)).unwrap();
     world.block_until(&|| done.load(Ordering::Relaxed) == 1);
     assert_eq!(done.load(Ordering::Relaxed), 1);
     let asked = Cell::new(0);
