@@ -5,6 +5,8 @@
 // The calls here have no safe wrapper.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::gettid;
 
@@ -54,4 +56,17 @@ fn lower_io_priority() {
     let lowest = IOPRIO_CLASS_BEST_EFFORT << IOPRIO_CLASS_SHIFT | IOPRIO_LOWEST_LEVEL;
     // SAFETY: takes three numbers, of which 0 is the calling thread, and touches no memory.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, lowest) };
+}
+
+/// Begins to write the range's dirty pages to the disk. Waits for none of them.
+///
+/// The call's flags that wait would take the error of a failed write with them, and the sync after it would succeed. This
+/// one leaves errors where the next sync finds them.
+pub(super) fn start_writeback(fd: BorrowedFd<'_>, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // To the kernel, no bytes are all up to the end of the file.
+    if len > 0 {
+        // SAFETY: takes numbers and a descriptor, which the borrow keeps open until it returns, and touches no memory.
+        let _ = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
 }

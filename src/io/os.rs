@@ -14,7 +14,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use bytes::Bytes;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
+use super::advice;
 use super::op::{Op, slot};
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
@@ -168,6 +169,10 @@ impl File for WorldFile {
         let (done, handle) = slot();
         self.dispatch.start_behind(Op::Sync { file: Arc::clone(&self.file), kind, done });
         Box::pin(handle)
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        advice::start_writeback(self.file.fd.as_fd(), offset, len);
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -53,6 +53,9 @@ async fn bytes_and_ends(dir: &dyn Dir) {
     let pieces: Vec<Bytes> = (0..40_u8).map(|piece| Bytes::from(vec![piece; 100])).collect();
     write_all(&*file, pieces.clone(), 10).await.unwrap();
     assert_eq!(file.len().unwrap(), 4010);
+    for (offset, len) in [(0, 4010), (100, 1), (0, 0), (1 << 40, 1), (u64::MAX, u64::MAX)] {
+        file.start_writeback(offset, len);
+    }
     file.sync(SyncKind::Data).await.unwrap();
     file.sync_behind(SyncKind::All).await.unwrap();
     let (read, filled) = read_full(&*file, vec![9; 5000], 50, 0).await.unwrap();
