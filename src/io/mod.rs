@@ -197,6 +197,16 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Reads at `offset` into `buf[at..]`, up to the buffer's end.
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone>;
 
+    /// As [`read_at`](Self::read_at), for bytes that will not be asked for again: the read leaves the page cache as it
+    /// found it where the kernel can (Linux 6.14, and not every file system), and is a plain read elsewhere.
+    ///
+    /// For reads of some MiB, aligned to that, one after the other up to the end of what the file has. The kernel drops
+    /// what a read brought in by whole folios, so that short reads fetch the same bytes again, and keeps what it read
+    /// ahead until that is read as well.
+    fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        self.read_at(buf, at, offset)
+    }
+
     /// Writes `bufs`, one after the other, at `offset`. May be short.
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>>;
 

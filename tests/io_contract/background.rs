@@ -1,13 +1,16 @@
 //! What a task does to stay out of the foreground's way, as the kernel sees it.
 #![allow(unsafe_code, reason = "ioprio_get and cachestat have no safe wrapper; they are called here alone")]
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
+use futures_util::future::join_all;
 use ringcask::bytes::Bytes;
-use ringcask::io::{OpenMode, Priority, util};
+use ringcask::io::{File, OpenMode, Priority, util};
+use rustix::io::ReadWriteFlags;
 
-use crate::{Stage, in_every_world, in_task_of, skip, wait};
+use crate::{Stage, check_block, in_every_world, in_task_of, skip, wait};
 
 /// `IOPRIO_CLASS_IDLE` and the lowest level of `IOPRIO_CLASS_BE`, in the kernel's encoding.
 const IDLE: libc::c_long = 3 << 13;
@@ -74,6 +77,77 @@ fn a_background_task_stands_behind_and_a_foreground_task_does_not() {
         assert_eq!(of_task(Priority::Background), ((nice() + 5).min(19), behind));
         assert_eq!(of_task(Priority::Foreground), (nice(), before));
         assert_eq!(io_priority().unwrap(), before, "whoever spawns keeps its own");
+    });
+}
+
+/// Whether the file system under `directory` has reads that leave nothing in the page cache.
+fn has_uncached_reads(directory: &Path) -> bool {
+    let file = tempfile::tempfile_in(directory).unwrap();
+    let dontcache = ReadWriteFlags::from_bits_retain(0x80);
+    rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut [0])], 0, dontcache).is_ok()
+}
+
+/// Reads the `blocks` blocks of `file`, in pieces of 16, and checks them.
+async fn read_all_once(file: &dyn File, blocks: u32) {
+    for first in (0..blocks).step_by(16) {
+        let (read, filled) = util::read_full_once(file, vec![0; 16 << 12], 0, u64::from(first) << 12).await.unwrap();
+        assert_eq!(filled, read.len());
+        for (block, bytes) in (first..).zip(read.chunks(4096)) {
+            assert_eq!(bytes, block.to_le_bytes().repeat(1024), "block {block}");
+        }
+    }
+}
+
+#[test]
+fn what_is_read_once_leaves_the_page_cache_as_it_was() {
+    const BLOCKS: u32 = 1024;
+    in_every_world(|stage| {
+        std::fs::create_dir_all(&stage.path).unwrap();
+        let cached = || pages(&stage, "cold", 0, 0).map(|pages| pages.cached);
+        let file = stage.cold_file(BLOCKS);
+        match cached() {
+            Ok(0) if has_uncached_reads(&stage.path) => {}
+            found => {
+                return skip("reads that leave no trace", &format!("no such reads here, or {found:?} pages cached"));
+            }
+        }
+        // From this thread, by way of the read thread, and in a task.
+        wait(read_all_once(&*file, BLOCKS));
+        assert_eq!(cached().unwrap(), 0, "left by the read thread");
+        let read_in_task = |priority| {
+            in_task_of(priority, &stage, |_, dir| async move {
+                read_all_once(&*dir.open("cold", OpenMode::Read).unwrap(), BLOCKS).await;
+            });
+        };
+        read_in_task(Priority::Background);
+        assert_eq!(cached().unwrap(), 0, "left by the task");
+        let (_, filled) = wait(util::read_full(&*file, vec![0; 4096 * BLOCKS as usize], 0, 0)).unwrap();
+        assert_eq!((filled, cached().unwrap()), (4096 * BLOCKS as usize, u64::from(BLOCKS)));
+        wait(read_all_once(&*file, BLOCKS));
+        read_in_task(Priority::Background);
+        assert_eq!(cached().unwrap(), u64::from(BLOCKS), "what was there stays");
+    });
+}
+
+#[test]
+fn where_no_read_leaves_the_cache_alone_a_plain_one_serves() {
+    let memory = Path::new("/dev/shm");
+    if !memory.is_dir() || has_uncached_reads(memory) {
+        return skip("a file system without uncached reads", "/dev/shm is none");
+    }
+    in_every_world(|stage| {
+        let home = tempfile::tempdir_in(memory).unwrap();
+        let stage = Stage { path: home.path().to_owned(), ..stage };
+        let file = stage.cold_file(64);
+        wait(read_all_once(&*file, 64));
+        in_task_of(Priority::Background, &stage, |_, dir| async move {
+            read_all_once(&*dir.open("cold", OpenMode::Read).unwrap(), 64).await;
+            // All at once, so that several are refused before anybody knows.
+            let reads = (0..64).map(|block| file.read_once(vec![0; 4096], 0, block << 12));
+            for (block, done) in (0..).zip(join_all(reads).await) {
+                check_block(done, block);
+            }
+        });
     });
 }
 

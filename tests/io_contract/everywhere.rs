@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::io::util::{read_exact, read_full, write_all};
+use ringcask::io::util::{read_exact, read_full, read_full_once, write_all};
 use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
 use ringcask::sim::{SimConfig, SimWorld};
 
@@ -63,6 +63,7 @@ async fn bytes_and_ends(dir: &dyn Dir) {
     assert_eq!(read[..50], [9; 50], "what lies before `at` is not touched");
     assert_eq!(read[50..60], [0; 10], "a hole reads as zeros");
     assert_eq!(read[60..4060], pieces.concat()[..]);
+    assert_eq!(read_full_once(&*file, vec![9; 5000], 50, 0).await.unwrap(), (read, filled), "the same when read once");
     assert_eq!(read_exact(&*file, 4000, 11).await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     assert_eq!(file.read_at(vec![0; 8], 0, 4010).await.result.unwrap(), 0, "the end is no error");
     write_all(&*file, vec![Bytes::from_static(b"over")], 20).await.unwrap();

@@ -232,6 +232,17 @@ impl File for GatedFile {
         })
     }
 
+    fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        gate.ask(Kind::Read);
+        Box::pin(async move {
+            match gate.pass(Kind::Read).await {
+                Ok(()) => inner.read_once(buf, at, offset).await,
+                Err(error) => ReadDone { result: Err(error), buf },
+            }
+        })
+    }
+
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Write);

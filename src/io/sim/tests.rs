@@ -424,6 +424,13 @@ fn faults_meet_the_operations_they_are_meant_for() {
     assert_eq!(bits, 1, "{flipped:?}");
     lab.world.heal();
     assert_eq!(lab.read(3), b"abc");
+    let (steps, reads) = (lab.world.step(), lab.world.op_count(OpClass::Read));
+    lab.world.inject(Fault::once(OpClass::Read, reads, FaultKind::EIO));
+    lab.file.start_writeback(0, 3);
+    assert!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).result.is_err());
+    assert_eq!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).buf, b"abc");
+    assert_eq!(lab.world.op_count(OpClass::Read) - reads, 2, "read once or not, it is a read");
+    assert_eq!(lab.world.step(), steps, "and nothing was written");
 }
 
 #[test]
@@ -435,6 +442,8 @@ fn the_loops_above_the_seam_cope_with_short_and_interrupted_operations() {
         let bufs = vec![Bytes::copy_from_slice(&data[..1_700]), Bytes::copy_from_slice(&data[1_700..])];
         lab.world.run_until(util::write_all(&*lab.file, bufs, 0)).unwrap();
         assert_eq!(lab.read(4_000), data);
+        let (read, filled) = lab.world.run_until(util::read_full_once(&*lab.file, vec![0; 3_500], 500, 0)).unwrap();
+        assert_eq!((&read[500..], filled), (&data[..], 3_500));
         ops += lab.world.op_count(OpClass::Any);
     }
     assert!(ops > 30 * 6, "{ops} operations: hardly anything was short or interrupted");
