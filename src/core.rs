@@ -15,7 +15,7 @@ use std::thread::Thread;
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
 use crate::compaction::{CompactionCounters, Compactor, Settings};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{DirLock, Io, fork};
+use crate::io::{DirLock, Io, Priority, fork};
 use crate::keydir::Keydir;
 use crate::maintenance::{Maintainer, Maintenance};
 use crate::options::Options;
@@ -116,7 +116,7 @@ impl Core {
             let _maintaining = maintaining;
             maintainer.run().await;
         };
-        self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
+        self.io.spawn("ringcask-maint", Priority::Background, Box::pin(task)).map_err(spawn_error)?;
 
         let maintenance = Arc::clone(&self.maintenance);
         let committer = Committer::new(
@@ -139,7 +139,7 @@ impl Core {
             let result = committer.run().await;
             committing.core.commit_ended(result);
         };
-        self.io.spawn("ringcask-commit", Box::pin(task)).map_err(|error| {
+        self.io.spawn("ringcask-commit", Priority::Foreground, Box::pin(task)).map_err(|error| {
             self.request_close();
             spawn_error(error)
         })

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::commit::{Accepted, Prepared, RoomWait, Ticket};
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{OpFuture, probe};
+use crate::io::{OpFuture, Priority, probe};
 use crate::keydir::Key;
 use crate::maintenance::Request;
 use crate::options::{CompactOptions, Durability, Options};
@@ -416,7 +416,7 @@ fn begin_open(options: Options) -> Result<Promise<Result<Store>>> {
         let opened = Core::open(options, world, fallback).await;
         guard.0.fulfil(opened.map(Store::new));
     };
-    io.spawn("ringcask-open", Box::pin(task))
+    io.spawn("ringcask-open", Priority::Foreground, Box::pin(task))
         .map_err(|error| Error::io("open: start a thread", error).with_path(path))?;
     Ok(promise)
 }

@@ -45,7 +45,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::fork::{block_signals, fork_generation};
 use super::op::{Completer, Handle, quietly, slot};
-use super::{OpFuture, Task};
+use super::{OpFuture, Priority, Task, advice};
 
 /// How often [`block_until`] asks again without being unparked.
 const BLOCK_INTERVAL: Duration = Duration::from_millis(50);
@@ -329,6 +329,7 @@ impl Member {
     pub(super) fn start<R: Reactor>(
         world: WorldId,
         name: &str,
+        priority: Priority,
         setup: impl FnOnce() -> io::Result<R> + Send + 'static,
         task: Task,
     ) -> io::Result<Self> {
@@ -337,6 +338,8 @@ impl Member {
         let over = Arc::clone(&task_over);
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let timers = world.adopt_this_thread();
+            // Before the set-up: the kernel's workers of a ring inherit it.
+            advice::take_priority(priority);
             match setup() {
                 Ok(reactor) => {
                     // Its receiver is waiting.

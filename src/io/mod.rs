@@ -19,6 +19,7 @@
 //! - [`File::sync`] covers the writes whose completion was *delivered* before the call, and no others.
 //! - Nothing here retries a failed sync.
 
+mod advice;
 mod engine;
 pub(crate) mod fork;
 mod op;
@@ -46,6 +47,18 @@ pub type OpFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 /// A task of the engine, for [`Io::spawn`].
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
+/// How the thread of a task stands to the others. Advice: where the kernel refuses it, nothing else changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// As the thread that spawns it: somebody waits for what the task does.
+    Foreground,
+    /// Behind it, for the processor and for reads from the disk: it may take what time it takes.
+    ///
+    /// For good, as without privileges no thread can take it back, and for every thread that this one starts. So a
+    /// background task spawns no foreground task and makes no [`File::sync_behind`], which may start a thread.
+    Background,
+}
+
 /// Which world carries out the I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -66,10 +79,11 @@ pub trait Io: Send + Sync + fmt::Debug + 'static {
     /// Opens the directory at `path`, creating it (mode 0700, with its missing parents, each made durable) if `create`.
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>>;
 
-    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring.
+    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring, and that
+    /// thread's `priority`.
     ///
     /// A panic inside the task ends the thread, not the process; the task itself must tell others (by a drop guard).
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()>;
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()>;
 
     /// Whether a task's sync goes on while the task does something else; if not, the call that starts it blocks.
     fn sync_overlaps(&self) -> bool {
@@ -183,6 +197,16 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Reads at `offset` into `buf[at..]`, up to the buffer's end.
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone>;
 
+    /// As [`read_at`](Self::read_at), for bytes that will not be asked for again: the read leaves the page cache as it
+    /// found it where the kernel can (Linux 6.14, and not every file system), and is a plain read elsewhere.
+    ///
+    /// For reads of some MiB, aligned to that, one after the other up to the end of what the file has. The kernel drops
+    /// what a read brought in by whole folios, so that short reads fetch the same bytes again, and keeps what it read
+    /// ahead until that is read as well.
+    fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        self.read_at(buf, at, offset)
+    }
+
     /// Writes `bufs`, one after the other, at `offset`. May be short.
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>>;
 
@@ -192,6 +216,16 @@ pub trait File: Send + Sync + fmt::Debug {
     /// As [`sync`](Self::sync), for a sync nobody waits for: it never blocks the task that starts it.
     fn sync_behind(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
         self.sync(kind)
+    }
+
+    /// Asks the kernel to begin writing `offset..offset + len` to the disk, so that a later sync finds less to do.
+    ///
+    /// It promises nothing: not that anything is written, and never that anything is durable, which is for
+    /// [`sync`](Self::sync) alone to say. Does not wait for the disk, but may for room in the disk's queue: for a
+    /// background task, and for a few MiB at a time. A hint: errors are not reported, and a failed write is the later
+    /// sync's to report.
+    fn start_writeback(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
     }
 
     /// Claims disk space for `offset..offset + len` without changing the file's length, so that writing there cannot

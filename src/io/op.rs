@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use rustix::io::ReadWriteFlags;
 
 use super::os::OsFile;
 use super::{ReadDone, SyncKind};
@@ -162,7 +163,7 @@ impl<T> Drop for Handle<T> {
 /// An operation that was started and not yet finished. Dropping one delivers an error.
 pub(super) enum Op {
     /// Read into `buf[at..]`.
-    Read { file: Arc<OsFile>, buf: Vec<u8>, at: usize, offset: u64, done: Completer<ReadDone> },
+    Read { file: Arc<OsFile>, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags, done: Completer<ReadDone> },
     /// Write `bufs`, none of them empty and not none of them, one after the other.
     Write { file: Arc<OsFile>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
     /// Make completed writes durable.
@@ -174,8 +175,8 @@ impl Op {
     pub(super) fn run(self) {
         match self {
             Self::Read { done, .. } if done.is_abandoned() => {}
-            Self::Read { file, mut buf, at, offset, done } => {
-                let result = file.read(buf.get_mut(at..).unwrap_or_default(), offset);
+            Self::Read { file, mut buf, at, offset, flags, done } => {
+                let result = file.read(buf.get_mut(at..).unwrap_or_default(), offset, flags);
                 done.complete(ReadDone { result, buf });
             }
             Self::Write { file, bufs, offset, done } => {

@@ -14,15 +14,17 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 
+use super::advice;
 use super::op::{Op, slot};
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
@@ -30,6 +32,8 @@ use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDon
 pub(super) const MAX_PIECES: usize = 1024;
 /// Bytes in one read or write. The kernel's own limit is a page less than 2 GiB.
 pub(super) const MAX_IO_BYTES: usize = 1 << 30;
+/// `RWF_DONTCACHE`, which rustix does not have: what the read brings into the page cache does not stay there.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Files replaced under our hands while locking, after which something else is wrong.
 const MAX_LOCK_TRIES: usize = 100;
 
@@ -79,9 +83,13 @@ impl OsFile {
         self.fd.as_raw_fd()
     }
 
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64, flags: ReadWriteFlags) -> io::Result<usize> {
         let len = buf.len().min(MAX_IO_BYTES);
-        Ok(rustix::io::pread(&self.fd, buf.get_mut(..len).unwrap_or_default(), offset)?)
+        let buf = buf.get_mut(..len).unwrap_or_default();
+        if flags.is_empty() {
+            return Ok(rustix::io::pread(&self.fd, buf, offset)?);
+        }
+        Ok(rustix::io::preadv2(&self.fd, &mut [IoSliceMut::new(buf)], offset, flags)?)
     }
 
     pub(super) fn write(&self, bufs: &[Bytes], offset: u64) -> io::Result<usize> {
@@ -108,10 +116,37 @@ impl OsFile {
 }
 
 /// A file of a real world.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct WorldFile {
     file: Arc<OsFile>,
     dispatch: Arc<dyn Dispatch>,
+    /// The directory's.
+    dontcache_refused: Arc<AtomicBool>,
+}
+
+impl WorldFile {
+    fn read(&self, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags) -> OpFuture<ReadDone> {
+        let checked = if at > buf.len() {
+            Err(invalid(format!("a read into a buffer of {} bytes from {at} on", buf.len())))
+        } else {
+            check_offset(offset)
+        };
+        match checked {
+            Err(error) => Box::pin(std::future::ready(ReadDone { result: Err(error), buf })),
+            Ok(()) if at == buf.len() => Box::pin(std::future::ready(ReadDone { result: Ok(0), buf })),
+            Ok(()) => {
+                let (done, handle) = slot();
+                self.dispatch.start(Op::Read { file: Arc::clone(&self.file), buf, at, offset, flags, done });
+                Box::pin(handle)
+            }
+        }
+    }
+}
+
+/// Whether a read failed for its flags, perhaps: older kernels and other file systems do not know them all.
+fn may_be_for_its_flags(done: &ReadDone) -> bool {
+    let errno = done.result.as_ref().err().and_then(io::Error::raw_os_error);
+    matches!(errno, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
 }
 
 impl File for WorldFile {
@@ -129,20 +164,25 @@ impl File for WorldFile {
     }
 
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
-        let checked = if at > buf.len() {
-            Err(invalid(format!("a read into a buffer of {} bytes from {at} on", buf.len())))
-        } else {
-            check_offset(offset)
-        };
-        match checked {
-            Err(error) => Box::pin(std::future::ready(ReadDone { result: Err(error), buf })),
-            Ok(()) if at == buf.len() => Box::pin(std::future::ready(ReadDone { result: Ok(0), buf })),
-            Ok(()) => {
-                let (done, handle) = slot();
-                self.dispatch.start(Op::Read { file: Arc::clone(&self.file), buf, at, offset, done });
-                Box::pin(handle)
-            }
+        self.read(buf, at, offset, ReadWriteFlags::empty())
+    }
+
+    fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        if self.dontcache_refused.load(Ordering::Relaxed) {
+            return self.read_at(buf, at, offset);
         }
+        let first = self.read(buf, at, offset, DONTCACHE);
+        let file = self.clone();
+        Box::pin(async move {
+            let done = first.await;
+            if !may_be_for_its_flags(&done) {
+                return done;
+            }
+            // The second read is started by a poll: who does not poll has no use for it. If the first failed for
+            // something else, the second will tell, and all that is lost is the hint.
+            file.dontcache_refused.store(true, Ordering::Relaxed);
+            file.read_at(done.buf, at, offset).await
+        })
     }
 
     fn write_at(&self, mut bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
@@ -170,6 +210,10 @@ impl File for WorldFile {
         Box::pin(handle)
     }
 
+    fn start_writeback(&self, offset: u64, len: u64) {
+        advice::start_writeback(self.file.fd.as_fd(), offset, len);
+    }
+
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let claim = || fs::fallocate(&self.file.fd, fs::FallocateFlags::KEEP_SIZE, offset, len);
         match retry_on_intr(claim) {
@@ -194,7 +238,8 @@ pub(super) fn open_dir(path: &Path, create: bool, dispatch: Arc<dyn Dispatch>) -
     if create {
         create_with_parents(path)?;
     }
-    Ok(Arc::new(OsDir { fd: open_directory(path)?, path: path.to_owned(), dispatch }))
+    let dontcache_refused = Arc::default();
+    Ok(Arc::new(OsDir { fd: open_directory(path)?, path: path.to_owned(), dispatch, dontcache_refused }))
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
@@ -240,6 +285,9 @@ struct OsDir {
     /// For messages only.
     path: PathBuf,
     dispatch: Arc<dyn Dispatch>,
+    /// Whether a read here was refused [`DONTCACHE`]: found out by the first one, once for all files of the directory, as
+    /// they lie in one file system.
+    dontcache_refused: Arc<AtomicBool>,
 }
 
 impl OsDir {
@@ -302,7 +350,8 @@ impl Dir for OsDir {
             OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
         let file = Arc::new(OsFile { fd: self.open_regular(name, flags)? });
-        Ok(Arc::new(WorldFile { file, dispatch: Arc::clone(&self.dispatch) }))
+        let (dispatch, dontcache_refused) = (Arc::clone(&self.dispatch), Arc::clone(&self.dontcache_refused));
+        Ok(Arc::new(WorldFile { file, dispatch, dontcache_refused }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -357,4 +406,55 @@ pub(super) fn random_u64() -> io::Result<u64> {
     // Up to 256 bytes come whole, or not at all.
     retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Answers reads that carry flags with an error, and notes the flags of all.
+    #[derive(Debug)]
+    struct Refusing(i32, Mutex<Vec<ReadWriteFlags>>);
+
+    impl Dispatch for Refusing {
+        fn start(&self, op: Op) {
+            let Op::Read { flags, .. } = op else { return op.run() };
+            self.1.lock().unwrap().push(flags);
+            if flags.is_empty() { op.run() } else { op.finish(Err(io::Error::from_raw_os_error(self.0))) }
+        }
+
+        fn start_behind(&self, op: Op) {
+            self.start(op);
+        }
+    }
+
+    /// Reads two files twice each; returns the flags the kernel was asked with, and the last read's error.
+    fn ask(errno: i32) -> (Vec<ReadWriteFlags>, Option<i32>) {
+        let home = tempfile::tempdir().unwrap();
+        let dispatch = Arc::new(Refusing(errno, Mutex::default()));
+        let dir = open_dir(home.path(), false, Arc::<Refusing>::clone(&dispatch)).unwrap();
+        let mut last = None;
+        for name in ["a", "b"] {
+            std::fs::write(home.path().join(name), "content").unwrap();
+            let file = dir.open(name, OpenMode::Read).unwrap();
+            for _ in 0..2 {
+                let done = pollster::block_on(file.read_once(vec![0; 8], 1, 2));
+                last = done.result.as_ref().err().and_then(io::Error::raw_os_error);
+                assert!(last.is_some() || (done.result.unwrap(), &*done.buf) == (5, b"\0ntent\0\0"), "{errno}");
+            }
+        }
+        let asked = dispatch.1.lock().unwrap().clone();
+        (asked, last)
+    }
+
+    #[test]
+    fn a_refused_flag_is_asked_for_once_and_nobody_hears_of_it() {
+        let plain = ReadWriteFlags::empty();
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS] {
+            assert_eq!(ask(errno), (vec![DONTCACHE, plain, plain, plain, plain], None), "{errno}");
+        }
+        assert_eq!(ask(libc::EIO), (vec![DONTCACHE; 4], Some(libc::EIO)), "other errors are the caller's");
+    }
 }

@@ -26,7 +26,7 @@ use super::engine::{self, Crew, Member, Park, WorldId};
 use super::fork::{self, fork_generation};
 use super::op::{Op, quietly};
 use super::os::{self, Dispatch};
-use super::{Dir, Io, IoKind, OpFuture, Task};
+use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 /// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
 const POOL_THREADS: usize = 2;
@@ -70,8 +70,8 @@ impl Io for ThreadsIo {
         os::open_dir(path, create, dispatch)
     }
 
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
-        self.0.crew.add(Member::start(self.0.world, name, || Ok(Park::new()), task)?);
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
+        self.0.crew.add(Member::start(self.0.world, name, priority, || Ok(Park::new()), task)?);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::io;
 
 use bytes::{Buf, Bytes};
 
-use super::File;
+use super::{File, OpFuture, ReadDone};
 use crate::mutant::{self, Mutant};
 
 /// `number` as a size in memory; what does not fit saturates, and then fits nowhere.
@@ -27,10 +27,24 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 /// Reads `buf[at..]` at `offset` until it is full or the file ends; returns the buffer and how far it is filled.
-pub async fn read_full(file: &dyn File, mut buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
+pub async fn read_full(file: &dyn File, buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
+    fill(buf, at, |buf, filled| file.read_at(buf, filled, offset + (filled - at) as u64)).await
+}
+
+/// As [`read_full`], with [`File::read_once`].
+pub async fn read_full_once(file: &dyn File, buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
+    fill(buf, at, |buf, filled| file.read_once(buf, filled, offset + (filled - at) as u64)).await
+}
+
+/// Calls `read` with the buffer, and how far it is filled, until it is full or there is no more.
+async fn fill(
+    mut buf: Vec<u8>,
+    at: usize,
+    read: impl Fn(Vec<u8>, usize) -> OpFuture<ReadDone>,
+) -> io::Result<(Vec<u8>, usize)> {
     let (mut filled, mut interruptions) = (at, 0);
     while filled < buf.len() {
-        let done = file.read_at(buf, filled, offset + (filled - at) as u64).await;
+        let done = read(buf, filled).await;
         buf = done.buf;
         match done.result {
             Ok(0) => break,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, Footer, HintReader, RecordKind, record_len};
-use crate::io::{Dir, IoKind, OpenMode, util};
+use crate::io::{Dir, IoKind, OpenMode, Priority, util};
 use crate::keydir::{Keydir, Location};
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
@@ -109,7 +109,7 @@ impl Opening<'_> {
                 task.await;
             });
             // Fewer threads than hoped for load as much, only later.
-            if self.io.spawn("ringcask-load", task).is_ok() {
+            if self.io.spawn("ringcask-load", Priority::Foreground, task).is_ok() {
                 helpers.push(done);
             }
         }

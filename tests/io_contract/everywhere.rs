@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::io::util::{read_exact, read_full, write_all};
-use ringcask::io::{Dir, EntryKind, Io, OpenMode, SyncKind};
+use ringcask::io::util::{read_exact, read_full, read_full_once, write_all};
+use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
 use ringcask::sim::{SimConfig, SimWorld};
 
 use super::{in_every_world, in_task};
@@ -53,6 +53,9 @@ async fn bytes_and_ends(dir: &dyn Dir) {
     let pieces: Vec<Bytes> = (0..40_u8).map(|piece| Bytes::from(vec![piece; 100])).collect();
     write_all(&*file, pieces.clone(), 10).await.unwrap();
     assert_eq!(file.len().unwrap(), 4010);
+    for (offset, len) in [(0, 4010), (100, 1), (0, 0), (1 << 40, 1), (u64::MAX, u64::MAX)] {
+        file.start_writeback(offset, len);
+    }
     file.sync(SyncKind::Data).await.unwrap();
     file.sync_behind(SyncKind::All).await.unwrap();
     let (read, filled) = read_full(&*file, vec![9; 5000], 50, 0).await.unwrap();
@@ -60,6 +63,7 @@ async fn bytes_and_ends(dir: &dyn Dir) {
     assert_eq!(read[..50], [9; 50], "what lies before `at` is not touched");
     assert_eq!(read[50..60], [0; 10], "a hole reads as zeros");
     assert_eq!(read[60..4060], pieces.concat()[..]);
+    assert_eq!(read_full_once(&*file, vec![9; 5000], 50, 0).await.unwrap(), (read, filled), "the same when read once");
     assert_eq!(read_exact(&*file, 4000, 11).await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
     assert_eq!(file.read_at(vec![0; 8], 0, 4010).await.result.unwrap(), 0, "the end is no error");
     write_all(&*file, vec![Bytes::from_static(b"over")], 20).await.unwrap();
@@ -120,7 +124,7 @@ async fn tasks_and_time(io: &dyn Io) {
     let add = async move {
         task.fetch_add(1, Ordering::SeqCst);
     };
-    io.spawn("contract-2", Box::pin(add)).unwrap();
+    io.spawn("contract-2", Priority::Background, Box::pin(add)).unwrap();
     // The sleep is what is looked at, and gives the other task its turn; nothing depends on how long it takes.
     while done.load(Ordering::SeqCst) == 0 {
         io.sleep(Duration::from_millis(1)).await;

@@ -4,6 +4,7 @@
 //! as many open descriptors as before it, so every check is also a check for leaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 
+mod background;
 mod everywhere;
 mod files;
 mod operations;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use ringcask::io::probe::WritePath;
 use ringcask::io::threads::ThreadsIo;
 use ringcask::io::uring::{DEFAULT_ENTRIES, UringIo};
-use ringcask::io::{Dir, File, Io, OpenMode, ReadDone};
+use ringcask::io::{Dir, File, Io, OpenMode, Priority, ReadDone};
 
 /// Longer than any of this takes on a busy machine: what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -70,6 +71,13 @@ fn check_block(done: ReadDone, block: u32) {
     assert_eq!(done.buf, block.to_le_bytes().repeat(1024), "block {block}");
 }
 
+/// Says loudly that `what` was not tested here.
+fn skip(what: &str, why: &str) {
+    println!("SKIPPED: {what}: {why}");
+    eprintln!("SKIPPED: {what}: {why}");
+    assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "{what} must run here: {why}");
+}
+
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -97,9 +105,17 @@ fn in_task<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
     stage: &Stage,
     task: impl FnOnce(Arc<dyn Io>, Arc<dyn Dir>) -> T,
 ) -> R {
+    in_task_of(Priority::Foreground, stage, task)
+}
+
+fn in_task_of<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
+    priority: Priority,
+    stage: &Stage,
+    task: impl FnOnce(Arc<dyn Io>, Arc<dyn Dir>) -> T,
+) -> R {
     let (done, result) = mpsc::channel();
     let task = task(Arc::clone(&stage.io), stage.dir());
-    stage.io.spawn("contract", Box::pin(async move { done.send(task.await).unwrap() })).unwrap();
+    stage.io.spawn("contract", priority, Box::pin(async move { done.send(task.await).unwrap() })).unwrap();
     result.recv_timeout(PATIENCE).expect("the task hangs, or panicked with a message above")
 }
 

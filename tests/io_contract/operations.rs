@@ -40,6 +40,11 @@ fn what_was_written_is_read_back_and_short_at_the_end() {
             let invalid = Some(ErrorKind::InvalidInput);
             let done = file.read_at(vec![7; 4], 5, 0).await;
             assert_eq!((done.result.err().map(|error| error.kind()), done.buf), (invalid, vec![7; 4]));
+            let done = file.read_once(vec![7; 4], 5, 0).await;
+            assert_eq!((done.result.err().map(|error| error.kind()), done.buf), (invalid, vec![7; 4]));
+            assert_eq!(file.read_once(vec![0; 4], 0, beyond).await.result.err().map(|error| error.kind()), invalid);
+            assert_eq!(file.read_once(vec![0; 4], 4, 0).await.result.unwrap(), 0, "no room");
+            assert_eq!(file.read_once(vec![0; 4], 0, 11).await.result.unwrap(), 0, "the end");
             assert_eq!(file.read_at(vec![0; 4], 0, beyond).await.result.err().map(|error| error.kind()), invalid);
             let written = file.write_at(vec![Bytes::from_static(b"z")], beyond).await;
             assert_eq!(written.err().map(|error| error.kind()), invalid);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use ringcask::io::{IoKind, OpFuture, OpenMode, ReadDone, SyncKind};
+use ringcask::io::{IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind};
 
 use crate::{Owner, PATIENCE, check_block, in_every_world, in_task, wait};
 
@@ -190,7 +190,7 @@ fn a_panic_ends_its_task_and_nothing_else() {
             }
             resume_unwind(Box::new("part of the test, and without the noise of a panic"));
         };
-        stage.io.spawn("doomed", Box::pin(task)).unwrap();
+        stage.io.spawn("doomed", Priority::Foreground, Box::pin(task)).unwrap();
         ended.recv_timeout(PATIENCE).expect("the task's guards are dropped");
         let len = in_task(&stage, |_, dir| async move {
             let file = dir.open("other", OpenMode::CreateNew).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use ringcask::Engine;
 use ringcask::bytes::Bytes;
-use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, ReadDone, SyncKind, Task};
+use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind, Task};
 
 use crate::support::DEADLINE;
 
@@ -152,8 +152,8 @@ impl Io for GatedWorld {
         Ok(Arc::new(GatedDir { inner: self.inner.open_dir(path, create)?, gate: self.gate.clone() }))
     }
 
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
-        self.inner.spawn(name, task)
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
+        self.inner.spawn(name, priority, task)
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
@@ -242,6 +242,17 @@ impl File for GatedFile {
         })
     }
 
+    fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        let (inner, gate) = (self.inner.clone(), self.gate.clone());
+        gate.ask(Kind::Read);
+        Box::pin(async move {
+            match gate.pass(Kind::Read).await {
+                Ok(()) => inner.read_once(buf, at, offset).await,
+                Err(error) => ReadDone { result: Err(error), buf },
+            }
+        })
+    }
+
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Write);
@@ -258,6 +269,10 @@ impl File for GatedFile {
             gate.pass(Kind::Sync).await?;
             inner.sync(kind).await
         })
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.inner.start_writeback(offset, len);
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {

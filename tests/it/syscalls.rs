@@ -11,6 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use ringcask::io::{Io, OpenMode};
 use ringcask::{Durability, Engine, Store};
 
 use crate::support::{
@@ -324,6 +325,66 @@ fn what_the_store_says_it_wrote_reached_the_kernel() {
         let (kernel, own) = (dirtied() - kernel, store.stats().bytes_written - own);
         println!("{kernel} bytes by the kernel's count, {own} by the store's");
         assert!(own >= 64 * (64 << 10) && kernel >= own, "{kernel}, {own}");
+        return close(store);
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
+}
+
+/// A file system that knows no reads which leave its cache alone says so once, and then is not asked again.
+#[test]
+fn a_refused_flag_costs_one_system_call() {
+    const NAME: &str = "syscalls::a_refused_flag_costs_one_system_call";
+    if is_child() {
+        let (_, path) = child_env();
+        let io = ringcask::io::threads::ThreadsIo::new();
+        fs::write(path.join("data"), "content").unwrap();
+        let dir = io.open_dir(&path, false).unwrap();
+        let file = dir.open("data", OpenMode::Read).unwrap();
+        for _ in 0..20 {
+            assert_eq!(block_on(file.read_once(vec![0; 7], 0, 0)).buf, b"content");
+        }
+        return;
+    }
+    if !strace_is_here() {
+        return;
+    }
+    let memory = Path::new("/dev/shm");
+    if !memory.is_dir() {
+        return skip("reads that leave the cache alone", "there is no /dev/shm to refuse them");
+    }
+    let mut env = Env::new(Engine::Threads);
+    env.dir = tempfile::tempdir_in(memory).unwrap();
+    let trace = env.dir.path().join("trace");
+    fs::create_dir(env.path()).unwrap();
+    let options = ["-f", "-y", "-o", trace.to_str().unwrap(), "-e", "trace=pread64,preadv2"];
+    expect_success(rerun_traced(NAME, &env, &options));
+    let trace = fs::read_to_string(&trace).unwrap();
+    let lines: Vec<String> = trace.lines().filter(|line| line.contains("data>")).map(str::to_owned).collect();
+    assert_eq!(count(&lines, |line| line.contains("preadv2(") && line.contains("EOPNOTSUPP")), 1, "{lines:#?}");
+    assert_eq!(count(&lines, |line| line.contains("pread64(") && line.ends_with("= 7")), 20, "{lines:#?}");
+}
+
+/// The nice value of this process's one thread named `name`.
+fn nice_of_thread(name: &str) -> i32 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    // The thread that opened the store may end meanwhile.
+    let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let named: Vec<_> = threads.filter(is_it).collect();
+    let [thread] = &named[..] else { panic!("{} threads named {name}", named.len()) };
+    let stat = fs::read_to_string(thread.join("stat")).unwrap();
+    // The name before it may contain anything.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+#[test]
+fn maintenance_stands_behind_the_commits() {
+    const NAME: &str = "syscalls::maintenance_stands_behind_the_commits";
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine));
+        let commit = nice_of_thread("ringcask-commit");
+        assert_eq!(nice_of_thread("ringcask-maint"), (commit + 5).min(19));
         return close(store);
     }
     for_each_engine(|env| drop(expect_success(rerun(NAME, env))));

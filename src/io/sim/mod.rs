@@ -59,7 +59,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Dir, Io, IoKind, OpFuture, Task};
+use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 pub use crash::{CrashPoint, DirOrder, Journal, RANDOM_IMAGES, Walk};
 use disk::Event;
 use exec::Timer;
@@ -259,7 +259,7 @@ impl Io for SimWorld {
         Ok(Arc::new(SimDir { shared: self.shared.clone(), dir }))
     }
 
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
+    fn spawn(&self, name: &'static str, _: Priority, task: Task) -> io::Result<()> {
         {
             let mut state = self.shared.lock();
             state.powered()?;

@@ -11,7 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::*;
-use crate::io::{EntryKind, File, OpenMode, SyncKind, util};
+use crate::io::{EntryKind, File, OpenMode, Priority, SyncKind, util};
 
 const DB: &str = "/db";
 
@@ -424,6 +424,13 @@ fn faults_meet_the_operations_they_are_meant_for() {
     assert_eq!(bits, 1, "{flipped:?}");
     lab.world.heal();
     assert_eq!(lab.read(3), b"abc");
+    let (steps, reads) = (lab.world.step(), lab.world.op_count(OpClass::Read));
+    lab.world.inject(Fault::once(OpClass::Read, reads, FaultKind::EIO));
+    lab.file.start_writeback(0, 3);
+    assert!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).result.is_err());
+    assert_eq!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).buf, b"abc");
+    assert_eq!(lab.world.op_count(OpClass::Read) - reads, 2, "read once or not, it is a read");
+    assert_eq!(lab.world.step(), steps, "and nothing was written");
 }
 
 #[test]
@@ -435,6 +442,8 @@ fn the_loops_above_the_seam_cope_with_short_and_interrupted_operations() {
         let bufs = vec![Bytes::copy_from_slice(&data[..1_700]), Bytes::copy_from_slice(&data[1_700..])];
         lab.world.run_until(util::write_all(&*lab.file, bufs, 0)).unwrap();
         assert_eq!(lab.read(4_000), data);
+        let (read, filled) = lab.world.run_until(util::read_full_once(&*lab.file, vec![0; 3_500], 500, 0)).unwrap();
+        assert_eq!((&read[500..], filled), (&data[..], 3_500));
         ops += lab.world.op_count(OpClass::Any);
     }
     assert!(ops > 30 * 6, "{ops} operations: hardly anything was short or interrupted");
@@ -467,7 +476,7 @@ fn the_same_seed_is_the_same_run() {
                     file.sync(SyncKind::Data).await.unwrap();
                 }
             };
-            lab.world.spawn("writer", Box::pin(job)).unwrap();
+            lab.world.spawn("writer", Priority::Foreground, Box::pin(job)).unwrap();
         }
         lab.world.run_to_idle(Duration::from_secs(1));
         assert_eq!(lab.world.panics(), Vec::<String>::new());
@@ -506,7 +515,7 @@ fn idle_means_no_timer_within_the_limit() {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     };
-    world.spawn("clock", Box::pin(clock)).unwrap();
+    world.spawn("clock", Priority::Foreground, Box::pin(clock)).unwrap();
     world.run_to_idle(Duration::from_millis(999));
     assert_eq!(ticks.load(Ordering::Relaxed), 0);
     world.run_to_idle(Duration::from_millis(10_500));
@@ -518,7 +527,7 @@ fn idle_means_no_timer_within_the_limit() {
 #[test]
 fn a_panic_ends_its_task_and_is_told() {
     let world = SimWorld::new(SimConfig::default());
-    world.spawn("bad", Box::pin(async { panic!("on purpose") })).unwrap();
+    world.spawn("bad", Priority::Foreground, Box::pin(async { panic!("on purpose") })).unwrap();
     world.run_until(world.sleep(Duration::from_secs(1)));
     assert_eq!(world.panics(), ["task bad: on purpose"]);
 }
@@ -546,7 +555,7 @@ fn a_task_that_tries_again_without_end_is_noticed() {
     lab.world.inject(Fault::sticky(OpClass::Sync, 0, FaultKind::EIO));
     let file = lab.file.clone();
     let retries = async move { while file.sync(SyncKind::Data).await.is_err() {} };
-    lab.world.spawn("stubborn", Box::pin(retries)).unwrap();
+    lab.world.spawn("stubborn", Priority::Foreground, Box::pin(retries)).unwrap();
     lab.world.run_until(std::future::pending::<()>());
 }
 
@@ -560,7 +569,7 @@ fn without_power_everything_fails_and_nothing_happens() {
     assert!(lab.world.run_until(lab.file.sync(SyncKind::All)).is_err());
     assert!(lab.world.run_until(lab.file.read_at(vec![0; 3], 0, 0)).result.is_err());
     assert!(lab.dir.list().is_err() && lab.file.truncate(0).is_err() && lab.world.open_dir(DB.as_ref(), true).is_err());
-    assert!(lab.world.spawn("late", Box::pin(async {})).is_err());
+    assert!(lab.world.spawn("late", Priority::Foreground, Box::pin(async {})).is_err());
     assert_eq!(lab.world.step(), steps);
 }
 
@@ -574,7 +583,7 @@ fn blocking_drives_the_world_from_outside_and_returns_from_inside() {
         task_world.block_until(&|| false);
         task_done.store(1, Ordering::Relaxed);
     };
-    world.spawn("task", Box::pin(task)).unwrap();
+    world.spawn("task", Priority::Foreground, Box::pin(task)).unwrap();
     world.block_until(&|| done.load(Ordering::Relaxed) == 1);
     assert_eq!(done.load(Ordering::Relaxed), 1);
     let asked = Cell::new(0);

@@ -306,6 +306,8 @@ mod tests {
     use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
 
+    use rustix::io::ReadWriteFlags;
+
     use super::super::ring;
     use super::*;
     use crate::io::ReadDone;
@@ -318,7 +320,17 @@ mod tests {
 
     fn read(file: &Arc<OsFile>) -> (Op, Handle<ReadDone>) {
         let (done, handle) = slot();
-        (Op::Read { file: Arc::clone(file), buf: vec![0; 64], at: 0, offset: 0, done }, handle)
+        (
+            Op::Read {
+                file: Arc::clone(file),
+                buf: vec![0; 64],
+                at: 0,
+                offset: 0,
+                flags: ReadWriteFlags::empty(),
+                done,
+            },
+            handle,
+        )
     }
 
     fn result(handle: &mut Handle<ReadDone>) -> Option<ReadDone> {

@@ -51,7 +51,7 @@ use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
 use super::probe::WritePath;
-use super::{Dir, Io, IoKind, OpFuture, Task};
+use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 pub(super) use ring::probe;
 
@@ -101,8 +101,8 @@ impl Io for UringIo {
         os::open_dir(path, create, dispatch)
     }
 
-    fn spawn(&self, name: &'static str, task: Task) -> io::Result<()> {
-        self.0.crew.add(self.0.start_thread(name, task)?);
+    fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
+        self.0.crew.add(self.0.start_thread(name, priority, task)?);
         Ok(())
     }
 
@@ -157,9 +157,9 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    fn start_thread(&self, name: &str, task: Task) -> io::Result<Member> {
+    fn start_thread(&self, name: &str, priority: Priority, task: Task) -> io::Result<Member> {
         let (world, entries) = (self.world, self.entries);
-        Member::start(world, name, move || RingReactor::set_up(entries), task)
+        Member::start(world, name, priority, move || RingReactor::set_up(entries), task)
     }
 
     fn reader(&self) -> io::Result<&Reader> {
@@ -171,7 +171,8 @@ impl Shared {
             return Ok(reader);
         }
         let inbox = Arc::new(Inbox::default());
-        let member = self.start_thread("ringcask-read", Box::pin(Intake { inbox: Arc::clone(&inbox) }))?;
+        let intake = Box::pin(Intake { inbox: Arc::clone(&inbox) });
+        let member = self.start_thread("ringcask-read", Priority::Foreground, intake)?;
         Ok(self.reader.get_or_init(|| Reader { inbox, member }))
     }
 }

@@ -50,9 +50,10 @@ impl InFlight {
     /// The submission; its pointers lead into this operation's own buffers.
     fn entry(&mut self) -> squeue::Entry {
         match &mut self.op {
-            Op::Read { file, buf, at, offset, .. } => {
+            Op::Read { file, buf, at, offset, flags, .. } => {
                 let buf = buf.get_mut(*at..).unwrap_or_default().as_mut_ptr();
-                opcode::Read::new(types::Fd(file.raw_fd()), buf, self.asked_len).offset(*offset).build()
+                let read = opcode::Read::new(types::Fd(file.raw_fd()), buf, self.asked_len).offset(*offset);
+                read.rw_flags(flags.bits().cast_signed()).build()
             }
             Op::Write { file, offset, .. } => match self.pieces.as_slice() {
                 [only] => opcode::Write::new(types::Fd(file.raw_fd()), only.iov_base.cast(), self.asked_len)

@@ -1,0 +1,207 @@
+//! What a task does to stay out of the foreground's way, as the kernel sees it.
+#![allow(unsafe_code, reason = "ioprio_get and cachestat have no safe wrapper; they are called here alone")]
+
+use std::fmt::Debug;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use futures_util::future::join_all;
+use ringcask::bytes::Bytes;
+use ringcask::io::{File, OpenMode, Priority, util};
+use rustix::io::ReadWriteFlags;
+
+use crate::{Stage, check_block, in_every_world, in_task_of, skip, wait};
+
+/// `IOPRIO_CLASS_IDLE` and the lowest level of `IOPRIO_CLASS_BE`, in the kernel's encoding.
+const IDLE: libc::c_long = 3 << 13;
+const LOWEST_BEST_EFFORT: libc::c_long = 2 << 13 | 7;
+
+/// The calling thread's nice value.
+fn nice() -> i64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    // The name before it may contain anything.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+}
+
+/// The calling thread's I/O priority.
+fn io_priority() -> io::Result<libc::c_long> {
+    // SAFETY: takes two numbers, of which 1 makes the other a thread and 0 the calling one, and touches no memory.
+    match unsafe { libc::syscall(libc::SYS_ioprio_get, 1, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        priority => Ok(priority),
+    }
+}
+
+/// Where in a file, as the kernel takes it.
+#[repr(C)]
+struct Range {
+    offset: u64,
+    len: u64,
+}
+
+/// Pages of a range, as the kernel counts them.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Pages {
+    cached: u64,
+    dirty: u64,
+    in_writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// The pages of the stage's file `name` in the page cache.
+fn pages(stage: &Stage, name: &str, offset: u64, len: u64) -> io::Result<Pages> {
+    // The same number on every architecture; libc does not have it on all.
+    const CACHESTAT: libc::c_long = 451;
+    let file = std::fs::File::open(stage.path.join(name)).unwrap();
+    let (range, mut pages) = (Range { offset, len }, Pages::default());
+    // SAFETY: the descriptor is open; the kernel reads one structure and fills the other, which have its layout
+    // (`struct cachestat_range` and `struct cachestat`) and outlive the call; there are no flags.
+    match unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut pages, 0) } {
+        0 => Ok(pages),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn a_background_task_stands_behind_and_a_foreground_task_does_not() {
+    let before = match io_priority() {
+        Ok(before) => before,
+        Err(error) => return skip("the I/O priority of tasks", &error.to_string()),
+    };
+    in_every_world(|stage| {
+        let of_task = |priority| in_task_of(priority, &stage, |_, _| async { (nice(), io_priority().unwrap()) });
+        let behind = if before >= IDLE { before } else { LOWEST_BEST_EFFORT };
+        assert_eq!(of_task(Priority::Background), ((nice() + 5).min(19), behind));
+        assert_eq!(of_task(Priority::Foreground), (nice(), before));
+        assert_eq!(io_priority().unwrap(), before, "whoever spawns keeps its own");
+    });
+}
+
+/// Checks that `look` sees what is `expected`: other processes may take memory or sync the disk meanwhile, but not again
+/// and again.
+#[track_caller]
+fn undisturbed<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
+    let seen: Vec<T> = (0..10).map(|_| look()).take_while(|seen| *seen != expected).collect();
+    assert!(seen.len() < 10, "{seen:?} instead of {expected:?}");
+}
+
+/// Whether the file system under `directory` has reads that leave nothing in the page cache.
+fn has_uncached_reads(directory: &Path) -> bool {
+    let file = tempfile::tempfile_in(directory).unwrap();
+    let dontcache = ReadWriteFlags::from_bits_retain(0x80);
+    rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut [0])], 0, dontcache).is_ok()
+}
+
+/// Reads the `blocks` blocks of `file`, in pieces of 16, and checks them.
+async fn read_all_once(file: &dyn File, blocks: u32) {
+    for first in (0..blocks).step_by(16) {
+        let (read, filled) = util::read_full_once(file, vec![0; 16 << 12], 0, u64::from(first) << 12).await.unwrap();
+        assert_eq!(filled, read.len());
+        for (block, bytes) in (first..).zip(read.chunks(4096)) {
+            assert_eq!(bytes, block.to_le_bytes().repeat(1024), "block {block}");
+        }
+    }
+}
+
+#[test]
+fn what_is_read_once_leaves_the_page_cache_as_it_was() {
+    const BLOCKS: u32 = 1024;
+    in_every_world(|stage| {
+        std::fs::create_dir_all(&stage.path).unwrap();
+        let cached = || pages(&stage, "cold", 0, 0).unwrap().cached;
+        let file = stage.cold_file(BLOCKS);
+        if let Err(error) = pages(&stage, "cold", 0, 0) {
+            return skip("reads that leave no trace", &error.to_string());
+        }
+        if !has_uncached_reads(&stage.path) {
+            return skip("reads that leave no trace", "kernel or file system have none");
+        }
+        let by_the_read_thread = || wait(read_all_once(&*file, BLOCKS));
+        let by_a_task = || {
+            in_task_of(Priority::Background, &stage, |_, dir| async move {
+                read_all_once(&*dir.open("cold", OpenMode::Read).unwrap(), BLOCKS).await;
+            });
+        };
+        for read_once in [&by_the_read_thread as &dyn Fn(), &by_a_task] {
+            undisturbed(
+                || {
+                    file.evict();
+                    let before = cached();
+                    read_once();
+                    (before, cached())
+                },
+                (0, 0),
+            );
+            undisturbed(
+                || {
+                    wait(util::read_full(&*file, vec![0; 4096 * BLOCKS as usize], 0, 0)).unwrap();
+                    let before = cached();
+                    read_once();
+                    (before, cached())
+                },
+                (u64::from(BLOCKS), u64::from(BLOCKS)),
+            );
+        }
+    });
+}
+
+#[test]
+fn where_no_read_leaves_the_cache_alone_a_plain_one_serves() {
+    let memory = Path::new("/dev/shm");
+    if !memory.is_dir() || has_uncached_reads(memory) {
+        return skip("a file system without uncached reads", "/dev/shm is none");
+    }
+    in_every_world(|stage| {
+        let home = tempfile::tempdir_in(memory).unwrap();
+        let stage = Stage { path: home.path().to_owned(), ..stage };
+        let file = stage.cold_file(64);
+        wait(read_all_once(&*file, 64));
+        in_task_of(Priority::Background, &stage, |_, dir| async move {
+            read_all_once(&*dir.open("cold", OpenMode::Read).unwrap(), 64).await;
+            // All at once, so that several are refused before anybody knows.
+            let reads = (0..64).map(|block| file.read_once(vec![0; 4096], 0, block << 12));
+            for (block, done) in (0..).zip(join_all(reads).await) {
+                check_block(done, block);
+            }
+        });
+    });
+}
+
+#[test]
+fn writing_back_begins_without_a_sync_and_where_it_was_asked_for() {
+    const HALF: u64 = 2 << 20;
+    in_every_world(|stage| {
+        let dir = stage.dir();
+        let dirty = |offset| pages(&stage, "data", offset, HALF).map(|pages| pages.dirty);
+        // A new file each time: pages that are being written already would be passed over.
+        let create = || {
+            let _ = dir.unlink("data");
+            let file = dir.open("data", OpenMode::CreateNew).unwrap();
+            wait(util::write_all(&*file, vec![Bytes::from(vec![7; 4 << 20])], 0)).unwrap();
+            file
+        };
+        let mut counts = (0..10).map(|_| {
+            create();
+            dirty(0)
+        });
+        match counts.find(|count| !matches!(count, Ok(0))) {
+            Some(Ok(_)) => {}
+            None => return skip("early write-back", "this file system has no dirty pages"),
+            Some(Err(error)) => return skip("early write-back", &error.to_string()),
+        }
+        let halves = || (dirty(0).unwrap(), dirty(HALF).unwrap());
+        let look = || {
+            let file = create();
+            file.start_writeback(0, 0);
+            let asked_for_nothing = halves();
+            file.start_writeback(HALF, HALF);
+            // Now they are handed to the disk, or written already.
+            (asked_for_nothing, halves())
+        };
+        undisturbed(look, ((512, 512), (512, 0)));
+    });
+}
