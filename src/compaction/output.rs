@@ -19,6 +19,10 @@ use crate::maintenance::write_hint_file;
 use crate::mutant::{self, Mutant};
 use crate::segment::{Facts, segment_file_name};
 
+/// Bytes of output after which the kernel is asked to begin writing them to the disk, so that the sync at the end, and
+/// whoever syncs meanwhile, does not find all of them waiting.
+const WRITEBACK_BYTES: u64 = 4 << 20;
+
 /// What a new segment is, before a byte of it is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Identity {
@@ -37,6 +41,8 @@ pub(super) struct Output {
     end: u64,
     /// Everything before this was handed to the kernel.
     written: u64,
+    /// The kernel was asked to bring everything before this to the disk.
+    written_back: u64,
     crc: Hasher,
     records: u32,
     min_seq: u64,
@@ -75,6 +81,7 @@ impl Output {
             file,
             end,
             written: end,
+            written_back: 0,
             crc,
             records: 0,
             min_seq: 0,
@@ -118,6 +125,10 @@ impl Output {
         let (offset, len) = (self.written, bytes.len() as u64);
         util::write_all(&*self.file, vec![bytes], offset).await?;
         self.written += len;
+        if self.written - self.written_back >= WRITEBACK_BYTES {
+            self.file.start_writeback(self.written_back, self.written - self.written_back);
+            self.written_back = self.written;
+        }
         Ok(())
     }
 

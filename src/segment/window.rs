@@ -10,8 +10,12 @@ use std::sync::Arc;
 use crate::io::util::{self, to_usize};
 use crate::io::{File, OpFuture, ReadDone};
 
-/// Bytes read at a time.
+/// Bytes read at a time; a record up to this long is had in one piece.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+
+/// The same where the page cache is to forget what was read: it does so by its own large pages, and of a shorter or
+/// misaligned read it would read parts twice.
+const CHUNK_ONCE_BYTES: usize = 2 << 20;
 
 /// How a window reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +109,7 @@ impl Window {
         self.start_ahead();
         let end = self.end();
         let Some(Ahead { len, done, .. }) = self.ahead.pop_front() else {
-            let len = self.chunk_len(end);
-            let chunk = util::read_exact(&*self.file, end, len).await?;
+            let chunk = util::read_exact(&*self.file, end, self.chunk_len(end)).await?;
             self.append(chunk);
             return Ok(());
         };
@@ -115,7 +118,7 @@ impl Window {
         let filled = result.unwrap_or(0);
         if filled < len {
             buf.resize(len, 0);
-            let (rest, filled) = util::read_full(&*self.file, buf, filled, end + filled as u64).await?;
+            let (rest, filled) = util::read_full_once(&*self.file, buf, filled, end + filled as u64).await?;
             if filled < len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -137,8 +140,13 @@ impl Window {
         self.spare.truncate(4);
     }
 
+    /// Bytes of the chunk at `offset`. Chunks that are read once end at multiples of their size.
     fn chunk_len(&self, offset: u64) -> usize {
-        to_usize(self.limit.saturating_sub(offset)).min(CHUNK_BYTES)
+        let len = match self.read_ahead {
+            ReadAhead::None => CHUNK_BYTES,
+            ReadAhead::Once(_) => CHUNK_ONCE_BYTES - to_usize(offset % CHUNK_ONCE_BYTES as u64),
+        };
+        to_usize(self.limit.saturating_sub(offset)).min(len)
     }
 
     /// Starts the reads that are to be in flight.
@@ -152,7 +160,7 @@ impl Window {
             }
             let mut buf = self.spare.pop().unwrap_or_default();
             buf.resize(len, 0);
-            let done = self.file.read_at(buf, 0, offset);
+            let done = self.file.read_once(buf, 0, offset);
             self.ahead.push_back(Ahead { offset, len, done });
         }
     }

@@ -453,7 +453,7 @@ fn a_reader_keeps_the_segment_it_reads() {
         assert!(poll_once(&mut reading).is_pending());
         gate.wait_for_held(Kind::Read, 1);
         let dead: Vec<u64> = store.stats().segments.iter().map(|segment| segment.id).collect();
-        for (key, _) in &model {
+        for key in model.keys() {
             delete(&store, key);
         }
         gate.miss(false);
