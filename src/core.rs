@@ -20,7 +20,7 @@ use crate::maintenance::Maintenance;
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::{Catalog, Registry, SharedCatalog};
+use crate::segment::{Catalog, Registry, Reserve, SharedCatalog};
 use crate::stats::RecoveryReport;
 use crate::wake;
 
@@ -30,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) engine_fallback: Option<String>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) read_counters: ReadCounters,
@@ -55,7 +56,7 @@ impl Core {
     /// Recovers the directory and starts the store's tasks.
     pub(crate) async fn open(options: Options, io: Arc<dyn Io>, engine_fallback: Option<String>) -> Result<Arc<Self>> {
         let recovered = recovery::open(&options, &io).await?;
-        let Recovered { lock, registry, catalog, keydir, next_seq, report, without_hint } = recovered;
+        let Recovered { lock, registry, catalog, reserve, keydir, next_seq, report, without_hint } = recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
             staging_bytes: options.staging_bytes as u64,
@@ -71,6 +72,7 @@ impl Core {
             engine_fallback,
             keydir,
             registry,
+            reserve,
             log,
             commit_counters: Arc::default(),
             read_counters: ReadCounters::default(),

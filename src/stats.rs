@@ -73,6 +73,9 @@ pub struct Stats {
     pub syncs: u64,
     /// Bytes of records that wait for the kernel now.
     pub staged_bytes: u64,
+    /// Disk space held in reserve for deletes on a full disk. [`reserve_bytes`](crate::Builder::reserve_bytes) of it,
+    /// unless the disk is full, has been lately, or cannot hold space in reserve.
+    pub reserve_held_bytes: u64,
     /// Whether a failed write or sync has stopped all further writes.
     pub poisoned: bool,
 }

@@ -337,6 +337,7 @@ impl Store {
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
+            reserve_held_bytes: core.reserve.held_bytes(),
             poisoned: core.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
         }
     }
