@@ -105,6 +105,7 @@ impl Core {
             Arc::clone(&self.keydir),
             Arc::clone(&self.registry),
             catalog,
+            Arc::clone(&self.reserve),
             CommitOptions {
                 segment_bytes: self.options.segment_bytes,
                 reserve_bytes: self.options.reserve_bytes,
