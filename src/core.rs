@@ -94,7 +94,7 @@ impl Core {
         let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
         let task = async move {
             let core = &maintaining.core;
-            core.maintenance.run(&core.registry, store_id).await;
+            core.maintenance.run(&core.registry, &core.reserve, store_id).await;
         };
         self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
 

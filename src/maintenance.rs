@@ -16,7 +16,7 @@ use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
 use crate::io::{File, OpenMode, SyncKind, util};
-use crate::segment::{Found, Registry, Scan, Segment, hint_file_name, tmp_name};
+use crate::segment::{Found, Registry, Reserve, Scan, Segment, hint_file_name, tmp_name};
 
 /// Segments that wait for their hints, and the word to stop.
 #[derive(Default)]
@@ -63,8 +63,12 @@ impl Maintenance {
     }
 
     /// The task.
-    pub(crate) async fn run(&self, registry: &Registry, store_id: [u8; 16]) {
+    pub(crate) async fn run(&self, registry: &Registry, reserve: &Reserve, store_id: [u8; 16]) {
         while let Some(segment) = self.next().await {
+            if !reserve.is_held() {
+                // On a full disk a hint would take what deletes live on.
+                continue;
+            }
             // Derived data: without it the next open is slower, and says in its report that it scanned.
             let _ = write_hint(registry, &segment, store_id).await;
         }
