@@ -26,5 +26,6 @@ mod linearizability;
 mod recovery;
 mod recovery_damage;
 mod regressions;
+mod reserve;
 mod support;
 mod syscalls;
