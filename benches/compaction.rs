@@ -369,12 +369,16 @@ fn rate() -> bool {
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let sections: [(&str, fn() -> bool); 3] = [("space", space), ("foreground", foreground), ("rate", rate)];
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     let mut all_hold = true;
-    for (name, section) in sections {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            all_hold &= section();
-        }
+    if is_wanted("space") {
+        all_hold &= space();
+    }
+    if is_wanted("foreground") {
+        all_hold &= foreground();
+    }
+    if is_wanted("rate") {
+        all_hold &= rate();
     }
     if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -21,7 +21,7 @@ use crate::maintenance::{Maintainer, Maintenance};
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::{Catalog, Registry, Segment, SharedCatalog};
+use crate::segment::{Catalog, Registry, Reserve, Segment, SharedCatalog};
 use crate::stats::RecoveryReport;
 use crate::wake;
 
@@ -31,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) engine_fallback: Option<String>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
@@ -57,7 +58,7 @@ impl Core {
     /// Recovers the directory and starts the store's tasks.
     pub(crate) async fn open(options: Options, io: Arc<dyn Io>, engine_fallback: Option<String>) -> Result<Arc<Self>> {
         let recovered = recovery::open(&options, &io).await?;
-        let Recovered { lock, registry, catalog, keydir, next_seq, report, without_hint } = recovered;
+        let Recovered { lock, registry, catalog, reserve, keydir, next_seq, report, without_hint } = recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
             staging_bytes: options.staging_bytes as u64,
@@ -73,6 +74,7 @@ impl Core {
             engine_fallback,
             keydir,
             registry,
+            reserve,
             log,
             commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
@@ -98,6 +100,7 @@ impl Core {
             Arc::clone(&self.log),
             Arc::clone(&self.keydir),
             Arc::clone(&self.registry),
+            Arc::clone(&self.reserve),
             Arc::clone(&catalog),
             store_id,
             Settings {
@@ -125,6 +128,7 @@ impl Core {
             Arc::clone(&self.keydir),
             Arc::clone(&self.registry),
             catalog,
+            Arc::clone(&self.reserve),
             CommitOptions {
                 segment_bytes: self.options.segment_bytes,
                 reserve_bytes: self.options.reserve_bytes,

@@ -350,11 +350,19 @@ impl Builder {
         self
     }
 
-    /// Disk space claimed ahead for deletes only, so that they still work on a full disk. Default 1 MiB, range 0 to
-    /// 1 GiB.
+    /// Disk space kept for what must go on when the disk is full: deletes, and opening. Default 1 MiB, range 0 to 1
+    /// GiB.
     ///
-    /// The reserve belongs to the segment that is being written: there is none before the first write after an open, nor
-    /// beyond the segment's end, nor on file systems without `fallocate`.
+    /// So much is claimed by the file `RESERVE` in the store's directory, and as much again for deletes behind the
+    /// records of the segment that is being written. A delete takes some 60 bytes and a share of its commit group, a
+    /// segment that has to be started for it two or three blocks; the last quarter of the file's share is for the next
+    /// open. Puts that need more space are refused with [`ErrorKind::NoSpace`] while any of the reserve is missing;
+    /// they have it claimed again as soon as there is space. Meanwhile no hint files are written.
+    ///
+    /// More lets more deletes through; less leaves more of a small disk to puts. 0 removes the file. A smaller number
+    /// than at the last open gives the difference back only once the reserve has been used. Where the file system has
+    /// no `fallocate` there is no reserve, nor where something else has taken the name `RESERVE`: a directory, a link
+    /// or a file with bytes in it is reported as a foreign file and left alone.
     pub fn reserve_bytes(mut self, bytes: u64) -> Self {
         self.options.reserve_bytes = bytes;
         self

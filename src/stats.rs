@@ -94,6 +94,9 @@ pub struct Stats {
     pub compaction_bytes_freed: u64,
     /// Whether [`pause_compaction`](crate::Store::pause_compaction) holds it.
     pub compaction_paused: bool,
+    /// Disk space held in reserve for deletes on a full disk. [`reserve_bytes`](crate::Builder::reserve_bytes) of it,
+    /// unless the disk is full, has been lately, or cannot hold space in reserve.
+    pub reserve_held_bytes: u64,
     /// Whether a failed write or sync has stopped all further writes.
     pub poisoned: bool,
 }

@@ -383,6 +383,7 @@ impl Store {
             compaction_bytes_written: compaction.bytes_written.load(Ordering::Relaxed),
             compaction_bytes_freed: compaction.bytes_freed.load(Ordering::Relaxed),
             compaction_paused: core.maintenance.is_paused(),
+            reserve_held_bytes: core.reserve.held_bytes(),
             poisoned: core.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
         }
     }

@@ -12,6 +12,13 @@
 //!
 //! Space is claimed ahead of the log in steps, so that a write that was accepted does not meet a full disk. What is
 //! claimed beyond [`CommitOptions::reserve_bytes`](super::CommitOptions) is for all; the rest is for deletes alone.
+//!
+//! # On a full disk
+//!
+//! Deletes get what is claimed in the active segment; then, and where there is no active segment, what the [`Reserve`]
+//! gives back to the file system. So does the footer, which makes a segment smaller in the end. Nobody may take that
+//! space from them: while the reserve is not held whole, nothing is claimed for puts and no segment is started for
+//! them; each that comes has the reserve claimed first, if there is space by then.
 
 use std::io;
 use std::sync::Arc;
@@ -26,11 +33,15 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::mutant::{self, Mutant};
-use crate::segment::{CatalogError, Facts, Segment, segment_file_name};
+use crate::segment::{CatalogError, Facts, Loan, Reserve, Segment, lacks_space, segment_file_name};
 
 /// Disk space is claimed in steps of up to this size, or the segment's if that is smaller.
 pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
 const MIN_CLAIM_STEP_BYTES: u64 = 64 << 10;
+/// Space for deletes alone is claimed for this part of the reserve at a time, so that not every delete moves it.
+const RESERVE_STEPS: u64 = 16;
+/// This part of it deletes leave alone: the next open needs some, for the MANIFEST and the footer of the tail.
+const RESERVE_KEPT: u64 = 4;
 
 /// The refusal to answer waiting writers with, if no room could be made.
 type Answer = Option<(Refused, Error)>;
@@ -39,24 +50,52 @@ impl Committer {
     /// Makes room for what waits, if it can.
     pub(super) async fn make_room(&mut self, wanted: Option<RoomWanted>) -> Result<Answer, Fatal> {
         let Some(wanted) = wanted else { return Ok(None) };
-        let must_seal = self.active.as_ref().is_some_and(|active| active.retired) || self.is_full(wanted);
+        if self.has_room(wanted) {
+            return Ok(None);
+        }
+        let Err(error) = self.reserve.hold() else { return self.make_room_for(wanted).await };
+        // Nothing is done for puts: the space that there is belongs to deletes.
+        let refusal = (Refused::AllButDeletes, self.place_error("claim the reserve", error));
+        let answer = match wanted.delete_bytes {
+            0 => None,
+            bytes => self.make_room_for(RoomWanted { bytes, ..wanted }).await?,
+        };
+        Ok(answer.or(Some(refusal)))
+    }
+
+    async fn make_room_for(&mut self, wanted: RoomWanted) -> Result<Answer, Fatal> {
+        // A delete that came meanwhile has not been tried.
+        let whom = if wanted.delete_bytes > 0 { Refused::Everybody } else { Refused::AllButDeletes };
+        let must_seal = self.is_retired() || self.is_full(wanted);
         if must_seal && let Err(error) = self.seal().await? {
-            return Ok(Some((Refused::Everybody, error)));
+            return Ok(Some((whom, error)));
         }
         if self.active.is_none()
-            && let Err(error) = self.start_segment().await?
+            && let Err(error) = self.start_for(wanted).await?
         {
-            return Ok(Some((Refused::Everybody, error)));
+            return Ok(Some((whom, error)));
         }
         Ok(self.claim(wanted))
+    }
+
+    fn is_retired(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.retired)
     }
 
     /// Whether the active segment has reached its size.
     fn is_full(&self, wanted: RoomWanted) -> bool {
         self.log.place().is_some_and(|(next_offset, _)| {
-            let end = next_offset + WATERMARK_LEN as u64 + wanted.bytes + FOOTER_LEN as u64;
-            next_offset > SEGMENT_HEADER_LEN as u64 && end > self.options.segment_bytes
+            next_offset > SEGMENT_HEADER_LEN as u64 && end_of(next_offset, wanted.bytes) > self.options.segment_bytes
         })
+    }
+
+    /// Whether the active segment has room for all that waits: it only waits for memory.
+    fn has_room(&self, wanted: RoomWanted) -> bool {
+        !self.is_retired()
+            && !self.is_full(wanted)
+            && self.log.place().is_some_and(|(next_offset, claimed_end)| {
+                end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes) <= claimed_end
+            })
     }
 
     // ---- claiming ------------------------------------------------------------------------------------------------
@@ -65,33 +104,58 @@ impl Committer {
     fn claim(&mut self, wanted: RoomWanted) -> Answer {
         let (next_offset, claimed_end) = self.log.place()?;
         let file = Arc::clone(&self.active.as_ref()?.file);
-        let end_of = |bytes| next_offset + WATERMARK_LEN as u64 + bytes + FOOTER_LEN as u64;
-        let with_reserve = end_of(wanted.bytes).saturating_add(self.options.reserve_bytes);
+        let with_reserve = end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes);
         if with_reserve <= claimed_end {
             return None;
         }
-        let step = self.claim_step.min(self.options.segment_bytes);
-        let generous = with_reserve.max(claimed_end.saturating_add(step));
         let mut refusal = None;
-        for target in [generous, with_reserve] {
-            match self.claim_up_to(&*file, claimed_end, target) {
-                Ok(()) => {
-                    if refusal.is_none() {
-                        self.claim_step = (self.claim_step * 2).min(MAX_CLAIM_STEP_BYTES);
-                    }
-                    return None;
-                }
-                Err(error) => {
-                    // On a disk that is nearly full the steps become small, instead of failing large ones every time.
-                    self.claim_step = (self.claim_step / 4).max(MIN_CLAIM_STEP_BYTES);
-                    refusal = Some(error);
-                }
+        if self.reserve.is_held() {
+            match self.claim_for_all(&*file, claimed_end, with_reserve) {
+                Ok(()) => return None,
+                Err(error) => refusal = Some((Refused::AllButDeletes, error)),
             }
         }
-        let for_deletes = end_of(wanted.delete_bytes);
-        let deletes_fit = for_deletes <= claimed_end || self.claim_up_to(&*file, claimed_end, for_deletes).is_ok();
-        let whom = if deletes_fit { Refused::AllButDeletes } else { Refused::Everybody };
-        refusal.map(|error| (whom, error))
+        let for_deletes = end_of(next_offset, wanted.delete_bytes);
+        if wanted.delete_bytes > 0
+            && for_deletes > claimed_end
+            && let Err(error) = self.claim_for_deletes(&*file, claimed_end, for_deletes)
+        {
+            return Some((Refused::Everybody, error));
+        }
+        refusal
+    }
+
+    /// Claims a step, or at least up to `needed`.
+    fn claim_for_all(&mut self, file: &dyn File, claimed_end: u64, needed: u64) -> Result<(), Error> {
+        let step = self.claim_step.min(self.options.segment_bytes);
+        let generous = needed.max(claimed_end.saturating_add(step));
+        if self.claim_up_to(file, claimed_end, generous).is_ok() {
+            self.claim_step = (self.claim_step * 2).min(MAX_CLAIM_STEP_BYTES);
+            return Ok(());
+        }
+        // On a disk that is nearly full the steps become small, instead of failing large ones every time.
+        self.claim_step = (self.claim_step / 4).max(MIN_CLAIM_STEP_BYTES);
+        self.claim_up_to(file, claimed_end, needed)
+    }
+
+    /// Claims a little more than up to `needed`, though less than would let a put in; at last in what the reserve gives
+    /// back.
+    fn claim_for_deletes(&self, file: &dyn File, claimed_end: u64, needed: u64) -> Result<(), Error> {
+        let more = needed.saturating_add(self.options.reserve_bytes / RESERVE_STEPS);
+        let more = more.min(self.options.segment_bytes).max(needed);
+        let claim = || {
+            let claimed = self.claim_up_to(file, claimed_end, more);
+            claimed.or_else(|_| self.claim_up_to(file, claimed_end, needed))
+        };
+        let Err(error) = claim() else { return Ok(()) };
+        let Some(_loan) = self.borrow(needed - claimed_end) else { return Err(error) };
+        claim()
+    }
+
+    /// The space of the reserve for deletes, `bytes` of which will not come back.
+    fn borrow(&self, bytes: u64) -> Option<Loan> {
+        let kept = self.options.reserve_bytes / RESERVE_KEPT;
+        if self.reserve.held_bytes() > kept.saturating_add(bytes) { self.reserve.release() } else { None }
     }
 
     fn claim_up_to(&self, file: &dyn File, claimed_end: u64, target: u64) -> Result<(), Error> {
@@ -124,7 +188,7 @@ impl Committer {
         };
         let encoded = footer.encode(&active.segment.binding, active.end, active.max_seq, active.records);
         let (file, end) = (Arc::clone(&active.file), active.end);
-        if let Err(error) = util::write_all(&*file, vec![Bytes::copy_from_slice(&encoded)], end).await {
+        if let Err(error) = write_footer(&*file, &encoded, end, &self.reserve).await {
             // The same bytes will be written at the same place, or the next open cuts them off.
             return Ok(Err(self.place_error("seal", error)));
         }
@@ -161,6 +225,17 @@ impl Committer {
     }
 
     // ---- starting ------------------------------------------------------------------------------------------------
+
+    /// Starts a segment for what waits: deletes may have it on the reserve.
+    async fn start_for(&mut self, wanted: RoomWanted) -> Result<Result<(), Error>, Fatal> {
+        match self.start_segment().await? {
+            Err(error) if wanted.delete_bytes > 0 && error.kind() == ErrorKind::NoSpace => {
+                let Some(_loan) = self.borrow(0) else { return Ok(Err(error)) };
+                self.start_segment().await
+            }
+            started => Ok(started),
+        }
+    }
 
     /// Creates the next segment and makes it the active one. The inner error leaves the store without one.
     async fn start_segment(&mut self) -> Result<Result<(), Error>, Fatal> {
@@ -225,6 +300,23 @@ impl Committer {
             retired: false,
         });
         self.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });
+    }
+}
+
+/// Where a segment ends whose next group has `bytes` of records and is the last.
+fn end_of(next_offset: u64, bytes: u64) -> u64 {
+    next_offset + WATERMARK_LEN as u64 + bytes + FOOTER_LEN as u64
+}
+
+/// Writes a footer, on the reserve if there is no other space.
+async fn write_footer(file: &dyn File, footer: &[u8], end: u64, reserve: &Arc<Reserve>) -> io::Result<()> {
+    let write = || util::write_all(file, vec![Bytes::copy_from_slice(footer)], end);
+    match write().await {
+        Err(error) if lacks_space(&error) => {
+            let Some(_loan) = reserve.release() else { return Err(error) };
+            write().await
+        }
+        written => written,
     }
 }
 

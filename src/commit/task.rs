@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{File, Io, OpFuture, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
-use crate::segment::{Registry, Segment, SharedCatalog};
+use crate::segment::{Registry, Reserve, Segment, SharedCatalog};
 
 /// What the task needs to know of the options.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +92,7 @@ pub(crate) struct Committer {
     pub(super) keydir: Arc<Keydir>,
     pub(super) registry: Arc<Registry>,
     pub(super) catalog: SharedCatalog,
+    pub(super) reserve: Arc<Reserve>,
     pub(super) options: CommitOptions,
     pub(super) counters: Arc<CommitCounters>,
     pub(super) active: Option<Active>,
@@ -125,6 +126,7 @@ impl Committer {
         keydir: Arc<Keydir>,
         registry: Arc<Registry>,
         catalog: SharedCatalog,
+        reserve: Arc<Reserve>,
         options: CommitOptions,
         counters: Arc<CommitCounters>,
         sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
@@ -136,6 +138,7 @@ impl Committer {
             keydir,
             registry,
             catalog,
+            reserve,
             options,
             counters,
             active: None,

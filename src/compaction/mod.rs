@@ -53,7 +53,7 @@ use crate::io::Io;
 use crate::keydir::{Keydir, Location};
 use crate::maintenance::Gate;
 use crate::mutant::{self, Mutant};
-use crate::segment::{CatalogError, Registry, Segment, SharedCatalog, hint_file_name, segment_file_name};
+use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
 use output::Finished;
 use pace::Pace;
@@ -181,6 +181,7 @@ pub(crate) struct Compactor {
     pub(crate) log: Arc<Log>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) catalog: SharedCatalog,
     pub(crate) store_id: [u8; 16],
     pub(crate) settings: Settings,
@@ -218,6 +219,7 @@ impl Compactor {
         log: Arc<Log>,
         keydir: Arc<Keydir>,
         registry: Arc<Registry>,
+        reserve: Arc<Reserve>,
         catalog: SharedCatalog,
         store_id: [u8; 16],
         settings: Settings,
@@ -225,7 +227,7 @@ impl Compactor {
         counters: Arc<CompactionCounters>,
     ) -> Self {
         let pace = Mutex::new(None);
-        Self { io, log, keydir, registry, catalog, store_id, settings, commit_counters, counters, pace }
+        Self { io, log, keydir, registry, reserve, catalog, store_id, settings, commit_counters, counters, pace }
     }
 
     /// Does one job; whatever happens, the store is as before or as after it.

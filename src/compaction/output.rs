@@ -132,8 +132,8 @@ impl Output {
         Ok(())
     }
 
-    /// Seals the segment, durably, and writes its hint file.
-    pub(super) async fn finish(mut self, dir: &dyn Dir) -> io::Result<Finished> {
+    /// Seals the segment, durably, and writes its hint file if there is space to spare.
+    pub(super) async fn finish(mut self, dir: &dyn Dir, with_hint_file: bool) -> io::Result<Finished> {
         debug_assert_eq!(self.written, self.end, "what was placed was written");
         debug_assert!(self.end.is_multiple_of(ALIGN), "records are padded");
         let file_crc = self.crc.clone().finalize();
@@ -148,7 +148,7 @@ impl Output {
         }
         let hint = self.hint.finish_with(data_len, file_crc);
         // Its names are made durable by the directory's sync in there, or by the one that comes before the list.
-        let has_hint_file = write_hint_file(dir, self.identity.id, &hint).await.is_ok();
+        let has_hint_file = with_hint_file && write_hint_file(dir, self.identity.id, &hint).await.is_ok();
         Ok(Finished {
             identity: self.identity,
             file: self.file,

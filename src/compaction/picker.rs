@@ -201,6 +201,19 @@ fn all_worth_rewriting<'a>(view: &'a View, policy: &Policy) -> Vec<&'a Candidate
     taken.iter().copied().chain(rest).collect()
 }
 
+/// The job that frees most with no more than `bytes` of new segments: for a full disk.
+pub(crate) fn pick_lean(view: &View, bytes: u64) -> Pick {
+    let unread = view.unread();
+    if !unread.is_empty() {
+        return Pick { unread, rewrite: Vec::new() };
+    }
+    let kept = |candidate: &Candidate| candidate.total_bytes.saturating_sub(view.reclaimable_alone(candidate));
+    let fits = view.candidates.iter().filter(|candidate| kept(candidate) <= bytes);
+    let best = fits.max_by_key(|candidate| view.reclaimable_alone(candidate));
+    let rewrite = best.filter(|candidate| view.reclaimable_alone(candidate) > 0).map(|candidate| candidate.id);
+    Pick { unread, rewrite: rewrite.into_iter().collect() }
+}
+
 /// The segments that free most for what they cost, until the dead part is well below the trigger again.
 fn worth_it(view: &View, policy: &Policy) -> Vec<u32> {
     let mut ranked: Vec<(f64, &Candidate)> = view

@@ -251,7 +251,7 @@ impl<'a> Rewrite<'a> {
     pub(super) async fn finish_output(&mut self) -> Result<(), JobError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let id = open.id();
-        match open.finish(&*self.compactor.registry.dir).await {
+        match open.finish(&*self.compactor.registry.dir, self.compactor.reserve.is_held()).await {
             Ok(finished) => {
                 self.report.segments_written += 1;
                 self.report.bytes_written += FOOTER_LEN as u64;

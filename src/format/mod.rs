@@ -18,7 +18,9 @@
 //!
 //! # Files and versions
 //!
-//! There are three types of file: segments, one manifest, and a hint file for each sealed segment. They begin alike:
+//! There are three types of file: segments, one manifest, and a hint file for each sealed segment. (`LOCK` and
+//! `RESERVE` lie beside them and have no content: one is locked, the other claims disk space behind its end, length 0.)
+//! They begin alike:
 //!
 //! ```text
 //! offset  size  prelude

@@ -221,7 +221,8 @@ impl Maintainer {
                 Event::Hint(id) => {
                     let registry = &self.compactor.registry;
                     // It may be compacted away already.
-                    if let Some(segment) = registry.get(id) {
+                    // On a full disk a hint would take what deletes live on.
+                    if let Some(segment) = registry.get(id).filter(|_| self.compactor.reserve.is_held()) {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
                         let _ = hint::write_hint(registry, &segment, self.compactor.store_id).await;
                     }
@@ -304,14 +305,38 @@ impl Maintainer {
             return;
         }
         let view = compaction::view(&self.compactor.registry);
-        let pick = picker::pick(&view, &self.compactor.settings.policy);
+        let mut pick = picker::pick(&view, &self.compactor.settings.policy);
         if pick.is_empty() {
             return;
+        }
+        if !pick.unread.is_empty() {
+            // First what frees space and takes none.
+            pick.rewrite.clear();
         }
         // Whatever comes of it, there may be more.
         self.look = true;
         let shared = Arc::clone(&self.shared);
-        let _ = self.run_job(&pick, &Gate { shared: &shared, request: None }).await;
+        let gate = Gate { shared: &shared, request: None };
+        if let Err(error) = self.run_job(&pick, &gate).await
+            && error.kind() == ErrorKind::NoSpace
+        {
+            self.compact_on_the_reserve(&gate).await;
+        }
+    }
+
+    /// The disk is full: lives on the reserve for one job that fits into it, and gives back more than that. Whether it
+    /// has freed something.
+    async fn compact_on_the_reserve(&mut self, gate: &Gate<'_>) -> bool {
+        let bytes = self.compactor.reserve.held_bytes();
+        // Half of it, for the list of segments and the footer need some, and deletes may come meanwhile.
+        let pick = picker::pick_lean(&compaction::view(&self.compactor.registry), bytes / 2);
+        if pick.is_empty() {
+            return false;
+        }
+        let Some(_loan) = self.compactor.reserve.release() else { return false };
+        let done = self.run_job(&pick, gate).await;
+        self.unlink();
+        done.is_ok()
     }
 
     /// One job, and what follows from how it ended.
@@ -358,7 +383,14 @@ impl Maintainer {
         let mut total = Report::default();
         let shared = Arc::clone(&self.shared);
         for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
-            total.add(&self.run_job(&pick, &Gate { shared: &shared, request: Some(request) }).await?);
+            let gate = Gate { shared: &shared, request: Some(request) };
+            let done = match self.run_job(&pick, &gate).await {
+                Err(error) if error.kind() == ErrorKind::NoSpace && self.compact_on_the_reserve(&gate).await => {
+                    self.run_job(&pick, &gate).await
+                }
+                done => done,
+            };
+            total.add(&done?);
             // The next one may need the space.
             self.unlink();
         }
@@ -381,6 +413,8 @@ impl Maintainer {
             }
             registry.retired.gone(next.id);
         }
+        // Does nothing while all of it is held, or while it is lent.
+        self.compactor.reserve.refill();
     }
 }
 

@@ -23,6 +23,10 @@
 //! | any I/O error | an error, never an end of log |
 //!
 //! Nothing here appends a record to a segment found on disk. Every step can be cut off by a crash and is done again.
+//!
+//! On a full disk the MANIFEST and the footer of the tail are written into space that the tail gives back when it is
+//! cut, or else into that of the reserve. The reserve itself is claimed last, as far as there is space; no open fails
+//! for it.
 
 mod load;
 mod manifest;
@@ -40,7 +44,8 @@ use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::options::{Options, Recovery};
 use crate::segment::{
-    Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, Registry, Segment, segment_file_name,
+    Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, Loan, MANIFEST_FILE, RESERVE_FILE, Registry, Reserve,
+    Segment, lacks_space, segment_file_name,
 };
 use crate::stats::{Damage, RecoveryReport};
 
@@ -57,6 +62,7 @@ pub(crate) struct Recovered {
     pub(crate) lock: Box<dyn DirLock>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) catalog: Catalog,
+    pub(crate) reserve: Arc<Reserve>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) next_seq: u64,
     pub(crate) report: RecoveryReport,
@@ -74,6 +80,8 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
         options,
         io,
         registry: Arc::new(Registry::new(Arc::clone(&dir), path.clone(), options.max_open_files)),
+        reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
+        loan: None,
         dir,
         report: RecoveryReport::default(),
         highest_file_id: 0,
@@ -104,6 +112,9 @@ struct Opening<'a> {
     io: &'a Arc<dyn Io>,
     dir: Arc<dyn Dir>,
     registry: Arc<Registry>,
+    reserve: Arc<Reserve>,
+    /// Of the reserve, if this opening had to live on it.
+    loan: Option<Loan>,
     report: RecoveryReport,
     highest_file_id: u64,
     /// Not where the list had to be made anew: then nobody knows what is left over.
@@ -137,12 +148,14 @@ struct Names {
     hints: Vec<u64>,
     leftovers: Vec<String>,
     has_manifest: bool,
+    has_reserve: bool,
 }
 
 impl Opening<'_> {
     async fn recover(&mut self, lock: Box<dyn DirLock>) -> Result<Recovered> {
         self.dir.sync().map_err(|error| self.io_error("sync the directory", error, None))?;
         let names = self.list()?;
+        self.find_reserve(&names);
         let mut catalog = self.read_catalog(&names).await?;
         let mut candidates = Vec::new();
         let listed = catalog.segments().to_vec();
@@ -189,10 +202,13 @@ impl Opening<'_> {
         });
         self.remove_leftovers(&names, &catalog).await;
         self.report.keys = keydir.len();
+        self.loan = None;
+        self.reserve.settle();
         Ok(Recovered {
             lock,
             registry: Arc::clone(&self.registry),
             catalog,
+            reserve: Arc::clone(&self.reserve),
             keydir,
             next_seq,
             report: std::mem::take(&mut self.report),
@@ -211,9 +227,14 @@ impl Opening<'_> {
         let mut names = Names::default();
         for entry in entries {
             match (FileName::parse(&entry.name), entry.kind) {
+                (FileName::Reserve, EntryKind::Other) => {
+                    self.reserve.disown();
+                    self.report.foreign_files.push(entry.name);
+                }
                 (FileName::Foreign, _) | (_, EntryKind::Other) => self.report.foreign_files.push(entry.name),
                 (FileName::Lock, _) => {}
                 (FileName::Manifest, _) => names.has_manifest = true,
+                (FileName::Reserve, _) => names.has_reserve = true,
                 (FileName::Leftover, _) => names.leftovers.push(entry.name),
                 (FileName::Segment(id), _) if id > u64::from(u32::MAX) => self.report.foreign_files.push(entry.name),
                 (FileName::Segment(id), _) => names.segments.push(id),
@@ -222,6 +243,22 @@ impl Opening<'_> {
         }
         self.highest_file_id = names.segments.iter().copied().max().unwrap_or(0);
         Ok(names)
+    }
+
+    /// Takes over the reserve that an earlier open left, for the steps that may need it.
+    fn find_reserve(&mut self, names: &Names) {
+        if names.has_reserve && !self.reserve.adopt() {
+            self.report.foreign_files.push(RESERVE_FILE.to_owned());
+        }
+    }
+
+    /// Whether a step that failed with `error` is to be tried once more, on the space of the reserve.
+    fn borrow(&mut self, error: &io::Error) -> bool {
+        if !lacks_space(error) || self.loan.is_some() {
+            return false;
+        }
+        self.loan = self.reserve.release();
+        self.loan.is_some()
     }
 
     /// Opens a listed segment and checks that it is the one that was listed.
@@ -319,10 +356,16 @@ impl Opening<'_> {
             return Ok(());
         }
         let dropped = tail.filter(|tail| tail.is_empty()).map(|tail| u64::from(tail.id()));
-        let kept = catalog.segments().iter().filter(|listed| Some(listed.id) != dropped).copied().collect();
+        let kept: Vec<_> = catalog.segments().iter().filter(|listed| Some(listed.id) != dropped).copied().collect();
         self.may_remove_segments = !catalog.is_rebuilt();
         let active = tail.filter(|tail| !tail.is_empty()).map_or(0, tail::Scanned::id);
-        catalog.edit(kept, active, next_seq).await.map_err(|error| {
+        let mut edited = catalog.edit(kept.clone(), active, next_seq).await;
+        if let Err(CatalogError::NotChanged(error)) = &edited
+            && self.borrow(error)
+        {
+            edited = catalog.edit(kept, active, next_seq).await;
+        }
+        edited.map_err(|error| {
             let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
             self.io_error("write the MANIFEST", error, None)
         })

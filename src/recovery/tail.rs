@@ -116,7 +116,16 @@ impl Opening<'_> {
             };
             let binding = Binding::new(candidate.salt, u64::from(id));
             let encoded = footer.encode(&binding, extent.end, extent.max_seq, extent.records);
-            let closed = close_with(&*file, extent.end, &encoded).await;
+            let mut written = write_footer(&*file, extent.end, &encoded).await;
+            if let Err(error) = &written
+                && self.borrow(error)
+            {
+                written = write_footer(&*file, extent.end, &encoded).await;
+            }
+            let closed = match written {
+                Ok(()) => make_durable(&*file).await,
+                failed => failed,
+            };
             closed.map_err(|error| self.io_error("seal the active segment", error, Some(id)))?;
             len = extent.end + FOOTER_LEN as u64;
         }
@@ -168,9 +177,11 @@ async fn cut(file: &dyn File, len: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts `footer` at `end`, durably.
-async fn close_with(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()> {
-    util::write_all(file, vec![Bytes::copy_from_slice(footer)], end).await?;
+async fn write_footer(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()> {
+    util::write_all(file, vec![Bytes::copy_from_slice(footer)], end).await
+}
+
+async fn make_durable(file: &dyn File) -> io::Result<()> {
     if mutant::is(Mutant::TailNotSynced) {
         return Ok(());
     }

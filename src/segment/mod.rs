@@ -3,6 +3,7 @@
 mod catalog;
 mod names;
 mod registry;
+mod reserve;
 mod retired;
 mod scan;
 mod window;
@@ -11,8 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
-pub(crate) use names::{FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, hint_file_name, segment_file_name, tmp_name};
+pub(crate) use names::{
+    FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, RESERVE_FILE, hint_file_name, segment_file_name, tmp_name,
+};
 pub(crate) use registry::Registry;
+pub(crate) use reserve::{Loan, Reserve, lacks_space};
 pub(crate) use retired::{Retired, Unlinkable};
 pub(crate) use scan::{Extent, Found, Scan, Stop, Stored};
 pub(crate) use window::ReadAhead;

@@ -4,6 +4,8 @@
 pub(crate) const LOCK_FILE: &str = "LOCK";
 /// The list of segments.
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
+/// Empty, with space claimed for what must go on when the disk is full.
+pub(crate) const RESERVE_FILE: &str = "RESERVE";
 /// Ending of hint files.
 pub(crate) const HINT_SUFFIX: &str = ".hint";
 const SEGMENT_SUFFIX: &str = ".seg";
@@ -15,6 +17,7 @@ const ID_DIGITS: usize = 20;
 pub(crate) enum FileName {
     Lock,
     Manifest,
+    Reserve,
     Segment(u64),
     Hint(u64),
     /// A file of the store's that was being written when it stopped.
@@ -28,6 +31,7 @@ impl FileName {
         match name {
             LOCK_FILE => return Self::Lock,
             MANIFEST_FILE => return Self::Manifest,
+            RESERVE_FILE => return Self::Reserve,
             _ => {}
         }
         if let Some(stem) = name.strip_suffix(TMP_SUFFIX) {
@@ -72,6 +76,8 @@ mod tests {
             ("LOCK", FileName::Lock),
             ("MANIFEST", FileName::Manifest),
             ("MANIFEST.tmp", FileName::Leftover),
+            ("RESERVE", FileName::Reserve),
+            ("RESERVE.tmp", FileName::Foreign),
             ("00000000000000000007.seg", FileName::Segment(7)),
             ("00000000000000000007.hint", FileName::Hint(7)),
             ("00000000000000000007.hint.tmp", FileName::Leftover),

@@ -139,7 +139,8 @@ pub fn no_panics(world: &SimWorld) -> Result<(), String> {
 /// Everything that is in the directory of a store that is closed.
 fn check_names(image: &Image) -> Result<(), String> {
     for name in image.names() {
-        let is_ours = matches!(name, "LOCK" | "MANIFEST") || name.ends_with(".seg") || name.ends_with(".hint");
+        let is_ours =
+            matches!(name, "LOCK" | "MANIFEST" | "RESERVE") || name.ends_with(".seg") || name.ends_with(".hint");
         if !is_ours {
             return Err(format!("{name} is left in the directory"));
         }

@@ -27,5 +27,6 @@ mod linearizability;
 mod recovery;
 mod recovery_damage;
 mod regressions;
+mod reserve;
 mod support;
 mod syscalls;

@@ -409,7 +409,7 @@ fn files_are_private_whatever_the_umask() {
         for name in names.keys() {
             assert_eq!(mode(&env.path().join("deep").join(name)), 0o600, "{name}");
         }
-        for ending in ["LOCK", "MANIFEST", ".seg", ".hint"] {
+        for ending in ["LOCK", "MANIFEST", "RESERVE", ".seg", ".hint"] {
             assert!(names.keys().any(|name| name.ends_with(ending)), "no {ending} in {:?}", names.keys());
         }
     });
