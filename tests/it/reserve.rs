@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use ringcask::sim::{Rng as SimRng, SimConfig, SimWorld};
-use ringcask::{Builder, Durability, ErrorKind, Outcome, Store};
+use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
 use crate::support::{
-    Env, Model, assert_holds, at, block_on, child_env, close, contents, files_with, for_each_engine, get, is_child,
-    open, put, rerun, text_of,
+    Env, Model, assert_holds, at, block_on, child_env, close, contents, eventually, files_with, for_each_engine, get,
+    is_child, open, put, rerun, text_of,
 };
 
 const RESERVE_BYTES: u64 = 256 << 10;
@@ -23,7 +23,9 @@ const SEGMENT_BYTES: u64 = 16 << 10;
 /// How many keys a store under test holds: their tombstones fill several segments.
 const KEYS: u32 = 1200;
 
+/// Without compaction by itself, which would give the space back that these tests mean to run out of.
 fn with_options(builder: Builder) -> Builder {
+    let builder = builder.compaction(Compaction::new().automatic(false));
     builder.segment_bytes(SEGMENT_BYTES).reserve_bytes(RESERVE_BYTES).durability(Durability::Written)
 }
 
@@ -348,6 +350,82 @@ fn what_is_not_the_stores_under_the_reserves_name_is_reported_and_left_alone() {
         }
         assert!(!contents(&env.path()).contains_key("RESERVE"));
     });
+}
+
+// ---- compaction --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
+    for_each_small_disk(|env, mount| {
+        for automatic in [false, true] {
+            let path = mount.point.join("store");
+            let store = open(with_options(env.builder_at(&path)));
+            let mut model = Model::new();
+            // Every segment is left with about a quarter alive.
+            for round in 0..4_u32 {
+                for index in (0..KEYS).filter(|index| round == 0 || index % 4 != 0) {
+                    put(&store, key_of(index), [round as u8; 60]);
+                    model.insert(key_of(index), vec![round as u8; 60]);
+                }
+            }
+            let ballast = Ballast::fill(mount);
+            assert_refused(&store, "before");
+            assert_holds(&store, &model);
+            let before = store.stats();
+            if automatic {
+                close(store);
+                let builder = with_options(env.builder_at(&path)).compaction(Compaction::new().bytes_per_second(None));
+                let store = open(builder);
+                eventually("puts work again", || block_on(store.put("after", vec![7; 20_000])).is_ok());
+                model.insert(b"after".to_vec(), vec![7; 20_000]);
+                assert_holds(&store, &model);
+                assert!(store.stats().disk_bytes < before.disk_bytes);
+                close(store);
+            } else {
+                let report = block_on(store.compact(CompactOptions::new())).unwrap();
+                assert!(report.bytes_freed > 0 && store.stats().disk_bytes < before.disk_bytes / 2, "{report:?}");
+                assert_holds(&store, &model);
+                put(&store, "after", vec![7; 20_000]);
+                close(store);
+            }
+            println!("automatic {automatic}: compacted {} bytes on a full disk", before.disk_bytes);
+            ballast.remove();
+            fs::remove_dir_all(&path).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
+    let world = world(3);
+    let store = world.run_until(simulated(&world).reserve_bytes(0).open()).unwrap();
+    let mut model = Model::new();
+    world.run_until(async {
+        for round in 0..4_u8 {
+            for index in (0..60).filter(|index| round == 0 || index % 3 != 0) {
+                store.put(key_of(index), [round; 40]).await.unwrap();
+                model.insert(key_of(index), vec![round; 40]);
+            }
+        }
+        let before = store.stats();
+        world.set_capacity(Some(world.used_bytes()));
+        let sealed = before.segments.iter().filter(|it| it.sealed && it.live_bytes > 0).map(|it| it.id);
+        let refused = store.compact(CompactOptions::new().segments(sealed)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
+        assert_eq!(store.stats().segments, before.segments, "nothing was lost, and nothing is left over");
+        for (key, value) in &model {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
+        }
+        world.set_capacity(None);
+        store.compact(CompactOptions::new()).await.unwrap();
+        assert!(store.stats().disk_bytes < before.disk_bytes && store.stats().compaction_error.is_none());
+        for (key, value) in &model {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
+        }
+        store.close().await.unwrap();
+    });
+    drop(store);
+    world.shutdown();
 }
 
 // ---- on a simulated disk ---------------------------------------------------------------------------------------------
