@@ -173,6 +173,12 @@ impl Committer {
                 return Err(Fatal(error));
             }
             let demand = self.log.demand(self.sync.is_some(), self.linger.wanted());
+            if demand.seal && !demand.closing {
+                // First: under full load there is always something else to do.
+                let sealed = self.seal_for_compaction().await?;
+                self.log.answer_seal(&sealed);
+                continue;
+            }
             if self.move_on(&demand).await? {
                 continue;
             }
@@ -184,11 +190,7 @@ impl Committer {
             if demand.closing && self.sync.is_none() {
                 return self.seal_for_close().await;
             }
-            if demand.seal && !demand.closing {
-                let sealed = self.seal_for_compaction().await?;
-                self.log.answer_seal(&sealed);
-                continue;
-            }
+
             match self.wait(self.deadline(&demand)).await {
                 Event::Synced(result) => {
                     self.finish_sync(result)?;

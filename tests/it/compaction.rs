@@ -390,7 +390,8 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
             put_at(&store, Durability::Synced, "after", "it");
             model.insert(b"after".to_vec(), b"it".to_vec());
             let stats = store.stats();
-            assert_eq!(stats.compaction_failures, 1);
+            // Where it is space that lacks, a second attempt on the reserve has failed as well.
+            assert!((1..=2).contains(&stats.compaction_failures), "{stats:?}");
             assert_eq!(stats.compaction_error.map(|error| error.kind()), Some(expected));
             compact(&store);
             assert!(store.stats().compaction_error.is_none());
