@@ -22,6 +22,7 @@ use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
 use crate::segment::Registry;
 use crate::stats::RecoveryReport;
+use crate::striped::Striped;
 use crate::wake;
 
 pub(crate) struct Core {
@@ -32,7 +33,7 @@ pub(crate) struct Core {
     pub(crate) registry: Arc<Registry>,
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
-    pub(crate) read_counters: ReadCounters,
+    pub(crate) read_counters: Striped<ReadCounters>,
     pub(crate) report: RecoveryReport,
     maintenance: Arc<Maintenance>,
     fork_generation: u64,
@@ -73,7 +74,7 @@ impl Core {
             registry,
             log,
             commit_counters: Arc::default(),
-            read_counters: ReadCounters::default(),
+            read_counters: Striped::default(),
             report,
             maintenance,
             fork_generation: fork::fork_generation(),

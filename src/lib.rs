@@ -91,6 +91,7 @@ mod recovery;
 mod segment;
 mod stats;
 mod store;
+mod striped;
 mod wake;
 
 pub use batch::Batch;

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::futures::{Close, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer};
 use crate::io::IoKind;
 use crate::options::{Builder, MAX_KEY_LEN, PutOptions};
+use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
 
 /// Longest batch, in bytes of log: it is staged as a whole.
@@ -312,7 +313,7 @@ impl Store {
             .collect();
         let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
         let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
-        let (commit, read) = (&core.commit_counters, &core.read_counters);
+        let (commit, read) = (&core.commit_counters, ReadCounts::of(&core.read_counters));
         Stats {
             engine: match core.io.kind() {
                 IoKind::Uring => "io_uring",
@@ -328,10 +329,10 @@ impl Store {
             puts: counters.puts,
             deletes: counters.deletes,
             batches: counters.batches,
-            gets: read.gets.load(Ordering::Relaxed),
-            gets_from_staging: read.from_staging.load(Ordering::Relaxed),
-            gets_from_cache: read.from_cache.load(Ordering::Relaxed),
-            gets_from_disk: read.from_disk.load(Ordering::Relaxed),
+            gets: read.gets,
+            gets_from_staging: read.from_staging,
+            gets_from_cache: read.from_cache,
+            gets_from_disk: read.from_disk,
             groups: commit.groups.load(Ordering::Relaxed),
             group_records: commit.group_records.load(Ordering::Relaxed),
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
