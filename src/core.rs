@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread::Thread;
 
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
@@ -23,6 +23,7 @@ use crate::recovery::{self, Recovered};
 use crate::segment::Registry;
 use crate::stats::RecoveryReport;
 use crate::striped::Striped;
+use crate::waiters::{Slot, Waiters};
 use crate::wake;
 
 pub(crate) struct Core {
@@ -48,7 +49,7 @@ struct Ending {
     commit_result: Option<Result<()>>,
     maintenance_is_over: bool,
     finished: Option<Result<()>>,
-    waiters: Vec<Waker>,
+    waiters: Waiters<()>,
     threads: Vec<Thread>,
 }
 
@@ -201,7 +202,7 @@ impl Core {
             let early = || Err(Error::new(ErrorKind::Poisoned, "the maintenance task ended early"));
             let result = ending.commit_result.clone().unwrap_or_else(early);
             ending.finished.get_or_insert(result);
-            (std::mem::take(&mut ending.waiters), std::mem::take(&mut ending.threads))
+            (ending.waiters.take_all(), std::mem::take(&mut ending.threads))
         };
         wake::wake_all(wakers);
         for thread in threads {
@@ -210,15 +211,21 @@ impl Core {
     }
 
     /// Ready when the store is closed: with the error that kept it from closing cleanly, if there was one.
-    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+    pub(crate) fn poll_closed(&self, slot: &mut Slot, cx: &Context<'_>) -> Poll<Result<()>> {
         let mut ending = self.ending();
-        match &ending.finished {
-            Some(result) => Poll::Ready(result.clone()),
-            None => {
-                ending.waiters.push(cx.waker().clone());
-                Poll::Pending
-            }
+        if let Some(result) = &ending.finished {
+            return Poll::Ready(result.clone());
         }
+        let replaced = ending.waiters.wait(slot, (), cx.waker());
+        drop(ending);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// Forgets a future that waited in [`poll_closed`](Self::poll_closed).
+    pub(crate) fn leave_closed(&self, slot: &mut Slot) {
+        let left = self.ending().waiters.leave(slot);
+        drop(left);
     }
 
     /// Closes and waits, without a runtime. On one of the store's own threads it does not wait.

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::commit::{Accepted, Prepared, RoomWait, Ticket};
+use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{OpFuture, probe};
@@ -24,6 +24,7 @@ use crate::promise::Promise;
 use crate::read::{Lookup, look_up};
 use crate::stats::Version;
 use crate::store::Store;
+use crate::waiters::Slot;
 
 /// Record buffers kept for the next write of this thread, so that a write allocates nothing.
 const POOLED_BUFFERS: usize = 16;
@@ -65,7 +66,7 @@ pub(crate) struct WriteOp {
 
 enum WriteState {
     Invalid(Error),
-    Offered(Prepared, RoomWait),
+    Offered(Prepared, OfferWait),
     Waiting(Ticket),
     /// A delete that found nothing, until that is durable.
     WaitingAbsent(Ticket),
@@ -75,7 +76,7 @@ enum WriteState {
 impl WriteOp {
     pub(crate) fn new(core: Arc<Core>, durability: Durability, must_exist: bool, op: Result<Prepared>) -> Self {
         let state = match op {
-            Ok(op) => WriteState::Offered(op, RoomWait::default()),
+            Ok(op) => WriteState::Offered(op, OfferWait::default()),
             Err(error) => WriteState::Invalid(error),
         };
         Self { core, durability, must_exist, state }
@@ -89,12 +90,13 @@ impl WriteOp {
                 self.state = WriteState::Done;
                 Poll::Ready(Err(error))
             }
-            WriteState::Offered(op, room) => {
+            WriteState::Offered(op, wait) => {
                 let offered = match self.core.check() {
-                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, room, cx),
+                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, wait, cx),
                     Err(error) => Poll::Ready(Err(error)),
                 };
                 let Poll::Ready(accepted) = offered else { return Poll::Pending };
+                self.core.log.withdraw(wait);
                 give_back(std::mem::take(&mut op.bytes));
                 self.state = WriteState::Done;
                 match accepted? {
@@ -123,6 +125,16 @@ impl WriteOp {
                 Poll::Ready(result.map(|()| None))
             }
             WriteState::Done => polled_after_completion(),
+        }
+    }
+}
+
+impl Drop for WriteOp {
+    fn drop(&mut self) {
+        if let WriteState::Offered(_, wait) = &mut self.state
+            && !self.core.is_forked()
+        {
+            self.core.log.withdraw(wait);
         }
     }
 }
@@ -262,40 +274,72 @@ impl Future for Sync {
 /// The future of [`Store::wait_durable`].
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitDurable {
-    pub(crate) core: Arc<Core>,
-    pub(crate) seq: u64,
+    core: Arc<Core>,
+    seq: u64,
+    slot: Slot,
+}
+
+impl WaitDurable {
+    pub(crate) fn new(core: Arc<Core>, seq: u64) -> Self {
+        Self { core, seq, slot: Slot::default() }
+    }
 }
 
 impl Future for WaitDurable {
     type Output = Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.core.is_forked() {
-            self.core.check()?;
+        let Self { core, seq, slot } = self.get_mut();
+        if core.is_forked() {
+            core.check()?;
         }
-        self.core.log.poll_durable(self.seq, cx)
+        core.log.poll_durable(*seq, slot, cx)
+    }
+}
+
+impl Drop for WaitDurable {
+    fn drop(&mut self) {
+        if self.slot.was_used() && !self.core.is_forked() {
+            self.core.log.leave_durable(&mut self.slot);
+        }
     }
 }
 
 /// The future of [`Store::close`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Close {
-    pub(crate) core: Arc<Core>,
-    pub(crate) requested: bool,
+    core: Arc<Core>,
+    requested: bool,
+    slot: Slot,
+}
+
+impl Close {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, requested: false, slot: Slot::default() }
+    }
 }
 
 impl Future for Close {
     type Output = Result<()>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.core.is_forked() {
-            self.core.check()?;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { core, requested, slot } = self.get_mut();
+        if core.is_forked() {
+            core.check()?;
         }
-        if !self.requested {
-            self.requested = true;
-            self.core.request_close();
+        if !*requested {
+            *requested = true;
+            core.request_close();
         }
-        self.core.poll_closed(cx)
+        core.poll_closed(slot, cx)
+    }
+}
+
+impl Drop for Close {
+    fn drop(&mut self) {
+        if self.slot.was_used() && !self.core.is_forked() {
+            self.core.leave_closed(&mut self.slot);
+        }
     }
 }
 

@@ -278,7 +278,7 @@ impl Store {
     ///
     /// Waiting changes nothing.
     pub fn wait_durable(&self, version: Version) -> WaitDurable {
-        WaitDurable { core: Arc::clone(self.core()), seq: version.0 }
+        WaitDurable::new(Arc::clone(self.core()), version.0)
     }
 
     /// Brings everything accepted so far to stable storage; returns the version up to which that holds.
@@ -366,7 +366,7 @@ impl Store {
     ///
     /// Once polled, the close goes on without the caller.
     pub fn close(&self) -> Close {
-        Close { core: Arc::clone(self.core()), requested: false }
+        Close::new(Arc::clone(self.core()))
     }
 }
 

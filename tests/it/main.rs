@@ -28,3 +28,4 @@ mod recovery_damage;
 mod regressions;
 mod support;
 mod syscalls;
+mod waiting;

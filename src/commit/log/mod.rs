@@ -37,6 +37,7 @@ use crate::format::RecordKind;
 use crate::io::Io;
 use crate::keydir::{Keydir, Location, Published};
 use crate::segment::{Registry, Segment};
+use crate::waiters::{Slot, Waiters};
 
 /// A group this large is worth a write of its own while a sync is under way.
 pub(in crate::commit) const WRITE_BEHIND_BYTES: u64 = 256 * 1024;
@@ -79,8 +80,9 @@ pub(in crate::commit) struct State {
     last_delete: Vec<u64>,
     status: Status,
     room: Room,
-    resolve_waiters: Vec<Waker>,
-    durable_waiters: Vec<(u64, Waker)>,
+    resolve_waiters: Waiters<()>,
+    /// Each with the sequence number it waits for.
+    durable_waiters: Waiters<u64>,
     /// Groups that are not resolved, for whoever has to fail them all.
     unresolved: VecDeque<Arc<Group>>,
     sync_wanted: bool,
@@ -101,7 +103,7 @@ enum Status {
 /// Writers that wait for room, and how the last attempt to make some went.
 #[derive(Default)]
 struct Room {
-    waiters: Vec<Waker>,
+    waiters: Waiters<()>,
     wanted: Option<RoomWanted>,
     attempt: u64,
     refusal: Option<(u64, Refused, Error)>,
@@ -174,10 +176,20 @@ pub(crate) enum Accepted {
     AbsentOnce(Ticket),
 }
 
-/// A writer's memory of the attempt to make room that it waits for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RoomWait {
+/// What an offered write has waited for so far.
+#[derive(Debug, Default)]
+pub(crate) struct OfferWait {
+    /// For room, and since which attempt to make some.
+    room: Slot,
     since_attempt: Option<u64>,
+    /// For an earlier write of its key.
+    resolve: Slot,
+}
+
+impl OfferWait {
+    fn has_waited(&self) -> bool {
+        self.room.was_used() || self.resolve.was_used()
+    }
 }
 
 /// What the commit task should do next, as far as the log knows.
@@ -214,8 +226,8 @@ impl Log {
                 last_delete: vec![0; UNRESOLVED_BUCKETS],
                 status: Status::Open,
                 room: Room::default(),
-                resolve_waiters: Vec::new(),
-                durable_waiters: Vec::new(),
+                resolve_waiters: Waiters::default(),
+                durable_waiters: Waiters::default(),
                 unresolved: VecDeque::new(),
                 sync_wanted: false,
                 staged_since: None,
@@ -282,12 +294,18 @@ impl State {
             || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
     }
 
-    fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {
+    /// The waker comes back that is replaced.
+    fn wait_for_room(
+        &mut self,
+        wanted: RoomWanted,
+        wait: &mut OfferWait,
+        cx: &Context<'_>,
+    ) -> (Poll<Result<Accepted>>, Option<Waker>) {
         if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
             && *attempt > since
             && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
         {
-            return Poll::Ready(Err(error.clone()));
+            return (Poll::Ready(Err(error.clone())), None);
         }
         wait.since_attempt = Some(self.room.attempt);
         self.room.wanted = Some(match self.room.wanted {
@@ -297,8 +315,7 @@ impl State {
             },
             None => wanted,
         });
-        self.room.waiters.push(cx.waker().clone());
-        Poll::Pending
+        (Poll::Pending, self.room.waiters.wait(&mut wait.room, (), cx.waker()))
     }
 }
 

@@ -91,7 +91,7 @@ impl Log {
             let Some(index) = state.runs.iter().position(is_ours) else { return };
             let Some(run) = state.runs.remove(index) else { return };
             state.run_bytes -= run.end - run.base;
-            std::mem::take(&mut state.room.waiters)
+            state.room.waiters.take_all()
         };
         wake::wake_all(wakers);
     }
@@ -112,7 +112,7 @@ impl Log {
             let mut state = self.lock();
             self.durable_offset.store(offset, Ordering::Relaxed);
             self.durable_seq.fetch_max(seq, Ordering::AcqRel);
-            state.durable_waiters.extract_if(.., |(wanted, _)| *wanted <= seq).map(|(_, waker)| waker).collect()
+            state.durable_waiters.take_if(|wanted| *wanted <= seq)
         };
         wake::wake_all(wakers);
     }
@@ -123,7 +123,7 @@ impl Log {
             let mut state = self.lock();
             self.resolved_seq.store(seq, Ordering::Release);
             state.unresolved.pop_front();
-            std::mem::take(&mut state.resolve_waiters)
+            state.resolve_waiters.take_all()
         };
         wake::wake_all(wakers);
     }
@@ -159,7 +159,7 @@ impl Log {
             state.room.attempt += 1;
             state.room.wanted = None;
             state.room.refusal = refusal.map(|(whom, error)| (state.room.attempt, whom, error));
-            std::mem::take(&mut state.room.waiters)
+            state.room.waiters.take_all()
         };
         wake::wake_all(wakers);
     }
@@ -191,9 +191,9 @@ impl Log {
                 return;
             }
             state.status = Status::Ended(error.clone());
-            let mut wakers = std::mem::take(&mut state.room.waiters);
-            wakers.append(&mut state.resolve_waiters);
-            wakers.extend(state.durable_waiters.drain(..).map(|(_, waker)| waker));
+            let mut wakers = state.room.waiters.take_all();
+            wakers.append(&mut state.resolve_waiters.take_all());
+            wakers.append(&mut state.durable_waiters.take_all());
             let staged = Arc::clone(&state.stage.group);
             (std::mem::take(&mut state.unresolved), staged, wakers)
         };
