@@ -126,13 +126,17 @@ impl Core {
 
     /// Refuses to work in a forked child, and after the close.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.is_forked() {
-            return Err(Error::new(ErrorKind::Forked, "the handle belongs to the parent process"));
-        }
+        self.check_fork()?;
         if self.close_requested.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the store is closed"));
         }
         Ok(())
+    }
+
+    /// Refuses to work in a forked child. Comes before anything that could lock: a thread of the parent's may have held
+    /// any lock at the fork, and no thread of the child's will ever release it.
+    pub(crate) fn check_fork(&self) -> Result<()> {
+        if self.is_forked() { Err(forked()) } else { Ok(()) }
     }
 
     pub(crate) fn is_forked(&self) -> bool {
@@ -234,6 +238,11 @@ impl Core {
         self.ending().threads.push(std::thread::current());
         self.io.block_until(&|| self.ending().finished.is_some());
     }
+}
+
+/// What every future answers in a forked child.
+pub(crate) fn forked() -> Error {
+    Error::new(ErrorKind::Forked, "the handle belongs to the parent process")
 }
 
 enum EngineTask {

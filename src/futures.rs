@@ -4,6 +4,9 @@
 //! for all writes: before the first poll nothing happened; once the write is accepted, it runs to its end without the
 //! caller; while it still waits to be accepted (for room in the buffer, or behind an earlier write of the same key), it
 //! will not happen.
+//!
+//! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
+//! poll nor dropping one takes a lock, which a thread of the parent's may have held.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -15,9 +18,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
-use crate::core::Core;
+use crate::core::{Core, forked};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{OpFuture, probe};
+use crate::io::{OpFuture, fork, probe};
 use crate::keydir::Key;
 use crate::options::{Durability, Options};
 use crate::promise::Promise;
@@ -84,6 +87,7 @@ impl WriteOp {
 
     /// The sequence number of the write's last record; `None` if there was nothing to delete.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Option<u64>>> {
+        self.core.check_fork()?;
         match &mut self.state {
             WriteState::Invalid(error) => {
                 let error = error.clone();
@@ -219,6 +223,7 @@ impl Future for Get {
     type Output = Result<Option<Bytes>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.core.check_fork()?;
         let state = std::mem::replace(&mut self.state, GetState::Done);
         let mut read = match state {
             GetState::Start(key) => {
@@ -242,6 +247,15 @@ impl Future for Get {
     }
 }
 
+impl Drop for Get {
+    fn drop(&mut self) {
+        if matches!(self.state, GetState::Disk(_)) && self.core.is_forked() {
+            // Giving up an operation locks its slot.
+            std::mem::forget(std::mem::replace(&mut self.state, GetState::Done));
+        }
+    }
+}
+
 /// The future of [`Store::sync`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Sync {
@@ -259,6 +273,7 @@ impl Future for Sync {
     type Output = Result<Version>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.core.check_fork()?;
         if self.ticket.is_none() {
             self.core.check()?;
             match self.core.log.request_sync(cx.waker())? {
@@ -290,9 +305,7 @@ impl Future for WaitDurable {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { core, seq, slot } = self.get_mut();
-        if core.is_forked() {
-            core.check()?;
-        }
+        core.check_fork()?;
         core.log.poll_durable(*seq, slot, cx)
     }
 }
@@ -324,9 +337,7 @@ impl Future for Close {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { core, requested, slot } = self.get_mut();
-        if core.is_forked() {
-            core.check()?;
-        }
+        core.check_fork()?;
         if !*requested {
             *requested = true;
             core.request_close();
@@ -349,7 +360,8 @@ pub struct Open(OpenState);
 
 enum OpenState {
     Start(Box<Options>),
-    Opening(Promise<Result<Store>>),
+    /// With the fork generation it was begun in.
+    Opening(Promise<Result<Store>>, u64),
     Done,
 }
 
@@ -363,15 +375,18 @@ impl Future for Open {
     type Output = Result<Store>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let promise = match std::mem::replace(&mut self.0, OpenState::Done) {
-            OpenState::Start(options) => begin_open(*options)?,
-            OpenState::Opening(promise) => promise,
+        let (promise, generation) = match std::mem::replace(&mut self.0, OpenState::Done) {
+            OpenState::Start(options) => (begin_open(*options)?, fork::fork_generation()),
+            OpenState::Opening(promise, generation) => (promise, generation),
             OpenState::Done => return polled_after_completion(),
         };
+        if generation != fork::fork_generation() {
+            return Poll::Ready(Err(forked()));
+        }
         match promise.poll(cx) {
             Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
-                self.0 = OpenState::Opening(promise);
+                self.0 = OpenState::Opening(promise, generation);
                 Poll::Pending
             }
         }

@@ -20,7 +20,7 @@ use crate::support::DEADLINE;
 pub enum Kind {
     Write,
     Sync,
-    /// Reads that may wait; those answered from the page cache go straight through.
+    /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight through.
     Read,
 }
 
@@ -87,6 +87,10 @@ impl Gate {
         let enough = |state: &mut State| state.lanes[kind as usize].waiting < count;
         let (state, timeout) = self.changed.wait_timeout_while(state, DEADLINE, enough).expect("gate");
         assert!(!timeout.timed_out(), "{} of {count} {kind:?}s held", state.lanes[kind as usize].waiting);
+    }
+
+    fn is_closed(&self, kind: Kind) -> bool {
+        self.state.lock().expect("gate").lanes[kind as usize].closed
     }
 
     fn ask(&self, kind: Kind) {
@@ -218,6 +222,9 @@ impl File for GatedFile {
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.gate.is_closed(Kind::Read) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         self.inner.read_nowait(buf, offset)
     }
 

@@ -1,13 +1,19 @@
 //! Futures that wait: what they hold on to while they do.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 
-use ringcask::{Result, Store, Version};
+use ringcask::io::Io;
+use ringcask::{Batch, Builder, Engine, ErrorKind, Result, Store, Version};
 
+use crate::fork::{in_child, release_wakers, stuck_count, stuck_waker};
 use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{Env, block_on, for_each_engine, open, poll_once, put};
+use crate::support::{
+    block_on, child_env, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
+};
 
 type Pending = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -17,6 +23,7 @@ fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Pending
 
 /// A store whose first group is on its way to the disk and held there, with no room left in its buffer.
 struct Crowded {
+    world: Arc<dyn Io>,
     store: Store,
     gate: Arc<Gate>,
     /// A version that waits for the disk.
@@ -25,15 +32,15 @@ struct Crowded {
 }
 
 impl Crowded {
-    fn new(env: &Env) -> Self {
-        let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).staging_bytes(64 << 10));
+    fn new(engine: Engine, path: &Path) -> Self {
+        let (world, gate) = GatedWorld::around(engine);
+        let store = open(Store::builder(path).world(world.clone()).staging_bytes(64 << 10));
         let version = put(&store, "k", "v");
         gate.close(Kind::Write);
         let mut first = boxed(store.put("k", vec![1; 60 << 10]));
         assert!(poll_once(&mut first).is_pending());
         gate.wait_for_held(Kind::Write, 1);
-        Self { store, gate, held: Version::from(version.get() + 1), first }
+        Self { world, store, gate, held: Version::from(version.get() + 1), first }
     }
 }
 
@@ -61,7 +68,7 @@ fn poll_often(future: &mut Pending) -> Vec<Weak<Ignorant>> {
 #[test]
 fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
     for_each_engine(|env| {
-        let Crowded { store, gate, held, mut first } = Crowded::new(env);
+        let Crowded { store, gate, held, mut first, .. } = Crowded::new(env.engine, &env.path());
         let waiting = [
             ("a write that waits for room", boxed(store.put("more", vec![2; 60 << 10]))),
             ("a delete behind a write of its key", boxed(store.delete("k"))),
@@ -78,4 +85,63 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
         gate.open(Kind::Write);
         block_on(first).unwrap();
     });
+}
+
+/// A future that waited at the fork used to wait for ever in the child, or to hang on a lock that a thread of the parent's
+/// held just then.
+#[test]
+fn futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked() {
+    const NAME: &str = "waiting::futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked";
+    if is_child() {
+        let (engine, path) = child_env();
+        return fork_with_waiting_futures(engine, &path);
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
+}
+
+fn fork_with_waiting_futures(engine: Engine, path: &Path) {
+    let Crowded { world, store, gate, held, first } = Crowded::new(engine, path);
+    gate.close(Kind::Read);
+    let mut batch = Batch::new();
+    batch.put("a", vec![3; 60 << 10]);
+    let other: Builder = Store::builder(path.with_extension("other")).world(world);
+    let mut waiting = vec![
+        ("an accepted put", first),
+        ("a put that waits for room", boxed(store.put("more", vec![2; 60 << 10]))),
+        ("a batch that waits for room", boxed(store.write(batch))),
+        ("a delete behind a write of its key", boxed(store.delete("k"))),
+        ("a get", boxed(store.get("k"))),
+        ("sync", boxed(store.sync())),
+        ("wait_durable", boxed(store.wait_durable(held))),
+        ("open", boxed(other.open())),
+        ("close", boxed(store.close())),
+    ];
+    for (what, future) in &mut waiting {
+        assert!(poll_once(future).is_pending(), "{what}");
+    }
+    // These two sit in the locks of the end and of the log for as long as the child lives.
+    let mut stuck = Vec::new();
+    for mut future in [boxed(store.close()), boxed(store.wait_durable(held))] {
+        let poll = move || future.as_mut().poll(&mut Context::from_waker(&stuck_waker())).is_pending();
+        stuck.push(thread::spawn(poll));
+        eventually("the lock is held", || stuck_count() == stuck.len());
+    }
+    let status = in_child(|| {
+        let is_refused = |future: &mut Pending| match poll_once(future) {
+            Poll::Ready(Err(error)) => error.kind() == ErrorKind::Forked,
+            _ => false,
+        };
+        let wrong = waiting.iter_mut().position(|(_, future)| !is_refused(future));
+        waiting.clear();
+        wrong.map_or(0, |index| index as i32 + 1)
+    });
+    let wrong = usize::try_from(status).ok().and_then(|status| status.checked_sub(1));
+    assert_eq!(wrong.map(|index| waiting[index].0), None, "not refused in the child");
+    release_wakers();
+    stuck.into_iter().for_each(|thread| assert!(thread.join().unwrap()));
+    [Kind::Write, Kind::Read].into_iter().for_each(|kind| gate.open(kind));
+    for (_, future) in waiting {
+        // Begun before the close, or refused by it: here they only must not hang.
+        drop(block_on(future));
+    }
 }
