@@ -35,6 +35,11 @@ impl Slot {
     pub(crate) fn was_used(&self) -> bool {
         self.number > 0
     }
+
+    /// Its number: smaller than that of whoever came later; 0 before it is used.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl<T> Default for Waiters<T> {
@@ -74,6 +79,20 @@ impl<T> Waiters<T> {
     pub(crate) fn leave(&mut self, slot: &mut Slot) -> Option<Waker> {
         let index = self.find(mem::take(slot).number).ok()?;
         self.list.remove(index).map(|waiter| waiter.waker)
+    }
+
+    /// The number of the oldest slot.
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.list.front().map(|waiter| waiter.number)
+    }
+
+    /// Takes the oldest slot out if its wish is `granted`: its number, the wish and the waker.
+    pub(crate) fn take_first_if(&mut self, granted: impl Fn(&T) -> bool) -> Option<(u64, T, Waker)> {
+        if !granted(&self.list.front()?.wish) {
+            return None;
+        }
+        let first = self.list.pop_front()?;
+        Some((first.number, first.wish, first.waker))
     }
 
     /// Everybody's wakers, oldest slot first.

@@ -7,12 +7,12 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use ringcask::io::Io;
-use ringcask::{Batch, Builder, Engine, ErrorKind, Result, Store, Version};
+use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
 use crate::fork::{in_child, release_wakers, stuck_count, stuck_waker};
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
-    block_on, child_env, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
+    at, block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
 };
 
 type Pending = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -84,6 +84,48 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
         assert_eq!(poll_often(&mut first).len(), 1, "wakers of an accepted write");
         gate.open(Kind::Write);
         block_on(first).unwrap();
+    });
+}
+
+/// Writers that found no room once raced for it with everybody, newcomers included, and some lost for hundreds of
+/// milliseconds. In which order they are called is for the unit tests of `commit/log/room.rs`.
+#[test]
+fn a_newcomer_does_not_go_ahead_of_a_writer_that_waits_for_room() {
+    for_each_engine(|env| {
+        let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
+        let mut fits = store.put_with("fits", "v", at(Durability::Buffered));
+        assert!(poll_once(&mut fits).is_ready(), "there is room for a small one, and nobody waits");
+        let mut large = store.put_with("large", vec![2; 40 << 10], at(Durability::Buffered));
+        assert!(poll_once(&mut large).is_pending());
+        let mut newcomer = store.put_with("newcomer", "v", at(Durability::Buffered));
+        assert!(poll_once(&mut newcomer).is_pending(), "there is room for a small one, but somebody waits");
+        gate.open(Kind::Write);
+        block_on(first).unwrap();
+        let large = block_on(large).unwrap();
+        assert!(large < block_on(newcomer).unwrap());
+        close(store);
+    });
+}
+
+/// A future may be kept and never polled again, in the other arm of a `select!` for instance.
+#[test]
+fn a_writer_that_does_not_come_when_called_keeps_nobody_out() {
+    for_each_engine(|env| {
+        let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
+        let large = |key: &str| store.put_with(key, vec![2; 40 << 10], at(Durability::Buffered));
+        let mut forgotten = large("forgotten");
+        let mut dropped = large("dropped");
+        assert!(poll_once(&mut forgotten).is_pending() && poll_once(&mut dropped).is_pending());
+        let mut next = large("next");
+        assert!(poll_once(&mut next).is_pending());
+        drop(dropped);
+        gate.open(Kind::Write);
+        block_on(first).unwrap();
+        block_on(next).unwrap();
+        block_on(large("newcomer")).unwrap();
+        block_on(forgotten).unwrap();
+        assert_eq!((store.len(), store.contains_key("dropped")), (4, false));
+        close(store);
     });
 }
 

@@ -53,7 +53,7 @@ impl Log {
                 }
             }
         }
-        if let Err(wanted) = self.fits(&state, op) {
+        if let Err(wanted) = self.fits(&state, op, wait) {
             let poll;
             (poll, replaced) = state.wait_for_room(wanted, wait, cx);
             self.ring_if_due(state);
@@ -61,7 +61,9 @@ impl Log {
             return poll;
         }
         let accepted = self.stage(&mut state, op, durability, cx);
+        let left = wait.has_waited().then(|| state.forget(wait, self.io.now()));
         self.ring_if_due(state);
+        drop(left);
         Poll::Ready(Ok(accepted))
     }
 
@@ -92,11 +94,14 @@ impl Log {
     }
 
     /// Whether `op` may be staged now.
-    fn fits(&self, state: &State, op: &Prepared) -> std::result::Result<(), RoomWanted> {
+    fn fits(&self, state: &State, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), RoomWanted> {
         let len = op.log_len();
         let wanted = RoomWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
-        let staged = state.stage.len() + state.run_bytes;
-        if staged > 0 && staged + len > self.limits.staging_bytes {
+        if !state.room.has_turn(&wait.room) {
+            return Err(wanted);
+        }
+        let taken = state.used_bytes() + state.room.kept_from(&wait.room);
+        if taken > 0 && taken + len > self.limits.staging_bytes {
             return Err(wanted);
         }
         let Some(place) = &state.place else { return Err(wanted) };
@@ -230,13 +235,22 @@ impl Log {
         drop(left);
     }
 
-    /// Forgets what an offered write has waited for: it is accepted, refused, or given up.
+    /// Forgets what an offered write has waited for: it is refused, or given up.
     pub(crate) fn withdraw(&self, wait: &mut OfferWait) {
         if wait.has_waited() {
+            let now = self.io.now();
             let mut state = self.lock();
-            let left = (state.room.waiters.leave(&mut wait.room), state.resolve_waiters.leave(&mut wait.resolve));
-            drop(state);
+            let left = state.forget(wait, now);
+            // What was kept for a write that was given up is somebody else's now.
+            let wakers = self.call_waiters(&mut state);
+            if wakers.is_empty() {
+                self.ring_if_due(state);
+            } else {
+                // The task must know until when to be patient with them.
+                self.ring(state);
+            }
             drop(left);
+            wake::wake_all(wakers);
         }
     }
 
@@ -263,9 +277,18 @@ impl Log {
         if matches!(state.status, Status::Open) {
             state.status = Status::Closing;
         }
-        let wakers = state.room.waiters.take_all();
+        let wakers = state.room.call_all();
         self.ring(state);
         wake::wake_all(wakers);
+    }
+
+    /// Calls whom there is room for now; to be woken outside the lock.
+    pub(super) fn call_waiters(&self, state: &mut State) -> Vec<Waker> {
+        if !state.room.is_awaited() {
+            return Vec::new();
+        }
+        let used = state.used_bytes();
+        state.room.call(used, self.limits.staging_bytes, self.io.now())
     }
 
     fn ring_if_due(&self, state: MutexGuard<'_, State>) {

@@ -18,6 +18,7 @@
 //! - No await and no I/O happens under the lock, and no foreign waker is woken under it; one may be cloned.
 
 mod callers;
+mod room;
 mod task_side;
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 
+use self::room::Room;
 use crate::commit::group::{Group, WaitFor};
 use crate::commit::prepared::Member;
 use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
@@ -98,15 +100,6 @@ enum Status {
     Open,
     Closing,
     Ended(Error),
-}
-
-/// Writers that wait for room, and how the last attempt to make some went.
-#[derive(Default)]
-struct Room {
-    waiters: Waiters<()>,
-    wanted: Option<RoomWanted>,
-    attempt: u64,
-    refusal: Option<(u64, Refused, Error)>,
 }
 
 /// What the commit task must make room for.
@@ -179,7 +172,7 @@ pub(crate) enum Accepted {
 /// What an offered write has waited for so far.
 #[derive(Debug, Default)]
 pub(crate) struct OfferWait {
-    /// For room, and since which attempt to make some.
+    /// For room, in whose order; and since which attempt to make some.
     room: Slot,
     since_attempt: Option<u64>,
     /// For an earlier write of its key.
@@ -201,6 +194,8 @@ pub(in crate::commit) struct Demand {
     pub(in crate::commit) staged_since: Option<Duration>,
     pub(in crate::commit) room: Option<RoomWanted>,
     pub(in crate::commit) closing: bool,
+    /// When to look again, whatever happens.
+    pub(in crate::commit) look_again: Option<Duration>,
     /// Staged writers that wait for the disk.
     pub(in crate::commit) sync_waiters: u32,
 }
@@ -276,10 +271,21 @@ impl State {
         Ticket { group, wait: WaitFor::Resolved, index, last_seq: self.next_seq - 1 }
     }
 
+    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
+    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
+        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
+    }
+
+    /// Bytes of records that are not in the kernel.
+    fn used_bytes(&self) -> u64 {
+        self.stage.len() + self.run_bytes
+    }
+
     /// Whether staged records should be written without waiting for the flush interval.
     fn is_ripe(&self) -> bool {
         let stage = &self.stage;
-        if stage.len() >= WRITE_BEHIND_BYTES || (self.room.wanted.is_some() && !stage.is_empty()) {
+        let room_is_wanted = self.room.wanted.is_some() || self.room.is_awaited();
+        if stage.len() >= WRITE_BEHIND_BYTES || (room_is_wanted && !stage.is_empty()) {
             return true;
         }
         if self.task.sync_in_flight {
@@ -315,7 +321,7 @@ impl State {
             },
             None => wanted,
         });
-        (Poll::Pending, self.room.waiters.wait(&mut wait.room, (), cx.waker()))
+        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
     }
 }
 

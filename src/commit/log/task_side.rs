@@ -26,16 +26,26 @@ impl Log {
     /// What is to be done; from here on callers ring again for anything new. If something is staged, the task looks
     /// again by itself in time for the flush interval.
     pub(in crate::commit) fn demand(&self, sync_in_flight: bool, linger_for: u32) -> Demand {
+        let now = self.io.now();
         let mut state = self.lock();
+        let mut wakers = Vec::new();
+        if state.room.patience_ends().is_some_and(|end| now >= end) {
+            state.room.keep_nothing();
+            wakers = self.call_waiters(&mut state);
+        }
         state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), rung: false, linger_for };
-        Demand {
+        let demand = Demand {
             ripe: state.is_ripe(),
             has_staged: !state.stage.is_empty(),
             staged_since: state.staged_since,
             room: state.room.wanted,
             closing: !matches!(state.status, Status::Open),
+            look_again: state.room.patience_ends(),
             sync_waiters: state.stage.sync_waiters,
-        }
+        };
+        drop(state);
+        wake::wake_all(wakers);
+        demand
     }
 
     /// Staged writers that wait for the disk.
@@ -91,7 +101,7 @@ impl Log {
             let Some(index) = state.runs.iter().position(is_ours) else { return };
             let Some(run) = state.runs.remove(index) else { return };
             state.run_bytes -= run.end - run.base;
-            state.room.waiters.take_all()
+            self.call_waiters(&mut state)
         };
         wake::wake_all(wakers);
     }
@@ -159,7 +169,10 @@ impl Log {
             state.room.attempt += 1;
             state.room.wanted = None;
             state.room.refusal = refusal.map(|(whom, error)| (state.room.attempt, whom, error));
-            state.room.waiters.take_all()
+            match &state.room.refusal {
+                Some(_) => state.room.call_all(),
+                None => self.call_waiters(&mut state),
+            }
         };
         wake::wake_all(wakers);
     }
@@ -191,7 +204,7 @@ impl Log {
                 return;
             }
             state.status = Status::Ended(error.clone());
-            let mut wakers = state.room.waiters.take_all();
+            let mut wakers = state.room.call_all();
             wakers.append(&mut state.resolve_waiters.take_all());
             wakers.append(&mut state.durable_waiters.take_all());
             let staged = Arc::clone(&state.stage.group);
