@@ -23,6 +23,7 @@ use crate::recovery::{self, Recovered};
 use crate::segment::Registry;
 use crate::stats::RecoveryReport;
 use crate::striped::Striped;
+use crate::trace;
 use crate::waiters::{Slot, Waiters};
 use crate::wake;
 
@@ -56,7 +57,15 @@ struct Ending {
 impl Core {
     /// Recovers the directory and starts the store's tasks.
     pub(crate) async fn open(options: Options, io: Arc<dyn Io>, engine_fallback: Option<String>) -> Result<Arc<Self>> {
-        let recovered = recovery::open(&options, &io).await?;
+        if let Some(reason) = &engine_fallback {
+            trace::fell_back(&options.path, reason);
+        }
+        let recovered = recovery::open(&options, &io).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Corrupt {
+                trace::refused(&options.path, error);
+            }
+        })?;
+        trace::recovered(&options.path, &recovered.report);
         let Recovered { lock, registry, catalog, keydir, next_seq, report, without_hint } = recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
@@ -97,7 +106,7 @@ impl Core {
         };
         self.io.spawn("ringcask-maint", Box::pin(task)).map_err(spawn_error)?;
 
-        let maintenance = Arc::clone(&self.maintenance);
+        let (maintenance, path) = (Arc::clone(&self.maintenance), self.options.path.clone());
         let committer = Committer::new(
             Arc::clone(&self.io),
             Arc::clone(&self.log),
@@ -111,7 +120,10 @@ impl Core {
                 sync_interval: self.options.sync_interval,
             },
             Arc::clone(&self.commit_counters),
-            Box::new(move |segment| maintenance.push(segment)),
+            Box::new(move |segment| {
+                trace::rotated(&path, &segment);
+                maintenance.push(segment);
+            }),
         );
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {

@@ -92,6 +92,7 @@ mod segment;
 mod stats;
 mod store;
 mod striped;
+mod trace;
 mod waiters;
 mod wake;
 

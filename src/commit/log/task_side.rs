@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::{Demand, Log, Refused, Status, TaskView};
 use crate::commit::group::Phase;
 use crate::commit::stage::{Place, Run, Stage, Taken};
-use crate::error::{Error, Outcome};
+use crate::error::{Error, ErrorKind, Outcome};
 use crate::format::Watermark;
+use crate::trace;
 use crate::wake;
 
 impl Log {
@@ -210,6 +211,9 @@ impl Log {
             let staged = Arc::clone(&state.stage.group);
             (std::mem::take(&mut state.unresolved), staged, wakers)
         };
+        if error.kind() == ErrorKind::Poisoned {
+            trace::poisoned(&self.registry.path, &error);
+        }
         // What was handed to the kernel may be found after reopening; what was only staged never will.
         for group in groups {
             group.fail(error.clone().with_outcome(Outcome::Unknown));
