@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::thread::Thread;
 
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
@@ -23,6 +23,9 @@ use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
 use crate::segment::{Catalog, Registry, Reserve, Segment, SharedCatalog};
 use crate::stats::RecoveryReport;
+use crate::striped::Striped;
+use crate::trace;
+use crate::waiters::{Slot, Waiters};
 use crate::wake;
 
 pub(crate) struct Core {
@@ -35,7 +38,7 @@ pub(crate) struct Core {
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
-    pub(crate) read_counters: ReadCounters,
+    pub(crate) read_counters: Striped<ReadCounters>,
     pub(crate) report: RecoveryReport,
     pub(crate) maintenance: Arc<Maintenance>,
     fork_generation: u64,
@@ -50,14 +53,22 @@ struct Ending {
     commit_result: Option<Result<()>>,
     maintenance_is_over: bool,
     finished: Option<Result<()>>,
-    waiters: Vec<Waker>,
+    waiters: Waiters<()>,
     threads: Vec<Thread>,
 }
 
 impl Core {
     /// Recovers the directory and starts the store's tasks.
     pub(crate) async fn open(options: Options, io: Arc<dyn Io>, engine_fallback: Option<String>) -> Result<Arc<Self>> {
-        let recovered = recovery::open(&options, &io).await?;
+        if let Some(reason) = &engine_fallback {
+            trace::fell_back(&options.path, reason);
+        }
+        let recovered = recovery::open(&options, &io).await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Corrupt {
+                trace::refused(&options.path, error);
+            }
+        })?;
+        trace::recovered(&options.path, &recovered.report);
         let Recovered { lock, registry, catalog, reserve, keydir, next_seq, report, without_hint } = recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
@@ -78,7 +89,7 @@ impl Core {
             log,
             commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
-            read_counters: ReadCounters::default(),
+            read_counters: Striped::default(),
             report,
             maintenance,
             fork_generation: fork::fork_generation(),
@@ -121,7 +132,7 @@ impl Core {
         };
         self.io.spawn("ringcask-maint", Priority::Background, Box::pin(task)).map_err(spawn_error)?;
 
-        let maintenance = Arc::clone(&self.maintenance);
+        let (maintenance, path) = (Arc::clone(&self.maintenance), self.options.path.clone());
         let committer = Committer::new(
             Arc::clone(&self.io),
             Arc::clone(&self.log),
@@ -136,7 +147,10 @@ impl Core {
                 sync_interval: self.options.sync_interval,
             },
             Arc::clone(&self.commit_counters),
-            Box::new(move |segment: Arc<Segment>| maintenance.push(&segment)),
+            Box::new(move |segment: Arc<Segment>| {
+                trace::rotated(&path, &segment);
+                maintenance.push(&segment);
+            }),
         );
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {
@@ -151,13 +165,17 @@ impl Core {
 
     /// Refuses to work in a forked child, and after the close.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.is_forked() {
-            return Err(Error::new(ErrorKind::Forked, "the handle belongs to the parent process"));
-        }
+        self.check_fork()?;
         if self.close_requested.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the store is closed"));
         }
         Ok(())
+    }
+
+    /// Refuses to work in a forked child. Comes before anything that could lock: a thread of the parent's may have held
+    /// any lock at the fork, and no thread of the child's will ever release it.
+    pub(crate) fn check_fork(&self) -> Result<()> {
+        if self.is_forked() { Err(forked()) } else { Ok(()) }
     }
 
     pub(crate) fn is_forked(&self) -> bool {
@@ -229,7 +247,7 @@ impl Core {
             let early = || Err(Error::new(ErrorKind::Poisoned, "the maintenance task ended early"));
             let result = ending.commit_result.clone().unwrap_or_else(early);
             ending.finished.get_or_insert(result);
-            (std::mem::take(&mut ending.waiters), std::mem::take(&mut ending.threads))
+            (ending.waiters.take_all(), std::mem::take(&mut ending.threads))
         };
         wake::wake_all(wakers);
         for thread in threads {
@@ -238,15 +256,21 @@ impl Core {
     }
 
     /// Ready when the store is closed: with the error that kept it from closing cleanly, if there was one.
-    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+    pub(crate) fn poll_closed(&self, slot: &mut Slot, cx: &Context<'_>) -> Poll<Result<()>> {
         let mut ending = self.ending();
-        match &ending.finished {
-            Some(result) => Poll::Ready(result.clone()),
-            None => {
-                ending.waiters.push(cx.waker().clone());
-                Poll::Pending
-            }
+        if let Some(result) = &ending.finished {
+            return Poll::Ready(result.clone());
         }
+        let replaced = ending.waiters.wait(slot, (), cx.waker());
+        drop(ending);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// Forgets a future that waited in [`poll_closed`](Self::poll_closed).
+    pub(crate) fn leave_closed(&self, slot: &mut Slot) {
+        let left = self.ending().waiters.leave(slot);
+        drop(left);
     }
 
     /// Closes and waits, without a runtime. On one of the store's own threads it does not wait.
@@ -255,6 +279,11 @@ impl Core {
         self.ending().threads.push(std::thread::current());
         self.io.block_until(&|| self.ending().finished.is_some());
     }
+}
+
+/// What every future answers in a forked child.
+pub(crate) fn forked() -> Error {
+    Error::new(ErrorKind::Forked, "the handle belongs to the parent process")
 }
 
 enum EngineTask {

@@ -4,6 +4,9 @@
 //! for all writes: before the first poll nothing happened; once the write is accepted, it runs to its end without the
 //! caller; while it still waits to be accepted (for room in the buffer, or behind an earlier write of the same key), it
 //! will not happen.
+//!
+//! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
+//! poll nor dropping one takes a lock, which a thread of the parent's may have held.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,10 +17,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::commit::{Accepted, Prepared, RoomWait, Ticket};
-use crate::core::Core;
+use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
+use crate::core::{Core, forked};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{OpFuture, Priority, probe};
+use crate::io::{OpFuture, Priority, fork, probe};
 use crate::keydir::Key;
 use crate::maintenance::Request;
 use crate::options::{CompactOptions, Durability, Options};
@@ -25,6 +28,7 @@ use crate::promise::Promise;
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
 use crate::store::Store;
+use crate::waiters::Slot;
 
 /// Record buffers kept for the next write of this thread, so that a write allocates nothing.
 const POOLED_BUFFERS: usize = 16;
@@ -66,7 +70,7 @@ pub(crate) struct WriteOp {
 
 enum WriteState {
     Invalid(Error),
-    Offered(Prepared, RoomWait),
+    Offered(Prepared, OfferWait),
     Waiting(Ticket),
     /// A delete that found nothing, until that is durable.
     WaitingAbsent(Ticket),
@@ -76,7 +80,7 @@ enum WriteState {
 impl WriteOp {
     pub(crate) fn new(core: Arc<Core>, durability: Durability, must_exist: bool, op: Result<Prepared>) -> Self {
         let state = match op {
-            Ok(op) => WriteState::Offered(op, RoomWait::default()),
+            Ok(op) => WriteState::Offered(op, OfferWait::default()),
             Err(error) => WriteState::Invalid(error),
         };
         Self { core, durability, must_exist, state }
@@ -84,18 +88,20 @@ impl WriteOp {
 
     /// The sequence number of the write's last record; `None` if there was nothing to delete.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Option<u64>>> {
+        self.core.check_fork()?;
         match &mut self.state {
             WriteState::Invalid(error) => {
                 let error = error.clone();
                 self.state = WriteState::Done;
                 Poll::Ready(Err(error))
             }
-            WriteState::Offered(op, room) => {
+            WriteState::Offered(op, wait) => {
                 let offered = match self.core.check() {
-                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, room, cx),
+                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, wait, cx),
                     Err(error) => Poll::Ready(Err(error)),
                 };
                 let Poll::Ready(accepted) = offered else { return Poll::Pending };
+                self.core.log.withdraw(wait);
                 give_back(std::mem::take(&mut op.bytes));
                 self.state = WriteState::Done;
                 match accepted? {
@@ -124,6 +130,16 @@ impl WriteOp {
                 Poll::Ready(result.map(|()| None))
             }
             WriteState::Done => polled_after_completion(),
+        }
+    }
+}
+
+impl Drop for WriteOp {
+    fn drop(&mut self) {
+        if let WriteState::Offered(_, wait) = &mut self.state
+            && !self.core.is_forked()
+        {
+            self.core.log.withdraw(wait);
         }
     }
 }
@@ -208,6 +224,7 @@ impl Future for Get {
     type Output = Result<Option<Bytes>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.core.check_fork()?;
         let state = std::mem::replace(&mut self.state, GetState::Done);
         let mut read = match state {
             GetState::Start(key) => {
@@ -231,6 +248,15 @@ impl Future for Get {
     }
 }
 
+impl Drop for Get {
+    fn drop(&mut self) {
+        if matches!(self.state, GetState::Disk(_)) && self.core.is_forked() {
+            // Giving up an operation locks its slot.
+            std::mem::forget(std::mem::replace(&mut self.state, GetState::Done));
+        }
+    }
+}
+
 /// The future of [`Store::sync`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Sync {
@@ -248,6 +274,7 @@ impl Future for Sync {
     type Output = Result<Version>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.core.check_fork()?;
         if self.ticket.is_none() {
             self.core.check()?;
             match self.core.log.request_sync(cx.waker())? {
@@ -263,18 +290,32 @@ impl Future for Sync {
 /// The future of [`Store::wait_durable`].
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitDurable {
-    pub(crate) core: Arc<Core>,
-    pub(crate) seq: u64,
+    core: Arc<Core>,
+    seq: u64,
+    slot: Slot,
+}
+
+impl WaitDurable {
+    pub(crate) fn new(core: Arc<Core>, seq: u64) -> Self {
+        Self { core, seq, slot: Slot::default() }
+    }
 }
 
 impl Future for WaitDurable {
     type Output = Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.core.is_forked() {
-            self.core.check()?;
+        let Self { core, seq, slot } = self.get_mut();
+        core.check_fork()?;
+        core.log.poll_durable(*seq, slot, cx)
+    }
+}
+
+impl Drop for WaitDurable {
+    fn drop(&mut self) {
+        if self.slot.was_used() && !self.core.is_forked() {
+            self.core.log.leave_durable(&mut self.slot);
         }
-        self.core.log.poll_durable(self.seq, cx)
     }
 }
 
@@ -345,22 +386,36 @@ impl Drop for Compact {
 /// The future of [`Store::close`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Close {
-    pub(crate) core: Arc<Core>,
-    pub(crate) requested: bool,
+    core: Arc<Core>,
+    requested: bool,
+    slot: Slot,
+}
+
+impl Close {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, requested: false, slot: Slot::default() }
+    }
 }
 
 impl Future for Close {
     type Output = Result<()>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.core.is_forked() {
-            self.core.check()?;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { core, requested, slot } = self.get_mut();
+        core.check_fork()?;
+        if !*requested {
+            *requested = true;
+            core.request_close();
         }
-        if !self.requested {
-            self.requested = true;
-            self.core.request_close();
+        core.poll_closed(slot, cx)
+    }
+}
+
+impl Drop for Close {
+    fn drop(&mut self) {
+        if self.slot.was_used() && !self.core.is_forked() {
+            self.core.leave_closed(&mut self.slot);
         }
-        self.core.poll_closed(cx)
     }
 }
 
@@ -370,7 +425,8 @@ pub struct Open(OpenState);
 
 enum OpenState {
     Start(Box<Options>),
-    Opening(Promise<Result<Store>>),
+    /// With the fork generation it was begun in.
+    Opening(Promise<Result<Store>>, u64),
     Done,
 }
 
@@ -384,15 +440,18 @@ impl Future for Open {
     type Output = Result<Store>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let promise = match std::mem::replace(&mut self.0, OpenState::Done) {
-            OpenState::Start(options) => begin_open(*options)?,
-            OpenState::Opening(promise) => promise,
+        let (promise, generation) = match std::mem::replace(&mut self.0, OpenState::Done) {
+            OpenState::Start(options) => (begin_open(*options)?, fork::fork_generation()),
+            OpenState::Opening(promise, generation) => (promise, generation),
             OpenState::Done => return polled_after_completion(),
         };
+        if generation != fork::fork_generation() {
+            return Poll::Ready(Err(forked()));
+        }
         match promise.poll(cx) {
             Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
-                self.0 = OpenState::Opening(promise);
+                self.0 = OpenState::Opening(promise, generation);
                 Poll::Pending
             }
         }

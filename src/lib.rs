@@ -92,6 +92,9 @@ mod recovery;
 mod segment;
 mod stats;
 mod store;
+mod striped;
+mod trace;
+mod waiters;
 mod wake;
 
 pub use batch::Batch;

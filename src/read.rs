@@ -2,6 +2,12 @@
 //!
 //! Whatever came from a file is believed only when the header's checksum (bound to segment and offset), the key, the
 //! sequence number and the payload's checksum are right.
+//!
+//! # What a cached read costs
+//!
+//! The system call, the cache misses of the look-up, one allocation, and as few writes to memory that other readers
+//! write too as can be, for each of them takes a cache line from another core. So no handle on the segment is taken, and
+//! counters come in stripes.
 
 use std::io;
 use std::sync::Arc;
@@ -11,18 +17,45 @@ use bytes::{Buf, Bytes};
 
 use crate::commit::Log;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{RECORD_HEADER_LEN, RecordHeader, RecordKind, payload_crc};
+use crate::format::{Binding, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::io::{File, util};
-use crate::keydir::{Entry, Keydir};
+use crate::keydir::{Entry, Key, Keydir};
 use crate::segment::{Registry, Segment};
+use crate::striped::Striped;
 
-/// Counted by readers.
+/// Counted by readers: a get counts once.
 #[derive(Debug, Default)]
 pub(crate) struct ReadCounters {
-    pub(crate) gets: AtomicU64,
-    pub(crate) from_staging: AtomicU64,
-    pub(crate) from_cache: AtomicU64,
-    pub(crate) from_disk: AtomicU64,
+    from_staging: AtomicU64,
+    from_cache: AtomicU64,
+    from_disk: AtomicU64,
+    /// Those that found nothing, or failed before it was clear where to read.
+    from_nowhere: AtomicU64,
+}
+
+/// The counters of all threads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReadCounts {
+    pub(crate) gets: u64,
+    pub(crate) from_staging: u64,
+    pub(crate) from_cache: u64,
+    pub(crate) from_disk: u64,
+}
+
+impl ReadCounts {
+    pub(crate) fn of(counters: &Striped<ReadCounters>) -> Self {
+        let mut counts = Self::default();
+        for stripe in counters.iter() {
+            let from_staging = stripe.from_staging.load(Ordering::Relaxed);
+            let from_cache = stripe.from_cache.load(Ordering::Relaxed);
+            let from_disk = stripe.from_disk.load(Ordering::Relaxed);
+            counts.gets += from_staging + from_cache + from_disk + stripe.from_nowhere.load(Ordering::Relaxed);
+            counts.from_staging += from_staging;
+            counts.from_cache += from_cache;
+            counts.from_disk += from_disk;
+        }
+        counts
+    }
 }
 
 /// A value, or what it takes to get it.
@@ -33,12 +66,10 @@ pub(crate) enum Lookup {
 
 /// A read that has to wait.
 pub(crate) struct DiskRead {
-    segment: Arc<Segment>,
+    place: Place,
     file: Arc<dyn File>,
-    entry: Entry,
     buf: Vec<u8>,
     filled: usize,
-    key_len: usize,
 }
 
 /// Where reads look.
@@ -47,92 +78,156 @@ pub(crate) struct Sources<'a> {
     pub(crate) keydir: &'a Keydir,
     pub(crate) registry: &'a Registry,
     pub(crate) log: &'a Log,
-    pub(crate) counters: &'a ReadCounters,
+    pub(crate) counters: &'a Striped<ReadCounters>,
+}
+
+/// A record, and what its header's checksum is bound to.
+#[derive(Clone, Copy)]
+struct Place {
+    entry: Entry,
+    binding: Binding,
+}
+
+/// What a reader needs of a segment.
+struct Seen {
+    binding: Binding,
+    written_end: u64,
+    file: FileSeen,
+}
+
+enum FileSeen {
+    Open(Arc<dyn File>),
+    /// To be opened. The handle keeps its name from being removed until then.
+    Closed(Arc<Segment>),
+}
+
+impl Seen {
+    fn of(registry: &Registry, segment: &Arc<Segment>) -> Self {
+        Self {
+            binding: segment.binding,
+            written_end: segment.written_end(),
+            file: match registry.open_file(segment) {
+                Some(file) => FileSeen::Open(file),
+                None => FileSeen::Closed(Arc::clone(segment)),
+            },
+        }
+    }
 }
 
 /// Looks `key` up and reads what can be read without waiting.
 pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
-    sources.counters.gets.fetch_add(1, Ordering::Relaxed);
-    let mut found = None;
-    // A segment may be retired between the two look-ups; the second one then leads to where the record went.
-    for _ in 0..2 {
-        let Some(entry) = sources.keydir.get(key) else { return Ok(Lookup::Ready(None)) };
-        found = sources.registry.get(entry.location.segment).map(|segment| (entry, segment));
-        if found.is_some() {
-            break;
+    let Sources { keydir, registry, log, counters } = sources;
+    let counters = counters.mine();
+    let find = |entry: Entry| registry.with(entry.location.segment, |segment| Seen::of(registry, segment));
+    let (entry, seen) = match follow(|| keydir.get(key), find) {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            count(&counters.from_nowhere);
+            return Ok(Lookup::Ready(None));
         }
-    }
-    let Some((entry, segment)) = found else {
-        return Err(
-            Error::new(ErrorKind::Corrupt, "get: the record's segment is gone").with_path(&sources.registry.path)
-        );
+        Err(lost) => {
+            count(&counters.from_nowhere);
+            let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is gone");
+            return Err(at(error, lost).with_path(&registry.path));
+        }
     };
     let location = entry.location;
     let value_len = location.value_len as usize;
     let len = RECORD_HEADER_LEN + key.len() + value_len;
-    if location.offset() + len as u64 > segment.written_end() {
+    if location.offset() + len as u64 > seen.written_end {
         let value_offset = location.offset() + (RECORD_HEADER_LEN + key.len()) as u64;
-        if let Some(value) = sources.log.read_staged(segment.id, value_offset, value_len) {
-            sources.counters.from_staging.fetch_add(1, Ordering::Relaxed);
+        if let Some(value) = log.read_staged(location.segment, value_offset, value_len) {
+            count(&counters.from_staging);
             return Ok(Lookup::Ready(Some(value)));
         }
         // It has just been written: the file has it.
     }
-    let file = sources
-        .registry
-        .file(&segment)
-        .map_err(|error| at(Error::io("get: open the segment", error), &segment, entry))?;
-    let mut buf = Vec::new();
-    if buf.try_reserve_exact(len).is_err() {
-        let error = io::Error::from(io::ErrorKind::OutOfMemory);
-        return Err(at(Error::io("get", error), &segment, entry));
+    let opened = file_and_buffer(registry, seen.file, len);
+    let (file, mut buf) = opened.map_err(|error| {
+        count(&counters.from_nowhere);
+        at(error, entry)
+    })?;
+    let place = Place { entry, binding: seen.binding };
+    // Whatever the reason of an error was, the engine's read will meet it again, or not.
+    let filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
+    if filled == len {
+        count(&counters.from_cache);
+        return verify(buf, key, place).map(|value| Lookup::Ready(Some(value)));
     }
-    buf.resize(len, 0);
-    let filled = match file.read_nowait(&mut buf, location.offset()) {
-        Ok(count) if count == len => {
-            sources.counters.from_cache.fetch_add(1, Ordering::Relaxed);
-            return verify(buf, key, &segment, entry).map(|value| Lookup::Ready(Some(value)));
+    count(&counters.from_disk);
+    Ok(Lookup::Disk(DiskRead { place, file, buf, filled }))
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Follows a key's entry to the segment it names. That may be retired between the two looks, any number of times; but
+/// the keydir is changed before, so it then leads elsewhere. Where it leads to the same place again, that place is lost:
+/// the error.
+fn follow<T>(
+    look: impl Fn() -> Option<Entry>,
+    find: impl Fn(Entry) -> Option<T>,
+) -> std::result::Result<Option<(Entry, T)>, Entry> {
+    let mut missed = None;
+    while let Some(entry) = look() {
+        if let Some(found) = find(entry) {
+            return Ok(Some((entry, found)));
         }
-        Ok(count) => count,
-        // Whatever the reason was, the engine's read will meet it again, or not.
-        Err(_) => 0,
+        if missed.replace(entry) == Some(entry) {
+            return Err(entry);
+        }
+    }
+    Ok(None)
+}
+
+fn file_and_buffer(registry: &Registry, file: FileSeen, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
+    let file = match file {
+        FileSeen::Open(file) => file,
+        FileSeen::Closed(segment) => {
+            registry.file(&segment).map_err(|error| Error::io("get: open the segment", error))?
+        }
     };
-    sources.counters.from_disk.fetch_add(1, Ordering::Relaxed);
-    Ok(Lookup::Disk(DiskRead { segment, file, entry, buf, filled, key_len: key.len() }))
+    let mut buf = Vec::new();
+    buf.try_reserve_exact(len).map_err(|_| Error::io("get", io::ErrorKind::OutOfMemory.into()))?;
+    buf.resize(len, 0);
+    Ok((file, buf))
 }
 
 impl DiskRead {
     /// Reads the rest and checks it. One failed read is tried once more; damage is not.
-    pub(crate) async fn finish(self, key: crate::keydir::Key) -> Result<Bytes> {
-        let Self { segment, file, entry, buf, filled, key_len } = self;
-        debug_assert_eq!(key_len, key.as_slice().len(), "the key the read was begun for");
-        let len = buf.len();
-        let from = entry.location.offset() + filled as u64;
-        let mut result = util::read_full(&*file, buf, filled, from).await;
+    pub(crate) async fn finish(self, key: Key) -> Result<Bytes> {
+        let Self { place, file, buf, filled } = self;
+        let (len, offset) = (buf.len(), place.entry.location.offset());
+        let mut result = util::read_full(&*file, buf, filled, offset + filled as u64).await;
         if result.is_err() {
-            result = util::read_full(&*file, vec![0; len], 0, entry.location.offset()).await;
+            result = util::read_full(&*file, vec![0; len], 0, offset).await;
         }
-        let (buf, filled) = result.map_err(|error| at(Error::io("get", error), &segment, entry))?;
+        let (buf, filled) = result.map_err(|error| at(Error::io("get", error), place.entry))?;
         if filled < len {
-            return Err(at(Error::new(ErrorKind::Corrupt, "get: the segment ends within the record"), &segment, entry));
+            return Err(at(Error::new(ErrorKind::Corrupt, "get: the segment ends within the record"), place.entry));
         }
-        verify(buf, key.as_slice(), &segment, entry)
+        verify(buf, key.as_slice(), place)
     }
 }
 
 /// The value in `buf`, which begins at the record's header and ends with its value.
-fn verify(buf: Vec<u8>, key: &[u8], segment: &Segment, entry: Entry) -> Result<Bytes> {
-    let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), segment, entry);
-    let header = RecordHeader::decode(&buf, &segment.binding, entry.location.offset());
+fn verify(buf: Vec<u8>, key: &[u8], place: Place) -> Result<Bytes> {
+    let Place { entry, binding } = place;
+    let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), entry);
+    let header = RecordHeader::decode(&buf, &binding, entry.location.offset());
     let header = header.map_err(|error| corrupt(error.to_string()))?;
     if header.kind != RecordKind::Put || header.seq != entry.seq || header.value_len != entry.location.value_len {
         return Err(corrupt("another record lies there".into()));
     }
-    let (stored_key, value) = buf[RECORD_HEADER_LEN..].split_at(key.len());
-    if usize::from(header.key_len) != key.len() || stored_key != key {
+    let payload = &buf[RECORD_HEADER_LEN..];
+    if usize::from(header.key_len) != key.len() || !payload.starts_with(key) {
         return Err(corrupt("a record of another key lies there".into()));
     }
-    if payload_crc(key, value) != header.payload_crc {
+    // Key and value in one piece: long stretches are much quicker than short ones.
+    let mut crc = PayloadCrc::new();
+    crc.update(payload);
+    if crc.finish() != header.payload_crc {
         return Err(corrupt("bad payload checksum".into()));
     }
     let mut value = Bytes::from(buf);
@@ -140,6 +235,34 @@ fn verify(buf: Vec<u8>, key: &[u8], segment: &Segment, entry: Entry) -> Result<B
     Ok(value)
 }
 
-fn at(error: Error, segment: &Segment, entry: Entry) -> Error {
-    error.at_segment(u64::from(segment.id)).at_offset(entry.location.offset())
+fn at(error: Error, entry: Entry) -> Error {
+    error.at_segment(u64::from(entry.location.segment)).at_offset(entry.location.offset())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::keydir::Location;
+
+    /// Follows a key whose entry, look after look, is in the segments of `script`; those in `there` exist.
+    fn follow_script(script: &[Option<u32>], there: &[u32]) -> std::result::Result<Option<u32>, u32> {
+        let looks = RefCell::new(script.iter().copied());
+        let entry = |segment| Entry { seq: 7, location: Location::new(segment, 4096, 10).unwrap() };
+        let look = || looks.borrow_mut().next().expect("no look too many").map(entry);
+        let followed = follow(look, |entry| there.contains(&entry.location.segment).then_some(()));
+        assert_eq!(looks.borrow_mut().next(), None, "every look of {script:?} was needed");
+        let segment = |entry: Entry| entry.location.segment;
+        followed.map(|found| found.map(|(entry, ())| segment(entry))).map_err(segment)
+    }
+
+    #[test]
+    fn a_record_is_followed_through_any_number_of_retired_segments() {
+        assert_eq!(follow_script(&[None], &[]), Ok(None));
+        assert_eq!(follow_script(&[Some(1)], &[1]), Ok(Some(1)));
+        assert_eq!(follow_script(&[Some(1), Some(2), Some(3), Some(4), Some(5)], &[5]), Ok(Some(5)));
+        assert_eq!(follow_script(&[Some(1), Some(2), None], &[3]), Ok(None), "deleted meanwhile");
+        assert_eq!(follow_script(&[Some(1), Some(2), Some(2)], &[3]), Err(2), "the same place twice is no retirement");
+    }
 }

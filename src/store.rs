@@ -17,6 +17,7 @@ use crate::futures::{
 };
 use crate::io::IoKind;
 use crate::options::{Builder, CompactOptions, MAX_KEY_LEN, PutOptions};
+use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
 
 /// Longest batch, in bytes of log: it is staged as a whole.
@@ -280,7 +281,7 @@ impl Store {
     ///
     /// Waiting changes nothing.
     pub fn wait_durable(&self, version: Version) -> WaitDurable {
-        WaitDurable { core: Arc::clone(self.core()), seq: version.0 }
+        WaitDurable::new(Arc::clone(self.core()), version.0)
     }
 
     /// Brings everything accepted so far to stable storage; returns the version up to which that holds.
@@ -348,7 +349,8 @@ impl Store {
             .collect();
         let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
         let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
-        let (commit, read, compaction) = (&core.commit_counters, &core.read_counters, &core.compaction_counters);
+        let (commit, read) = (&core.commit_counters, ReadCounts::of(&core.read_counters));
+        let compaction = &core.compaction_counters;
         Stats {
             engine: match core.io.kind() {
                 IoKind::Uring => "io_uring",
@@ -364,10 +366,10 @@ impl Store {
             puts: counters.puts,
             deletes: counters.deletes,
             batches: counters.batches,
-            gets: read.gets.load(Ordering::Relaxed),
-            gets_from_staging: read.from_staging.load(Ordering::Relaxed),
-            gets_from_cache: read.from_cache.load(Ordering::Relaxed),
-            gets_from_disk: read.from_disk.load(Ordering::Relaxed),
+            gets: read.gets,
+            gets_from_staging: read.from_staging,
+            gets_from_cache: read.from_cache,
+            gets_from_disk: read.from_disk,
             groups: commit.groups.load(Ordering::Relaxed),
             group_records: commit.group_records.load(Ordering::Relaxed),
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
@@ -412,7 +414,7 @@ impl Store {
     ///
     /// Once polled, the close goes on without the caller.
     pub fn close(&self) -> Close {
-        Close { core: Arc::clone(self.core()), requested: false }
+        Close::new(Arc::clone(self.core()))
     }
 }
 

@@ -23,6 +23,14 @@ const PUTS_PER_YIELD: u64 = 64;
 /// often. A yield wakes another worker of the executor, which costs as much as dozens of operations.
 const OPS_PER_YIELD_ALONE: u64 = 512;
 
+/// Operations of all tasks of one kind between two turns of one of them. A put that had to wait queues behind every task
+/// that is ready, and with a thousand tasks of 512 puts each its latency would tell of that constant.
+const OPS_PER_ROUND: u64 = 8192;
+
+fn ops_per_yield_alone(tasks: usize) -> u64 {
+    (OPS_PER_ROUND / (tasks as u64).max(1)).clamp(GETS_PER_YIELD, OPS_PER_YIELD_ALONE)
+}
+
 /// The same for gets beside writers. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
 /// latency of its put would tell of this constant instead of the store.
 const GETS_PER_YIELD: u64 = 8;
@@ -119,7 +127,7 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
     let begun = Instant::now();
     let deadline = begun + options.seconds;
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
-    let per_yield = if options.readers == 0 { OPS_PER_YIELD_ALONE } else { PUTS_PER_YIELD };
+    let per_yield = if options.readers == 0 { ops_per_yield_alone(options.writers) } else { PUTS_PER_YIELD };
     for task in 0..options.writers {
         writers.spawn(write(
             Arc::clone(run),
@@ -130,7 +138,7 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
             deadline,
         ));
     }
-    let per_yield = if options.writers == 0 { OPS_PER_YIELD_ALONE } else { GETS_PER_YIELD };
+    let per_yield = if options.writers == 0 { ops_per_yield_alone(options.readers) } else { GETS_PER_YIELD };
     for task in 0..options.readers {
         readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, per_yield, deadline));
     }

@@ -29,6 +29,6 @@ mod rotate;
 mod stage;
 mod task;
 
-pub(crate) use log::{Accepted, Limits, Log, RoomWait, Ticket};
+pub(crate) use log::{Accepted, Limits, Log, OfferWait, Ticket};
 pub(crate) use prepared::Prepared;
 pub(crate) use task::{CommitCounters, CommitOptions, Committer};

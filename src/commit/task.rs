@@ -266,7 +266,7 @@ impl Committer {
             Some(_) => None,
             None => self.unsynced_since.map(|since| since + self.options.sync_interval),
         };
-        flush.into_iter().chain(sync).chain(self.linger.deadline()).min()
+        flush.into_iter().chain(sync).chain(demand.look_again).chain(self.linger.deadline()).min()
     }
 
     async fn wait(&mut self, deadline: Option<Duration>) -> Event {

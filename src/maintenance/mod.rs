@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Io, OpFuture};
 use crate::promise::Promise;
 use crate::segment::{Segment, hint_file_name, segment_file_name};
+use crate::trace;
 
 pub(crate) use hint::write_hint_file;
 pub(crate) use hours::Hours;
@@ -342,25 +343,27 @@ impl Maintainer {
     /// One job, and what follows from how it ended.
     async fn run_job(&mut self, pick: &Pick, gate: &Gate<'_>) -> Result<Report> {
         let counters = &self.compactor.counters;
-        match self.compactor.compact(pick, gate).await {
+        let path = &self.compactor.registry.path;
+        let done = self.compactor.compact(pick, gate).await;
+        if let Err(JobError::Fatal(error) | JobError::Damaged(error) | JobError::Failed(error)) = &done {
+            counters.failed(error);
+            trace::compaction_failed(path, error);
+        }
+        match done {
             Ok(report) => {
                 counters.succeeded(&report);
+                trace::compacted(path, &report);
                 (self.retry, self.not_before) = (RETRY_FIRST, Duration::ZERO);
                 Ok(report)
             }
             Err(JobError::Stopped) => Err(Error::new(ErrorKind::Closed, "compact: it was told to stop")),
             Err(JobError::Fatal(error)) => {
-                counters.failed(&error);
                 let poison = Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(error);
                 self.compactor.log.end(poison.clone());
                 Err(poison)
             }
-            Err(JobError::Damaged(error)) => {
-                counters.failed(&error);
-                Err(error.with_path(&self.compactor.registry.path))
-            }
+            Err(JobError::Damaged(error)) => Err(error.with_path(path)),
             Err(JobError::Failed(error)) => {
-                counters.failed(&error);
                 self.not_before = self.compactor.io.now() + self.retry;
                 self.retry = (self.retry * 2).min(RETRY_LAST);
                 Err(error)

@@ -64,6 +64,11 @@ impl Registry {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
+    /// What `look` makes of segment `id`. Spares a reader a handle of its own; holds the list's lock, so `look` is quick.
+    pub(crate) fn with<R>(&self, id: u32, look: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(look)
+    }
+
     /// All segments, ascending by id.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
         let mut all: Vec<_> = self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -90,10 +95,19 @@ impl Registry {
         }
     }
 
-    /// The open file of `segment`.
+    /// The file of `segment` if it is open.
+    pub(crate) fn open_file(&self, segment: &Segment) -> Option<Arc<dyn File>> {
+        let tick = self.tick.load(Ordering::Relaxed);
+        // Readers share this word: they write it once per tick.
+        if segment.last_used.load(Ordering::Relaxed) != tick {
+            segment.last_used.store(tick, Ordering::Relaxed);
+        }
+        segment.open_file()
+    }
+
+    /// The file of `segment`, opened if need be.
     pub(crate) fn file(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
-        segment.last_used.store(self.tick.load(Ordering::Relaxed), Ordering::Relaxed);
-        if let Some(file) = segment.open_file() {
+        if let Some(file) = self.open_file(segment) {
             return Ok(file);
         }
         let file = {

@@ -448,7 +448,6 @@ fn a_reader_keeps_the_segment_it_reads() {
         let (store, gate, model) = gated(env, manual());
         let key = model.keys().next().unwrap().clone();
         // Readers that wait for the disk hold their segments.
-        gate.miss(true);
         gate.close(Kind::Read);
         let mut reading = store.get(&key);
         assert!(poll_once(&mut reading).is_pending());
@@ -457,7 +456,6 @@ fn a_reader_keeps_the_segment_it_reads() {
         for key in model.keys() {
             delete(&store, key);
         }
-        gate.miss(false);
         let mut compaction = store.compact(CompactOptions::new());
         assert!(poll_once(&mut compaction).is_pending());
         gate.open(Kind::Read);

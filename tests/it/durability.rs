@@ -301,6 +301,7 @@ fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::Put, Vec<ringcask::P
     followers.iter_mut().for_each(|follower| assert!(poll_once(follower).is_pending()));
     gate.close(Kind::Write);
     gate.open(Kind::Sync);
+    // The leader is told before the group's write is begun, or after it is done: that is not this test's to say.
     gate.wait_for_held(Kind::Write, 1);
     (leader, followers)
 }

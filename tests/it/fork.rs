@@ -1,6 +1,44 @@
 //! `fork`, which the standard library does not offer.
 #![allow(unsafe_code, reason = "fork, waitpid and _exit are unsafe to call; this module is the only user")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{RawWaker, RawWakerVTable, Waker};
+use std::thread;
+use std::time::Duration;
+
+/// After which a child that hangs is killed.
+const PATIENCE_SECONDS: u32 = 120;
+
+/// Clones of [`stuck_waker`] being made, and whether they may be finished.
+static STUCK: AtomicUsize = AtomicUsize::new(0);
+static RELEASED: AtomicUsize = AtomicUsize::new(0);
+
+/// A waker whose `clone` does not return before [`release_wakers`]: whatever its caller has locked stays locked.
+pub fn stuck_waker() -> Waker {
+    const VTABLE: RawWakerVTable = RawWakerVTable::new(clone, ignore, ignore, ignore);
+    fn clone(_: *const ()) -> RawWaker {
+        STUCK.fetch_add(1, Ordering::Release);
+        while RELEASED.load(Ordering::Acquire) == 0 {
+            // Only to leave the processor to others meanwhile.
+            thread::sleep(Duration::from_micros(500));
+        }
+        RawWaker::new(std::ptr::null(), &VTABLE)
+    }
+    fn ignore(_: *const ()) {}
+    // SAFETY: the table's functions are thread-safe and never touch the data pointer, so any will do and none dangles.
+    unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &VTABLE)) }
+}
+
+/// How many clones are stuck now.
+pub fn stuck_count() -> usize {
+    STUCK.load(Ordering::Acquire)
+}
+
+/// Lets all of them return, now and later.
+pub fn release_wakers() {
+    RELEASED.store(1, Ordering::Release);
+}
+
 /// Forks; runs `child` in the child process and ends it with the status `child` returns. Returns that status.
 pub fn in_child(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: `fork` has no memory-safety precondition of its own. The child runs on a copy of this thread alone: it
@@ -9,6 +47,8 @@ pub fn in_child(child: impl FnOnce() -> i32) -> i32 {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
+        // SAFETY: `alarm` takes any number. Nobody handles the signal, so it ends the child.
+        unsafe { libc::alarm(PATIENCE_SECONDS) };
         let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
         // SAFETY: `_exit` takes any status and does not return.
         unsafe { libc::_exit(status) }

@@ -20,7 +20,7 @@ use crate::support::DEADLINE;
 pub enum Kind {
     Write,
     Sync,
-    /// Reads that may wait; those answered from the page cache go straight through.
+    /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight through.
     Read,
 }
 
@@ -38,8 +38,6 @@ struct Lane {
 #[derive(Debug, Default)]
 struct State {
     lanes: [Lane; 3],
-    /// Reads find nothing in the page cache.
-    miss: bool,
 }
 
 /// The shared controls.
@@ -77,11 +75,6 @@ impl Gate {
         (lane.fail, lane.spared) = (Some(errno), spared);
     }
 
-    /// Whether every read has to wait for the disk.
-    pub fn miss(&self, miss: bool) {
-        self.state.lock().expect("gate").miss = miss;
-    }
-
     /// Operations of `kind` asked for so far.
     pub fn asked(&self, kind: Kind) -> u64 {
         self.state.lock().expect("gate").lanes[kind as usize].asked
@@ -94,6 +87,10 @@ impl Gate {
         let enough = |state: &mut State| state.lanes[kind as usize].waiting < count;
         let (state, timeout) = self.changed.wait_timeout_while(state, DEADLINE, enough).expect("gate");
         assert!(!timeout.timed_out(), "{} of {count} {kind:?}s held", state.lanes[kind as usize].waiting);
+    }
+
+    fn is_closed(&self, kind: Kind) -> bool {
+        self.state.lock().expect("gate").lanes[kind as usize].closed
     }
 
     fn ask(&self, kind: Kind) {
@@ -225,7 +222,7 @@ impl File for GatedFile {
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.gate.state.lock().expect("gate").miss {
+        if self.gate.is_closed(Kind::Read) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.inner.read_nowait(buf, offset)

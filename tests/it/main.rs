@@ -30,3 +30,4 @@ mod regressions;
 mod reserve;
 mod support;
 mod syscalls;
+mod waiting;

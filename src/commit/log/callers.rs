@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use super::{Accepted, Log, RoomWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed, publish};
+use super::{Accepted, Log, OfferWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed, publish};
 use crate::commit::group::WaitFor;
 use crate::commit::prepared::Prepared;
 use crate::commit::stage::{Publication, PublishWhen};
@@ -17,6 +17,7 @@ use crate::io::util::to_usize;
 use crate::options::Durability;
 use crate::promise::Promise;
 use crate::segment::Segment;
+use crate::waiters::Slot;
 use crate::wake;
 
 impl Log {
@@ -27,9 +28,10 @@ impl Log {
         op: &Prepared,
         durability: Durability,
         must_exist: bool,
-        room: &mut RoomWait,
+        wait: &mut OfferWait,
         cx: &Context<'_>,
     ) -> Poll<Result<Accepted>> {
+        let replaced;
         let mut state = self.lock();
         match &state.status {
             Status::Open => {}
@@ -37,38 +39,43 @@ impl Log {
             Status::Ended(error) => return Poll::Ready(Err(error.clone().with_outcome(Outcome::NotApplied))),
         }
         if must_exist {
-            match self.exists(&mut state, op, cx) {
-                Poll::Ready(true) => {}
-                Poll::Ready(false) => {
+            match self.exists(&state, op) {
+                Some(true) => {}
+                Some(false) => {
                     let absent = self.absent(&mut state, op, durability, cx);
                     self.ring_if_due(state);
                     return Poll::Ready(Ok(absent));
                 }
-                Poll::Pending => {
+                None => {
+                    replaced = state.resolve_waiters.wait(&mut wait.resolve, (), cx.waker());
                     self.ring_if_due(state);
+                    drop(replaced);
                     return Poll::Pending;
                 }
             }
         }
-        if let Err(wanted) = self.fits(&state, op) {
-            let poll = state.wait_for_room(wanted, room, cx);
+        if let Err(wanted) = self.fits(&state, op, wait) {
+            let poll;
+            (poll, replaced) = state.wait_for_room(wanted, wait, cx);
             self.ring_if_due(state);
+            drop(replaced);
             return poll;
         }
         let accepted = self.stage(&mut state, op, durability, cx);
+        let left = wait.has_waited().then(|| state.forget(wait, self.io.now()));
         self.ring_if_due(state);
+        drop(left);
         Poll::Ready(Ok(accepted))
     }
 
-    /// Whether the key of the only member of `op` exists; waits while that is being decided.
-    fn exists(&self, state: &mut State, op: &Prepared, cx: &Context<'_>) -> Poll<bool> {
-        let Some(member) = op.members().first() else { return Poll::Ready(false) };
+    /// Whether the key of the only member of `op` exists; `None` while that is being decided.
+    fn exists(&self, state: &State, op: &Prepared) -> Option<bool> {
+        let Some(member) = op.members().first() else { return Some(false) };
         let key = member.key(&op.bytes);
         if state.last_unresolved[self.bucket(key)] > self.resolved_seq.load(Ordering::Acquire) {
-            state.resolve_waiters.push(cx.waker().clone());
-            return Poll::Pending;
+            return None;
         }
-        Poll::Ready(self.keydir.get_ungated(key).is_some())
+        Some(self.keydir.get_ungated(key).is_some())
     }
 
     /// The answer to a delete that finds nothing: at once, unless the absence rests on a delete that a crash could still
@@ -88,11 +95,14 @@ impl Log {
     }
 
     /// Whether `op` may be staged now.
-    fn fits(&self, state: &State, op: &Prepared) -> std::result::Result<(), RoomWanted> {
+    fn fits(&self, state: &State, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), RoomWanted> {
         let len = op.log_len();
         let wanted = RoomWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
-        let staged = state.stage.len() + state.run_bytes;
-        if staged > 0 && staged + len > self.limits.staging_bytes {
+        if !state.room.has_turn(&wait.room) {
+            return Err(wanted);
+        }
+        let taken = state.used_bytes() + state.room.kept_from(&wait.room);
+        if taken > 0 && taken + len > self.limits.staging_bytes {
             return Err(wanted);
         }
         let Some(place) = &state.place else { return Err(wanted) };
@@ -218,7 +228,7 @@ impl Log {
     }
 
     /// Ready when `seq` is durable; does not ask for a sync.
-    pub(crate) fn poll_durable(&self, seq: u64, cx: &Context<'_>) -> Poll<Result<()>> {
+    pub(crate) fn poll_durable(&self, seq: u64, slot: &mut Slot, cx: &Context<'_>) -> Poll<Result<()>> {
         if self.durable_seq() >= seq {
             return Poll::Ready(Ok(()));
         }
@@ -233,10 +243,35 @@ impl Log {
             let message = format!("wait_durable: version {seq} was never given out, the next is {}", state.next_seq);
             return Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, message)));
         }
-        if !state.durable_waiters.last().is_some_and(|(last, waker)| *last == seq && waker.will_wake(cx.waker())) {
-            state.durable_waiters.push((seq, cx.waker().clone()));
-        }
+        let replaced = state.durable_waiters.wait(slot, seq, cx.waker());
+        drop(state);
+        drop(replaced);
         Poll::Pending
+    }
+
+    /// Forgets a future that waited in [`poll_durable`](Self::poll_durable).
+    pub(crate) fn leave_durable(&self, slot: &mut Slot) {
+        let left = self.lock().durable_waiters.leave(slot);
+        drop(left);
+    }
+
+    /// Forgets what an offered write has waited for: it is refused, or given up.
+    pub(crate) fn withdraw(&self, wait: &mut OfferWait) {
+        if wait.has_waited() {
+            let now = self.io.now();
+            let mut state = self.lock();
+            let left = state.forget(wait, now);
+            // What was kept for a write that was given up is somebody else's now.
+            let wakers = self.call_waiters(&mut state);
+            if wakers.is_empty() {
+                self.ring_if_due(state);
+            } else {
+                // The task must know until when to be patient with them.
+                self.ring(state);
+            }
+            drop(left);
+            wake::wake_all(wakers);
+        }
     }
 
     /// The value of a record that is not in its file yet.
@@ -262,9 +297,18 @@ impl Log {
         if matches!(state.status, Status::Open) {
             state.status = Status::Closing;
         }
-        let wakers = std::mem::take(&mut state.room.waiters);
+        let wakers = state.room.call_all();
         self.ring(state);
         wake::wake_all(wakers);
+    }
+
+    /// Calls whom there is room for now; to be woken outside the lock.
+    pub(super) fn call_waiters(&self, state: &mut State) -> Vec<Waker> {
+        if !state.room.is_awaited() {
+            return Vec::new();
+        }
+        let used = state.used_bytes();
+        state.room.call(used, self.limits.staging_bytes, self.io.now())
     }
 
     fn ring_if_due(&self, state: MutexGuard<'_, State>) {

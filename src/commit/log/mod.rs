@@ -18,6 +18,7 @@
 //! - No await and no I/O happens under the lock, and no foreign waker is woken under it; one may be cloned.
 
 mod callers;
+mod room;
 mod task_side;
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures_util::task::AtomicWaker;
 
+use self::room::Room;
 use crate::commit::group::{Group, WaitFor};
 use crate::commit::prepared::Member;
 use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
@@ -38,6 +40,7 @@ use crate::io::Io;
 use crate::keydir::{Keydir, Location, Published};
 use crate::promise::Promise;
 use crate::segment::{Registry, Segment};
+use crate::waiters::{Slot, Waiters};
 
 /// A group this large is worth a write of its own while a sync is under way.
 pub(in crate::commit) const WRITE_BEHIND_BYTES: u64 = 256 * 1024;
@@ -80,8 +83,9 @@ pub(in crate::commit) struct State {
     last_delete: Vec<u64>,
     status: Status,
     room: Room,
-    resolve_waiters: Vec<Waker>,
-    durable_waiters: Vec<(u64, Waker)>,
+    resolve_waiters: Waiters<()>,
+    /// Each with the sequence number it waits for.
+    durable_waiters: Waiters<u64>,
     /// Groups that are not resolved, for whoever has to fail them all.
     unresolved: VecDeque<Arc<Group>>,
     sync_wanted: bool,
@@ -99,15 +103,6 @@ enum Status {
     Open,
     Closing,
     Ended(Error),
-}
-
-/// Writers that wait for room, and how the last attempt to make some went.
-#[derive(Default)]
-struct Room {
-    waiters: Vec<Waker>,
-    wanted: Option<RoomWanted>,
-    attempt: u64,
-    refusal: Option<(u64, Refused, Error)>,
 }
 
 /// What the commit task must make room for.
@@ -177,10 +172,20 @@ pub(crate) enum Accepted {
     AbsentOnce(Ticket),
 }
 
-/// A writer's memory of the attempt to make room that it waits for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RoomWait {
+/// What an offered write has waited for so far.
+#[derive(Debug, Default)]
+pub(crate) struct OfferWait {
+    /// For room, in whose order; and since which attempt to make some.
+    room: Slot,
     since_attempt: Option<u64>,
+    /// For an earlier write of its key.
+    resolve: Slot,
+}
+
+impl OfferWait {
+    fn has_waited(&self) -> bool {
+        self.room.was_used() || self.resolve.was_used()
+    }
 }
 
 /// What the commit task should do next, as far as the log knows.
@@ -194,6 +199,8 @@ pub(in crate::commit) struct Demand {
     pub(in crate::commit) closing: bool,
     /// Somebody waits for the active segment to be sealed.
     pub(in crate::commit) seal: bool,
+    /// When to look again, whatever happens.
+    pub(in crate::commit) look_again: Option<Duration>,
     /// Staged writers that wait for the disk.
     pub(in crate::commit) sync_waiters: u32,
 }
@@ -219,8 +226,8 @@ impl Log {
                 last_delete: vec![0; UNRESOLVED_BUCKETS],
                 status: Status::Open,
                 room: Room::default(),
-                resolve_waiters: Vec::new(),
-                durable_waiters: Vec::new(),
+                resolve_waiters: Waiters::default(),
+                durable_waiters: Waiters::default(),
                 unresolved: VecDeque::new(),
                 sync_wanted: false,
                 seal_wanted: Vec::new(),
@@ -275,10 +282,21 @@ impl State {
         Ticket { group, wait: WaitFor::Resolved, index, last_seq: self.next_seq - 1 }
     }
 
+    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
+    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
+        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
+    }
+
+    /// Bytes of records that are not in the kernel.
+    fn used_bytes(&self) -> u64 {
+        self.stage.len() + self.run_bytes
+    }
+
     /// Whether staged records should be written without waiting for the flush interval.
     fn is_ripe(&self) -> bool {
         let stage = &self.stage;
-        if stage.len() >= WRITE_BEHIND_BYTES || (self.room.wanted.is_some() && !stage.is_empty()) {
+        let room_is_wanted = self.room.wanted.is_some() || self.room.is_awaited();
+        if stage.len() >= WRITE_BEHIND_BYTES || (room_is_wanted && !stage.is_empty()) {
             return true;
         }
         if self.task.sync_in_flight {
@@ -293,12 +311,18 @@ impl State {
             || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
     }
 
-    fn wait_for_room(&mut self, wanted: RoomWanted, wait: &mut RoomWait, cx: &Context<'_>) -> Poll<Result<Accepted>> {
+    /// The waker comes back that is replaced.
+    fn wait_for_room(
+        &mut self,
+        wanted: RoomWanted,
+        wait: &mut OfferWait,
+        cx: &Context<'_>,
+    ) -> (Poll<Result<Accepted>>, Option<Waker>) {
         if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
             && *attempt > since
             && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
         {
-            return Poll::Ready(Err(error.clone()));
+            return (Poll::Ready(Err(error.clone())), None);
         }
         wait.since_attempt = Some(self.room.attempt);
         self.room.wanted = Some(match self.room.wanted {
@@ -308,8 +332,7 @@ impl State {
             },
             None => wanted,
         });
-        self.room.waiters.push(cx.waker().clone());
-        Poll::Pending
+        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
     }
 }
 

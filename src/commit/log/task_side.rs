@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::{Demand, Log, Refused, Status, TaskView};
 use crate::commit::group::Phase;
 use crate::commit::stage::{Place, Run, Stage, Taken};
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::Watermark;
+use crate::trace;
 use crate::wake;
 
 impl Log {
@@ -26,17 +27,27 @@ impl Log {
     /// What is to be done; from here on callers ring again for anything new. If something is staged, the task looks
     /// again by itself in time for the flush interval.
     pub(in crate::commit) fn demand(&self, sync_in_flight: bool, linger_for: u32) -> Demand {
+        let now = self.io.now();
         let mut state = self.lock();
+        let mut wakers = Vec::new();
+        if state.room.patience_ends().is_some_and(|end| now >= end) {
+            state.room.keep_nothing();
+            wakers = self.call_waiters(&mut state);
+        }
         state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), rung: false, linger_for };
-        Demand {
+        let demand = Demand {
             ripe: state.is_ripe(),
             has_staged: !state.stage.is_empty(),
             staged_since: state.staged_since,
             room: state.room.wanted,
             closing: !matches!(state.status, Status::Open),
             seal: !state.seal_wanted.is_empty(),
+            look_again: state.room.patience_ends(),
             sync_waiters: state.stage.sync_waiters,
-        }
+        };
+        drop(state);
+        wake::wake_all(wakers);
+        demand
     }
 
     /// Staged writers that wait for the disk.
@@ -92,7 +103,7 @@ impl Log {
             let Some(index) = state.runs.iter().position(is_ours) else { return };
             let Some(run) = state.runs.remove(index) else { return };
             state.run_bytes -= run.end - run.base;
-            std::mem::take(&mut state.room.waiters)
+            self.call_waiters(&mut state)
         };
         wake::wake_all(wakers);
     }
@@ -113,7 +124,7 @@ impl Log {
             let mut state = self.lock();
             self.durable_offset.store(offset, Ordering::Relaxed);
             self.durable_seq.fetch_max(seq, Ordering::AcqRel);
-            state.durable_waiters.extract_if(.., |(wanted, _)| *wanted <= seq).map(|(_, waker)| waker).collect()
+            state.durable_waiters.take_if(|wanted| *wanted <= seq)
         };
         wake::wake_all(wakers);
     }
@@ -124,7 +135,7 @@ impl Log {
             let mut state = self.lock();
             self.resolved_seq.store(seq, Ordering::Release);
             state.unresolved.pop_front();
-            std::mem::take(&mut state.resolve_waiters)
+            state.resolve_waiters.take_all()
         };
         wake::wake_all(wakers);
     }
@@ -168,7 +179,10 @@ impl Log {
             state.room.attempt += 1;
             state.room.wanted = None;
             state.room.refusal = refusal.map(|(whom, error)| (state.room.attempt, whom, error));
-            std::mem::take(&mut state.room.waiters)
+            match &state.room.refusal {
+                Some(_) => state.room.call_all(),
+                None => self.call_waiters(&mut state),
+            }
         };
         wake::wake_all(wakers);
     }
@@ -200,12 +214,15 @@ impl Log {
                 return;
             }
             state.status = Status::Ended(error.clone());
-            let mut wakers = std::mem::take(&mut state.room.waiters);
-            wakers.append(&mut state.resolve_waiters);
-            wakers.extend(state.durable_waiters.drain(..).map(|(_, waker)| waker));
+            let mut wakers = state.room.call_all();
+            wakers.append(&mut state.resolve_waiters.take_all());
+            wakers.append(&mut state.durable_waiters.take_all());
             let staged = Arc::clone(&state.stage.group);
             (std::mem::take(&mut state.unresolved), staged, wakers)
         };
+        if error.kind() == ErrorKind::Poisoned {
+            trace::poisoned(&self.registry.path, &error);
+        }
         // What was handed to the kernel may be found after reopening; what was only staged never will.
         for group in groups {
             group.fail(error.clone().with_outcome(Outcome::Unknown));

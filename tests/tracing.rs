@@ -1,0 +1,113 @@
+//! The events of the feature `tracing`, as a subscriber gets them: their levels, what they name, and what they never do.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets something unforeseen should stop there")]
+
+use std::fmt::{Debug, Write};
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use pollster::block_on;
+use ringcask::io::uring::UringIo;
+use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+use ringcask::{Engine, ErrorKind, Store};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+/// Keeps every event of the store's as one line.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "ringcask"
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        struct Line(String);
+        impl Visit for Line {
+            fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+                write!(self.0, " {field}={value:?}").unwrap();
+            }
+        }
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+impl Lines {
+    /// The events since the last call.
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[track_caller]
+fn assert_told(lines: &[String], parts: &[&str]) {
+    assert!(lines.iter().any(|line| parts.iter().all(|part| line.contains(part))), "no {parts:?} among {lines:#?}");
+}
+
+#[test]
+fn a_subscriber_is_told_what_an_operator_should_know() {
+    let lines = Lines::default();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let open = || Store::builder(&path).engine(Engine::Threads).segment_bytes(4 << 10).open();
+    let store = block_on(open()).unwrap();
+    for index in 0..20 {
+        block_on(store.put(format!("secret-key-{index}"), [b'S'; 400])).unwrap();
+    }
+    block_on(store.close()).unwrap();
+    drop(store);
+    let rotations = lines.take();
+    assert!(rotations.len() > 2 && rotations.iter().all(|line| line.starts_with("DEBUG")), "{rotations:#?}");
+    assert_told(&rotations, &["DEBUG message=a segment was sealed", "segment=1", "bytes="]);
+
+    fs::write(path.join("MANIFEST.tmp"), "half").unwrap();
+    fs::write(path.join("notes\n"), "somebody's").unwrap();
+    drop(block_on(open()).unwrap());
+    let found = lines.take();
+    assert_told(&found, &["WARN message=a leftover was removed", "MANIFEST.tmp"]);
+    assert_told(&found, &["WARN message=a foreign file", "file=notes\\n"]);
+
+    fs::write(path.join("MANIFEST"), "damaged").unwrap();
+    assert_eq!(block_on(open()).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_told(&lines.take(), &["WARN message=the directory is damaged", "MANIFEST"]);
+    let all = [rotations, found].concat().concat();
+    assert!(!all.contains("secret-key") && !all.contains("SSSS"), "no key and no value in {all}");
+
+    a_poisoned_store_says_why(&lines);
+    a_fallback_says_why(&lines);
+}
+
+fn a_poisoned_store_says_why(lines: &Lines) {
+    let world = SimWorld::new(SimConfig { seed: 7, ..SimConfig::default() });
+    let store = world.run_until(Store::builder("/store").world(Arc::new(world.clone())).open()).unwrap();
+    world.run_until(store.put("k", "v")).unwrap();
+    lines.take();
+    world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::EIO));
+    assert_eq!(world.run_until(store.put("k", "w")).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_told(&lines.take(), &["WARN message=the store is poisoned", "error=the store stopped writing: sync"]);
+    world.shutdown();
+}
+
+/// Only where rings are refused is there anything to fall back from.
+fn a_fallback_says_why(lines: &Lines) {
+    let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is to be had here") };
+    let dir = tempfile::tempdir().unwrap();
+    drop(block_on(Store::open(dir.path().join("store"))).unwrap());
+    assert_told(&lines.take(), &["WARN message=io_uring is not to be had", &refusal.to_string()]);
+}
