@@ -93,7 +93,7 @@ impl Retired {
     pub(crate) fn next(&self) -> Option<Unlinkable> {
         let state = self.lock();
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
-            other.id != candidate.id && other.first_seq < candidate.newest_tombstone
+            other.id != candidate.id && other.first_seq <= candidate.newest_tombstone
         };
         state
             .free
@@ -112,5 +112,32 @@ impl Retired {
     pub(crate) fn bytes(&self) -> u64 {
         let state = self.lock();
         state.free.iter().chain(&state.pinned).map(|retired| retired.file_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Facts;
+    use super::*;
+
+    #[test]
+    fn a_tombstone_outlives_what_it_hides() {
+        // A delete is accepted while a compaction begins: its number is the one that the output's `first_seq` names, and
+        // the put it hides is copied to that output.
+        for (output_first_seq, expected) in [(19, [3, 2]), (20, [3, 2]), (21, [2, 3])] {
+            let retired = Retired::default();
+            for (id, first_seq, max_seq, tombstone_bytes) in [(2, 10, 20, 48), (3, output_first_seq, 5, 0)] {
+                let segment = Segment::new(id, 0, first_seq, 1000, None);
+                segment.set_sealed(Some(Facts { max_seq, tombstone_bytes }));
+                retired.pin(&segment);
+            }
+            let order = [(); 2].map(|()| {
+                let next = retired.next().unwrap().id;
+                retired.gone(next);
+                next
+            });
+            assert_eq!(order, expected, "an output that begins at {output_first_seq}");
+            assert!(!retired.has_next());
+        }
     }
 }
