@@ -126,7 +126,6 @@ fn unread_segments_rely_only_on_those_that_go_with_them() {
 /// Compacts as picked until nothing is due, in a model of what compaction does, and counts how often.
 fn settle(mut candidates: Vec<Candidate>, others_first_seq: Option<u64>, policy: &Policy) -> (View, usize) {
     let mut next_id = 1000;
-    let mut next_seq = 1_000_000;
     for rounds in 0.. {
         let view = View { candidates: candidates.clone(), others_first_seq };
         let picked = pick(&view, policy);
@@ -153,11 +152,10 @@ fn settle(mut candidates: Vec<Candidate>, others_first_seq: Option<u64>, policy:
                 total_bytes: bytes / outputs + EMPTY_SEGMENT_BYTES,
                 live_bytes: live / outputs,
                 tombstone_bytes: tombstones / outputs,
-                first_seq: next_seq,
+                first_seq: 1_000_000 + rounds as u64,
                 max_seq: taken.iter().map(|candidate| candidate.max_seq).max().unwrap_or(0),
             });
         }
-        next_seq += 1;
     }
     unreachable!("the loop returns")
 }

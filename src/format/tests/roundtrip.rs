@@ -91,7 +91,7 @@ fn manifests_come_back() {
         let (generation, next_segment_id, next_seq) = (numbers.next(), id + 1, numbers.next());
         let active_segment = match segments.len() {
             0 => 0,
-            len => u32::try_from(segments[numbers.next() as usize % len].id).unwrap_or(0),
+            len => u32::try_from(segments[usize::try_from(numbers.next() % len as u64).unwrap()].id).unwrap_or(0),
         };
         let manifest = Manifest { store_id: STORE, generation, next_segment_id, next_seq, active_segment, segments };
         assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
