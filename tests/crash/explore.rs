@@ -4,12 +4,12 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ringcask::Store;
 use ringcask::bytes::Bytes;
 use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
+use ringcask::{Builder, CompactOptions, ErrorKind, Stats, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
-use crate::workload::{Run, Setup, Workload, read_all};
+use crate::workload::{Run, Setup, Workload, compacts, read_all, read_undamaged};
 
 /// How often a crash may follow a crash.
 const DEPTH: usize = 3;
@@ -28,6 +28,16 @@ pub struct Tally {
     pub crash_points: u64,
     /// Stores that were written to, closed and reopened after a recovery.
     pub sequels: u64,
+    /// Of the states, after a crash while compaction was at work.
+    pub in_jobs: u64,
+    /// Of these, with segments unlinked since the directory was last synced.
+    pub unlinks: u64,
+    /// Stores that were compacted as a whole after a close.
+    pub compacted: u64,
+    /// Closed stores that were compacted with a bit of a segment flipped.
+    pub damaged: u64,
+    /// States that were opened without their MANIFEST, too.
+    pub salvaged: u64,
 }
 
 impl Tally {
@@ -39,6 +49,11 @@ impl Tally {
         self.kills += other.kills;
         self.crash_points += other.crash_points;
         self.sequels += other.sequels;
+        self.in_jobs += other.in_jobs;
+        self.unlinks += other.unlinks;
+        self.compacted += other.compacted;
+        self.damaged += other.damaged;
+        self.salvaged += other.salvaged;
     }
 }
 
@@ -86,6 +101,11 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// Files that the opening removed.
+    fn removed(&self) -> Vec<String> {
+        self.store.as_ref().map_or_else(Vec::new, |store| store.recovery_report().removed_files.clone())
+    }
+
     /// The value of the key that no workload uses.
     pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
         let store = self.store.as_ref().ok_or("closed")?;
@@ -108,8 +128,13 @@ impl Drop for Recovered {
 pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
     let config = SimConfig { seed, journal, ..setup.world.clone() };
     let world = SimWorld::from_image(image, config);
+    let builder = setup.builder(&world);
+    recover_with(world, builder)
+}
+
+fn recover_with(world: SimWorld, builder: Builder) -> Result<Recovered, String> {
     let opened = world.run_until(async {
-        let store = setup.builder(&world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+        let store = builder.open().await.map_err(|error| format!("opening: {error:?}"))?;
         let state = read_all(&store).await?;
         Ok::<_, String>((store, state))
     });
@@ -147,6 +172,19 @@ fn check_names(image: &Image) -> Result<(), String> {
     Ok(())
 }
 
+/// Bytes of a segment without a record.
+const EMPTY_SEGMENT_BYTES: u64 = 512 + 80;
+
+/// What may be dead in a store in which everything was compacted: what every segment needs, and the little that is not
+/// worth rewriting a segment for.
+fn check_space(stats: &Stats) -> Result<(), String> {
+    let bound = stats.segments.len() as u64 * EMPTY_SEGMENT_BYTES + stats.disk_bytes / 64;
+    if stats.dead_bytes > bound {
+        return Err(format!("{} bytes are dead after a compaction, expected {bound}: {stats:?}", stats.dead_bytes));
+    }
+    Ok(())
+}
+
 /// A run of a workload, and its journal.
 pub struct Explored {
     pub workload: Workload,
@@ -166,6 +204,7 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
         let store = workload.setup.builder(&world).open().await.map_err(|error| format!("first opening: {error:?}"))?;
         run.opened(State::default(), 0);
         let store = run.run(store, &workload.ops).await?;
+        run.look(&store).await?;
         let closed = store.close().await;
         if closed.is_err() && !workload.may_fail {
             return Err(format!("the last close failed without a fault: {closed:?}"));
@@ -201,9 +240,17 @@ impl Explorer {
         let mut walk = self.explored.journal.walk();
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut seen = HashSet::new();
+        let mut unlinked = false;
         loop {
             self.tally.crash_points += 1;
             let step = walk.step();
+            let is_in_job = self.explored.history.is_in_job(step);
+            if let Some(last) = step.checked_sub(1).filter(|_| is_in_job) {
+                let event = self.explored.journal.describe(last);
+                unlinked = !event.starts_with("DirSynced")
+                    && (unlinked || (event.starts_with("Unlinked") && event.contains(".seg")));
+            }
+            let states = self.tally.states;
             let picks: Vec<u64> = walk.crash_point().sample(budget, &mut rng).collect();
             let point = walk.crash_point();
             for number in picks {
@@ -216,6 +263,10 @@ impl Explorer {
             let kill = walk.kill_image(&mut Rng::new(self.image_seed(step)));
             if !seen.contains(&(kill.hash(), self.obligations(step))) {
                 self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
+            }
+            if is_in_job {
+                self.tally.in_jobs += self.tally.states - states;
+                self.tally.unlinks += if unlinked { self.tally.states - states } else { 0 };
             }
             if !walk.advance() {
                 return Ok(());
@@ -270,6 +321,9 @@ impl Explorer {
         let generation = self.explored.history.at(place.step).cloned().unwrap_or_default();
         let numbers = self.explored.numbers;
         let setup = self.explored.workload.setup.clone();
+        if !place.kill && compacts(self.seed) {
+            self.look_salvaged(&image, &setup, &generation, place.step, &mut rng)?;
+        }
         self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
     }
 
@@ -302,10 +356,11 @@ impl Explorer {
         let world = recovered.world.clone();
         let mut run = Run::new(&world, setup, false, &mut numbers);
         run.opened(base, highest);
-        let ops = Workload::sequel(rng);
+        let ops = Workload::sequel(rng, compacts(self.seed));
         let ends_closed = rng.percent(50);
         let ran = world.run_until(async {
             let store = run.run(store, &ops).await?;
+            run.look(&store).await?;
             if ends_closed {
                 store.close().await.map_err(|error| format!("closing: {error:?}"))?;
             }
@@ -342,6 +397,9 @@ impl Explorer {
                 }
                 format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len())
             };
+            if history.is_in_job(second) {
+                self.tally.in_jobs += 1;
+            }
             match history.at(second) {
                 Some(later) => {
                     let later = later.clone();
@@ -359,7 +417,7 @@ impl Explorer {
     }
 
     /// A store that was closed in good order: nothing is left over, and the hints make no difference.
-    fn look_closed(&self, image: &Image, setup: &Setup, history: &History, rng: &mut Rng) -> Result<(), String> {
+    fn look_closed(&mut self, image: &Image, setup: &Setup, history: &History, rng: &mut Rng) -> Result<(), String> {
         check_names(image)?;
         let generation = history.generations.last().ok_or("no generation")?;
         let mut end = generation.clone();
@@ -368,7 +426,12 @@ impl Explorer {
                 write.durable = 0;
             }
         }
-        let first = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?.state;
+        let reopened = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?;
+        let (first, removed) = (reopened.state, reopened.removed());
+        drop(reopened);
+        if !removed.is_empty() {
+            return Err(format!("a closed store has left {removed:?}"));
+        }
         end.check(usize::MAX - 1, Crash::Power, &first).map_err(|error| format!("after a close: {error}"))?;
         let mut without_hints = image.clone();
         let mut damaged_hints = image.clone();
@@ -392,6 +455,109 @@ impl Explorer {
             if state != first {
                 return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));
             }
+        }
+        if compacts(self.seed) || rng.percent(25) {
+            self.look_compacted(image, setup, &first, rng)?;
+            self.look_damaged(image, setup, &first, rng)?;
+        }
+        Ok(())
+    }
+
+    /// Compacting everything changes nothing that can be read, and leaves next to nothing that is dead.
+    fn look_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        self.tally.compacted += 1;
+        let told = |error: String| format!("compacted after a close: {error}");
+        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
+        let store = recovered.store.take().ok_or("no store")?;
+        let world = recovered.world.clone();
+        let compacted = world.run_until(async {
+            // Tombstones that segments of a later job hold back go the second time.
+            for _ in 0..2 {
+                store.compact(CompactOptions::new()).await.map_err(|error| format!("{error:?}"))?;
+            }
+            check_space(&store.stats())?;
+            let state = read_all(&store).await?;
+            store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+            Ok::<_, String>(state)
+        });
+        no_panics(&world)?;
+        let image = world.image();
+        drop(store);
+        drop(recovered);
+        let mut without_hints = image.clone();
+        for name in image.names().filter(|name| name.ends_with(".hint")) {
+            without_hints.remove(name);
+        }
+        let mut states = vec![compacted.map_err(told)?];
+        check_names(&image).map_err(told)?;
+        for image in [image, without_hints] {
+            let again = recover(image, setup, rng.next_u64(), false).map_err(told)?;
+            if !again.removed().is_empty() {
+                return Err(told(format!("left {:?}", again.removed())));
+            }
+            states.push(again.state);
+        }
+        match states.iter().find(|state| *state != held) {
+            Some(state) => Err(told(format!("the store holds {state:x?} instead of {held:x?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an error.
+    fn look_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        let segments: Vec<&str> = image.names().filter(|name| name.ends_with(".seg")).collect();
+        let Some(name) = segments.get(rng.below(segments.len().max(1))) else { return Ok(()) };
+        let mut image = image.clone();
+        let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
+        image.flip_bit(name, bit);
+        self.tally.damaged += 1;
+        let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
+        for _ in 0..2 {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+            let world = SimWorld::from_image(image, config);
+            let looked = world.run_until(async {
+                let store = match setup.builder(&world).open().await {
+                    Ok(store) => store,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
+                    Err(error) => return Err(format!("opening: {error:?}")),
+                };
+                match store.compact(CompactOptions::new()).await {
+                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(format!("compacting: {error:?}")),
+                    _ => {}
+                }
+                read_undamaged(&store, held).await?;
+                store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+                Ok(true)
+            });
+            no_panics(&world)?;
+            image = world.image();
+            world.shutdown();
+            if !looked.map_err(told)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where nothing was under way, the segments alone tell what the store holds, whatever compaction has left of them.
+    fn look_salvaged(
+        &mut self,
+        image: &Image,
+        setup: &Setup,
+        generation: &Generation,
+        step: usize,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let Some(held) = generation.certain(step).filter(|_| !self.explored.workload.may_fail) else { return Ok(()) };
+        let mut image = image.clone();
+        image.remove("MANIFEST");
+        self.tally.salvaged += 1;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimWorld::from_image(image, config);
+        let builder = setup.salvaging(&world);
+        let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
+        if state != held {
+            return Err(format!("without a MANIFEST the store holds {state:x?} instead of {held:x?}"));
         }
         Ok(())
     }
