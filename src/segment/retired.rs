@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::task::AtomicWaker;
 
 use super::Segment;
+use crate::mutant::{self, Mutant};
 
 /// Names to be unlinked, and who does it.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +93,9 @@ impl Retired {
     /// It stays on the list until [`gone`](Self::gone).
     pub(crate) fn next(&self) -> Option<Unlinkable> {
         let state = self.lock();
+        if mutant::is(Mutant::RetiredInAnyOrder) {
+            return state.free.iter().max_by_key(|candidate| (candidate.first_seq, candidate.id)).copied();
+        }
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
             other.id != candidate.id && other.first_seq <= candidate.newest_tombstone
         };
