@@ -125,13 +125,13 @@ fn durability(rng: &mut Rng, mix: u8) -> Durability {
 impl Setup {
     pub fn random(rng: &mut Rng) -> Self {
         let rough = rng.percent(25);
-        let mut of_compaction = rng.fork();
-        let (compaction, is_automatic) = random_compaction(&mut of_compaction);
+        let seed = rng.next_u64();
+        let (compaction, is_automatic) = random_compaction(&mut Rng::new(seed ^ 0xc0));
         Self {
             compaction,
             is_automatic,
             world: SimConfig {
-                seed: rng.next_u64(),
+                seed,
                 sector_bytes: pick(rng, &[512, 512, 4096]),
                 dir_order: pick(rng, &[DirOrder::Posix, DirOrder::Posix, DirOrder::Ext4Ordered]),
                 nowait_miss_percent: pick(rng, &[0, 30, 100]),
