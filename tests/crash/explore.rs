@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::bytes::Bytes;
 use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
-use ringcask::{Builder, CompactOptions, ErrorKind, Stats, Store};
+use ringcask::{Builder, CompactOptions, Compaction, ErrorKind, Stats, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
 use crate::workload::{Run, Setup, Workload, compacts, read_all, read_undamaged};
@@ -218,6 +218,73 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
     world.shutdown();
     ran?;
     Ok(Explored { workload, history, journal, numbers, trace })
+}
+
+/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how many
+/// crashes there were.
+pub fn compact_large_values(seed: u64) -> Result<usize, String> {
+    let mut rng = Rng::new(seed);
+    let mut setup = Setup::random(&mut rng);
+    (setup.segment_bytes, setup.world.interrupt_percent) = (4 << 20, 0);
+    (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
+    let value = |key: u8, len: usize| vec![key.wrapping_mul(31) ^ u8::try_from(seed % 251).unwrap(); len];
+    let mut len = |_| {
+        let more = if rng.percent(50) { 400 } else { 2 << 20 };
+        (1 << 20) - 200 + rng.below(more)
+    };
+    let lens: Vec<usize> = (0..5).map(&mut len).collect();
+    let holds = async |store: &Store| {
+        for (key, len) in (0_u8..).zip(&lens) {
+            let found = store.get([key]).await.map_err(|error| format!("{error:?}"))?;
+            let expected = (key % 2 == 0).then(|| value(key, *len));
+            if found.as_deref() != expected.as_deref() {
+                return Err(format!("key {key} has {:?} bytes of {len}", found.map(|found| found.len())));
+            }
+        }
+        Ok(())
+    };
+    let world = SimWorld::new(setup.world.clone());
+    let ran = world.run_until(async {
+        let said = |error: ringcask::Error| format!("{error:?}");
+        let store = setup.builder(&world).open().await.map_err(said)?;
+        for (key, len) in (0_u8..).zip(&lens) {
+            store.put([key], value(key, *len)).await.map_err(said)?;
+        }
+        for key in [1, 3] {
+            store.delete([key]).await.map_err(said)?;
+        }
+        let began = world.step();
+        store.compact(CompactOptions::new()).await.map_err(said)?;
+        holds(&store).await?;
+        // What has nothing dead in it was left alone; named, it is copied too.
+        let all = store.stats().segments.into_iter().map(|segment| segment.id);
+        let report = store.compact(CompactOptions::new().segments(all)).await.map_err(said)?;
+        holds(&store).await?;
+        if report.records_copied != 3 {
+            return Err(format!("{report:?}"));
+        }
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let began = ran?;
+    let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
+    steps.sort_unstable();
+    let mut walk = journal.walk();
+    for step in &steps {
+        walk.advance_to(*step);
+        let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
+        let image = walk.crash_point().image(number, rng.next_u64());
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimWorld::from_image(image, config);
+        let looked = world.run_until(async {
+            let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+            holds(&store).await
+        });
+        world.shutdown();
+        looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
+    }
+    Ok(steps.len())
 }
 
 /// The search through the crashes of one workload.

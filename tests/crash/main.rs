@@ -149,6 +149,12 @@ fn a_full_disk_stops_a_compaction_and_nothing_else() {
 }
 
 #[test]
+fn large_values_survive_a_compaction() {
+    let crashes: usize = (0..12).map(|seed| explore::compact_large_values(seed).unwrap()).sum();
+    println!("{crashes} crashes");
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     for seed in (1..60).chain(COMPACTING_SEEDS + 1..COMPACTING_SEEDS + 60) {
         let (a, b) = (run_workload(seed).unwrap(), run_workload(seed).unwrap());
