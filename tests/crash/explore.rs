@@ -3,10 +3,11 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use ringcask::bytes::Bytes;
-use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
-use ringcask::{Builder, CompactOptions, Compaction, ErrorKind, Stats, Store};
+use ringcask::sim::{Fault, FaultKind, Image, Journal, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, PutOptions, Stats, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
 use crate::workload::{Run, Setup, Workload, compacts, read_all, read_undamaged};
@@ -218,6 +219,50 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
     world.shutdown();
     ran?;
     Ok(Explored { workload, history, journal, numbers, trace })
+}
+
+/// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
+/// power goes at every step of that. Returns how many images there were.
+///
+/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk did
+/// not include them, and what a crash then left there was anything.
+pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
+    let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
+    let world = SimWorld::new(config.clone());
+    let open = async |world: &SimWorld| {
+        let builder = Store::builder("/db").world(Arc::new(world.clone()));
+        builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
+    };
+    let began = world.run_until(async {
+        let store = open(&world).await?;
+        let said = |error: ringcask::Error| format!("{error:?}");
+        // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
+        let put = store.put_with("k", [7; 26], PutOptions::new().durability(Durability::Buffered));
+        put.await.map_err(said)?;
+        // The segment's header and two MANIFESTs were written before.
+        world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
+        world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::SyncPartial));
+        if store.sync().await.is_ok() {
+            return Err("the sync did not fail".to_owned());
+        }
+        let _ = store.close().await;
+        let began = world.step();
+        open(&world).await?.close().await.map_err(said)?;
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let mut images = 0;
+    for step in began?..=journal.len() {
+        for image in journal.crash_images(step, 32, &mut Rng::new(seed ^ step as u64)) {
+            images += 1;
+            let world = SimWorld::from_image(image, SimConfig { journal: false, ..config.clone() });
+            let opened = world.run_until(open(&world));
+            world.shutdown();
+            opened.map_err(|error| format!("after step {step}: {error}"))?;
+        }
+    }
+    Ok(images)
 }
 
 /// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how many

@@ -155,6 +155,12 @@ fn large_values_survive_a_compaction() {
 }
 
 #[test]
+fn a_length_that_a_failed_sync_left_in_memory_is_made_durable() {
+    let images: usize = (0..40).map(|seed| explore::seal_behind_a_failed_sync(seed).unwrap()).sum();
+    println!("{images} images");
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     for seed in (1..60).chain(COMPACTING_SEEDS + 1..COMPACTING_SEEDS + 60) {
         let (a, b) = (run_workload(seed).unwrap(), run_workload(seed).unwrap());
