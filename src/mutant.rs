@@ -55,6 +55,20 @@ pub enum Mutant {
     UnlinkedWhileListed,
     /// A compaction calls its output younger than tombstones that were accepted, but not yet published.
     OutputTooYoung,
+    /// Segments without a live byte go unread, whatever their tombstones hide.
+    UnreadWithTombstones,
+    /// What is copied does not count as alive in the segment it was copied to.
+    CopiesNotCounted,
+    /// A compaction goes on as if an input had ended where reading it failed, or where it was told to stop.
+    InputErrorIsEnd,
+    /// The number of a compaction's output is not spent, durably, before its file exists.
+    SpentIdNotDurable,
+    /// A record counts as dead because its key is being written, although that write may fail.
+    BusyKeySkipped,
+    /// Files of segments that were compacted away go in any order.
+    RetiredInAnyOrder,
+    /// The sequence numbers of records that a compaction has removed may be given out again.
+    SpentNumbersForgotten,
 }
 
 #[cfg(feature = "sim")]

@@ -277,7 +277,10 @@ impl Compactor {
         gate: &Gate<'_>,
     ) -> std::result::Result<(), JobError> {
         for input in inputs {
-            rewrite.copy(input, gate).await?;
+            let copied = rewrite.copy(input, gate).await;
+            if !mutant::is(Mutant::InputErrorIsEnd) {
+                copied?;
+            }
         }
         rewrite.finish_output().await
     }
@@ -308,7 +311,11 @@ impl Compactor {
             let _ = self.registry.dir.sync();
         }
         let mut catalog = self.catalog.lock().await;
-        self.edited(catalog.change(&added, &removed, self.log.next_seq()).await)
+        let next_seq = match mutant::is(Mutant::SpentNumbersForgotten) {
+            true => catalog.next_seq(),
+            false => self.log.next_seq(),
+        };
+        self.edited(catalog.change(&added, &removed, next_seq).await)
     }
 
     /// Waits until everything accepted so far is on stable storage.
@@ -338,7 +345,9 @@ impl Compactor {
     async fn spend_id(&self) -> std::result::Result<u32, JobError> {
         let mut catalog = self.catalog.lock().await;
         let id = catalog.take_segment_id();
-        self.edited(catalog.change(&[], &[], self.log.next_seq()).await)?;
+        if !mutant::is(Mutant::SpentIdNotDurable) {
+            self.edited(catalog.change(&[], &[], self.log.next_seq()).await)?;
+        }
         u32::try_from(id).map_err(|_| {
             let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
             JobError::Failed(Error::new(ErrorKind::Unsupported, message))
@@ -375,7 +384,9 @@ impl Compactor {
             let Some(to) = Location::new(output.id, entry.offset, entry.value_len) else { continue };
             let len = record_len(entry.key.len(), entry.value_len as usize);
             if let Some(from) = self.keydir.relocate(entry.key, entry.seq, replaced, to) {
-                output.add_live(len);
+                if !mutant::is(Mutant::CopiesNotCounted) {
+                    output.add_live(len);
+                }
                 if let Some(input) = inputs.iter().find(|input| input.id == from.segment) {
                     input.remove_live(len);
                 }

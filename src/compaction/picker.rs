@@ -16,6 +16,7 @@
 //! larger than the trigger.
 
 use crate::format::{FOOTER_LEN, SEGMENT_HEADER_LEN};
+use crate::mutant::{self, Mutant};
 
 /// Bytes of a sealed segment without a record.
 const EMPTY_SEGMENT_BYTES: u64 = (SEGMENT_HEADER_LEN + FOOTER_LEN) as u64;
@@ -117,14 +118,17 @@ impl View {
         part(self.candidates.iter().map(Candidate::dead_bytes).sum(), total)
     }
 
-    /// Segments without a live byte whose tombstones, if they have any, hide nothing.
-    fn unread(&self) -> Vec<u32> {
-        let mut dead: Vec<&Candidate> = self.candidates.iter().filter(|candidate| candidate.live_bytes == 0).collect();
+    /// Segments without a live byte, of `named` ones or of all, whose tombstones hide nothing outside them: each relies
+    /// on those before it to go as well.
+    fn unread(&self, named: Option<&[u32]>) -> Vec<u32> {
+        let is_meant = |candidate: &&Candidate| named.is_none_or(|named| named.contains(&candidate.id));
+        let candidates = self.candidates.iter().filter(is_meant);
+        let mut dead: Vec<&Candidate> = candidates.filter(|candidate| candidate.live_bytes == 0).collect();
         dead.sort_by_key(|candidate| (candidate.first_seq, candidate.id));
         let mut unread = Vec::new();
         for candidate in dead {
             unread.push(candidate.id);
-            if !self.tombstones_go(candidate, &unread) {
+            if !self.tombstones_go(candidate, &unread) && !mutant::is(Mutant::UnreadWithTombstones) {
                 unread.pop();
             }
         }
@@ -139,7 +143,7 @@ impl View {
 
 /// What is due now.
 pub(crate) fn pick(view: &View, policy: &Policy) -> Pick {
-    let unread = view.unread();
+    let unread = view.unread(None);
     let view = view.without(&unread);
     let mut rewrite = Vec::new();
     if view.dead_part() >= policy.trigger {
@@ -157,8 +161,7 @@ pub(crate) fn pick(view: &View, policy: &Policy) -> Pick {
 /// What is to be done with `named` segments, or with all of them: jobs, to be done in this order. What would free next to
 /// nothing is left alone, unless it is named.
 pub(crate) fn pick_forced(view: &View, named: Option<&[u32]>, policy: &Policy) -> Vec<Pick> {
-    let mut unread = view.unread();
-    unread.retain(|id| named.is_none_or(|named| named.contains(id)));
+    let unread = view.unread(named);
     let rest = view.without(&unread);
     let mut meant: Vec<&Candidate> = match named {
         Some(named) => rest.candidates.iter().filter(|candidate| named.contains(&candidate.id)).collect(),

@@ -20,7 +20,6 @@ use super::{Compactor, Gate, JobError, Report};
 use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
 use crate::io::File;
 use crate::io::util::{self, to_usize};
-use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::segment::{ReadAhead, Scan, Segment, Stored, segment_file_name};
 
@@ -36,7 +35,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 /// Which records are copied.
 #[derive(Clone, Copy)]
 pub(super) struct Keep<'a> {
-    pub(super) keydir: &'a Keydir,
+    pub(super) compactor: &'a Compactor,
     /// Tombstones with a smaller sequence number hide nothing outside the job.
     pub(super) tombstones_go_below: u64,
 }
@@ -44,7 +43,10 @@ pub(super) struct Keep<'a> {
 impl Keep<'_> {
     fn keeps(&self, record: &Stored<'_>, segment: u32) -> bool {
         match record.header.kind {
-            RecordKind::Put => self.keydir.is_newest(record.key, record.header.seq, segment),
+            RecordKind::Put if mutant::is(Mutant::BusyKeySkipped) && self.compactor.log.is_unresolved(record.key) => {
+                false
+            }
+            RecordKind::Put => self.compactor.keydir.is_newest(record.key, record.header.seq, segment),
             RecordKind::Tombstone => {
                 record.header.seq >= self.tombstones_go_below && !mutant::is(Mutant::TombstoneDropped)
             }
@@ -102,7 +104,7 @@ impl<'a> Rewrite<'a> {
     pub(super) fn new(compactor: &'a Compactor, first_seq: u64, tombstones_go_below: u64) -> Self {
         Self {
             compactor,
-            keep: Keep { keydir: &compactor.keydir, tombstones_go_below },
+            keep: Keep { compactor, tombstones_go_below },
             first_seq,
             open: None,
             finished: Vec::new(),

@@ -94,7 +94,7 @@ impl Opening<'_> {
         if tail.was_sealed {
             return Ok(());
         }
-        let cut = cut(&*tail.file, tail.candidate.len, tail.extent.end).await;
+        let cut = cut(&*tail.file, tail.extent.end).await;
         cut.map_err(|error| self.io_error("cut the active segment", error, Some(tail.id())))
     }
 
@@ -165,13 +165,13 @@ async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io:
     Ok(of_store == *store_id && segment_id == u64::from(tail.id) && salt == tail.salt)
 }
 
-/// Cuts the file at `end`, durably.
-async fn cut(file: &dyn File, len: u64, end: u64) -> io::Result<()> {
+/// Makes the file end at `end`, durably. It may do so already for reads alone, after a sync that failed in an earlier life.
+async fn cut(file: &dyn File, end: u64) -> io::Result<()> {
     // Even a file that ends at `end` may have space claimed behind it.
     if !mutant::is(Mutant::NoTruncateOnOpen) {
         file.truncate(end)?;
     }
-    if len > end && !mutant::is(Mutant::TailNotSynced) {
+    if !mutant::is(Mutant::TailNotSynced) {
         file.sync(SyncKind::All).await?;
     }
     Ok(())

@@ -112,17 +112,19 @@ impl Registry {
         }
         let file = {
             let mut slot = segment.file.write().unwrap_or_else(PoisonError::into_inner);
-            match &*slot {
-                Some(file) => return Ok(Arc::clone(file)),
-                None => {
-                    let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
-                    *slot = Some(Arc::clone(&file));
-                    file
-                }
+            if let Some(file) = &*slot {
+                return Ok(Arc::clone(file));
             }
+            let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
+            if segment.is_retired() {
+                // Not kept: no later reader will ask for it, and nobody would count it out again.
+                return Ok(file);
+            }
+            *slot = Some(Arc::clone(&file));
+            self.open_files.fetch_add(1, Ordering::Relaxed);
+            file
         };
         segment.last_used.store(self.tick.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        self.open_files.fetch_add(1, Ordering::Relaxed);
         self.close_surplus();
         Ok(file)
     }
@@ -143,5 +145,35 @@ impl Registry {
                 self.open_files.fetch_sub(1, Ordering::Relaxed);
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::io::Io;
+    use crate::sim::{SimConfig, SimWorld};
+
+    #[test]
+    fn a_reader_of_a_retired_segment_takes_no_descriptor_from_the_others() {
+        let dir = SimWorld::new(SimConfig::default()).open_dir("/db".as_ref(), true).unwrap();
+        for id in 1..=3 {
+            dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
+        }
+        let registry = Registry::new(Arc::clone(&dir), "/db".into(), 2);
+        for id in 1..=3 {
+            let segment = Arc::new(Segment::new(id, 0, 1, 0, None));
+            segment.set_sealed(None);
+            registry.insert(segment);
+        }
+        let pinned = registry.get(1).unwrap();
+        registry.retire(Arc::clone(&pinned));
+        registry.file(&pinned).unwrap();
+        drop(pinned);
+        for id in [2, 3] {
+            registry.file(&registry.get(id).unwrap()).unwrap();
+        }
+        assert!(registry.all().iter().all(|segment| segment.open_file().is_some()), "two fit the budget of two");
+        assert_eq!(registry.open_files.load(Ordering::Relaxed), 2);
     }
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::task::AtomicWaker;
 
 use super::Segment;
+use crate::mutant::{self, Mutant};
 
 /// Names to be unlinked, and who does it.
 #[derive(Clone, Debug, Default)]
@@ -92,8 +93,11 @@ impl Retired {
     /// It stays on the list until [`gone`](Self::gone).
     pub(crate) fn next(&self) -> Option<Unlinkable> {
         let state = self.lock();
+        if mutant::is(Mutant::RetiredInAnyOrder) {
+            return state.free.iter().max_by_key(|candidate| (candidate.first_seq, candidate.id)).copied();
+        }
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
-            other.id != candidate.id && other.first_seq < candidate.newest_tombstone
+            other.id != candidate.id && other.first_seq <= candidate.newest_tombstone
         };
         state
             .free
@@ -112,5 +116,32 @@ impl Retired {
     pub(crate) fn bytes(&self) -> u64 {
         let state = self.lock();
         state.free.iter().chain(&state.pinned).map(|retired| retired.file_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Facts;
+    use super::*;
+
+    #[test]
+    fn a_tombstone_outlives_what_it_hides() {
+        // A delete is accepted while a compaction begins: its number is the one that the output's `first_seq` names, and
+        // the put it hides is copied to that output.
+        for (output_first_seq, expected) in [(19, [3, 2]), (20, [3, 2]), (21, [2, 3])] {
+            let retired = Retired::default();
+            for (id, first_seq, max_seq, tombstone_bytes) in [(2, 10, 20, 48), (3, output_first_seq, 5, 0)] {
+                let segment = Segment::new(id, 0, first_seq, 1000, None);
+                segment.set_sealed(Some(Facts { max_seq, tombstone_bytes }));
+                retired.pin(&segment);
+            }
+            let order = [(); 2].map(|()| {
+                let next = retired.next().unwrap().id;
+                retired.gone(next);
+                next
+            });
+            assert_eq!(order, expected, "an output that begins at {output_first_seq}");
+            assert!(!retired.has_next());
+        }
     }
 }

@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use ringcask::Store;
 use ringcask::bytes::Bytes;
-use ringcask::sim::{Image, Journal, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, Image, Journal, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, PutOptions, Stats, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
-use crate::workload::{Run, Setup, Workload, read_all};
+use crate::workload::{Run, Setup, Workload, compacts, read_all, read_undamaged};
 
 /// How often a crash may follow a crash.
 const DEPTH: usize = 3;
@@ -28,6 +29,16 @@ pub struct Tally {
     pub crash_points: u64,
     /// Stores that were written to, closed and reopened after a recovery.
     pub sequels: u64,
+    /// Of the states, after a crash while compaction was at work.
+    pub in_jobs: u64,
+    /// Of these, with segments unlinked since the directory was last synced.
+    pub unlinks: u64,
+    /// Stores that were compacted as a whole after a close.
+    pub compacted: u64,
+    /// Closed stores that were compacted with a bit of a segment flipped.
+    pub damaged: u64,
+    /// States that were opened without their MANIFEST, too.
+    pub salvaged: u64,
 }
 
 impl Tally {
@@ -39,6 +50,11 @@ impl Tally {
         self.kills += other.kills;
         self.crash_points += other.crash_points;
         self.sequels += other.sequels;
+        self.in_jobs += other.in_jobs;
+        self.unlinks += other.unlinks;
+        self.compacted += other.compacted;
+        self.damaged += other.damaged;
+        self.salvaged += other.salvaged;
     }
 }
 
@@ -86,6 +102,11 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// Files that the opening removed.
+    fn removed(&self) -> Vec<String> {
+        self.store.as_ref().map_or_else(Vec::new, |store| store.recovery_report().removed_files.clone())
+    }
+
     /// The value of the key that no workload uses.
     pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
         let store = self.store.as_ref().ok_or("closed")?;
@@ -108,8 +129,13 @@ impl Drop for Recovered {
 pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
     let config = SimConfig { seed, journal, ..setup.world.clone() };
     let world = SimWorld::from_image(image, config);
+    let builder = setup.builder(&world);
+    recover_with(world, builder)
+}
+
+fn recover_with(world: SimWorld, builder: Builder) -> Result<Recovered, String> {
     let opened = world.run_until(async {
-        let store = setup.builder(&world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+        let store = builder.open().await.map_err(|error| format!("opening: {error:?}"))?;
         let state = read_all(&store).await?;
         Ok::<_, String>((store, state))
     });
@@ -148,6 +174,19 @@ fn check_names(image: &Image) -> Result<(), String> {
     Ok(())
 }
 
+/// Bytes of a segment without a record.
+const EMPTY_SEGMENT_BYTES: u64 = 512 + 80;
+
+/// What may be dead in a store in which everything was compacted: what every segment needs, and the little that is not
+/// worth rewriting a segment for.
+fn check_space(stats: &Stats) -> Result<(), String> {
+    let bound = stats.segments.len() as u64 * EMPTY_SEGMENT_BYTES + stats.disk_bytes / 64;
+    if stats.dead_bytes > bound {
+        return Err(format!("{} bytes are dead after a compaction, expected {bound}: {stats:?}", stats.dead_bytes));
+    }
+    Ok(())
+}
+
 /// A run of a workload, and its journal.
 pub struct Explored {
     pub workload: Workload,
@@ -167,6 +206,7 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
         let store = workload.setup.builder(&world).open().await.map_err(|error| format!("first opening: {error:?}"))?;
         run.opened(State::default(), 0);
         let store = run.run(store, &workload.ops).await?;
+        run.look(&store).await?;
         let closed = store.close().await;
         if closed.is_err() && !workload.may_fail {
             return Err(format!("the last close failed without a fault: {closed:?}"));
@@ -180,6 +220,117 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
     world.shutdown();
     ran?;
     Ok(Explored { workload, history, journal, numbers, trace })
+}
+
+/// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
+/// power goes at every step of that. Returns how many images there were.
+///
+/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk did
+/// not include them, and what a crash then left there was anything.
+pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
+    let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
+    let world = SimWorld::new(config.clone());
+    let open = async |world: &SimWorld| {
+        let builder = Store::builder("/db").world(Arc::new(world.clone()));
+        builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
+    };
+    let began = world.run_until(async {
+        let store = open(&world).await?;
+        let said = |error: ringcask::Error| format!("{error:?}");
+        // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
+        let put = store.put_with("k", [7; 26], PutOptions::new().durability(Durability::Buffered));
+        put.await.map_err(said)?;
+        // The segment's header and two MANIFESTs were written before.
+        world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
+        world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::SyncPartial));
+        if store.sync().await.is_ok() {
+            return Err("the sync did not fail".to_owned());
+        }
+        let _ = store.close().await;
+        let began = world.step();
+        open(&world).await?.close().await.map_err(said)?;
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let mut images = 0;
+    for step in began?..=journal.len() {
+        for image in journal.crash_images(step, 32, &mut Rng::new(seed ^ step as u64)) {
+            images += 1;
+            let world = SimWorld::from_image(image, SimConfig { journal: false, ..config.clone() });
+            let opened = world.run_until(open(&world));
+            world.shutdown();
+            opened.map_err(|error| format!("after step {step}: {error}"))?;
+        }
+    }
+    Ok(images)
+}
+
+/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how many
+/// crashes there were.
+pub fn compact_large_values(seed: u64) -> Result<usize, String> {
+    let mut rng = Rng::new(seed);
+    let mut setup = Setup::random(&mut rng);
+    (setup.segment_bytes, setup.world.interrupt_percent) = (4 << 20, 0);
+    (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
+    let value = |key: u8, len: usize| vec![key.wrapping_mul(31) ^ u8::try_from(seed % 251).unwrap(); len];
+    let mut len = |_| {
+        let more = if rng.percent(50) { 400 } else { 2 << 20 };
+        (1 << 20) - 200 + rng.below(more)
+    };
+    let lens: Vec<usize> = (0..5).map(&mut len).collect();
+    let holds = async |store: &Store| {
+        for (key, len) in (0_u8..).zip(&lens) {
+            let found = store.get([key]).await.map_err(|error| format!("{error:?}"))?;
+            let expected = (key % 2 == 0).then(|| value(key, *len));
+            if found.as_deref() != expected.as_deref() {
+                return Err(format!("key {key} has {:?} bytes of {len}", found.map(|found| found.len())));
+            }
+        }
+        Ok(())
+    };
+    let world = SimWorld::new(setup.world.clone());
+    let ran = world.run_until(async {
+        let said = |error: ringcask::Error| format!("{error:?}");
+        let store = setup.builder(&world).open().await.map_err(said)?;
+        for (key, len) in (0_u8..).zip(&lens) {
+            store.put([key], value(key, *len)).await.map_err(said)?;
+        }
+        for key in [1, 3] {
+            store.delete([key]).await.map_err(said)?;
+        }
+        let began = world.step();
+        store.compact(CompactOptions::new()).await.map_err(said)?;
+        holds(&store).await?;
+        // What has nothing dead in it was left alone; named, it is copied too.
+        let all = store.stats().segments.into_iter().map(|segment| segment.id);
+        let report = store.compact(CompactOptions::new().segments(all)).await.map_err(said)?;
+        holds(&store).await?;
+        if report.records_copied != 3 {
+            return Err(format!("{report:?}"));
+        }
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let began = ran?;
+    let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
+    steps.sort_unstable();
+    let mut walk = journal.walk();
+    for step in &steps {
+        walk.advance_to(*step);
+        let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
+        let image = walk.crash_point().image(number, rng.next_u64());
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimWorld::from_image(image, config);
+        let looked = world.run_until(async {
+            let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+            holds(&store).await
+        });
+        world.shutdown();
+        looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
+    }
+    Ok(steps.len())
 }
 
 /// The search through the crashes of one workload.
@@ -202,9 +353,17 @@ impl Explorer {
         let mut walk = self.explored.journal.walk();
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut seen = HashSet::new();
+        let mut unlinked = false;
         loop {
             self.tally.crash_points += 1;
             let step = walk.step();
+            let is_in_job = self.explored.history.is_in_job(step);
+            if let Some(last) = step.checked_sub(1).filter(|_| is_in_job) {
+                let event = self.explored.journal.describe(last);
+                unlinked = !event.starts_with("DirSynced")
+                    && (unlinked || (event.starts_with("Unlinked") && event.contains(".seg")));
+            }
+            let states = self.tally.states;
             let picks: Vec<u64> = walk.crash_point().sample(budget, &mut rng).collect();
             let point = walk.crash_point();
             for number in picks {
@@ -217,6 +376,10 @@ impl Explorer {
             let kill = walk.kill_image(&mut Rng::new(self.image_seed(step)));
             if !seen.contains(&(kill.hash(), self.obligations(step))) {
                 self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
+            }
+            if is_in_job {
+                self.tally.in_jobs += self.tally.states - states;
+                self.tally.unlinks += if unlinked { self.tally.states - states } else { 0 };
             }
             if !walk.advance() {
                 return Ok(());
@@ -271,6 +434,9 @@ impl Explorer {
         let generation = self.explored.history.at(place.step).cloned().unwrap_or_default();
         let numbers = self.explored.numbers;
         let setup = self.explored.workload.setup.clone();
+        if !place.kill && compacts(self.seed) {
+            self.look_salvaged(&image, &setup, &generation, place.step, &mut rng)?;
+        }
         self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
     }
 
@@ -303,10 +469,11 @@ impl Explorer {
         let world = recovered.world.clone();
         let mut run = Run::new(&world, setup, false, &mut numbers);
         run.opened(base, highest);
-        let ops = Workload::sequel(rng);
+        let ops = Workload::sequel(rng, compacts(self.seed));
         let ends_closed = rng.percent(50);
         let ran = world.run_until(async {
             let store = run.run(store, &ops).await?;
+            run.look(&store).await?;
             if ends_closed {
                 store.close().await.map_err(|error| format!("closing: {error:?}"))?;
             }
@@ -343,6 +510,9 @@ impl Explorer {
                 }
                 format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len())
             };
+            if history.is_in_job(second) {
+                self.tally.in_jobs += 1;
+            }
             match history.at(second) {
                 Some(later) => {
                     let later = later.clone();
@@ -360,7 +530,7 @@ impl Explorer {
     }
 
     /// A store that was closed in good order: nothing is left over, and the hints make no difference.
-    fn look_closed(&self, image: &Image, setup: &Setup, history: &History, rng: &mut Rng) -> Result<(), String> {
+    fn look_closed(&mut self, image: &Image, setup: &Setup, history: &History, rng: &mut Rng) -> Result<(), String> {
         check_names(image)?;
         let generation = history.generations.last().ok_or("no generation")?;
         let mut end = generation.clone();
@@ -369,7 +539,12 @@ impl Explorer {
                 write.durable = 0;
             }
         }
-        let first = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?.state;
+        let reopened = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?;
+        let (first, removed) = (reopened.state, reopened.removed());
+        drop(reopened);
+        if !removed.is_empty() {
+            return Err(format!("a closed store has left {removed:?}"));
+        }
         end.check(usize::MAX - 1, Crash::Power, &first).map_err(|error| format!("after a close: {error}"))?;
         let mut without_hints = image.clone();
         let mut damaged_hints = image.clone();
@@ -393,6 +568,109 @@ impl Explorer {
             if state != first {
                 return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));
             }
+        }
+        if compacts(self.seed) || rng.percent(25) {
+            self.look_compacted(image, setup, &first, rng)?;
+            self.look_damaged(image, setup, &first, rng)?;
+        }
+        Ok(())
+    }
+
+    /// Compacting everything changes nothing that can be read, and leaves next to nothing that is dead.
+    fn look_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        self.tally.compacted += 1;
+        let told = |error: String| format!("compacted after a close: {error}");
+        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
+        let store = recovered.store.take().ok_or("no store")?;
+        let world = recovered.world.clone();
+        let compacted = world.run_until(async {
+            // Tombstones that segments of a later job hold back go the second time.
+            for _ in 0..2 {
+                store.compact(CompactOptions::new()).await.map_err(|error| format!("{error:?}"))?;
+            }
+            check_space(&store.stats())?;
+            let state = read_all(&store).await?;
+            store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+            Ok::<_, String>(state)
+        });
+        no_panics(&world)?;
+        let image = world.image();
+        drop(store);
+        drop(recovered);
+        let mut without_hints = image.clone();
+        for name in image.names().filter(|name| name.ends_with(".hint")) {
+            without_hints.remove(name);
+        }
+        let mut states = vec![compacted.map_err(told)?];
+        check_names(&image).map_err(told)?;
+        for image in [image, without_hints] {
+            let again = recover(image, setup, rng.next_u64(), false).map_err(told)?;
+            if !again.removed().is_empty() {
+                return Err(told(format!("left {:?}", again.removed())));
+            }
+            states.push(again.state);
+        }
+        match states.iter().find(|state| *state != held) {
+            Some(state) => Err(told(format!("the store holds {state:x?} instead of {held:x?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an error.
+    fn look_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        let segments: Vec<&str> = image.names().filter(|name| name.ends_with(".seg")).collect();
+        let Some(name) = segments.get(rng.below(segments.len().max(1))) else { return Ok(()) };
+        let mut image = image.clone();
+        let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
+        image.flip_bit(name, bit);
+        self.tally.damaged += 1;
+        let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
+        for _ in 0..2 {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+            let world = SimWorld::from_image(image, config);
+            let looked = world.run_until(async {
+                let store = match setup.builder(&world).open().await {
+                    Ok(store) => store,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
+                    Err(error) => return Err(format!("opening: {error:?}")),
+                };
+                match store.compact(CompactOptions::new()).await {
+                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(format!("compacting: {error:?}")),
+                    _ => {}
+                }
+                read_undamaged(&store, held).await?;
+                store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+                Ok(true)
+            });
+            no_panics(&world)?;
+            image = world.image();
+            world.shutdown();
+            if !looked.map_err(told)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where nothing was under way, the segments alone tell what the store holds, whatever compaction has left of them.
+    fn look_salvaged(
+        &mut self,
+        image: &Image,
+        setup: &Setup,
+        generation: &Generation,
+        step: usize,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let Some(held) = generation.certain(step).filter(|_| !self.explored.workload.may_fail) else { return Ok(()) };
+        let mut image = image.clone();
+        image.remove("MANIFEST");
+        self.tally.salvaged += 1;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimWorld::from_image(image, config);
+        let builder = setup.salvaging(&world);
+        let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
+        if state != held {
+            return Err(format!("without a MANIFEST the store holds {state:x?} instead of {held:x?}"));
         }
         Ok(())
     }

@@ -5,14 +5,16 @@
 //! be true: of a power cut there and then, of the store that is opened again when the fault is gone, and of a power cut
 //! after that.
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll, Waker};
 
-use ringcask::Store;
 use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{CompactOptions, Compaction, ErrorKind, Store};
 
 use crate::explore::{no_panics, panic_text, recover};
 use crate::model::{Crash, EXTRA_KEY, Generation, State};
-use crate::workload::{Op, Run, Setup, Workload, read_all};
+use crate::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
 
 /// How an operation is made to fail.
 const KINDS: [FaultKind; 6] =
@@ -27,6 +29,8 @@ pub struct Tally {
     /// Of these, runs in which the store could not be opened.
     pub unopened: u64,
     pub crashes: u64,
+    /// Stores that were compacted when the fault was gone, before they were closed.
+    pub compacted: u64,
 }
 
 impl Tally {
@@ -35,6 +39,7 @@ impl Tally {
         self.runs += other.runs;
         self.unopened += other.unopened;
         self.crashes += other.crashes;
+        self.compacted += other.compacted;
     }
 }
 
@@ -66,13 +71,13 @@ impl Scenario {
             numbers: 0,
             setup,
         };
-        if seed.is_multiple_of(2) {
+        if seed.is_multiple_of(2) || compacts(seed) {
             let world = SimWorld::new(scenario.setup.world.clone());
             let mut run = Run::new(&world, &scenario.setup, false, &mut numbers);
             let ran = world.run_until(async {
                 let store = scenario.setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
                 run.opened(State::default(), 0);
-                run.run(store, &Workload::sequel(&mut rng)).await
+                run.run(store, &Workload::sequel(&mut rng, false)).await
             });
             run.settle();
             let images = world.crash_images(1 + rng.below(8), &mut rng);
@@ -85,12 +90,18 @@ impl Scenario {
         }
         scenario.numbers = numbers;
         while scenario.ops.len() < 4 {
-            let ops = Workload::sequel(&mut rng).into_iter();
+            let ops = Workload::sequel(&mut rng, false).into_iter();
             // Opening again is what comes after the fault.
             scenario.ops.extend(ops.filter(|op| !matches!(op, Op::Reopen)).take(2));
         }
         let at = rng.below(scenario.ops.len());
         scenario.ops.insert(at, Workload::group(&mut rng));
+        if compacts(seed) {
+            // In the end all of it, after one that has others beside it.
+            let at = rng.below(scenario.ops.len());
+            scenario.ops.insert(at, Workload::compaction(&mut rng));
+            scenario.ops.push(Op::Compact { which: None, early: None, ops: Vec::new(), end: End::Awaited });
+        }
         Ok(scenario)
     }
 
@@ -115,6 +126,10 @@ impl Scenario {
             let Ok(store) = self.setup.builder(world).open().await else { return Ok(false) };
             run.opened(self.base, self.highest_version);
             let store = run.run(store, &self.ops).await?;
+            if fault.is_some_and(|fault| compacts(self.seed) && fault.nth.is_multiple_of(2)) {
+                world.heal();
+                tally.compacted += u64::from(compact_after_all(&store).await?);
+            }
             let closed = store.close().await;
             if fault.is_none() {
                 closed.map_err(|error| format!("closing: {error:?}"))?;
@@ -169,6 +184,81 @@ impl Scenario {
         }
         world.run_until(store.close()).map_err(|error| format!("closing after all: {error:?}"))
     }
+}
+
+/// A store that goes on when a fault is over can be compacted, and shows the same before and after.
+async fn compact_after_all(store: &Store) -> Result<bool, String> {
+    if store.stats().poisoned {
+        return Ok(false);
+    }
+    let before = read_all(store).await?;
+    store.resume_compaction();
+    let compacted = store.compact(CompactOptions::new()).await;
+    compacted.map_err(|error| format!("a compaction without the fault: {error:?}"))?;
+    let after = read_all(store).await?;
+    if before == after { Ok(true) } else { Err(format!("{before:x?} was compacted to {after:x?}")) }
+}
+
+/// Compacts on a disk that has next to no space left: that may fail, and nothing else does; with space it works. Says
+/// whether it failed.
+pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
+    let mut rng = Rng::new(seed);
+    let mut setup = Setup::random(&mut rng);
+    (setup.segment_bytes, setup.reserve_bytes) = (4096, 0);
+    (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
+    (setup.world.allocate, setup.world.journal) = (true, false);
+    let world = SimWorld::new(setup.world.clone());
+    let said = |error: ringcask::Error| format!("{error:?}");
+    let result = world.run_until(async {
+        let store = setup.builder(&world).open().await.map_err(said)?;
+        for number in 0..60 {
+            store.put([b'k', number % 20], vec![number; 200]).await.map_err(said)?;
+        }
+        // The segment that is written is fresh, and its space is claimed.
+        store.compact(CompactOptions::new().segments([])).await.map_err(said)?;
+        let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
+        let used = world.used_bytes();
+        world.set_capacity(Some(used + rng.below(14_000) as u64));
+        let mut compaction = Box::pin(store.compact(CompactOptions::new().segments(sealed.clone())));
+        let mut result = None;
+        for number in 0..4 {
+            if result.is_none()
+                && let Poll::Ready(over) = compaction.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            {
+                result = Some(over);
+            }
+            store.delete([b'k', number]).await.map_err(|error| format!("a delete beside it: {error:?}"))?;
+            store
+                .put([b'k', 18 + number % 2], [number])
+                .await
+                .map_err(|error| format!("a put beside it: {error:?}"))?;
+        }
+        let result = match result {
+            Some(result) => result,
+            None => compaction.await,
+        };
+        let has_failed = match result {
+            Ok(_) => false,
+            Err(error) if error.kind() == ErrorKind::NoSpace && world.used_bytes() <= used => true,
+            Err(error) => return Err(format!("{} of {used} bytes used, {error:?}", world.used_bytes())),
+        };
+        store.put([b'k', 19], b"after it").await.map_err(said)?;
+        world.set_capacity(None);
+        if has_failed {
+            store.compact(CompactOptions::new().segments(sealed)).await.map_err(said)?;
+        }
+        for number in 4..18 {
+            let value = store.get([b'k', number]).await.map_err(said)?;
+            if value.as_deref() != Some(&[40 + number; 200][..]) {
+                return Err(format!("key {number} is {value:?}"));
+            }
+        }
+        store.close().await.map_err(said)?;
+        Ok(has_failed)
+    });
+    let panics = no_panics(&world);
+    world.shutdown();
+    panics.and(result).map_err(|error| format!("full disk {seed}: {error}"))
 }
 
 /// The scenario of `seed`, with every operation failing in turn.

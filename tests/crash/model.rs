@@ -195,6 +195,19 @@ impl Generation {
         versions.max().unwrap_or(0).max(self.highest_version)
     }
 
+    /// What the store holds after `step` steps, if that is beyond doubt: everything was over, and durable.
+    pub fn certain(&self, step: usize) -> Option<State> {
+        let mut state = self.base;
+        for write in self.writes.iter().filter(|write| write.started < step) {
+            match write.fate {
+                Fate::Acked if write.durable <= step && write.resolved <= step => write.apply(&mut state),
+                Fate::NotApplied if write.resolved <= step => {}
+                _ => return None,
+            }
+        }
+        Some(state)
+    }
+
     /// Whether a crash after `step` steps may leave `found`; see the [module](self).
     pub fn check(&self, step: usize, crash: Crash, found: &State) -> Result<(), String> {
         let is_there =
@@ -262,12 +275,19 @@ impl Generation {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub generations: Vec<Generation>,
+    /// Steps between which compaction was at work.
+    pub jobs: Vec<(usize, usize)>,
 }
 
 impl History {
     /// The generation a crash after `step` steps belongs to: the last whose opening was complete.
     pub fn at(&self, step: usize) -> Option<&Generation> {
         self.generations.iter().rev().find(|generation| generation.opened <= step)
+    }
+
+    /// Whether a crash after `step` steps meets a compaction at work.
+    pub fn is_in_job(&self, step: usize) -> bool {
+        self.jobs.iter().any(|(first, last)| (*first..=*last).contains(&step))
     }
 }
 

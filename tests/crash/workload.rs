@@ -8,11 +8,21 @@ use std::time::Duration;
 
 use ringcask::io::{Io, OpFuture};
 use ringcask::sim::{DirOrder, Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
-use ringcask::{Batch, Builder, Durability, Outcome, PutOptions, Store};
+use ringcask::{
+    Batch, Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, PutOptions, Recovery, Store,
+};
 
 use crate::model::{
-    EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id,
+    Crash, EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id,
 };
+
+/// Workloads with seeds from here on compact, and delete more.
+pub const COMPACTING_SEEDS: u64 = 1 << 40;
+
+/// Whether the workload of `seed` compacts.
+pub fn compacts(seed: u64) -> bool {
+    seed >= COMPACTING_SEEDS
+}
 
 /// One call, or several at once.
 #[derive(Clone, Debug)]
@@ -47,6 +57,20 @@ pub enum Op {
     Sleep {
         millis: u64,
     },
+    /// Time in which a compaction comes a few steps on.
+    Wait {
+        micros: u64,
+    },
+    /// A compaction of all segments, or of the sealed ones whose bit is set, beside other operations.
+    Compact {
+        which: Option<u64>,
+        /// A write that is under way when the compaction is asked for.
+        early: Option<Box<Op>>,
+        ops: Vec<Op>,
+        end: End,
+    },
+    /// Compaction is held where it is, or goes on.
+    Pause(bool),
     /// Close and open again, without a crash.
     Reopen,
     /// This much more than is used now, or no limit.
@@ -58,12 +82,23 @@ pub enum Op {
     },
 }
 
+/// What becomes of a compaction when the operations beside it are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Awaited,
+    Dropped,
+    /// The store is closed and opened again while it runs.
+    Closed,
+}
+
 /// How a store is run.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub world: SimConfig,
     pub segment_bytes: u64,
     pub reserve_bytes: u64,
+    pub compaction: Compaction,
+    pub is_automatic: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -90,9 +125,13 @@ fn durability(rng: &mut Rng, mix: u8) -> Durability {
 impl Setup {
     pub fn random(rng: &mut Rng) -> Self {
         let rough = rng.percent(25);
+        let seed = rng.next_u64();
+        let (compaction, is_automatic) = random_compaction(&mut Rng::new(seed ^ 0xc0));
         Self {
+            compaction,
+            is_automatic,
             world: SimConfig {
-                seed: rng.next_u64(),
+                seed,
                 sector_bytes: pick(rng, &[512, 512, 4096]),
                 dir_order: pick(rng, &[DirOrder::Posix, DirOrder::Posix, DirOrder::Ext4Ordered]),
                 nowait_miss_percent: pick(rng, &[0, 30, 100]),
@@ -109,8 +148,29 @@ impl Setup {
 
     pub fn builder(&self, world: &SimWorld) -> Builder {
         let io: Arc<dyn Io> = Arc::new(world.clone());
-        Store::builder("/db").world(io).segment_bytes(self.segment_bytes).reserve_bytes(self.reserve_bytes)
+        Store::builder("/db")
+            .world(io)
+            .segment_bytes(self.segment_bytes)
+            .reserve_bytes(self.reserve_bytes)
+            .compaction(self.compaction.clone())
     }
+
+    /// For a directory that has lost its MANIFEST.
+    pub fn salvaging(&self, world: &SimWorld) -> Builder {
+        self.builder(world).recovery(Recovery::Salvage)
+    }
+}
+
+/// Compaction as a store may be told to do it, and whether by itself.
+fn random_compaction(rng: &mut Rng) -> (Compaction, bool) {
+    let is_automatic = rng.percent(50);
+    let compaction = Compaction::new()
+        .automatic(is_automatic)
+        .trigger(pick(rng, &[0.05, 0.2, 0.5, 0.8]))
+        .threshold(pick(rng, &[0.01, 0.05, 0.25]))
+        .budget_bytes(pick(rng, &[1024, 4096, 1 << 20]))
+        .bytes_per_second(pick(rng, &[None, None, None, Some(64 << 10)]));
+    (compaction, is_automatic)
 }
 
 impl Workload {
@@ -120,6 +180,7 @@ impl Workload {
         let count = 3 + rng.below(26);
         let trouble = rng.below(10);
         let mix = u8::try_from(rng.below(6)).unwrap();
+        let random_op = if compacts(seed) { compacting_op } else { random_op };
         let mut ops: Vec<Op> = (0..count).map(|_| random_op(&mut rng, mix)).collect();
         let mut insert = |rng: &mut Rng, op: Op| {
             let at = rng.below(ops.len() + 1);
@@ -156,10 +217,20 @@ impl Workload {
         together(rng, 0)
     }
 
+    /// A compaction beside other operations, which it is waited for after.
+    pub fn compaction(rng: &mut Rng) -> Op {
+        let ops = (0..2 + rng.below(3)).map(|_| beside_op(rng, 3)).collect();
+        // Of what is sealed, mostly: then nothing waits for the write that is under way.
+        let which = rng.percent(70).then_some(u64::MAX);
+        let early = Op::Put { key: rng.below(KEYS), durability: Durability::Synced };
+        Op::Compact { which, early: Some(Box::new(early)), ops, end: End::Awaited }
+    }
+
     /// A few operations for a store that was just recovered; none of them may fail.
-    pub fn sequel(rng: &mut Rng) -> Vec<Op> {
+    pub fn sequel(rng: &mut Rng, compacts: bool) -> Vec<Op> {
         let mix = u8::try_from(rng.below(6)).unwrap();
         let count = 2 + rng.below(5);
+        let random_op = if compacts { compacting_op } else { random_op };
         (0..count).map(|_| random_op(rng, mix)).collect()
     }
 }
@@ -178,6 +249,51 @@ fn random_op(rng: &mut Rng, mix: u8) -> Op {
         92..96 => Op::Sleep { millis: pick(rng, &[1, 6, 1100]) },
         _ => Op::Reopen,
     }
+}
+
+/// One operation of a workload that compacts.
+fn compacting_op(rng: &mut Rng, mix: u8) -> Op {
+    match rng.below(100) {
+        0..20 => random_compact(rng, mix),
+        20..24 => Op::Reopen,
+        24..26 => Op::Pause(rng.percent(50)),
+        26..29 => together(rng, mix),
+        _ => beside_op(rng, mix),
+    }
+}
+
+/// One operation that may go on beside a compaction.
+fn beside_op(rng: &mut Rng, mix: u8) -> Op {
+    let key = rng.below(KEYS);
+    let durability = durability(rng, mix);
+    match rng.below(100) {
+        0..38 => Op::Put { key, durability },
+        38..64 => Op::Delete { key, durability },
+        64..72 => random_batch(rng, durability),
+        72..74 => Op::Dropped { key, durability, polls: rng.below(4) },
+        74..82 => Op::Get { key },
+        82..86 => Op::Sync,
+        86..97 => Op::Wait { micros: pick(rng, &[20, 100, 300, 1000, 3000]) },
+        _ => Op::Sleep { millis: pick(rng, &[6, 60, 1100]) },
+    }
+}
+
+fn random_compact(rng: &mut Rng, mix: u8) -> Op {
+    let which = rng.percent(60).then(|| rng.next_u64());
+    let key = rng.below(KEYS);
+    // Most of those that are under way when a job begins wait for the disk: their numbers are given out, and no more.
+    let durability = if rng.percent(60) { Durability::Synced } else { durability(rng, mix) };
+    let early = rng
+        .percent(45)
+        .then(|| Box::new(if rng.percent(80) { Op::Delete { key, durability } } else { Op::Put { key, durability } }));
+    let count = if rng.percent(50) { 0 } else { 1 + rng.below(5) };
+    let mut ops: Vec<Op> = (0..count).map(|_| beside_op(rng, mix)).collect();
+    if rng.percent(10) {
+        ops.insert(0, Op::Pause(true));
+        ops.push(Op::Pause(false));
+    }
+    let end = pick(rng, &[End::Awaited, End::Awaited, End::Awaited, End::Awaited, End::Dropped, End::Closed]);
+    Op::Compact { which, early, ops, end }
 }
 
 fn together(rng: &mut Rng, mix: u8) -> Op {
@@ -205,11 +321,13 @@ pub struct Run<'w> {
     pub may_fail: bool,
     pub history: History,
     pub numbers: &'w mut u32,
+    /// A compaction that nobody waits for may take segments that are named to the next one.
+    is_unwatched: bool,
 }
 
 impl<'w> Run<'w> {
     pub fn new(world: &'w SimWorld, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
-        Self { world, setup, may_fail, history: History::default(), numbers }
+        Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched: setup.is_automatic }
     }
 
     fn generation(&mut self) -> &mut Generation {
@@ -225,28 +343,121 @@ impl<'w> Run<'w> {
     /// Runs `ops`; returns the store, open, unless it could not be opened again.
     pub async fn run(&mut self, mut store: Store, ops: &[Op]) -> Result<Store, String> {
         for op in ops {
+            let (before, jobs) = (self.world.step(), jobs_over(&store));
             match op {
                 Op::Reopen => store = self.reopen(store).await?,
-                Op::Get { key } => self.get(&store, *key).await?,
-                Op::Sync => self.sync(&store).await?,
-                Op::Sleep { millis } => self.world.sleep(Duration::from_millis(*millis)).await,
-                Op::Space(space) => self.world.set_capacity(space.map(|space| self.world.used_bytes() + space)),
-                Op::Fail { class, kind } => {
-                    self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
+                Op::Compact { which, early, ops, end } => {
+                    let running = self.compact(&store, *which, early.as_deref(), ops).await?;
+                    match end {
+                        End::Awaited => self.await_compaction(&store, running).await?,
+                        End::Dropped => {
+                            self.is_unwatched = true;
+                            drop(running);
+                        }
+                        End::Closed => {
+                            store = self.reopen(store).await?;
+                            drop(running);
+                        }
+                    }
+                    self.history.jobs.push((before, self.world.step()));
                 }
-                Op::Together { ops, apart_micros } => self.write(&store, ops, *apart_micros, None).await?,
-                Op::Dropped { key, durability, polls } => {
-                    let put = Op::Put { key: *key, durability: *durability };
-                    self.write(&store, &[put], 0, Some(*polls)).await?;
-                }
-                Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. } => {
-                    self.write(&store, std::slice::from_ref(op), 0, None).await?;
-                }
+                op => self.call(&store, op).await?,
+            }
+            if jobs_over(&store) != jobs {
+                self.history.jobs.push((before, self.world.step()));
             }
             let observed = (self.world.step(), store.durable_version().get());
             self.generation().durable_versions.push(observed);
         }
         Ok(store)
+    }
+
+    /// Runs one operation that neither closes the store nor compacts it.
+    async fn call(&mut self, store: &Store, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Get { key } => self.get(store, *key).await?,
+            Op::Sync => self.sync(store).await?,
+            Op::Sleep { millis } => self.world.sleep(Duration::from_millis(*millis)).await,
+            Op::Wait { micros } => self.world.sleep(Duration::from_micros(*micros)).await,
+            Op::Pause(true) => store.pause_compaction(),
+            Op::Pause(false) => store.resume_compaction(),
+            Op::Space(space) => self.world.set_capacity(space.map(|space| self.world.used_bytes() + space)),
+            Op::Fail { class, kind } => {
+                self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
+            }
+            Op::Together { ops, apart_micros } => self.write(store, ops, *apart_micros, None).await?,
+            Op::Dropped { key, durability, polls } => {
+                let put = Op::Put { key: *key, durability: *durability };
+                self.write(store, &[put], 0, Some(*polls)).await?;
+            }
+            Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. } => {
+                self.write(store, std::slice::from_ref(op), 0, None).await?;
+            }
+            Op::Reopen | Op::Compact { .. } => unreachable!("{op:?} beside a compaction"),
+        }
+        Ok(())
+    }
+
+    /// Asks for a compaction while the write `early` is under way, and then runs `ops`.
+    async fn compact(
+        &mut self,
+        store: &Store,
+        which: Option<u64>,
+        early: Option<&Op>,
+        ops: &[Op],
+    ) -> Result<Running, String> {
+        let first = self.generation().writes.len();
+        let mut under_way = Vec::new();
+        if let Some(op) = early {
+            let (mut future, record) = self.begin(store, op);
+            self.generation().writes.push(record);
+            match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(result) => self.resolve(first, result)?,
+                Poll::Pending => under_way.push(Some(future)),
+            }
+        }
+        let mut future = Box::pin(store.compact(options(store, which)));
+        let early_result = match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => Some(result.map(drop)),
+            Poll::Pending => None,
+        };
+        self.drive(first, &mut under_way, usize::MAX, None).await?;
+        for op in ops {
+            self.call(store, op).await?;
+        }
+        Ok(match early_result {
+            Some(result) => Running::Over(result),
+            None => Running::On(Box::pin(async move { future.await.map(drop) })),
+        })
+    }
+
+    async fn await_compaction(&mut self, store: &Store, running: Running) -> Result<(), String> {
+        store.resume_compaction();
+        let result = match running {
+            Running::Over(result) => result,
+            Running::On(future) => future.await,
+        };
+        match result {
+            Ok(()) => self.look(store).await,
+            Err(_) if self.may_fail => Ok(()),
+            Err(error) if self.is_unwatched && error.kind() == ErrorKind::InvalidInput => Ok(()),
+            Err(error) => Err(format!("a compaction failed without a fault: {error:?}")),
+        }
+    }
+
+    /// What can be read must be what was written, all of it.
+    pub async fn look(&mut self, store: &Store) -> Result<(), String> {
+        let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
+        if self.may_fail || !self.generation().writes.iter().all(is_over) {
+            return Ok(());
+        }
+        let found = read_all(store).await?;
+        let mut expected = self.generation().clone();
+        for write in expected.writes.iter_mut().filter(|write| write.fate == Fate::Acked) {
+            write.durable = 0;
+        }
+        expected.settle();
+        expected.check(usize::MAX - 1, Crash::Power, &found).map_err(|error| format!("an open store: {error}"))
     }
 
     pub fn settle(&mut self) {
@@ -465,6 +676,10 @@ impl<'w> Run<'w> {
     }
 
     async fn reopen(&mut self, store: Store) -> Result<Store, String> {
+        self.look(&store).await?;
+        let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
+        let is_still = !self.may_fail && self.generation().writes.iter().all(is_over);
+        let live_bytes = store.stats().live_bytes;
         let closed = store.close().await;
         drop(store);
         if closed.is_err() && !self.may_fail {
@@ -481,18 +696,54 @@ impl<'w> Run<'w> {
             }
         }
         let store = self.setup.builder(self.world).open().await.map_err(|error| format!("reopening: {error:?}"))?;
+        let counted = store.stats().live_bytes;
+        if is_still && counted != live_bytes {
+            return Err(format!("{live_bytes} bytes were alive, and now {counted} are"));
+        }
         let found = read_all(&store).await?;
         let last = self.generation();
         let mut settled = last.clone();
         settled.settle();
-        settled
-            .check(usize::MAX - 1, crate::model::Crash::Power, &found)
-            .map_err(|e| format!("after reopening: {e}"))?;
+        settled.check(usize::MAX - 1, Crash::Power, &found).map_err(|e| format!("after reopening: {e}"))?;
         let highest = settled.writes.iter().filter_map(|write| write.version).max();
         let highest = highest.unwrap_or(0).max(settled.highest_version);
         self.opened(found, highest);
         Ok(store)
     }
+}
+
+/// A compaction that was asked for.
+enum Running {
+    Over(Result<(), ringcask::Error>),
+    On(Pin<Box<dyn Future<Output = Result<(), ringcask::Error>>>>),
+}
+
+/// How many jobs have come to their end, or failed.
+fn jobs_over(store: &Store) -> u64 {
+    let stats = store.stats();
+    stats.compactions + stats.compaction_failures
+}
+
+fn options(store: &Store, which: Option<u64>) -> CompactOptions {
+    let Some(bits) = which else { return CompactOptions::new() };
+    let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
+    let named = sealed.iter().enumerate().filter(|(nth, _)| bits >> (nth % 64) & 1 == 1).map(|(_, id)| *id);
+    CompactOptions::new().segments(named)
+}
+
+/// Reads every key: each has what is `held` of it, or is reported as damaged.
+pub async fn read_undamaged(store: &Store, held: &State) -> Result<(), String> {
+    for (key, id) in held.iter().enumerate() {
+        let found = match store.get(key_name(key)).await {
+            Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
+            Err(error) if error.kind() == ErrorKind::Corrupt => continue,
+            Err(error) => return Err(format!("get of key {key}: {error:?}")),
+        };
+        if found != *id {
+            return Err(format!("key {key} holds {found:#x} instead of {id:#x}"));
+        }
+    }
+    Ok(())
 }
 
 /// Everything in the store, by all the ways there are to look at it.

@@ -23,19 +23,24 @@ use explore::Explorer;
 use ringcask::Store;
 use ringcask::mutant::{Mutant, activate};
 use ringcask::sim::{SimConfig, SimWorld};
+use workload::COMPACTING_SEEDS;
 
 /// Where a mistake shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Net {
     /// In what a crash leaves.
     Crashes,
     /// When an operation fails.
     Failures,
+    /// In what a crash leaves of a store that compacts.
+    Compactions,
+    /// When an operation of a store that compacts fails.
+    CompactionFailures,
     /// When two segments' hint files change places, which no crash can do.
     Swap,
 }
 
-const MUTANTS: [(Mutant, Net); 18] = [
+const MUTANTS: [(Mutant, Net); 31] = [
     (Mutant::NoDirectorySync, Net::Crashes),
     (Mutant::NoTruncateOnOpen, Net::Crashes),
     (Mutant::TailNotSynced, Net::Crashes),
@@ -54,6 +59,19 @@ const MUTANTS: [(Mutant, Net); 18] = [
     (Mutant::HintUnbound, Net::Swap),
     (Mutant::SequenceReused, Net::Crashes),
     (Mutant::FooterBeforeData, Net::Crashes),
+    (Mutant::TombstoneDropped, Net::Compactions),
+    (Mutant::RelocateUnconditionally, Net::Compactions),
+    (Mutant::OutputNotSynced, Net::Compactions),
+    (Mutant::OverwrittenByTheUndurable, Net::Compactions),
+    (Mutant::UnlinkedWhileListed, Net::Compactions),
+    (Mutant::OutputTooYoung, Net::Compactions),
+    (Mutant::UnreadWithTombstones, Net::Compactions),
+    (Mutant::CopiesNotCounted, Net::Compactions),
+    (Mutant::InputErrorIsEnd, Net::Compactions),
+    (Mutant::SpentIdNotDurable, Net::Compactions),
+    (Mutant::BusyKeySkipped, Net::CompactionFailures),
+    (Mutant::RetiredInAnyOrder, Net::Compactions),
+    (Mutant::SpentNumbersForgotten, Net::Compactions),
 ];
 
 /// States, or scenarios, after which a mistake counts as not noticed.
@@ -93,12 +111,18 @@ fn swap_hints(seed: u64) -> Result<(), String> {
 /// How the mistake was noticed, and after how much.
 fn hunt(net: Net) -> Option<(u64, String)> {
     let mut states = 0;
+    let first_seed = match net {
+        Net::Compactions | Net::CompactionFailures => COMPACTING_SEEDS,
+        Net::Crashes | Net::Failures | Net::Swap => 0,
+    };
+    // What a compaction does wrong often shows only after the next one: many workloads find it, not many images.
+    let images = if net == Net::Compactions { 4 } else { 64 };
     match net {
-        Net::Crashes => {
-            for seed in 1.. {
+        Net::Crashes | Net::Compactions => {
+            for seed in first_seed + 1.. {
                 let tried = catch_unwind(AssertUnwindSafe(|| {
                     let mut explorer = Explorer::new(seed)?;
-                    let result = explorer.explore(64);
+                    let result = explorer.explore(images);
                     states += explorer.tally.states;
                     result
                 }));
@@ -112,7 +136,7 @@ fn hunt(net: Net) -> Option<(u64, String)> {
             None
         }
         Net::Swap => swap_hints(1).err().map(|failure| (1, failure)),
-        Net::Failures => (0..MAX_SCENARIOS).find_map(|seed| {
+        Net::Failures | Net::CompactionFailures => (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
             let (tally, result) = failures::fail_everything(seed);
             states += tally.runs;
             result.err().map(|failure| (states, failure))

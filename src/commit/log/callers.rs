@@ -78,6 +78,11 @@ impl Log {
         Some(self.keydir.get_ungated(key).is_some())
     }
 
+    /// Whether a write of `key` may be under way.
+    pub(crate) fn is_unresolved(&self, key: &[u8]) -> bool {
+        self.lock().last_unresolved[self.bucket(key)] > self.resolved_seq()
+    }
+
     /// The answer to a delete that finds nothing: at once, unless the absence rests on a delete that a crash could still
     /// take back and the caller has asked for more.
     fn absent(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {

@@ -113,6 +113,16 @@ fn forced_jobs_take_what_frees_something_oldest_first() {
     assert!(pick_forced(&view(&[whole]), None, &policy).is_empty());
 }
 
+/// A segment that was not named stays, so its put must not lose the tombstone that hides it.
+#[test]
+fn unread_segments_rely_only_on_those_that_go_with_them() {
+    let hides = with_tombstones(segment(2, 200, 0), 100);
+    let view = view(&[segment(1, 100, 0), hides, segment(3, 300, 999)]);
+    let named = |ids: &[u32]| pick_forced(&view, Some(ids), &policy());
+    assert_eq!(named(&[2]), [Pick { unread: vec![], rewrite: vec![2] }]);
+    assert_eq!(named(&[1, 2]), [Pick { unread: vec![1, 2], rewrite: vec![] }]);
+}
+
 /// Compacts as picked until nothing is due, in a model of what compaction does, and counts how often.
 fn settle(mut candidates: Vec<Candidate>, others_first_seq: Option<u64>, policy: &Policy) -> (View, usize) {
     let mut next_id = 1000;
