@@ -206,7 +206,7 @@ fn all_worth_rewriting<'a>(view: &'a View, policy: &Policy) -> Vec<&'a Candidate
 
 /// The job that frees most with no more than `bytes` of new segments: for a full disk.
 pub(crate) fn pick_lean(view: &View, bytes: u64) -> Pick {
-    let unread = view.unread();
+    let unread = view.unread(None);
     if !unread.is_empty() {
         return Pick { unread, rewrite: Vec::new() };
     }
