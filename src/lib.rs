@@ -93,6 +93,7 @@ mod segment;
 mod stats;
 mod store;
 mod striped;
+mod sync;
 mod trace;
 mod waiters;
 mod wake;

@@ -4,12 +4,13 @@
 //! for. The commit task moves the group through its phases and wakes the waiters of a phase in one loop, outside all
 //! locks. A group that fails tells every one of its waiters the same.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
 use crate::mutant::{self, Mutant};
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::wake;
 
 /// How far a group has come. It begins in the log's buffers, with none of these.

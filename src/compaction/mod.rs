@@ -41,8 +41,7 @@ mod rewrite;
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -55,6 +54,8 @@ use crate::maintenance::Gate;
 use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};

@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use super::{Retired, Segment, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
 #[derive(Default)]

@@ -10,11 +10,10 @@
 //! before its newest tombstone is gone, durably: whoever has to do without a MANIFEST finds no put whose tombstone is
 //! missing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use futures_util::task::AtomicWaker;
+use std::sync::{Arc, PoisonError};
 
 use super::Segment;
+use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
 /// Names to be unlinked, and who does it.
 #[derive(Clone, Debug, Default)]
