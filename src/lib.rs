@@ -89,6 +89,9 @@ mod options;
 mod promise;
 mod read;
 mod recovery;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod segment;
 mod stats;
 mod store;

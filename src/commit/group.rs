@@ -62,7 +62,9 @@ impl Group {
         }
         let mut waiters = self.lock();
         // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.
-        if let Some(outcome) = self.outcome_with(wait, &waiters) {
+        if let Some(outcome) = self.outcome_with(wait, &waiters)
+            && !mutant::is(Mutant::WakerLost)
+        {
             return Poll::Ready(outcome);
         }
         let old = match waiters.list(wait).get_mut(index) {

@@ -355,12 +355,17 @@ impl Compactor {
         mut replaced: Vec<u32>,
     ) {
         replaced.sort_unstable();
+        let retire_early = mutant::is(Mutant::InputsRetiredBeforeKeysMoved);
+        inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
             let segment = Segment::new(identity.id, identity.salt, identity.first_seq, len, Some(file));
             segment.set_sealed(Some(facts));
             segment.set_hint_bytes(if has_hint_file { hint.len() as u64 } else { 0 });
             let segment = Arc::new(segment);
+            if mutant::is(Mutant::OutputFoundLate) {
+                self.relocate(&segment, &hint, &replaced, &inputs);
+            }
             self.registry.insert(Arc::clone(&segment));
             self.relocate(&segment, &hint, &replaced, &inputs);
         }

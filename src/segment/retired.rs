@@ -13,6 +13,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::Segment;
+use crate::mutant::{self, Mutant};
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
 /// Names to be unlinked, and who does it.
@@ -92,7 +93,8 @@ impl Retired {
     pub(crate) fn next(&self) -> Option<Unlinkable> {
         let state = self.lock();
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
-            other.id != candidate.id && other.first_seq < candidate.newest_tombstone
+            let is_hidden = other.first_seq < candidate.newest_tombstone;
+            other.id != candidate.id && is_hidden && !mutant::is(Mutant::TombstoneUnlinkedFirst)
         };
         state
             .free
