@@ -84,12 +84,12 @@ impl Segment {
         self.written_end.load(Ordering::Acquire)
     }
 
-    /// Called after the kernel has taken the bytes below `end`.
     /// Where the records of a sealed segment end and its footer begins.
     pub(crate) fn data_end(&self) -> u64 {
         self.written_end().saturating_sub(FOOTER_LEN as u64)
     }
 
+    /// Called after the kernel has taken the bytes below `end`.
     pub(crate) fn set_written_end(&self, end: u64) {
         self.written_end.store(end, Ordering::Release);
     }
