@@ -7,8 +7,7 @@
 //! maintenance task finishes its queue; then the lock is released and whoever waits is told. A poisoned store's commit
 //! task ends early, but the directory stays locked until the handle is closed, and reads go on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 
@@ -24,6 +23,8 @@ use crate::recovery::{self, Recovered};
 use crate::segment::{Catalog, Registry, Reserve, Segment, SharedCatalog};
 use crate::stats::RecoveryReport;
 use crate::striped::Striped;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::trace;
 use crate::waiters::{Slot, Waiters};
 use crate::wake;

@@ -16,17 +16,19 @@
 //! none is ever held across an await or an I/O. A batch becomes visible as a whole: [`Keydir::atomically`] makes the
 //! batch epoch odd while it publishes, and a reader whose look-up overlaps an odd or changed epoch looks again.
 
+mod map;
+
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry as MapEntry;
 use siphasher::sip::SipHasher13;
 
 use crate::format::{self, ALIGN};
 use crate::mutant::{self, Mutant};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use map::Map;
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +178,7 @@ const NOWHERE: Location = Location { segment: 0, units: 0, value_len: 0 };
 
 /// The map itself.
 pub(crate) struct Keydir {
-    map: DashMap<Key, Slot, KeyedSip>,
+    map: Map,
     hasher: KeyedSip,
     live_keys: AtomicU64,
     /// Odd while a batch is being published.
@@ -190,7 +192,7 @@ impl Keydir {
     pub(crate) fn new(seed: (u64, u64), shards: usize) -> Self {
         let hasher = KeyedSip(seed.0, seed.1);
         Self {
-            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher.clone(), shards),
+            map: Map::new(hasher.clone(), shards),
             hasher,
             live_keys: AtomicU64::new(0),
             batch_epoch: AtomicU64::new(0),
@@ -212,7 +214,7 @@ impl Keydir {
     pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
-            if before % 2 == 1 {
+            if before % 2 == 1 && !mutant::is(Mutant::BatchEpochIgnored) {
                 drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
@@ -220,7 +222,7 @@ impl Keydir {
             // The look-up took the shard's lock after any batch member it saw was put there, and that was after the
             // epoch became odd: so an overlap shows in this second reading.
             fence(Ordering::Acquire);
-            if self.batch_epoch.load(Ordering::Relaxed) == before {
+            if self.batch_epoch.load(Ordering::Relaxed) == before || mutant::is(Mutant::BatchEpochIgnored) {
                 return found;
             }
         }
@@ -228,7 +230,7 @@ impl Keydir {
 
     /// As [`get`](Self::get), for whoever excludes publishers by other means.
     pub(crate) fn get_ungated(&self, key: &[u8]) -> Option<Entry> {
-        let slot = *self.map.get(key)?;
+        let slot = self.map.get(key)?;
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 
@@ -258,17 +260,14 @@ impl Keydir {
 
     fn replace(&self, key: &[u8], new: Slot) -> Published {
         // Most publications overwrite: that path allocates nothing.
-        if let Some(mut slot) = self.map.get_mut(key) {
-            return self.replace_in(&mut slot, new);
+        if let Some(published) = self.map.change(key, |slot| self.replace_in(slot, new)) {
+            return published;
         }
-        match self.map.entry(Key::new(key)) {
-            MapEntry::Occupied(mut occupied) => self.replace_in(occupied.get_mut(), new),
-            MapEntry::Vacant(vacant) => {
-                vacant.insert(new);
-                self.count(None, new);
-                Published { applied: true, replaced: None }
-            }
-        }
+        let inserted = || {
+            self.count(None, new);
+            Published { applied: true, replaced: None }
+        };
+        self.map.change_or_insert(Key::new(key), new, |slot| self.replace_in(slot, new), inserted)
     }
 
     fn replace_in(&self, slot: &mut Slot, new: Slot) -> Published {
@@ -291,12 +290,12 @@ impl Keydir {
 
     /// Removes the tombstone entry of `key` if it is no newer than `seq`: nothing older can be published any more.
     pub(crate) fn sweep(&self, key: &[u8], seq: u64) {
-        self.map.remove_if(key, |_, slot| slot.live().is_none() && slot.seq() <= seq);
+        self.map.remove_if(key, |slot| slot.live().is_none() && slot.seq() <= seq);
     }
 
     /// Removes every tombstone entry, when all records have been published.
     pub(crate) fn sweep_all(&self) {
-        self.map.retain(|_, slot| slot.live().is_some());
+        self.map.retain(|slot| slot.live().is_some());
     }
 
     /// Whether the newest published record of `key` is the put with `seq` in `segment`.
@@ -310,23 +309,25 @@ impl Keydir {
     /// A sequence number is that of one record, so this compares the exact place: a newer put or a delete, published at
     /// any time before, stays.
     pub(crate) fn relocate(&self, key: &[u8], seq: u64, from: &[u32], to: Location) -> Option<Location> {
-        let mut slot = self.map.get_mut(key)?;
-        let old = slot.live()?;
-        let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
-        if !is_same && !mutant::is(Mutant::RelocateUnconditionally) {
-            return None;
-        }
-        *slot = Slot::new(seq, false, to);
-        Some(old)
+        let relocate = |slot: &mut Slot| {
+            let old = slot.live()?;
+            let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
+            if !is_same && !mutant::is(Mutant::RelocateUnconditionally) {
+                return None;
+            }
+            *slot = Slot::new(seq, false, to);
+            Some(old)
+        };
+        self.map.change(key, relocate)?
     }
 
     /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
-        for entry in &self.map {
-            if let Some(location) = entry.value().live() {
-                each(entry.key().as_slice().len(), location);
+        self.map.for_each(|key, slot| {
+            if let Some(location) = slot.live() {
+                each(key.as_slice().len(), location);
             }
-        }
+        });
     }
 }
 

@@ -89,10 +89,14 @@ mod options;
 mod promise;
 mod read;
 mod recovery;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod schedules;
 mod segment;
 mod stats;
 mod store;
 mod striped;
+mod sync;
 mod trace;
 mod waiters;
 mod wake;

@@ -1,7 +1,7 @@
 //! Known mistakes, to be built in one at a time: tests of the tests.
 //!
 //! Each is a mistake that some store of this kind has made. With the feature `sim` a test can switch one on for the whole
-//! process and must then see the crash tests fail; without it there is nothing to switch and nothing to pay.
+//! process and must then see the crash tests, or the schedules, fail; without it there is nothing to switch and nothing to pay.
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,20 @@ pub enum Mutant {
     RetiredInAnyOrder,
     /// The sequence numbers of records that a compaction has removed may be given out again.
     SpentNumbersForgotten,
+    /// A compaction retires its inputs before it has moved the keys to the copies.
+    InputsRetiredBeforeKeysMoved,
+    /// A compaction moves keys to a copy in a segment that readers cannot find yet.
+    OutputFoundLate,
+    /// A look-up does not mind that a batch is being published.
+    BatchEpochIgnored,
+    /// A retired segment's file may go although it is being read.
+    UnlinkedUnderReader,
+    /// A retired segment's file goes before those that its tombstones hide records of.
+    TombstoneUnlinkedFirst,
+    /// Who waits for a group and comes from another task than before does not look again under the lock.
+    WakerLost,
+    /// The commit task does not look again whether the bell was rung while it turned to it.
+    BellNotHeard,
 }
 
 #[cfg(feature = "sim")]

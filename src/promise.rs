@@ -1,7 +1,9 @@
 //! A value that one task hands to one future, on any executor.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use crate::sync::Mutex;
 
 /// Where the value arrives.
 #[derive(Debug)]

@@ -84,7 +84,7 @@ impl Store {
         Self(Arc::new(Handle(core)))
     }
 
-    fn core(&self) -> &Arc<Core> {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.0
     }
 

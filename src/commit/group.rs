@@ -4,12 +4,13 @@
 //! for. The commit task moves the group through its phases and wakes the waiters of a phase in one loop, outside all
 //! locks. A group that fails tells every one of its waiters the same.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
 use crate::mutant::{self, Mutant};
+use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 use crate::wake;
 
 /// How far a group has come. It begins in the log's buffers, with none of these.
@@ -61,7 +62,9 @@ impl Group {
         }
         let mut waiters = self.lock();
         // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.
-        if let Some(outcome) = self.outcome_with(wait, &waiters) {
+        if let Some(outcome) = self.outcome_with(wait, &waiters)
+            && !mutant::is(Mutant::WakerLost)
+        {
             return Poll::Ready(outcome);
         }
         let old = match waiters.list(wait).get_mut(index) {

@@ -26,6 +26,9 @@ mod linger;
 mod log;
 mod prepared;
 mod rotate;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+pub(crate) mod schedules;
 mod stage;
 mod task;
 

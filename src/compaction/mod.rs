@@ -41,8 +41,7 @@ mod rewrite;
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -55,6 +54,8 @@ use crate::maintenance::Gate;
 use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
@@ -363,12 +364,17 @@ impl Compactor {
         mut replaced: Vec<u32>,
     ) {
         replaced.sort_unstable();
+        let retire_early = mutant::is(Mutant::InputsRetiredBeforeKeysMoved);
+        inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
             let segment = Segment::new(identity.id, identity.salt, identity.first_seq, len, Some(file));
             segment.set_sealed(Some(facts));
             segment.set_hint_bytes(if has_hint_file { hint.len() as u64 } else { 0 });
             let segment = Arc::new(segment);
+            if mutant::is(Mutant::OutputFoundLate) {
+                self.relocate(&segment, &hint, &replaced, &inputs);
+            }
             self.registry.insert(Arc::clone(&segment));
             self.relocate(&segment, &hint, &replaced, &inputs);
         }

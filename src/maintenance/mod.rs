@@ -13,12 +13,9 @@ mod hours;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-use futures_util::task::AtomicWaker;
 
 use crate::compaction::picker::{self, Pick};
 use crate::compaction::{self, Compactor, JobError, Report};
@@ -26,6 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Io, OpFuture};
 use crate::promise::Promise;
 use crate::segment::{Segment, hint_file_name, segment_file_name};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 use crate::trace;
 
 pub(crate) use hint::write_hint_file;

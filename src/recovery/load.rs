@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::{Candidate, Opening};
 use crate::error::Result;
@@ -16,6 +16,7 @@ use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::promise::Promise;
 use crate::segment::{Facts, Found, Scan, Segment, Stop, hint_file_name, segment_file_name};
+use crate::sync::Mutex;
 
 /// Loaders beyond this many find no more work than memory bandwidth.
 const MAX_LOADERS: usize = 8;

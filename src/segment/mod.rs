@@ -8,8 +8,7 @@ mod retired;
 mod scan;
 mod window;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
 pub(crate) use names::{
@@ -23,6 +22,8 @@ pub(crate) use window::ReadAhead;
 
 use crate::format::{Binding, FOOTER_LEN};
 use crate::io::File;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// What is known of a sealed segment that is whole; see [`Segment::facts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

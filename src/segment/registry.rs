@@ -9,11 +9,13 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
-use super::{Retired, Segment, segment_file_name};
+use super::{Retired, Segment, Unlinkable, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
+use crate::mutant::{self, Mutant};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
 #[derive(Default)]
@@ -87,7 +89,10 @@ impl Registry {
     /// Takes `segment`, which no key points at and the MANIFEST does not list, out of the store. Its file goes when its
     /// last reader is gone.
     pub(crate) fn retire(&self, segment: Arc<Segment>) {
-        self.retired.pin(&segment);
+        match mutant::is(Mutant::UnlinkedUnderReader) {
+            true => self.retired.push(Unlinkable::of(&segment)),
+            false => self.retired.pin(&segment),
+        }
         self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&segment.id);
         // Readers that have it keep its file open for as long as they need it.
         if segment.file.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {

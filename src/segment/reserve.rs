@@ -20,11 +20,12 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::RESERVE_FILE;
 use crate::io::{Dir, File, OpenMode};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Less than this is not worth claiming: a block of most file systems.
 const MIN_CLAIM_BYTES: u64 = 4 << 10;

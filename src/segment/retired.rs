@@ -10,12 +10,11 @@
 //! before its newest tombstone is gone, durably: whoever has to do without a MANIFEST finds no put whose tombstone is
 //! missing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use futures_util::task::AtomicWaker;
+use std::sync::{Arc, PoisonError};
 
 use super::Segment;
 use crate::mutant::{self, Mutant};
+use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
 /// Names to be unlinked, and who does it.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +96,8 @@ impl Retired {
             return state.free.iter().max_by_key(|candidate| (candidate.first_seq, candidate.id)).copied();
         }
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
-            other.id != candidate.id && other.first_seq <= candidate.newest_tombstone
+            let is_hidden = other.first_seq <= candidate.newest_tombstone;
+            other.id != candidate.id && is_hidden && !mutant::is(Mutant::TombstoneUnlinkedFirst)
         };
         state
             .free

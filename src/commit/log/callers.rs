@@ -1,8 +1,6 @@
 //! What callers ask of the log: to accept a write, to sync, to wait, to read what is staged, to close.
 
 use std::sync::Arc;
-use std::sync::MutexGuard;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -17,6 +15,8 @@ use crate::io::util::to_usize;
 use crate::options::Durability;
 use crate::promise::Promise;
 use crate::segment::Segment;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 use crate::waiters::Slot;
 use crate::wake;
 

@@ -22,13 +22,11 @@ mod room;
 mod task_side;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::task::AtomicWaker;
 
 use self::room::Room;
 use crate::commit::group::{Group, WaitFor};
@@ -40,6 +38,8 @@ use crate::io::Io;
 use crate::keydir::{Keydir, Location, Published};
 use crate::promise::Promise;
 use crate::segment::{Registry, Segment};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 use crate::waiters::{Slot, Waiters};
 
 /// A group this large is worth a write of its own while a sync is under way.

@@ -1,7 +1,6 @@
 //! What the commit task does with the log: look, take, and say how far things are.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -11,6 +10,8 @@ use crate::commit::group::Phase;
 use crate::commit::stage::{Place, Run, Stage, Taken};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::Watermark;
+use crate::mutant::{self, Mutant};
+use crate::sync::atomic::Ordering;
 use crate::trace;
 use crate::wake;
 
@@ -21,6 +22,9 @@ impl Log {
             return Poll::Ready(());
         }
         self.bell.waker.register(cx.waker());
+        if mutant::is(Mutant::BellNotHeard) {
+            return Poll::Pending;
+        }
         if self.bell.rung.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
     }
 

@@ -1,0 +1,182 @@
+//! The commit queue under a schedule explorer: see [`crate::schedules`].
+
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use shuttle::future::block_on;
+use shuttle::rand::Rng;
+use shuttle::thread;
+
+use super::group::{Group, Phase, WaitFor};
+use super::log::{Accepted, Limits, Log, OfferWait, publish};
+use super::prepared::Prepared;
+use super::stage::{Place, PublishWhen, Taken};
+use crate::error::{Error, ErrorKind, Result};
+use crate::keydir::Keydir;
+use crate::options::Durability;
+use crate::schedules::world::{Image, World};
+use crate::segment::{Registry, Segment};
+use crate::waiters::Slot;
+
+fn failure() -> Error {
+    Error::new(ErrorKind::Poisoned, "the sync failed")
+}
+
+/// Waiters that go on in another task than the one that registered them, and one that never comes back, while their
+/// group is moved on or fails.
+pub(crate) fn one_outcome_for_all() {
+    let group = Arc::new(Group::default());
+    let waiters = [WaitFor::Written, WaitFor::Resolved, WaitFor::Resolved].map(|wait| {
+        let group = Arc::clone(&group);
+        let index = group.register(wait, Waker::noop());
+        thread::spawn(move || block_on(poll_fn(|cx| group.poll(wait, index, cx))).is_ok())
+    });
+    group.register(WaitFor::Resolved, Waker::noop());
+    let fails = shuttle::rand::thread_rng().gen_bool(0.5);
+    group.advance(Phase::Written);
+    if fails {
+        group.fail(failure());
+    } else {
+        group.advance(Phase::Resolved);
+        group.fail(failure());
+    }
+    let [written, first, second] = waiters.map(|waiter| waiter.join().unwrap());
+    assert_eq!((first, second), (!fails, !fails), "two waiters of one group that fails: {fails}");
+    assert!(written || fails, "a group that was resolved has failed for who waited for less");
+}
+
+/// The log, its callers, and a commit task that writes and syncs one group at a time.
+struct Queue {
+    log: Log,
+    keydir: Arc<Keydir>,
+    registry: Arc<Registry>,
+    /// Sequence numbers up to this one were written when the last sync began that has succeeded.
+    synced: AtomicU64,
+}
+
+impl Queue {
+    fn new() -> Self {
+        let world = World::new(&Image::new());
+        let keydir = Arc::new(Keydir::new((1, 2), 2));
+        let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 8));
+        let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
+        registry.insert(Arc::clone(&segment));
+        let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
+        let log = Log::new(Arc::new(world), Arc::clone(&keydir), Arc::clone(&registry), limits, 1);
+        log.set_place(Place { segment, next_offset: 4096, next_ordinal: 0, claimed_end: u64::MAX });
+        Self { log, keydir, registry, synced: AtomicU64::new(0) }
+    }
+
+    /// Puts `key`; when that is acknowledged, returns its sequence number.
+    fn put(&self, key: &[u8], durability: Durability) -> Result<u64> {
+        let op = Prepared::put(Vec::new(), key, b"value");
+        let mut wait = OfferWait::default();
+        match block_on(poll_fn(|cx| self.log.accept(&op, durability, false, &mut wait, cx)))? {
+            Accepted::Waiting(ticket) => block_on(poll_fn(|cx| ticket.poll(cx))).map(|()| ticket.last_seq),
+            Accepted::Done(seq) => Ok(seq),
+            other => panic!("a put is {other:?}"),
+        }
+    }
+
+    /// A put whose caller goes away at once.
+    fn put_and_leave(&self, key: &[u8]) {
+        let op = Prepared::put(Vec::new(), key, b"value");
+        let cx = &Context::from_waker(Waker::noop());
+        let accepted = self.log.accept(&op, Durability::Synced, false, &mut OfferWait::default(), cx);
+        assert!(matches!(accepted, Poll::Ready(Ok(Accepted::Waiting(_)) | Err(_))), "a put is {accepted:?}");
+    }
+
+    /// The commit task, until the close. One sync in eight fails.
+    fn serve(&self) {
+        loop {
+            let demand = self.log.demand(false, 0);
+            let Some(taken) = self.log.take(false) else {
+                if demand.closing {
+                    return;
+                }
+                block_on(poll_fn(|cx| self.log.poll_bell(cx)));
+                continue;
+            };
+            taken.segment.set_written_end(taken.end);
+            self.publish(&taken, PublishWhen::Written);
+            self.log.release_run(&taken);
+            taken.group.advance(Phase::Written);
+            if taken.wants_sync {
+                if shuttle::rand::thread_rng().gen_ratio(1, 8) {
+                    return self.log.end(failure());
+                }
+                thread::yield_now();
+                self.synced.store(taken.last_seq, Ordering::SeqCst);
+                self.log.set_durable(taken.last_seq, taken.end);
+            }
+            self.publish(&taken, PublishWhen::Resolved);
+            self.log.set_resolved(taken.last_seq);
+            taken.group.advance(Phase::Resolved);
+        }
+    }
+
+    fn publish(&self, taken: &Taken, when: PublishWhen) {
+        for publication in taken.publications.iter().filter(|publication| publication.when == when) {
+            publish(&self.keydir, &self.registry, &taken.segment, taken.key(publication), publication);
+        }
+    }
+
+    fn is_seen(&self, key: &[u8]) -> bool {
+        self.keydir.get(key).is_some()
+    }
+}
+
+/// Writers of three durabilities, a sync, a caller that goes away, and a watcher of the log's numbers.
+pub(crate) fn callers_meet_the_task() {
+    let queue = Arc::new(Queue::new());
+    let task = Arc::clone(&queue);
+    let task = thread::spawn(move || task.serve());
+    let (first, second, third, watching) =
+        (Arc::clone(&queue), Arc::clone(&queue), Arc::clone(&queue), Arc::clone(&queue));
+    let callers = [
+        thread::spawn(move || {
+            first.put_and_leave(b"gone");
+            if let Ok(seq) = first.put(b"synced", Durability::Synced) {
+                assert!(first.synced.load(Ordering::SeqCst) >= seq, "acknowledged before its sync");
+                assert!(first.log.durable_seq() >= seq && first.is_seen(b"synced"));
+            }
+        }),
+        thread::spawn(move || {
+            if second.put(b"written", Durability::Written).is_ok() {
+                assert!(second.is_seen(b"written"), "acknowledged, and not seen");
+            }
+            let _ = second.put(b"synced too", Durability::Synced);
+        }),
+        thread::spawn(move || {
+            let Ok(seq) = third.put(b"buffered", Durability::Buffered) else { return };
+            assert!(third.is_seen(b"buffered"), "acknowledged, and not seen");
+            let ticket = third.log.request_sync(Waker::noop());
+            let synced =
+                ticket.and_then(|ticket| ticket.map_or(Ok(()), |ticket| block_on(poll_fn(|cx| ticket.poll(cx)))));
+            if synced.is_ok() {
+                assert!(third.synced.load(Ordering::SeqCst) >= seq, "a sync that does not cover what was accepted");
+                let mut slot = Slot::default();
+                assert!(block_on(poll_fn(|cx| third.log.poll_durable(seq, &mut slot, cx))).is_ok());
+            }
+        }),
+        thread::spawn(move || {
+            let mut last = (0, 0);
+            for _ in 0..3 {
+                let now = (watching.log.durable_seq(), watching.log.resolved_seq());
+                assert!(now.0 >= last.0 && now.1 >= last.1, "durable and resolved went from {last:?} to {now:?}");
+                last = now;
+            }
+        }),
+    ];
+    for caller in callers {
+        caller.join().unwrap();
+    }
+    queue.log.begin_close();
+    task.join().unwrap();
+    if queue.log.ended().is_none() {
+        assert_eq!(queue.log.resolved_seq(), queue.log.next_seq() - 1, "the close has drained everything");
+    }
+}

@@ -1,0 +1,138 @@
+//! The map of the keydir: sharded, each shard behind a lock of its own that is held for one call.
+//!
+//! Two implementations of one interface. [`DashMap`] is the one in use. Its locks are real ones, at which the schedule
+//! explorer could neither switch nor see who waits; under the feature `shuttle` there is a plain one of the explorer's
+//! locks instead, so that what happens under a shard's lock is explored too.
+
+pub(super) use imp::Map;
+
+use super::{Key, KeyedSip, Slot};
+
+#[cfg(not(feature = "shuttle"))]
+mod imp {
+    use dashmap::DashMap;
+    use dashmap::mapref::entry::Entry;
+
+    use super::{Key, KeyedSip, Slot};
+
+    pub(in crate::keydir) struct Map(DashMap<Key, Slot, KeyedSip>);
+
+    impl Map {
+        pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
+            Self(DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, shards))
+        }
+
+        pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
+            self.0.get(key).map(|slot| *slot)
+        }
+
+        /// Runs `change` on the slot of `key`, if there is one.
+        pub(in crate::keydir) fn change<T>(&self, key: &[u8], change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+            self.0.get_mut(key).map(|mut slot| change(&mut slot))
+        }
+
+        /// Runs `change` on the slot of `key`, or inserts `slot` and runs `inserted`, under the shard's lock.
+        pub(in crate::keydir) fn change_or_insert<T>(
+            &self,
+            key: Key,
+            slot: Slot,
+            change: impl FnOnce(&mut Slot) -> T,
+            inserted: impl FnOnce() -> T,
+        ) -> T {
+            match self.0.entry(key) {
+                Entry::Occupied(mut occupied) => change(occupied.get_mut()),
+                Entry::Vacant(vacant) => {
+                    let _guard = vacant.insert(slot);
+                    inserted()
+                }
+            }
+        }
+
+        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(&Slot) -> bool) {
+            self.0.remove_if(key, |_, slot| is_due(slot));
+        }
+
+        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(&Slot) -> bool) {
+            self.0.retain(|_, slot| stays(slot));
+        }
+
+        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&Key, &Slot)) {
+            self.0.iter().for_each(|entry| each(entry.key(), entry.value()));
+        }
+    }
+}
+
+#[cfg(feature = "shuttle")]
+mod imp {
+    use std::collections::HashMap;
+    use std::hash::BuildHasher;
+    use std::sync::PoisonError;
+
+    use super::{Key, KeyedSip, Slot};
+    use crate::sync::RwLock;
+
+    type Shard = RwLock<HashMap<Key, Slot, KeyedSip>>;
+
+    pub(in crate::keydir) struct Map {
+        hasher: KeyedSip,
+        shards: Vec<Shard>,
+    }
+
+    impl Map {
+        pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
+            let shards = (0..shards).map(|_| RwLock::new(HashMap::with_hasher(hasher.clone()))).collect();
+            Self { hasher, shards }
+        }
+
+        fn shard(&self, key: &[u8]) -> &Shard {
+            let hash = crate::io::util::to_usize(self.hasher.hash_one(key));
+            &self.shards[hash % self.shards.len()]
+        }
+
+        pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
+            self.shard(key).read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+        }
+
+        pub(in crate::keydir) fn change<T>(&self, key: &[u8], change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+            let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
+            shard.get_mut(key).map(change)
+        }
+
+        pub(in crate::keydir) fn change_or_insert<T>(
+            &self,
+            key: Key,
+            slot: Slot,
+            change: impl FnOnce(&mut Slot) -> T,
+            inserted: impl FnOnce() -> T,
+        ) -> T {
+            let mut shard = self.shard(key.as_slice()).write().unwrap_or_else(PoisonError::into_inner);
+            match shard.get_mut(key.as_slice()) {
+                Some(occupied) => change(occupied),
+                None => {
+                    shard.insert(key, slot);
+                    inserted()
+                }
+            }
+        }
+
+        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(&Slot) -> bool) {
+            let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
+            if shard.get(key).is_some_and(is_due) {
+                shard.remove(key);
+            }
+        }
+
+        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(&Slot) -> bool) {
+            for shard in &self.shards {
+                shard.write().unwrap_or_else(PoisonError::into_inner).retain(|_, slot| stays(slot));
+            }
+        }
+
+        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&Key, &Slot)) {
+            for shard in &self.shards {
+                let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+                shard.iter().for_each(|(key, slot)| each(key, slot));
+            }
+        }
+    }
+}

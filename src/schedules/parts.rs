@@ -1,0 +1,220 @@
+//! The keydir and the registry of segments by themselves: a few steps each, so that nearly every order is tried.
+
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use shuttle::future::block_on;
+use shuttle::thread;
+
+use super::world::{Image, World};
+use crate::commit::{Limits, Log, Prepared};
+use crate::format::{ALIGN, FOOTER_LEN, RECORD_HEADER_LEN, patch_header, record_len};
+use crate::io::util::write_all;
+use crate::keydir::{Keydir, Location};
+use crate::read::{Lookup, Sources, look_up};
+use crate::segment::{Facts, Registry, Segment, segment_file_name};
+
+const INPUT: u32 = 1;
+const ACTIVE: u32 = 2;
+const OUTPUT: u32 = 3;
+
+fn at(segment: u32, seq: u64) -> Location {
+    Location::new(segment, seq * 64, 8).unwrap()
+}
+
+fn seq_of(keydir: &Keydir, key: &[u8]) -> u64 {
+    keydir.get(key).map_or(0, |entry| entry.seq)
+}
+
+/// Overwrites, a delete and its sweep, against a relocation and sweeps over all keys.
+pub(super) fn records_against_relocation() {
+    let keydir = Arc::new(Keydir::new((1, 2), 2));
+    for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
+        keydir.publish(key, seq, at(INPUT, seq));
+    }
+    let (writer, deleter, compactor) = (Arc::clone(&keydir), Arc::clone(&keydir), Arc::clone(&keydir));
+    let tasks = [
+        thread::spawn(move || {
+            assert!(writer.publish(b"a", 10, at(ACTIVE, 10)).applied);
+            assert_eq!(seq_of(&writer, b"a"), 10, "an acknowledged put is the newest");
+        }),
+        thread::spawn(move || {
+            deleter.bury(b"b", 11);
+            assert_eq!(deleter.get(b"b"), None, "it was deleted");
+            deleter.sweep(b"b", 11);
+            let mut keys = 0;
+            deleter.for_each_location(|_, location| {
+                assert_ne!(location.offset(), at(INPUT, 2).offset(), "a sweep finds a deleted record");
+                keys += 1;
+            });
+            assert_eq!(keys, 2, "a and c were there all the time");
+        }),
+        thread::spawn(move || {
+            for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
+                if compactor.is_newest(key, seq, INPUT) {
+                    compactor.relocate(key, seq, &[INPUT], at(OUTPUT, seq));
+                }
+            }
+        }),
+    ];
+    let mut last = 0;
+    for _ in 0..2 {
+        let now = seq_of(&keydir, b"a");
+        assert!(now >= last.max(1), "a went from {last} to {now}");
+        last = now;
+        assert_eq!(seq_of(&keydir, b"c"), 3);
+    }
+    for task in tasks {
+        task.join().unwrap();
+    }
+    assert_eq!(keydir.get(b"a").map(|entry| entry.location), Some(at(ACTIVE, 10)));
+    assert_eq!(keydir.get(b"c").map(|entry| entry.location), Some(at(OUTPUT, 3)));
+    assert_eq!((keydir.get(b"b"), keydir.len()), (None, 2));
+}
+
+/// Batches that publish two keys, one after the other, against readers of both and a relocation.
+pub(super) fn batches_are_seen_whole() {
+    let keydir = Arc::new(Keydir::new((1, 2), 2));
+    keydir.publish(b"a", 1, at(INPUT, 1));
+    keydir.publish(b"b", 2, at(INPUT, 2));
+    let (writer, compactor) = (Arc::clone(&keydir), Arc::clone(&keydir));
+    let mut tasks = vec![
+        thread::spawn(move || {
+            for first in [10, 20] {
+                writer.atomically(|| {
+                    writer.publish(b"a", first, at(ACTIVE, first));
+                    writer.publish(b"b", first + 1, at(ACTIVE, first + 1));
+                });
+            }
+        }),
+        thread::spawn(move || {
+            for (key, seq) in [(b"a", 1), (b"b", 2)] {
+                compactor.relocate(key, seq, &[INPUT], at(OUTPUT, seq));
+            }
+        }),
+    ];
+    for _ in 0..2 {
+        let reader = Arc::clone(&keydir);
+        tasks.push(thread::spawn(move || {
+            let (first, second) = (seq_of(&reader, b"a"), seq_of(&reader, b"b"));
+            assert!(second > first, "saw a of {first} and then b of {second}");
+        }));
+    }
+    for task in tasks {
+        task.join().unwrap();
+    }
+    assert_eq!((seq_of(&keydir, b"a"), seq_of(&keydir, b"b")), (20, 21));
+}
+
+fn registry_of(world: &World) -> Arc<Registry> {
+    let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 1));
+    // The second one has tombstones that hide records of the first.
+    for (id, first_seq, max_seq, tombstone_bytes) in [(1, 10, 19, 0), (2, 20, 29, record_len(1, 0)), (3, 30, 39, 0)] {
+        let file = world.dir().create(&segment_file_name(id));
+        let segment = Segment::new(id, 7, first_seq, 4096, Some(file));
+        segment.set_sealed(Some(Facts { max_seq, tombstone_bytes }));
+        registry.insert(Arc::new(segment));
+    }
+    registry
+}
+
+/// How often a record moves within one look-up.
+const MOVES: u32 = 3;
+
+/// Segments with a copy of one record each.
+fn copies_of_a_record(world: &World, key: &[u8]) -> Vec<Arc<Segment>> {
+    let mut record = Prepared::put(Vec::new(), key, b"value").bytes;
+    let copy = |id| {
+        let file = world.dir().create(&segment_file_name(id));
+        let end = ALIGN + record.len() as u64 + FOOTER_LEN as u64;
+        let segment = Segment::new(id, 7, 1, end, Some(Arc::clone(&file)));
+        patch_header(&mut record[..RECORD_HEADER_LEN], &segment.binding, ALIGN, 1, 0);
+        block_on(write_all(&*file, vec![Bytes::copy_from_slice(&record)], ALIGN)).unwrap();
+        segment.set_sealed(Some(Facts { max_seq: 1, tombstone_bytes: 0 }));
+        Arc::new(segment)
+    };
+    (1..=MOVES + 1).map(copy).collect()
+}
+
+/// A look-up of a record that moves from segment to segment, each of which is retired when it has left: the last steps
+/// of several compactions without the work that lies between them.
+pub(super) fn a_record_that_moves() {
+    let world = World::new(&Image::new());
+    let keydir = Arc::new(Keydir::new((1, 2), 1));
+    let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 8));
+    let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
+    let log = Log::new(Arc::new(world.clone()), Arc::clone(&keydir), Arc::clone(&registry), limits, 2);
+    let to = |id| Location::new(id, ALIGN, 5).unwrap();
+    let copies = copies_of_a_record(&world, b"k");
+    registry.insert(Arc::clone(&copies[0]));
+    keydir.publish(b"k", 1, to(1));
+    let (moved, segments) = (Arc::clone(&keydir), Arc::clone(&registry));
+    let mover = thread::spawn(move || {
+        for pair in copies.windows(2) {
+            segments.insert(Arc::clone(&pair[1]));
+            assert!(moved.relocate(b"k", 1, &[pair[0].id], to(pair[1].id)).is_some());
+            segments.retire(Arc::clone(&pair[0]));
+        }
+    });
+    let counters = Default::default();
+    let sources = Sources { keydir: &keydir, registry: &registry, log: &log, counters: &counters };
+    match look_up(sources, b"k").expect("the record is somewhere") {
+        Lookup::Ready(value) => assert_eq!(value.as_deref(), Some(&b"value"[..])),
+        // It has its file, and would wait for it.
+        Lookup::Disk(_) => {}
+    }
+    mover.join().unwrap();
+}
+
+/// Waits until it is told that a file can go, and unlinks it, as the maintenance task does.
+fn unlink_two(registry: &Registry) -> Vec<u32> {
+    let mut gone = Vec::new();
+    while gone.len() < 2 {
+        let next = block_on(poll_fn(|cx| {
+            registry.retired.register(cx.waker());
+            registry.retired.next().map_or(Poll::Pending, Poll::Ready)
+        }));
+        registry.dir.unlink(&segment_file_name(next.id)).unwrap();
+        registry.retired.gone(next.id);
+        gone.push(next.id);
+    }
+    gone
+}
+
+/// Two segments are retired while others read them, with one descriptor for all.
+pub(super) fn pins_against_unlinking() {
+    let world = World::new(&Image::new());
+    let registry = registry_of(&world);
+    let readers: Vec<_> = [[1, 2], [2, 1], [2, 3]]
+        .map(|ids| {
+            let (registry, world) = (Arc::clone(&registry), world.clone());
+            thread::spawn(move || {
+                for id in ids {
+                    let Some(segment) = registry.get(id) else { continue };
+                    registry.file(&segment).expect("the file of a segment that is being read");
+                    thread::yield_now();
+                    assert!(world.dir().names().contains(&segment_file_name(id)), "{id} is gone, but being read");
+                }
+            })
+        })
+        .into_iter()
+        .collect();
+    let retiring = Arc::clone(&registry);
+    let maintainer = thread::spawn(move || {
+        for id in [2, 1] {
+            let segment = retiring.get(id).unwrap();
+            retiring.retire(segment);
+            assert!(retiring.get(id).is_none(), "{id} is found after it was retired");
+        }
+        unlink_two(&retiring)
+    });
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    let gone = maintainer.join().unwrap();
+    assert_eq!(registry.retired.bytes(), 0, "nothing is left to be unlinked");
+    assert_eq!(gone, [1, 2], "a tombstone went before what it hides");
+}
