@@ -75,6 +75,14 @@ pub(crate) struct Published {
     pub(crate) replaced: Option<Location>,
 }
 
+/// A put that was copied, and where its copy lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Move<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) seq: u64,
+    pub(crate) to: Location,
+}
+
 /// A key: up to 22 bytes in place, longer ones on the heap.
 #[derive(Clone)]
 pub(crate) enum Key {
@@ -298,27 +306,45 @@ impl Keydir {
         self.map.retain(|slot| slot.live().is_some());
     }
 
-    /// Whether the newest published record of `key` is the put with `seq` in `segment`.
-    pub(crate) fn is_newest(&self, key: &[u8], seq: u64, segment: u32) -> bool {
-        self.get_ungated(key).is_some_and(|entry| entry.seq == seq && entry.location.segment == segment)
+    /// Of each put, by key and sequence number, whether it is the newest published record of its key and lies in `segment`.
+    ///
+    /// Many at a time: in a large keydir each look-up misses the cache, and those under one lock can do so together.
+    pub(crate) fn are_newest(&self, puts: &[(&[u8], u64)], segment: u32) -> Vec<bool> {
+        let hashes: Vec<u64> = puts.iter().map(|(key, _)| self.hash(key)).collect();
+        let mut newest = vec![false; puts.len()];
+        self.map.get_many(
+            &hashes,
+            |index| puts[index].0,
+            |index, slot| {
+                newest[index] = slot.is_some_and(|slot| {
+                    slot.seq() == puts[index].1 && slot.live().is_some_and(|live| live.segment == segment)
+                });
+            },
+        );
+        newest
     }
 
-    /// Lets `key` point at a copy of its record: only if its newest published record is still the put with `seq`, in one
-    /// of the segments `from` (ascending). Returns where it was.
+    /// Lets keys point at copies of their records: each only if its newest published record is still the put that was
+    /// copied, in one of the segments `from` (ascending). Tells `moved` the index of each move that was made, and where
+    /// the record was. `moved` is called under a shard's lock and must be quick.
     ///
     /// A sequence number is that of one record, so this compares the exact place: a newer put or a delete, published at
     /// any time before, stays.
-    pub(crate) fn relocate(&self, key: &[u8], seq: u64, from: &[u32], to: Location) -> Option<Location> {
-        let relocate = |slot: &mut Slot| {
-            let old = slot.live()?;
-            let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
-            if !is_same && !mutant::is(Mutant::RelocateUnconditionally) {
-                return None;
-            }
-            *slot = Slot::new(seq, false, to);
-            Some(old)
-        };
-        self.map.change(key, relocate)?
+    pub(crate) fn relocate(&self, moves: &[Move<'_>], from: &[u32], mut moved: impl FnMut(usize, Location)) {
+        let hashes: Vec<u64> = moves.iter().map(|it| self.hash(it.key)).collect();
+        self.map.change_many(
+            &hashes,
+            |index| moves[index].key,
+            |index, slot| {
+                let Move { seq, to, .. } = moves[index];
+                let Some(old) = slot.live() else { return };
+                let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
+                if is_same || mutant::is(Mutant::RelocateUnconditionally) {
+                    *slot = Slot::new(seq, false, to);
+                    moved(index, old);
+                }
+            },
+        );
     }
 
     /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
@@ -379,17 +405,47 @@ mod tests {
     fn only_the_very_record_is_relocated() {
         let keydir = keydir();
         let to = Location::new(9, 512, 10).unwrap();
+        let relocate = |key: &[u8], seq, from: &[u32], to| {
+            let mut was = None;
+            keydir.relocate(&[Move { key, seq, to }], from, |_, old| was = Some(old));
+            was
+        };
+        let is_newest = |seq, segment| keydir.are_newest(&[(b"k", seq)], segment) == [true];
         keydir.publish(b"k", 5, at(8));
         for (what, seq, from) in [("an older one", 4, &[1][..]), ("a newer one", 6, &[1]), ("elsewhere", 5, &[2, 3])] {
-            assert_eq!(keydir.relocate(b"k", seq, from, to), None, "{what}");
+            assert_eq!(relocate(b"k", seq, from, to), None, "{what}");
         }
-        assert_eq!(keydir.relocate(b"none", 5, &[1], to), None);
-        assert!(keydir.is_newest(b"k", 5, 1) && !keydir.is_newest(b"k", 5, 2) && !keydir.is_newest(b"k", 4, 1));
-        assert_eq!(keydir.relocate(b"k", 5, &[1, 2], to), Some(at(8)));
+        assert_eq!(relocate(b"none", 5, &[1], to), None);
+        assert!(is_newest(5, 1) && !is_newest(5, 2) && !is_newest(4, 1));
+        assert_eq!(relocate(b"k", 5, &[1, 2], to), Some(at(8)));
         assert_eq!(keydir.get(b"k"), Some(Entry { seq: 5, location: to }));
         keydir.bury(b"k", 6);
-        assert_eq!(keydir.relocate(b"k", 6, &[0, 9], at(8)), None, "a tombstone is nowhere");
+        assert_eq!(relocate(b"k", 6, &[0, 9], at(8)), None, "a tombstone is nowhere");
+        assert!(!is_newest(6, 0));
         assert_eq!(keydir.len(), 0);
+    }
+
+    #[test]
+    fn many_look_ups_find_what_single_ones_do() {
+        let keydir = keydir();
+        let keys: Vec<Vec<u8>> = (0..5000_u32).map(|number| format!("key-{number}").into_bytes()).collect();
+        for (seq, key) in (1..).zip(&keys).filter(|(seq, _)| seq % 3 != 0) {
+            keydir.publish(key, seq, at(seq * 8));
+        }
+        let puts: Vec<(&[u8], u64)> = keys.iter().map(Vec::as_slice).zip(1..).collect();
+        let expected: Vec<bool> = puts.iter().map(|(key, _)| keydir.get(key).is_some()).collect();
+        assert_eq!(keydir.are_newest(&puts, 1), expected);
+        let to = |seq: u64| Location::new(2, seq * 16, 10).unwrap();
+        let moves: Vec<_> = puts.iter().map(|&(key, seq)| Move { key, seq, to: to(seq) }).collect();
+        let mut moved = vec![false; keys.len()];
+        keydir.relocate(&moves, &[1], |index, old| {
+            assert_eq!(old, at((index as u64 + 1) * 8));
+            moved[index] = true;
+        });
+        assert_eq!(moved, expected);
+        for (key, seq) in puts.iter().filter(|(_, seq)| seq % 3 != 0) {
+            assert_eq!(keydir.get(key), Some(Entry { seq: *seq, location: to(*seq) }));
+        }
     }
 
     #[test]

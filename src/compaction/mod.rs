@@ -47,9 +47,9 @@ use std::time::Duration;
 
 use crate::commit::{CommitCounters, Log, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HintReader, ManifestSegment, RecordKind, record_len};
+use crate::format::{HintReader, ManifestSegment, RecordKind};
 use crate::io::Io;
-use crate::keydir::{Keydir, Location};
+use crate::keydir::{Keydir, Location, Move};
 use crate::maintenance::Gate;
 use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
@@ -60,6 +60,9 @@ use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
 use rewrite::Rewrite;
+
+/// Keys that are moved to their copies at a time.
+const MOVES: usize = 4096;
 
 /// What the options say about it.
 #[derive(Clone, Copy, Debug)]
@@ -386,17 +389,28 @@ impl Compactor {
     fn relocate(&self, output: &Segment, hint: &[u8], replaced: &[u32], inputs: &[Arc<Segment>]) {
         // It was made in memory a moment ago, by the rules it is read by.
         let Ok((_, entries)) = HintReader::new(hint) else { return };
+        let mut moves = Vec::with_capacity(MOVES);
         for entry in entries.flatten().filter(|entry| entry.kind == RecordKind::Put) {
             let Some(to) = Location::new(output.id, entry.offset, entry.value_len) else { continue };
-            let len = record_len(entry.key.len(), entry.value_len as usize);
-            if let Some(from) = self.keydir.relocate(entry.key, entry.seq, replaced, to) {
-                if !mutant::is(Mutant::CopiesNotCounted) {
-                    output.add_live(len);
-                }
-                if let Some(input) = inputs.iter().find(|input| input.id == from.segment) {
-                    input.remove_live(len);
-                }
+            moves.push(Move { key: entry.key, seq: entry.seq, to });
+            if moves.len() == MOVES {
+                self.make_moves(&moves, output, replaced, inputs);
+                moves.clear();
             }
+        }
+        self.make_moves(&moves, output, replaced, inputs);
+    }
+
+    fn make_moves(&self, moves: &[Move<'_>], output: &Segment, replaced: &[u32], inputs: &[Arc<Segment>]) {
+        // Where the records were, with their lengths; summed up outside the locks.
+        let mut moved = Vec::with_capacity(moves.len());
+        self.keydir
+            .relocate(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
+        if !mutant::is(Mutant::CopiesNotCounted) {
+            output.add_live(moved.iter().map(|(_, len)| len).sum());
+        }
+        for input in inputs {
+            input.remove_live(moved.iter().filter(|(id, _)| *id == input.id).map(|(_, len)| len).sum());
         }
     }
 
@@ -427,10 +441,17 @@ impl Compactor {
 
     /// Waits as long as a job must that has moved so many bytes.
     async fn pace(&self, bytes: u64, gate: &Gate<'_>) -> std::result::Result<(), JobError> {
-        let wait = {
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.as_mut().map_or(Duration::ZERO, |pace| pace.spend(bytes, self.sync_time(), self.io.now()))
-        };
+        let now = self.io.now();
+        let is_time = self.with_pace(|pace| pace.wants_backlog(now)) == Some(true);
+        if is_time {
+            let dead_part = view(&self.registry).dead_part();
+            self.with_pace(|pace| pace.set_backlog(dead_part, self.settings.policy.trigger));
+        }
+        let wait = self.with_pace(|pace| pace.spend(bytes, self.sync_time(), now)).unwrap_or_default();
         if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }
+    }
+
+    fn with_pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> Option<T> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(with)
     }
 }

@@ -23,6 +23,9 @@ const SLOWEST: f64 = 1.0 / 16.0;
 /// Bytes that may go at once after a pause, as time at the current rate.
 const BURST: Duration = Duration::from_millis(50);
 
+/// How often the backlog is looked at within a job.
+const BACKLOG_INTERVAL: Duration = Duration::from_millis(200);
+
 /// The rate of one compaction job.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
@@ -35,12 +38,29 @@ pub(super) struct Pace {
     calm_sync: Duration,
     /// When the bytes so far are paid for.
     paid_until: Duration,
+    /// When the backlog is to be looked at again.
+    look_again: Duration,
 }
 
 impl Pace {
     /// A job that begins at `now`, with syncs that have taken `calm_sync` lately.
     pub(super) fn new(limit: Option<u64>, dead_part: f64, trigger: f64, calm_sync: Duration, now: Duration) -> Self {
-        Self { limit, share: 1.0, urgency: urgency(dead_part, trigger), calm_sync, paid_until: now }
+        let (share, urgency, look_again) = (1.0, urgency(dead_part, trigger), now + BACKLOG_INTERVAL);
+        Self { limit, share, urgency, calm_sync, paid_until: now, look_again }
+    }
+
+    /// Whether it is time to look at the backlog again.
+    pub(super) fn wants_backlog(&mut self, now: Duration) -> bool {
+        let is_time = now >= self.look_again;
+        if is_time {
+            self.look_again = now + BACKLOG_INTERVAL;
+        }
+        is_time
+    }
+
+    /// So large a part is dead now.
+    pub(super) fn set_backlog(&mut self, dead_part: f64, trigger: f64) {
+        self.urgency = urgency(dead_part, trigger);
     }
 
     /// The job has moved `bytes`, and syncs take `sync` now: how long it has to wait.
@@ -107,6 +127,15 @@ mod tests {
         assert!(relieved < Duration::from_millis(10_100), "and {relieved:?} when they were as short as before");
         let noise = move_bytes(&mut calm(Some(10 * MIB)), 100 * MIB, Duration::from_micros(480));
         assert!(noise < Duration::from_millis(10_100), "a little longer is noise: {noise:?}");
+    }
+
+    #[test]
+    fn a_backlog_that_grows_within_a_job_lifts_the_limit() {
+        let mut pace = calm(Some(10 * MIB));
+        assert!(!pace.wants_backlog(Duration::from_millis(199)) && pace.wants_backlog(Duration::from_millis(200)));
+        assert!(!pace.wants_backlog(Duration::from_millis(399)) && pace.wants_backlog(Duration::from_millis(400)));
+        pace.set_backlog(0.9, 0.5);
+        assert_eq!(move_bytes(&mut pace, 100 * MIB, Duration::from_micros(300)), Duration::ZERO);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From old segments to new ones: reads in large steps, verifies every record, and copies what must be kept.
 //!
-//! What must be kept is decided for each record by itself, when it is read ([`Keep`]):
+//! What must be kept is decided for each record by itself, when it is read:
 //!
 //! - a put, if the keydir points at this very record;
 //! - a tombstone, unless no segment outside this job can hold a record that it hides;
@@ -32,26 +32,13 @@ const READS_AHEAD: usize = 2;
 /// Bytes of a large value copied at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Which records are copied.
-#[derive(Clone, Copy)]
-pub(super) struct Keep<'a> {
-    pub(super) compactor: &'a Compactor,
-    /// Tombstones with a smaller sequence number hide nothing outside the job.
-    pub(super) tombstones_go_below: u64,
-}
-
-impl Keep<'_> {
-    fn keeps(&self, record: &Stored<'_>, segment: u32) -> bool {
-        match record.header.kind {
-            RecordKind::Put if mutant::is(Mutant::BusyKeySkipped) && self.compactor.log.is_unresolved(record.key) => {
-                false
-            }
-            RecordKind::Put => self.compactor.keydir.is_newest(record.key, record.header.seq, segment),
-            RecordKind::Tombstone => {
-                record.header.seq >= self.tombstones_go_below && !mutant::is(Mutant::TombstoneDropped)
-            }
-            RecordKind::Batch | RecordKind::Watermark | RecordKind::Footer => false,
-        }
+/// Whether the record may have to be kept. Of a put the keydir has the last word; a tombstone with a smaller sequence
+/// number than `tombstones_go_below` hides nothing outside the job.
+fn may_keep(record: &Stored<'_>, tombstones_go_below: u64) -> bool {
+    match record.header.kind {
+        RecordKind::Put => true,
+        RecordKind::Tombstone => record.header.seq >= tombstones_go_below && !mutant::is(Mutant::TombstoneDropped),
+        RecordKind::Batch | RecordKind::Watermark | RecordKind::Footer => false,
     }
 }
 
@@ -68,8 +55,17 @@ struct Copied {
     header: RecordHeader,
     /// Where it begins in the step's bytes.
     at: usize,
+    /// How many of these are its.
+    len: usize,
     /// Where it begins in its segment, if it is so large that only its header and key are among the bytes.
     large_at: Option<u64>,
+}
+
+impl Copied {
+    fn key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let start = self.at + RECORD_HEADER_LEN;
+        bytes.get(start..start + usize::from(self.header.key_len)).unwrap_or_default()
+    }
 }
 
 impl Step {
@@ -86,14 +82,38 @@ impl Step {
                 Some(record.offset)
             }
         };
-        self.records.push(Copied { header: record.header, at, large_at });
+        self.records.push(Copied { header: record.header, at, len: self.bytes.len() - at, large_at });
+    }
+
+    /// Drops the puts of `segment` that no key points at, and closes the gaps.
+    fn drop_dead(&mut self, compactor: &Compactor, segment: u32) {
+        let bytes = &self.bytes;
+        let puts = self.records.iter().filter(|record| record.header.kind == RecordKind::Put);
+        let puts: Vec<(&[u8], u64)> = puts.map(|record| (record.key(bytes), record.header.seq)).collect();
+        let mut alive = compactor.keydir.are_newest(&puts, segment);
+        if mutant::is(Mutant::BusyKeySkipped) {
+            let is_busy = puts.iter().map(|(key, _)| compactor.log.is_unresolved(key));
+            alive.iter_mut().zip(is_busy).for_each(|(alive, is_busy)| *alive &= !is_busy);
+        }
+        let mut alive = alive.into_iter();
+        let (bytes, mut end) = (&mut self.bytes, 0);
+        self.records.retain_mut(|record| {
+            let stays = record.header.kind != RecordKind::Put || alive.next().unwrap_or(true);
+            if stays {
+                bytes.copy_within(record.at..record.at + record.len, end);
+                record.at = end;
+                end += record.len;
+            }
+            stays
+        });
+        self.bytes.truncate(end);
     }
 }
 
 /// One job's copying.
 pub(super) struct Rewrite<'a> {
     pub(super) compactor: &'a Compactor,
-    pub(super) keep: Keep<'a>,
+    tombstones_go_below: u64,
     pub(super) first_seq: u64,
     pub(super) open: Option<Output>,
     pub(super) finished: Vec<Finished>,
@@ -102,14 +122,7 @@ pub(super) struct Rewrite<'a> {
 
 impl<'a> Rewrite<'a> {
     pub(super) fn new(compactor: &'a Compactor, first_seq: u64, tombstones_go_below: u64) -> Self {
-        Self {
-            compactor,
-            keep: Keep { compactor, tombstones_go_below },
-            first_seq,
-            open: None,
-            finished: Vec::new(),
-            report: Report::default(),
-        }
+        Self { compactor, tombstones_go_below, first_seq, open: None, finished: Vec::new(), report: Report::default() }
     }
 
     /// Copies what `segment` has to keep. All of it is read and verified, whatever it holds.
@@ -125,9 +138,9 @@ impl<'a> Rewrite<'a> {
         while !is_over {
             gate.pass().await?;
             let (mut step, before) = (Step::default(), scan.bytes_read());
-            let keep = self.keep;
+            let tombstones_go_below = self.tombstones_go_below;
             let ran = scan.run_raw(STEP_BYTES, |record| {
-                if keep.keeps(&record, segment.id) {
+                if may_keep(&record, tombstones_go_below) {
                     step.take(&record);
                 } else if record.header.kind == RecordKind::Tombstone {
                     step.tombstones_dropped += 1;
@@ -138,6 +151,7 @@ impl<'a> Rewrite<'a> {
                 Ok(Err(stop)) => return Err(JobError::damaged(segment, stop.offset, &stop.error.to_string())),
                 Err(error) => return Err(fail("read a segment", error)),
             };
+            step.drop_dead(self.compactor, segment.id);
             let read = scan.bytes_read() - before;
             self.report.bytes_read += read;
             self.report.tombstones_dropped += step.tombstones_dropped;
@@ -159,8 +173,7 @@ impl<'a> Rewrite<'a> {
         let before = self.report.bytes_written;
         // What was written of the step's bytes has left them, so places in them count from here.
         let mut gone = 0;
-        let mut rest = records.into_iter().peekable();
-        while let Some(Copied { header, at, large_at }) = rest.next() {
+        for Copied { header, at, len, large_at } in records {
             let is_full = |open: &Output| !open.has_room(header.record_len(), self.compactor.settings.segment_bytes);
             if self.open.as_ref().is_none_or(is_full) {
                 self.write(bytes.split_to(at - gone)).await?;
@@ -168,7 +181,7 @@ impl<'a> Rewrite<'a> {
                 self.finish_output().await?;
                 self.start_output().await?;
             }
-            let end = rest.peek().map_or(gone + bytes.len(), |next| next.at);
+            let end = at + len;
             let Some(open) = &mut self.open else { continue };
             let key = RECORD_HEADER_LEN..RECORD_HEADER_LEN + usize::from(header.key_len);
             open.place(&header, bytes.get_mut(at - gone..end - gone).unwrap_or_default(), key);

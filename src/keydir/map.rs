@@ -14,6 +14,10 @@ mod imp {
     use dashmap::mapref::entry::Entry;
 
     use super::{Key, KeyedSip, Slot};
+    use crate::io::util::to_usize;
+
+    /// Look-ups under one hold of a shard's lock: a few microseconds.
+    const LOCKED_LOOKUPS: usize = 32;
 
     pub(in crate::keydir) struct Map(DashMap<Key, Slot, KeyedSip>);
 
@@ -44,6 +48,58 @@ mod imp {
                 Entry::Vacant(vacant) => {
                     let _guard = vacant.insert(slot);
                     inserted()
+                }
+            }
+        }
+
+        /// Calls `each` with the index of every key and its slot, if it has one, a shard at a time.
+        pub(in crate::keydir) fn get_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            mut each: impl FnMut(usize, Option<&Slot>),
+        ) {
+            self.shard_by_shard(hashes, |shard, indices| {
+                let Some(shard) = self.0.shards().get(shard) else { return };
+                let table = shard.read();
+                for &(_, index) in indices {
+                    let hash = hashes.get(index).copied().unwrap_or_default();
+                    let found = table.get(hash, |(candidate, _)| candidate.as_slice() == key(index));
+                    each(index, found.map(|(_, slot)| slot.get()));
+                }
+            });
+        }
+
+        /// Runs `change` on the slot of every key that has one, a shard at a time.
+        pub(in crate::keydir) fn change_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            mut change: impl FnMut(usize, &mut Slot),
+        ) {
+            self.shard_by_shard(hashes, |shard, indices| {
+                let Some(shard) = self.0.shards().get(shard) else { return };
+                let mut table = shard.write();
+                for &(_, index) in indices {
+                    let hash = hashes.get(index).copied().unwrap_or_default();
+                    let found = table.get_mut(hash, |(candidate, _)| candidate.as_slice() == key(index));
+                    if let Some((_, slot)) = found {
+                        change(index, slot.get_mut());
+                    }
+                }
+            });
+        }
+
+        /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
+        /// shard for longer than that takes.
+        fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[(usize, usize)])) {
+            let shard_of = |hash: u64| self.0.determine_shard(to_usize(hash));
+            let mut order: Vec<(usize, usize)> =
+                hashes.iter().enumerate().map(|(index, &hash)| (shard_of(hash), index)).collect();
+            order.sort_unstable();
+            for of_one_shard in order.chunk_by(|(one, _), (other, _)| one == other) {
+                for indices in of_one_shard.chunks(LOCKED_LOOKUPS) {
+                    some(indices.first().map_or(0, |(shard, _)| *shard), indices);
                 }
             }
         }
@@ -112,6 +168,26 @@ mod imp {
                     shard.insert(key, slot);
                     inserted()
                 }
+            }
+        }
+
+        pub(in crate::keydir) fn get_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            mut each: impl FnMut(usize, Option<&Slot>),
+        ) {
+            (0..hashes.len()).for_each(|index| each(index, self.get(key(index)).as_ref()));
+        }
+
+        pub(in crate::keydir) fn change_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            mut change: impl FnMut(usize, &mut Slot),
+        ) {
+            for index in 0..hashes.len() {
+                self.change(key(index), |slot| change(index, slot));
             }
         }
 

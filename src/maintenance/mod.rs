@@ -1,6 +1,6 @@
 //! The maintenance task: what sealed segments need, on a thread of its own, so that no writer ever waits for it.
 //!
-//! It writes hint files, compacts, and removes the files of segments that were compacted away. One thing at a time, in
+//! It compacts, removes the files of segments that were compacted away, and writes hint files. One thing at a time, in
 //! this order of urgency; a compaction job runs to its end before the next thing, or is told to stop.
 //!
 //! Callers reach it through [`Maintenance`]: a mutex that is held for a few instructions, never across an await. Errors
@@ -90,7 +90,10 @@ impl Maintenance {
 
     /// Queues a segment that was sealed.
     pub(crate) fn push(&self, segment: &Segment) {
-        self.tell(|state| state.sealed.push_back(segment.id));
+        self.tell(|state| {
+            state.sealed.push_back(segment.id);
+            state.look = true;
+        });
     }
 
     /// Asks for a compaction of the `segments`, or of all of them.
@@ -226,7 +229,6 @@ impl Maintainer {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
                         let _ = hint::write_hint(registry, &segment, self.compactor.store_id).await;
                     }
-                    self.look = true;
                 }
                 Event::Unlink => self.unlink(),
                 Event::Compact(request) => {
@@ -255,27 +257,30 @@ impl Maintainer {
         self.shared.waker.register(cx.waker());
         retired.register(cx.waker());
         let now = self.compactor.io.now();
-        let (may_begin, look) = {
+        let (may_begin, request) = {
             let mut state = self.shared.lock();
-            if let Some(id) = state.sealed.pop_front() {
-                return Poll::Ready(Some(Event::Hint(id)));
-            }
-            if state.stop {
-                return Poll::Ready(Some(Event::Stop));
-            }
+            self.look |= std::mem::take(&mut state.look);
             let may_begin = !state.closing && !state.paused;
-            if may_begin && let Some(request) = state.requests.pop_front() {
-                return Poll::Ready(Some(Event::Compact(request)));
-            }
-            (may_begin, std::mem::take(&mut state.look))
+            (may_begin, if may_begin { state.requests.pop_front() } else { None })
         };
-        self.look |= look;
+        if let Some(request) = request {
+            return Poll::Ready(Some(Event::Compact(request)));
+        }
         if now >= self.no_unlink_before && retired.has_next() {
             return Poll::Ready(Some(Event::Unlink));
         }
+        // Before hints: of a segment that writers overwrite as fast as this, nobody will need one.
         if may_begin && self.look && self.wait_until_allowed().is_zero() {
             return Poll::Ready(Some(Event::Look));
         }
+        let mut state = self.shared.lock();
+        if let Some(id) = state.sealed.pop_front() {
+            return Poll::Ready(Some(Event::Hint(id)));
+        }
+        if state.stop {
+            return Poll::Ready(Some(Event::Stop));
+        }
+        drop(state);
         match timer {
             Some(timer) => timer.as_mut().poll(cx).map(|()| None),
             None => Poll::Pending,

@@ -13,7 +13,7 @@ use super::world::{Image, World};
 use crate::commit::{Limits, Log, Prepared};
 use crate::format::{ALIGN, FOOTER_LEN, RECORD_HEADER_LEN, patch_header, record_len};
 use crate::io::util::write_all;
-use crate::keydir::{Keydir, Location};
+use crate::keydir::{Keydir, Location, Move};
 use crate::read::{Lookup, Sources, look_up};
 use crate::segment::{Facts, Registry, Segment, segment_file_name};
 
@@ -32,7 +32,7 @@ fn seq_of(keydir: &Keydir, key: &[u8]) -> u64 {
 /// Overwrites, a delete and its sweep, against a relocation and sweeps over all keys.
 pub(super) fn records_against_relocation() {
     let keydir = Arc::new(Keydir::new((1, 2), 2));
-    for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
+    for (key, seq) in [(&b"a"[..], 1), (b"b", 2), (b"c", 3)] {
         keydir.publish(key, seq, at(INPUT, seq));
     }
     let (writer, deleter, compactor) = (Arc::clone(&keydir), Arc::clone(&keydir), Arc::clone(&keydir));
@@ -53,9 +53,9 @@ pub(super) fn records_against_relocation() {
             assert_eq!(keys, 2, "a and c were there all the time");
         }),
         thread::spawn(move || {
-            for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
-                if compactor.is_newest(key, seq, INPUT) {
-                    compactor.relocate(key, seq, &[INPUT], at(OUTPUT, seq));
+            for (key, seq) in [(&b"a"[..], 1), (b"b", 2), (b"c", 3)] {
+                if compactor.are_newest(&[(key, seq)], INPUT) == [true] {
+                    compactor.relocate(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
                 }
             }
         }),
@@ -91,8 +91,8 @@ pub(super) fn batches_are_seen_whole() {
             }
         }),
         thread::spawn(move || {
-            for (key, seq) in [(b"a", 1), (b"b", 2)] {
-                compactor.relocate(key, seq, &[INPUT], at(OUTPUT, seq));
+            for (key, seq) in [(&b"a"[..], 1), (b"b", 2)] {
+                compactor.relocate(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
             }
         }),
     ];
@@ -155,7 +155,9 @@ pub(super) fn a_record_that_moves() {
     let mover = thread::spawn(move || {
         for pair in copies.windows(2) {
             segments.insert(Arc::clone(&pair[1]));
-            assert!(moved.relocate(b"k", 1, &[pair[0].id], to(pair[1].id)).is_some());
+            let mut was = None;
+            moved.relocate(&[Move { key: b"k", seq: 1, to: to(pair[1].id) }], &[pair[0].id], |_, old| was = Some(old));
+            assert!(was.is_some());
             segments.retire(Arc::clone(&pair[0]));
         }
     });
