@@ -3,7 +3,7 @@
 //! It runs on the maintenance task, beside the commit task and without a lock that a reader or writer would wait for.
 //!
 //! - [`picker`] — which segments, as a pure function.
-//! - [`rewrite`] — which records, and copying them.
+//! - [`rewrite`] — which records, and copying them; [`copying`] — on how many threads.
 //! - [`output`] — the new segments.
 //! - [`pace`] — how fast.
 //! - here — a job from its beginning to the moment when the new segments have taken the old ones' place.
@@ -34,6 +34,7 @@
 //!
 //! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
 
+mod copying;
 mod output;
 mod pace;
 pub(crate) mod picker;
@@ -56,10 +57,10 @@ use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hi
 use crate::stats::CompactionReport;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use copying::{Copied, Terms, copy_all};
 use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
-use rewrite::Rewrite;
 
 /// Keys that are moved to their copies at a time.
 const MOVES: usize = 4096;
@@ -235,7 +236,7 @@ impl Compactor {
     }
 
     /// Does one job; whatever happens, the store is as before or as after it.
-    pub(crate) async fn compact(&self, pick: &Pick, gate: &Gate<'_>) -> std::result::Result<Report, JobError> {
+    pub(crate) async fn compact(self: &Arc<Self>, pick: &Pick, gate: &Gate) -> std::result::Result<Report, JobError> {
         let (mut inputs, unread) = (self.segments(&pick.rewrite), self.segments(&pick.unread));
         inputs.sort_by_key(|segment| (segment.first_seq, segment.id));
         self.begin_pace();
@@ -245,17 +246,13 @@ impl Compactor {
             false => self.log.resolved_seq() + 1,
         };
         let inside: Vec<u32> = inputs.iter().chain(&unread).map(|segment| segment.id).collect();
-        let mut rewrite = Rewrite::new(self, first_seq, view(&self.registry).tombstones_go_below(&inside));
-        let copied = self.copy_all(&inputs, &mut rewrite, gate).await;
-        let finished = std::mem::take(&mut rewrite.finished);
-        let mut report = rewrite.report;
-        let listed = match copied {
+        let terms = Terms { first_seq, tombstones_go_below: view(&self.registry).tombstones_go_below(&inside) };
+        let Copied { finished, unfinished, mut report, result } = copy_all(self, &inputs, terms, gate).await;
+        let listed = match result {
             Ok(()) => self.install(&finished, &inputs, &unread, gate).await,
             Err(error) => Err(error),
         };
-        if let Some(open) = rewrite.open.take() {
-            self.remove(open.id());
-        }
+        unfinished.iter().for_each(|&id| self.remove(id));
         if let Err(error) = listed {
             if !matches!(error, JobError::Fatal(_)) {
                 finished.iter().for_each(|output| self.remove(output.identity.id));
@@ -274,28 +271,13 @@ impl Compactor {
         ids.iter().filter_map(|&id| self.registry.get(id)).collect()
     }
 
-    async fn copy_all(
-        &self,
-        inputs: &[Arc<Segment>],
-        rewrite: &mut Rewrite<'_>,
-        gate: &Gate<'_>,
-    ) -> std::result::Result<(), JobError> {
-        for input in inputs {
-            let copied = rewrite.copy(input, gate).await;
-            if !mutant::is(Mutant::InputErrorIsEnd) {
-                copied?;
-            }
-        }
-        rewrite.finish_output().await
-    }
-
     /// Makes the outputs the live segments, on disk.
     async fn install(
         &self,
         finished: &[Finished],
         inputs: &[Arc<Segment>],
         unread: &[Arc<Segment>],
-        gate: &Gate<'_>,
+        gate: &Gate,
     ) -> std::result::Result<(), JobError> {
         gate.pass().await?;
         if !mutant::is(Mutant::OverwrittenByTheUndurable) {
@@ -440,7 +422,7 @@ impl Compactor {
     }
 
     /// Waits as long as a job must that has moved so many bytes.
-    async fn pace(&self, bytes: u64, gate: &Gate<'_>) -> std::result::Result<(), JobError> {
+    async fn pace(&self, bytes: u64, gate: &Gate) -> std::result::Result<(), JobError> {
         let now = self.io.now();
         let is_time = self.with_pace(|pace| pace.wants_backlog(now)) == Some(true);
         if is_time {
@@ -449,6 +431,11 @@ impl Compactor {
         }
         let wait = self.with_pace(|pace| pace.spend(bytes, self.sync_time(), now)).unwrap_or_default();
         if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }
+    }
+
+    /// Whether the job at hand may go as fast as it can.
+    fn is_unlimited(&self) -> bool {
+        self.with_pace(|pace| pace.is_unlimited()) == Some(true)
     }
 
     fn with_pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> Option<T> {

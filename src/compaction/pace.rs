@@ -49,6 +49,11 @@ impl Pace {
         Self { limit, share, urgency, calm_sync, paid_until: now, look_again }
     }
 
+    /// Whether there is no limit at present.
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.limit.is_none() || self.urgency.is_none()
+    }
+
     /// Whether it is time to look at the backlog again.
     pub(super) fn wants_backlog(&mut self, now: Duration) -> bool {
         let is_time = now >= self.look_again;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::copying::Terms;
 use super::output::{Finished, Identity, Output};
 use super::{Compactor, Gate, JobError, Report};
 use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
@@ -113,20 +114,19 @@ impl Step {
 /// One job's copying.
 pub(super) struct Rewrite<'a> {
     pub(super) compactor: &'a Compactor,
-    tombstones_go_below: u64,
-    pub(super) first_seq: u64,
+    terms: Terms,
     pub(super) open: Option<Output>,
     pub(super) finished: Vec<Finished>,
     pub(super) report: Report,
 }
 
 impl<'a> Rewrite<'a> {
-    pub(super) fn new(compactor: &'a Compactor, first_seq: u64, tombstones_go_below: u64) -> Self {
-        Self { compactor, tombstones_go_below, first_seq, open: None, finished: Vec::new(), report: Report::default() }
+    pub(super) fn new(compactor: &'a Compactor, terms: Terms) -> Self {
+        Self { compactor, terms, open: None, finished: Vec::new(), report: Report::default() }
     }
 
     /// Copies what `segment` has to keep. All of it is read and verified, whatever it holds.
-    pub(super) async fn copy(&mut self, segment: &Segment, gate: &Gate<'_>) -> Result<(), JobError> {
+    pub(super) async fn copy(&mut self, segment: &Segment, gate: &Gate) -> Result<(), JobError> {
         let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
         let file = self.compactor.registry.file(segment).map_err(|error| fail("open a segment", error))?;
         let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
@@ -138,7 +138,7 @@ impl<'a> Rewrite<'a> {
         while !is_over {
             gate.pass().await?;
             let (mut step, before) = (Step::default(), scan.bytes_read());
-            let tombstones_go_below = self.tombstones_go_below;
+            let tombstones_go_below = self.terms.tombstones_go_below;
             let ran = scan.run_raw(STEP_BYTES, |record| {
                 if may_keep(&record, tombstones_go_below) {
                     step.take(&record);
@@ -167,7 +167,7 @@ impl<'a> Rewrite<'a> {
         step: Step,
         file: &dyn File,
         segment: &Segment,
-        gate: &Gate<'_>,
+        gate: &Gate,
     ) -> Result<u64, JobError> {
         let Step { mut bytes, records, .. } = step;
         let before = self.report.bytes_written;
@@ -216,7 +216,7 @@ impl<'a> Rewrite<'a> {
         header: &RecordHeader,
         offset: u64,
         segment: &Segment,
-        gate: &Gate<'_>,
+        gate: &Gate,
     ) -> Result<(), JobError> {
         let head = RECORD_HEADER_LEN as u64 + u64::from(header.key_len);
         let key = util::read_exact(file, offset + RECORD_HEADER_LEN as u64, usize::from(header.key_len)).await;
@@ -248,7 +248,7 @@ impl<'a> Rewrite<'a> {
         let salt = compactor.io.random_u64();
         let salt = salt.map_err(|error| JobError::Failed(compactor.error("draw a random number", error)))?;
         let id = compactor.spend_id().await?;
-        let identity = Identity { store_id: compactor.store_id, id, salt, first_seq: self.first_seq };
+        let identity = Identity { store_id: compactor.store_id, id, salt, first_seq: self.terms.first_seq };
         match Output::create(&*compactor.registry.dir, identity).await {
             Ok(output) => {
                 self.open = Some(output);

@@ -34,11 +34,15 @@ pub(crate) use hours::Hours;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
 
+/// Who is woken: the task, and the second thread that a job may have.
+const MAINTENANCE: usize = 0;
+const HELPER: usize = 1;
+
 /// What callers and the commit task tell the maintenance task.
 #[derive(Default)]
 pub(crate) struct Maintenance {
     state: Mutex<State>,
-    waker: AtomicWaker,
+    wakers: [AtomicWaker; 2],
 }
 
 #[derive(Default)]
@@ -83,9 +87,13 @@ impl Maintenance {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wake(&self) {
+        self.wakers.iter().for_each(AtomicWaker::wake);
+    }
+
     fn tell(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
-        self.waker.wake();
+        self.wake();
     }
 
     /// Queues a segment that was sealed.
@@ -109,7 +117,7 @@ impl Maintenance {
         if is_closing {
             request.answer.fulfil(Err(closed()));
         }
-        self.waker.wake();
+        self.wake();
         request
     }
 
@@ -138,7 +146,7 @@ impl Maintenance {
         for request in unserved {
             request.answer.fulfil(Err(closed()));
         }
-        self.waker.wake();
+        self.wake();
     }
 
     /// Ends the task when the queue is empty.
@@ -149,12 +157,23 @@ impl Maintenance {
 }
 
 /// What a job asks between its steps.
-pub(crate) struct Gate<'a> {
-    shared: &'a Maintenance,
-    request: Option<&'a Request>,
+pub(crate) struct Gate {
+    shared: Arc<Maintenance>,
+    request: Option<Arc<Request>>,
+    /// Which of the wakers is the asking thread's.
+    waker: usize,
 }
 
-impl Gate<'_> {
+impl Gate {
+    fn new(shared: &Arc<Maintenance>, request: Option<&Arc<Request>>) -> Self {
+        Self { shared: Arc::clone(shared), request: request.cloned(), waker: MAINTENANCE }
+    }
+
+    /// The same for the second thread of a job.
+    pub(crate) fn of_the_helper(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), request: self.request.clone(), waker: HELPER }
+    }
+
     /// Ready when the job may go on, or must stop; not while compaction is paused.
     pub(crate) async fn pass(&self) -> std::result::Result<(), JobError> {
         poll_fn(|cx| match self.poll_stopped(cx) {
@@ -176,8 +195,8 @@ impl Gate<'_> {
     }
 
     fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
-        self.shared.waker.register(cx.waker());
-        let is_abandoned = self.request.is_some_and(|request| request.abandoned.load(Ordering::Acquire));
+        self.shared.wakers[self.waker].register(cx.waker());
+        let is_abandoned = self.request.as_ref().is_some_and(|request| request.abandoned.load(Ordering::Acquire));
         if is_abandoned || self.shared.lock().closing { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
     }
 }
@@ -194,7 +213,7 @@ enum Event {
 /// The task.
 pub(crate) struct Maintainer {
     shared: Arc<Maintenance>,
-    compactor: Compactor,
+    compactor: Arc<Compactor>,
     /// Whether compaction begins by itself.
     is_automatic: bool,
     hours: Option<Hours>,
@@ -215,6 +234,7 @@ impl Maintainer {
         hours: Option<Hours>,
     ) -> Self {
         let (not_before, no_unlink_before) = (Duration::ZERO, Duration::ZERO);
+        let compactor = Arc::new(compactor);
         Self { shared, compactor, is_automatic, hours, look: true, not_before, retry: RETRY_FIRST, no_unlink_before }
     }
 
@@ -254,7 +274,7 @@ impl Maintainer {
 
     fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
         let retired = &self.compactor.registry.retired;
-        self.shared.waker.register(cx.waker());
+        self.shared.wakers[MAINTENANCE].register(cx.waker());
         retired.register(cx.waker());
         let now = self.compactor.io.now();
         let (may_begin, request) = {
@@ -320,8 +340,7 @@ impl Maintainer {
         }
         // Whatever comes of it, there may be more.
         self.look = true;
-        let shared = Arc::clone(&self.shared);
-        let gate = Gate { shared: &shared, request: None };
+        let gate = Gate::new(&self.shared, None);
         if let Err(error) = self.run_job(&pick, &gate).await
             && error.kind() == ErrorKind::NoSpace
         {
@@ -331,7 +350,7 @@ impl Maintainer {
 
     /// The disk is full: lives on the reserve for one job that fits into it, and gives back more than that. Whether it
     /// has freed something.
-    async fn compact_on_the_reserve(&mut self, gate: &Gate<'_>) -> bool {
+    async fn compact_on_the_reserve(&mut self, gate: &Gate) -> bool {
         let bytes = self.compactor.reserve.held_bytes();
         // Half of it, for the list of segments and the footer need some, and deletes may come meanwhile.
         let pick = picker::pick_lean(&compaction::view(&self.compactor.registry), bytes / 2);
@@ -345,7 +364,7 @@ impl Maintainer {
     }
 
     /// One job, and what follows from how it ended.
-    async fn run_job(&mut self, pick: &Pick, gate: &Gate<'_>) -> Result<Report> {
+    async fn run_job(&mut self, pick: &Pick, gate: &Gate) -> Result<Report> {
         let counters = &self.compactor.counters;
         let path = &self.compactor.registry.path;
         let done = self.compactor.compact(pick, gate).await;
@@ -388,9 +407,8 @@ impl Maintainer {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let mut total = Report::default();
-        let shared = Arc::clone(&self.shared);
         for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
-            let gate = Gate { shared: &shared, request: Some(request) };
+            let gate = Gate::new(&self.shared, Some(request));
             let done = match self.run_job(&pick, &gate).await {
                 Err(error) if error.kind() == ErrorKind::NoSpace && self.compact_on_the_reserve(&gate).await => {
                     self.run_job(&pick, &gate).await

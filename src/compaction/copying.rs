@@ -1,0 +1,116 @@
+//! The copying of one job, on the maintenance task alone or on two threads.
+//!
+//! With small values a job is bound by the processor: every record is verified, looked up, placed and moved. Where
+//! nothing limits its rate, and there is enough to do, a second thread takes every other input and writes outputs of its
+//! own. It has the priority of the maintenance thread, and is gone at the end of the job.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use super::output::Finished;
+use super::rewrite::Rewrite;
+use super::{Compactor, JobError, Report};
+use crate::error::{Error, ErrorKind};
+use crate::io::Priority;
+use crate::maintenance::Gate;
+use crate::mutant::{self, Mutant};
+use crate::promise::Promise;
+use crate::segment::Segment;
+
+/// What both threads go by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) first_seq: u64,
+    pub(super) tombstones_go_below: u64,
+}
+
+/// What came of it, whether or not it came to its end.
+pub(super) struct Copied {
+    pub(super) finished: Vec<Finished>,
+    /// An output that was begun, and not finished.
+    pub(super) unfinished: Vec<u32>,
+    pub(super) report: Report,
+    pub(super) result: Result<(), JobError>,
+}
+
+impl Copied {
+    fn join(mut self, other: Self) -> Self {
+        self.finished.extend(other.finished);
+        self.unfinished.extend(other.unfinished);
+        self.report.add(&other.report);
+        // Of two failures the worse one counts.
+        self.result = match (self.result, other.result) {
+            (Err(JobError::Fatal(error)), _) | (_, Err(JobError::Fatal(error))) => Err(JobError::Fatal(error)),
+            (Err(error), _) => Err(error),
+            (Ok(()), other) => other,
+        };
+        self
+    }
+}
+
+/// Copies what `inputs` have to keep.
+pub(super) async fn copy_all(compactor: &Arc<Compactor>, inputs: &[Arc<Segment>], terms: Terms, gate: &Gate) -> Copied {
+    if !is_worth_two(compactor, inputs) {
+        return copy_some(compactor, inputs, terms, gate).await;
+    }
+    let of_parity = |parity| inputs.iter().skip(parity).step_by(2).cloned().collect::<Vec<_>>();
+    let (mine, others) = (of_parity(0), of_parity(1));
+    match start_helper(compactor, others, terms, gate) {
+        Some(helper) => {
+            let copied = copy_some(compactor, &mine, terms, gate).await;
+            copied.join(poll_fn(|cx| helper.poll(cx)).await)
+        }
+        None => copy_some(compactor, inputs, terms, gate).await,
+    }
+}
+
+/// Whether nothing limits the rate, and each thread would fill a segment.
+fn is_worth_two(compactor: &Compactor, inputs: &[Arc<Segment>]) -> bool {
+    let live_bytes: u64 = inputs.iter().map(|input| input.live_bytes()).sum();
+    inputs.len() > 1 && compactor.is_unlimited() && live_bytes >= 2 * compactor.settings.segment_bytes
+}
+
+async fn copy_some(compactor: &Compactor, inputs: &[Arc<Segment>], terms: Terms, gate: &Gate) -> Copied {
+    let mut rewrite = Rewrite::new(compactor, terms);
+    let mut result = Ok(());
+    for input in inputs {
+        result = rewrite.copy(input, gate).await;
+        if result.is_err() && !mutant::is(Mutant::InputErrorIsEnd) {
+            break;
+        }
+    }
+    if result.is_ok() || mutant::is(Mutant::InputErrorIsEnd) {
+        result = rewrite.finish_output().await;
+    }
+    let Rewrite { finished, open, report, .. } = rewrite;
+    Copied { finished, unfinished: open.iter().map(super::output::Output::id).collect(), report, result }
+}
+
+/// Starts the second thread; `None` where there is none to be had.
+fn start_helper(
+    compactor: &Arc<Compactor>,
+    inputs: Vec<Arc<Segment>>,
+    terms: Terms,
+    gate: &Gate,
+) -> Option<Promise<Copied>> {
+    let promise = Promise::new();
+    let (compactor_too, gate, answer) = (Arc::clone(compactor), gate.of_the_helper(), Answer(promise.clone()));
+    let task = Box::pin(async move {
+        answer.0.fulfil(copy_some(&compactor_too, &inputs, terms, &gate).await);
+    });
+    // As its parent: a thread inherits the priority it is started with.
+    compactor.io.spawn("ringcask-copy", Priority::Foreground, task).ok()?;
+    Some(promise)
+}
+
+/// Answers for a helper that panicked. Its outputs are leftovers for the next open.
+struct Answer(Promise<Copied>);
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // The first answer stays.
+        let error = Error::new(ErrorKind::Poisoned, "compact: the copying thread ended early");
+        let (finished, unfinished, report) = (Vec::new(), Vec::new(), Report::default());
+        self.0.fulfil(Copied { finished, unfinished, report, result: Err(JobError::Failed(error)) });
+    }
+}
