@@ -174,6 +174,10 @@ impl Committer {
         if let Some(taken) = self.log.take(true) {
             self.commit(taken).await?;
         }
+        if let Some(error) = self.log.ended() {
+            // By another task. What is staged still has its place behind the last record: no footer goes there.
+            return Err(Fatal(error));
+        }
         if !mutant::is(Mutant::FooterBeforeData) {
             self.sync_now().await?;
         }
