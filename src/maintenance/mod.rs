@@ -93,6 +93,11 @@ impl Maintenance {
         self.tell(|state| state.sealed.push_back(segment.id));
     }
 
+    /// Says that a compaction may have become due.
+    pub(crate) fn look(&self) {
+        self.tell(|state| state.look = true);
+    }
+
     /// Asks for a compaction of the `segments`, or of all of them.
     pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<Request> {
         let request = Arc::new(Request { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
@@ -424,5 +429,40 @@ fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
     match dir.unlink(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::{Compaction, Store};
+
+    /// Deletes are short: those of a whole store may not fill the segment they go to.
+    #[test]
+    fn what_dies_without_filling_a_segment_comes_back_too() {
+        const SEGMENT: u64 = 64 << 10;
+        let world = SimWorld::new(SimConfig::default());
+        let (before, after) = world.run_until(async {
+            let compaction = Compaction::new().bytes_per_second(None);
+            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(SEGMENT);
+            let store = builder.compaction(compaction).open().await.unwrap();
+            for key in 0..100_u32 {
+                store.put(key.to_le_bytes(), [7; 4 << 10]).await.unwrap();
+            }
+            let before = store.stats().segments.len();
+            for key in 0..100_u32 {
+                assert!(store.delete(key.to_le_bytes()).await.unwrap());
+            }
+            world.sleep(Duration::from_secs(100)).await;
+            let after = store.stats().segments.len();
+            store.close().await.unwrap();
+            (before, after)
+        });
+        assert!(before > 5, "{before} segments");
+        assert!(after <= 2, "{before} segments before everything was deleted, {after} after it");
     }
 }
