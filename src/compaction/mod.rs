@@ -428,8 +428,12 @@ impl Compactor {
     /// Waits as long as a job must that has moved so many bytes.
     async fn pace(&self, bytes: u64, gate: &Gate<'_>) -> std::result::Result<(), JobError> {
         let wait = {
+            let dead_part = view(&self.registry).dead_part();
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.as_mut().map_or(Duration::ZERO, |pace| pace.spend(bytes, self.sync_time(), self.io.now()))
+            pace.as_mut().map_or(Duration::ZERO, |pace| {
+                pace.observe_backlog(dead_part);
+                pace.spend(bytes, self.sync_time(), self.io.now())
+            })
         };
         if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }
     }

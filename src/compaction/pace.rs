@@ -27,6 +27,7 @@ const BURST: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     limit: Option<u64>,
+    trigger: f64,
     /// Part of the limit that the foreground leaves.
     share: f64,
     /// How many times the limit the backlog asks for; `None` for no limit at all.
@@ -40,7 +41,12 @@ pub(super) struct Pace {
 impl Pace {
     /// A job that begins at `now`, with syncs that have taken `calm_sync` lately.
     pub(super) fn new(limit: Option<u64>, dead_part: f64, trigger: f64, calm_sync: Duration, now: Duration) -> Self {
-        Self { limit, share: 1.0, urgency: urgency(dead_part, trigger), calm_sync, paid_until: now }
+        Self { limit, trigger, share: 1.0, urgency: urgency(dead_part, trigger), calm_sync, paid_until: now }
+    }
+
+    /// Writers go on during the job: so much is dead by now.
+    pub(super) fn observe_backlog(&mut self, dead_part: f64) {
+        self.urgency = urgency(dead_part, self.trigger);
     }
 
     /// The job has moved `bytes`, and syncs take `sync` now: how long it has to wait.
@@ -115,5 +121,11 @@ mod tests {
         {
             assert_eq!(urgency(dead_part, 0.5), expected, "{dead_part} of it is dead");
         }
+        let mut pace = calm(Some(10 * MIB));
+        pace.observe_backlog(0.625);
+        let took = move_bytes(&mut pace, 100 * MIB, Duration::from_micros(300));
+        assert!(took < Duration::from_millis(4_100), "what piles up during a job counts: 100 MiB took {took:?}");
+        pace.observe_backlog(0.75);
+        assert_eq!(move_bytes(&mut pace, 100 * MIB, Duration::from_secs(1)), Duration::ZERO, "no limit any more");
     }
 }
