@@ -245,7 +245,12 @@ fn worth_it(view: &View, policy: &Policy) -> Vec<u32> {
 
 /// The oldest segments, where it is their age that keeps tombstones from going.
 fn holding_back(view: &View, policy: &Policy) -> Vec<u32> {
-    let held_back = view.candidates.iter().filter(|candidate| !view.tombstones_go(candidate, &[candidate.id]));
+    // What a segment holds back that is no candidate, no age of candidates mends.
+    let others_first_seq = view.others_first_seq.unwrap_or(u64::MAX);
+    let held_back = view
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.max_seq < others_first_seq && !view.tombstones_go(candidate, &[candidate.id]));
     let Some(newest_tombstone) = held_back.map(|candidate| candidate.max_seq).max() else { return Vec::new() };
     let mut oldest: Vec<&Candidate> =
         view.candidates.iter().filter(|candidate| candidate.first_seq <= newest_tombstone).collect();
