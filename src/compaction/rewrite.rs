@@ -147,7 +147,8 @@ impl<'a> Rewrite<'a> {
         Ok(())
     }
 
-    /// Gives the records of a step their places and writes them; returns how many bytes that were.
+    /// Gives the records of a step their places and writes them; returns how many bytes that were, but for those that
+    /// were waited for already.
     async fn write_step(
         &mut self,
         step: Step,
@@ -156,7 +157,7 @@ impl<'a> Rewrite<'a> {
         gate: &Gate<'_>,
     ) -> Result<u64, JobError> {
         let Step { mut bytes, records, .. } = step;
-        let before = self.report.bytes_written;
+        let (before, mut waited_for) = (self.report.bytes_written, 0);
         // What was written of the step's bytes has left them, so places in them count from here.
         let mut gone = 0;
         let mut rest = records.into_iter().peekable();
@@ -176,11 +177,11 @@ impl<'a> Rewrite<'a> {
             if let Some(offset) = large_at {
                 self.write(bytes.split_to(end - gone)).await?;
                 gone = end;
-                self.copy_large(file, &header, offset, segment, gate).await?;
+                waited_for += self.copy_large(file, &header, offset, segment, gate).await?;
             }
         }
         self.write(bytes).await?;
-        Ok(self.report.bytes_written - before)
+        Ok(self.report.bytes_written - before - waited_for)
     }
 
     /// Writes what was placed in the open output.
@@ -196,7 +197,8 @@ impl<'a> Rewrite<'a> {
         Ok(())
     }
 
-    /// Copies the value of a record whose header and key are written, and verifies it once more on the way.
+    /// Copies the value of a record whose header and key are written, and verifies it once more on the way; returns its
+    /// bytes, for which it has waited.
     async fn copy_large(
         &mut self,
         file: &dyn File,
@@ -204,7 +206,7 @@ impl<'a> Rewrite<'a> {
         offset: u64,
         segment: &Segment,
         gate: &Gate<'_>,
-    ) -> Result<(), JobError> {
+    ) -> Result<u64, JobError> {
         let head = RECORD_HEADER_LEN as u64 + u64::from(header.key_len);
         let key = util::read_exact(file, offset + RECORD_HEADER_LEN as u64, usize::from(header.key_len)).await;
         let key = key.map_err(|error| JobError::reading(self.compactor, "read a segment", error, segment))?;
@@ -227,7 +229,7 @@ impl<'a> Rewrite<'a> {
         if payload.finish() != header.payload_crc {
             return Err(JobError::damaged(segment, offset, "bad payload checksum"));
         }
-        Ok(())
+        Ok(header.record_len() - head)
     }
 
     async fn start_output(&mut self) -> Result<(), JobError> {
@@ -265,5 +267,33 @@ impl<'a> Rewrite<'a> {
                 Err(JobError::writing(self.compactor, error, id))
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::{CompactOptions, Compaction, Store};
+
+    /// Values that do not fit the window are read beside it: a rate that did not know of them would be none.
+    #[test]
+    fn what_is_read_of_large_values_counts() {
+        const VALUE: usize = 3 << 20;
+        let world = SimWorld::new(SimConfig::default());
+        let report = world.run_until(async {
+            let builder = Store::builder("/db").world(Arc::new(world.clone()));
+            let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
+            for value in [vec![7; VALUE], vec![7]] {
+                store.put("k", value).await.unwrap();
+            }
+            let report = store.compact(CompactOptions::new()).await.unwrap();
+            store.close().await.unwrap();
+            report
+        });
+        assert_eq!((report.segments_read, report.records_copied), (1, 1), "{report:?}");
+        assert!(report.bytes_read > VALUE as u64, "{report:?}");
     }
 }
