@@ -169,7 +169,8 @@ impl Compaction {
     /// Bytes read and written a second, or `None` for no limit. Default 64 MiB, range 64 KiB to 1 TiB.
     ///
     /// The rate falls to a sixteenth of this while syncs take clearly longer than before. It rises while dead bytes pile
-    /// up, and halfway between the trigger and a log that is all dead there is no limit.
+    /// up, and halfway between the trigger and a log that is all dead there is no limit. There is none either for a job
+    /// that lives on the reserve of a full disk, which it shall not keep for long.
     pub fn bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.bytes_per_second = bytes;
         self

@@ -151,9 +151,12 @@ impl Maintenance {
 }
 
 /// What a job asks between its steps.
+#[derive(Clone, Copy)]
 pub(crate) struct Gate<'a> {
     shared: &'a Maintenance,
     request: Option<&'a Request>,
+    /// Puts get no space and deletes no more than they have until it is over: it neither keeps to a rate nor waits.
+    pub(crate) lives_on_reserve: bool,
 }
 
 impl Gate<'_> {
@@ -180,7 +183,9 @@ impl Gate<'_> {
     fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
         self.shared.waker.register(cx.waker());
         let is_abandoned = self.request.is_some_and(|request| request.abandoned.load(Ordering::Acquire));
-        if is_abandoned || self.shared.lock().closing { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
+        let state = self.shared.lock();
+        let must_stop = is_abandoned || state.closing || (self.lives_on_reserve && state.paused);
+        if must_stop { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
     }
 }
 
@@ -321,7 +326,7 @@ impl Maintainer {
         // Whatever comes of it, there may be more.
         self.look = true;
         let shared = Arc::clone(&self.shared);
-        let gate = Gate { shared: &shared, request: None };
+        let gate = Gate { shared: &shared, request: None, lives_on_reserve: false };
         if let Err(error) = self.run_job(&pick, &gate).await
             && error.kind() == ErrorKind::NoSpace
         {
@@ -339,7 +344,7 @@ impl Maintainer {
             return false;
         }
         let Some(_loan) = self.compactor.reserve.release() else { return false };
-        let done = self.run_job(&pick, gate).await;
+        let done = self.run_job(&pick, &Gate { lives_on_reserve: true, ..*gate }).await;
         self.unlink();
         done.is_ok()
     }
@@ -390,7 +395,7 @@ impl Maintainer {
         let mut total = Report::default();
         let shared = Arc::clone(&self.shared);
         for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
-            let gate = Gate { shared: &shared, request: Some(request) };
+            let gate = Gate { shared: &shared, request: Some(request), lives_on_reserve: false };
             let done = match self.run_job(&pick, &gate).await {
                 Err(error) if error.kind() == ErrorKind::NoSpace && self.compact_on_the_reserve(&gate).await => {
                     self.run_job(&pick, &gate).await
@@ -464,5 +469,31 @@ mod tests {
         });
         assert!(before > 5, "{before} segments");
         assert!(after <= 2, "{before} segments before everything was deleted, {after} after it");
+    }
+
+    /// The disk is full, and a compaction lives on the reserve. Then there is space again, and writers shall have it.
+    #[test]
+    fn a_job_on_the_reserve_keeps_it_from_writers_for_a_moment_only() {
+        let world = SimWorld::new(SimConfig::default());
+        world.run_until(async {
+            let compaction = Compaction::new().trigger(0.3).bytes_per_second(Some(64 << 10));
+            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20);
+            let store = builder.reserve_bytes(512 << 10).compaction(compaction).open().await.unwrap();
+            store.pause_compaction();
+            for key in (0..30_u32).chain(0..27).chain(100..110) {
+                store.put(key.to_le_bytes(), [7; 30 << 10]).await.unwrap();
+            }
+            world.sleep(Duration::from_secs(1)).await;
+            world.set_capacity(Some(world.used_bytes() + (20 << 10)));
+            store.resume_compaction();
+            world.sleep(Duration::from_secs(1)).await;
+            assert_eq!(store.stats().compaction_failures, 1, "it has met the full disk");
+            world.set_capacity(None);
+            for key in 200..240_u32 {
+                store.put(key.to_le_bytes(), [7; 30 << 10]).await.unwrap();
+            }
+            assert_eq!(store.stats().compactions, 1, "on the reserve it goes without a limit");
+            store.close().await.unwrap();
+        });
     }
 }
