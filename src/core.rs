@@ -134,6 +134,7 @@ impl Core {
         self.io.spawn("ringcask-maint", Priority::Background, Box::pin(task)).map_err(spawn_error)?;
 
         let (maintenance, path) = (Arc::clone(&self.maintenance), self.options.path.clone());
+        let looking = Arc::clone(&self.maintenance);
         let committer = Committer::new(
             Arc::clone(&self.io),
             Arc::clone(&self.log),
@@ -152,6 +153,7 @@ impl Core {
                 trace::rotated(&path, &segment);
                 maintenance.push(&segment);
             }),
+            Box::new(move || looking.look()),
         );
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {

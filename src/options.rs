@@ -161,6 +161,7 @@ impl Compaction {
     /// Bytes of segments that one job takes. Default: four segments. Range 1 MiB to 1 TiB; one segment is always taken.
     ///
     /// A job's inputs go when all its outputs are durable, so more means more disk for the time of a job, and fewer jobs.
+    /// A job holds the hints of its outputs in memory until then: 36 bytes and the key for each record it copies.
     pub fn budget_bytes(mut self, bytes: u64) -> Self {
         self.budget_bytes = Some(bytes);
         self
@@ -169,14 +170,15 @@ impl Compaction {
     /// Bytes read and written a second, or `None` for no limit. Default 64 MiB, range 64 KiB to 1 TiB.
     ///
     /// The rate falls to a sixteenth of this while syncs take clearly longer than before. It rises while dead bytes pile
-    /// up, and halfway between the trigger and a log that is all dead there is no limit.
+    /// up, and halfway between the trigger and a log that is all dead there is no limit. There is none either for a job
+    /// that lives on the reserve of a full disk, which it shall not keep for long.
     pub fn bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.bytes_per_second = bytes;
         self
     }
 
     /// The hours of the day, in UTC and as time since midnight, in which it may begin by itself; over midnight if `from`
-    /// is later than `to`. Default: all day.
+    /// is later than `to`, and never if they are the same. Default: all day.
     ///
     /// A job that has begun is finished.
     pub fn hours(mut self, from: Duration, to: Duration) -> Self {

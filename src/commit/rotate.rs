@@ -174,6 +174,10 @@ impl Committer {
         if let Some(taken) = self.log.take(true) {
             self.commit(taken).await?;
         }
+        if let Some(error) = self.log.ended() {
+            // By another task. What is staged still has its place behind the last record: no footer goes there.
+            return Err(Fatal(error));
+        }
         if !mutant::is(Mutant::FooterBeforeData) {
             self.sync_now().await?;
         }
@@ -212,7 +216,8 @@ impl Committer {
     /// Seals the active segment before its time, if it holds a record.
     pub(super) async fn seal_for_compaction(&mut self) -> Result<Result<(), Error>, Fatal> {
         let has_records = self.log.place().is_some_and(|(next_offset, _)| next_offset > SEGMENT_HEADER_LEN as u64);
-        if has_records { self.seal().await } else { Ok(Ok(())) }
+        let is_retired = self.active.as_ref().is_some_and(|active| active.retired);
+        if has_records || is_retired { self.seal().await } else { Ok(Ok(())) }
     }
 
     /// The last act of a store that is being closed.

@@ -33,6 +33,9 @@ use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::segment::{Registry, Reserve, Segment, SharedCatalog};
 
+/// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
+const DIED_DIVISOR: u64 = 4;
+
 /// What the task needs to know of the options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommitOptions {
@@ -98,6 +101,8 @@ pub(crate) struct Committer {
     pub(super) active: Option<Active>,
     /// Called with each segment that was sealed.
     pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
+    /// Called when much of the sealed segments has died. Deletes and short values do that without filling a segment.
+    died: Box<dyn Fn() + Send + Sync>,
     /// Written groups that are not resolved, oldest first.
     written: VecDeque<Taken>,
     written_seq: u64,
@@ -130,6 +135,7 @@ impl Committer {
         options: CommitOptions,
         counters: Arc<CommitCounters>,
         sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
+        died: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let written_seq = log.durable_seq();
         Self {
@@ -143,6 +149,7 @@ impl Committer {
             counters,
             active: None,
             sealed,
+            died,
             written: VecDeque::new(),
             written_seq,
             sync: None,
@@ -171,6 +178,9 @@ impl Committer {
         loop {
             if let Some(error) = self.log.ended() {
                 return Err(Fatal(error));
+            }
+            if self.registry.have_died(self.options.segment_bytes / DIED_DIVISOR) {
+                (self.died)();
             }
             let demand = self.log.demand(self.sync.is_some(), self.linger.wanted());
             if demand.seal && !demand.closing {

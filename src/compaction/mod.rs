@@ -172,6 +172,7 @@ impl JobError {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             return Self::damaged(segment, segment.data_end(), "the segment's file is shorter than it was");
         }
+        segment.count_failed_read();
         Self::Failed(compactor.error(operation, error).at_segment(u64::from(segment.id)))
     }
 
@@ -281,7 +282,10 @@ impl Compactor {
     ) -> std::result::Result<(), JobError> {
         gate.pass().await?;
         if !mutant::is(Mutant::OverwrittenByTheUndurable) {
-            self.make_all_durable().await.map_err(JobError::Failed)?;
+            self.make_all_durable().await.map_err(|error| match error.kind() {
+                ErrorKind::Closed => JobError::Stopped,
+                _ => JobError::Failed(error),
+            })?;
         }
         if !finished.is_empty() {
             let synced = self.registry.dir.sync();
@@ -423,11 +427,14 @@ impl Compactor {
 
     /// Waits as long as a job must that has moved so many bytes.
     async fn pace(&self, bytes: u64, gate: &Gate) -> std::result::Result<(), JobError> {
+        if gate.lives_on_reserve {
+            return Ok(());
+        }
         let now = self.io.now();
         let is_time = self.with_pace(|pace| pace.wants_backlog(now)) == Some(true);
         if is_time {
             let dead_part = view(&self.registry).dead_part();
-            self.with_pace(|pace| pace.set_backlog(dead_part, self.settings.policy.trigger));
+            self.with_pace(|pace| pace.observe_backlog(dead_part));
         }
         let wait = self.with_pace(|pace| pace.spend(bytes, self.sync_time(), now)).unwrap_or_default();
         if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }

@@ -30,6 +30,7 @@ const BACKLOG_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     limit: Option<u64>,
+    trigger: f64,
     /// Part of the limit that the foreground leaves.
     share: f64,
     /// How many times the limit the backlog asks for; `None` for no limit at all.
@@ -46,7 +47,7 @@ impl Pace {
     /// A job that begins at `now`, with syncs that have taken `calm_sync` lately.
     pub(super) fn new(limit: Option<u64>, dead_part: f64, trigger: f64, calm_sync: Duration, now: Duration) -> Self {
         let (share, urgency, look_again) = (1.0, urgency(dead_part, trigger), now + BACKLOG_INTERVAL);
-        Self { limit, share, urgency, calm_sync, paid_until: now, look_again }
+        Self { limit, trigger, share, urgency, calm_sync, paid_until: now, look_again }
     }
 
     /// Whether there is no limit at present.
@@ -63,9 +64,9 @@ impl Pace {
         is_time
     }
 
-    /// So large a part is dead now.
-    pub(super) fn set_backlog(&mut self, dead_part: f64, trigger: f64) {
-        self.urgency = urgency(dead_part, trigger);
+    /// Writers go on during the job: so much is dead by now.
+    pub(super) fn observe_backlog(&mut self, dead_part: f64) {
+        self.urgency = urgency(dead_part, self.trigger);
     }
 
     /// The job has moved `bytes`, and syncs take `sync` now: how long it has to wait.
@@ -139,7 +140,7 @@ mod tests {
         let mut pace = calm(Some(10 * MIB));
         assert!(!pace.wants_backlog(Duration::from_millis(199)) && pace.wants_backlog(Duration::from_millis(200)));
         assert!(!pace.wants_backlog(Duration::from_millis(399)) && pace.wants_backlog(Duration::from_millis(400)));
-        pace.set_backlog(0.9, 0.5);
+        pace.observe_backlog(0.9);
         assert_eq!(move_bytes(&mut pace, 100 * MIB, Duration::from_micros(300)), Duration::ZERO);
     }
 
@@ -149,5 +150,11 @@ mod tests {
         {
             assert_eq!(urgency(dead_part, 0.5), expected, "{dead_part} of it is dead");
         }
+        let mut pace = calm(Some(10 * MIB));
+        pace.observe_backlog(0.625);
+        let took = move_bytes(&mut pace, 100 * MIB, Duration::from_micros(300));
+        assert!(took < Duration::from_millis(4_100), "what piles up during a job counts: 100 MiB took {took:?}");
+        pace.observe_backlog(0.75);
+        assert_eq!(move_bytes(&mut pace, 100 * MIB, Duration::from_secs(1)), Duration::ZERO, "no limit any more");
     }
 }

@@ -15,6 +15,8 @@
 //! with the largest dead part has at least the average part, which is the trigger or more; and the threshold is no
 //! larger than the trigger.
 
+use std::collections::BTreeSet;
+
 use crate::format::{FOOTER_LEN, SEGMENT_HEADER_LEN};
 use crate::mutant::{self, Mutant};
 
@@ -125,11 +127,19 @@ impl View {
         let candidates = self.candidates.iter().filter(is_meant);
         let mut dead: Vec<&Candidate> = candidates.filter(|candidate| candidate.live_bytes == 0).collect();
         dead.sort_by_key(|candidate| (candidate.first_seq, candidate.id));
+        let mut outside: BTreeSet<(u64, u32)> = self.candidates.iter().map(|it| (it.first_seq, it.id)).collect();
         let mut unread = Vec::new();
         for candidate in dead {
-            unread.push(candidate.id);
-            if !self.tombstones_go(candidate, &unread) && !mutant::is(Mutant::UnreadWithTombstones) {
-                unread.pop();
+            let place = (candidate.first_seq, candidate.id);
+            outside.remove(&place);
+            let go_below =
+                outside.first().map(|(first_seq, _)| *first_seq).into_iter().chain(self.others_first_seq).min();
+            let tombstones_go =
+                candidate.tombstone_bytes == 0 || go_below.is_none_or(|below| candidate.max_seq < below);
+            if tombstones_go || mutant::is(Mutant::UnreadWithTombstones) {
+                unread.push(candidate.id);
+            } else {
+                outside.insert(place);
             }
         }
         unread
@@ -245,7 +255,12 @@ fn worth_it(view: &View, policy: &Policy) -> Vec<u32> {
 
 /// The oldest segments, where it is their age that keeps tombstones from going.
 fn holding_back(view: &View, policy: &Policy) -> Vec<u32> {
-    let held_back = view.candidates.iter().filter(|candidate| !view.tombstones_go(candidate, &[candidate.id]));
+    // What a segment holds back that is no candidate, no age of candidates mends.
+    let others_first_seq = view.others_first_seq.unwrap_or(u64::MAX);
+    let held_back = view
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.max_seq < others_first_seq && !view.tombstones_go(candidate, &[candidate.id]));
     let Some(newest_tombstone) = held_back.map(|candidate| candidate.max_seq).max() else { return Vec::new() };
     let mut oldest: Vec<&Candidate> =
         view.candidates.iter().filter(|candidate| candidate.first_seq <= newest_tombstone).collect();

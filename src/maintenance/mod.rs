@@ -104,6 +104,11 @@ impl Maintenance {
         });
     }
 
+    /// Says that a compaction may have become due.
+    pub(crate) fn look(&self) {
+        self.tell(|state| state.look = true);
+    }
+
     /// Asks for a compaction of the `segments`, or of all of them.
     pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<Request> {
         let request = Arc::new(Request { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
@@ -157,21 +162,25 @@ impl Maintenance {
 }
 
 /// What a job asks between its steps.
+#[derive(Clone)]
 pub(crate) struct Gate {
     shared: Arc<Maintenance>,
     request: Option<Arc<Request>>,
     /// Which of the wakers is the asking thread's.
     waker: usize,
+    /// Puts get no space and deletes no more than they have until it is over: it neither keeps to a rate nor waits.
+    pub(crate) lives_on_reserve: bool,
 }
 
 impl Gate {
     fn new(shared: &Arc<Maintenance>, request: Option<&Arc<Request>>) -> Self {
-        Self { shared: Arc::clone(shared), request: request.cloned(), waker: MAINTENANCE }
+        let (shared, request) = (Arc::clone(shared), request.cloned());
+        Self { shared, request, waker: MAINTENANCE, lives_on_reserve: false }
     }
 
     /// The same for the second thread of a job.
     pub(crate) fn of_the_helper(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), request: self.request.clone(), waker: HELPER }
+        Self { waker: HELPER, ..self.clone() }
     }
 
     /// Ready when the job may go on, or must stop; not while compaction is paused.
@@ -197,7 +206,9 @@ impl Gate {
     fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
         self.shared.wakers[self.waker].register(cx.waker());
         let is_abandoned = self.request.as_ref().is_some_and(|request| request.abandoned.load(Ordering::Acquire));
-        if is_abandoned || self.shared.lock().closing { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
+        let state = self.shared.lock();
+        let must_stop = is_abandoned || state.closing || (self.lives_on_reserve && state.paused);
+        if must_stop { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
     }
 }
 
@@ -311,7 +322,8 @@ impl Maintainer {
     fn alarm(&self) -> Option<Duration> {
         let until_unlink = self.no_unlink_before.saturating_sub(self.compactor.io.now());
         let unlink = (!until_unlink.is_zero()).then_some(until_unlink);
-        let look = (self.look && !self.shared.is_paused()).then(|| self.wait_until_allowed());
+        // No longer than a minute: the clock that the hours go by may be set meanwhile.
+        let look = (self.look && !self.shared.is_paused()).then(|| self.wait_until_allowed().min(RETRY_LAST));
         unlink.into_iter().chain(look).filter(|wait| !wait.is_zero()).min()
     }
 
@@ -358,7 +370,7 @@ impl Maintainer {
             return false;
         }
         let Some(_loan) = self.compactor.reserve.release() else { return false };
-        let done = self.run_job(&pick, gate).await;
+        let done = self.run_job(&pick, &Gate { lives_on_reserve: true, ..gate.clone() }).await;
         self.unlink();
         done.is_ok()
     }
@@ -395,6 +407,9 @@ impl Maintainer {
     }
 
     async fn compact_forced(&mut self, request: &Arc<Request>) -> Result<Report> {
+        if let Some(error) = self.compactor.log.ended() {
+            return Err(error);
+        }
         if request.segments.is_none() {
             // What is being written may be dead as well.
             let sealed = self.compactor.log.request_seal();
@@ -447,5 +462,66 @@ fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
     match dir.unlink(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::{Compaction, Store};
+
+    /// Deletes are short: those of a whole store may not fill the segment they go to.
+    #[test]
+    fn what_dies_without_filling_a_segment_comes_back_too() {
+        const SEGMENT: u64 = 64 << 10;
+        let world = SimWorld::new(SimConfig::default());
+        let (before, after) = world.run_until(async {
+            let compaction = Compaction::new().bytes_per_second(None);
+            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(SEGMENT);
+            let store = builder.compaction(compaction).open().await.unwrap();
+            for key in 0..100_u32 {
+                store.put(key.to_le_bytes(), [7; 4 << 10]).await.unwrap();
+            }
+            let before = store.stats().segments.len();
+            for key in 0..100_u32 {
+                assert!(store.delete(key.to_le_bytes()).await.unwrap());
+            }
+            world.sleep(Duration::from_secs(100)).await;
+            let after = store.stats().segments.len();
+            store.close().await.unwrap();
+            (before, after)
+        });
+        assert!(before > 5, "{before} segments");
+        assert!(after <= 2, "{before} segments before everything was deleted, {after} after it");
+    }
+
+    /// The disk is full, and a compaction lives on the reserve. Then there is space again, and writers shall have it.
+    #[test]
+    fn a_job_on_the_reserve_keeps_it_from_writers_for_a_moment_only() {
+        let world = SimWorld::new(SimConfig::default());
+        world.run_until(async {
+            let compaction = Compaction::new().trigger(0.3).bytes_per_second(Some(64 << 10));
+            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20);
+            let store = builder.reserve_bytes(512 << 10).compaction(compaction).open().await.unwrap();
+            store.pause_compaction();
+            for key in (0..30_u32).chain(0..27).chain(100..110) {
+                store.put(key.to_le_bytes(), [7; 30 << 10]).await.unwrap();
+            }
+            world.sleep(Duration::from_secs(1)).await;
+            world.set_capacity(Some(world.used_bytes() + (20 << 10)));
+            store.resume_compaction();
+            world.sleep(Duration::from_secs(1)).await;
+            assert_eq!(store.stats().compaction_failures, 1, "it has met the full disk");
+            world.set_capacity(None);
+            for key in 200..240_u32 {
+                store.put(key.to_le_bytes(), [7; 30 << 10]).await.unwrap();
+            }
+            assert_eq!(store.stats().compactions, 1, "on the reserve it goes without a limit");
+            store.close().await.unwrap();
+        });
     }
 }

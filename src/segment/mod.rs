@@ -25,6 +25,9 @@ use crate::io::File;
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+/// Compactions that may fail to read a segment before it is left alone.
+const FAILED_READS_MAX: u64 = 3;
+
 /// What is known of a sealed segment that is whole; see [`Segment::facts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -53,6 +56,8 @@ pub(crate) struct Segment {
     facts: OnceLock<Facts>,
     /// Found damaged since the open: compaction leaves it alone.
     damaged: AtomicBool,
+    /// Compactions that could not read it.
+    failed_reads: AtomicU64,
     hint_bytes: AtomicU64,
     /// Set when it is retired: who is told when the last reader is gone.
     retired_to: OnceLock<Retired>,
@@ -73,6 +78,7 @@ impl Segment {
             sealed: AtomicBool::new(false),
             facts: OnceLock::new(),
             damaged: AtomicBool::new(false),
+            failed_reads: AtomicU64::new(0),
             hint_bytes: AtomicU64::new(0),
             retired_to: OnceLock::new(),
             file: RwLock::new(file),
@@ -122,6 +128,14 @@ impl Segment {
     /// What is known of it, if it is sealed and whole.
     pub(crate) fn facts(&self) -> Option<Facts> {
         if self.damaged.load(Ordering::Relaxed) { None } else { self.facts.get().copied() }
+    }
+
+    /// Reading it has failed once more in a compaction: after some times it is left alone until the next open, so that it
+    /// does not keep the others from being compacted.
+    pub(crate) fn count_failed_read(&self) {
+        if self.failed_reads.fetch_add(1, Ordering::Relaxed) + 1 >= FAILED_READS_MAX {
+            self.set_damaged();
+        }
     }
 
     pub(crate) fn set_damaged(&self) {

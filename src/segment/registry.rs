@@ -47,6 +47,8 @@ pub(crate) struct Registry {
     open_files: AtomicUsize,
     /// Advances with every open, so that "used since then" costs a reader one store.
     tick: AtomicU64,
+    /// Bytes of records in other segments than the one being written that have died since somebody asked.
+    died_bytes: AtomicU64,
 }
 
 impl Registry {
@@ -59,6 +61,7 @@ impl Registry {
             max_open_files,
             open_files: AtomicUsize::new(0),
             tick: AtomicU64::new(1),
+            died_bytes: AtomicU64::new(0),
         }
     }
 
@@ -69,6 +72,22 @@ impl Registry {
     /// What `look` makes of segment `id`. Spares a reader a handle of its own; holds the list's lock, so `look` is quick.
     pub(crate) fn with<R>(&self, id: u32, look: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(look)
+    }
+
+    /// A record of `bytes` in segment `id` has died. The segment may be gone by now.
+    pub(crate) fn record_died(&self, id: u32, bytes: u64) {
+        if self.with(id, |segment| segment.remove_live(bytes)).is_some() {
+            self.died_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `bytes` or more have died since the last time this was so.
+    pub(crate) fn have_died(&self, bytes: u64) -> bool {
+        let is_so = self.died_bytes.load(Ordering::Relaxed) >= bytes;
+        if is_so {
+            self.died_bytes.store(0, Ordering::Relaxed);
+        }
+        is_so
     }
 
     /// All segments, ascending by id.

@@ -330,6 +330,7 @@ impl Scan {
         while position < end {
             let len = to_usize((end - position).min(CHUNK_BYTES as u64));
             let piece = util::read_exact(&**self.window.file(), position, len).await?;
+            self.window.count_read(len as u64);
             if let Some(crc) = crc {
                 crc.update(&piece);
             }

@@ -73,6 +73,11 @@ impl Window {
         self.bytes_read
     }
 
+    /// Counts bytes that were read beside the window.
+    pub(crate) fn count_read(&mut self, bytes: u64) {
+        self.bytes_read += bytes;
+    }
+
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }

@@ -371,8 +371,8 @@ pub(in crate::commit) fn publish(
         let dead = replaced.record_len(key.len());
         if replaced.segment == segment.id {
             segment.remove_live(dead);
-        } else if let Some(other) = registry.get(replaced.segment) {
-            other.remove_live(dead);
+        } else {
+            registry.record_died(replaced.segment, dead);
         }
     }
 }

@@ -60,10 +60,14 @@ impl Log {
     }
 
     /// Takes everything staged, and the wish for a sync. `None` if there is neither. With `stop_here`, nothing more can
-    /// be staged until a new place is set.
+    /// be staged until a new place is set. Nothing is taken once the store has ended: what was staged then was answered
+    /// as not applied, and stays where readers look for it.
     pub(in crate::commit) fn take(&self, stop_here: bool) -> Option<Taken> {
         let mut guard = self.lock();
         let state = &mut *guard;
+        if let Status::Ended(_) = state.status {
+            return None;
+        }
         let sync_wanted = std::mem::take(&mut state.sync_wanted);
         let taken = match &state.place {
             Some(place) if !state.stage.is_empty() || sync_wanted => {
@@ -236,5 +240,40 @@ impl Log {
         wake::wake_all(wakers);
         self.bell.rung.store(true, Ordering::Release);
         self.bell.waker.wake();
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
+mod tests {
+    use super::*;
+    use crate::commit::log::{Accepted, Limits, OfferWait};
+    use crate::commit::prepared::Prepared;
+    use crate::io::Io;
+    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::keydir::Keydir;
+    use crate::options::Durability;
+    use crate::segment::{Registry, Segment};
+
+    /// A compaction that fails for good ends the store while the commit task may be about to take the next group, whose
+    /// writers have then been told that nothing of it is ever applied.
+    #[test]
+    fn what_was_answered_as_not_applied_is_never_written() {
+        let world = SimWorld::new(SimConfig::default());
+        let dir = world.open_dir("/db".as_ref(), true).unwrap();
+        let registry = Arc::new(Registry::new(dir, "/db".into(), 8));
+        let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
+        let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
+        let log = Log::new(Arc::new(world), Arc::new(Keydir::new((1, 2), 2)), registry, limits, 1);
+        log.set_place(Place { segment, next_offset: 4096, next_ordinal: 0, claimed_end: u64::MAX });
+        let cx = &Context::from_waker(Waker::noop());
+        let op = Prepared::put(Vec::new(), b"key", b"value");
+        let accepted = log.accept(&op, Durability::Synced, false, &mut OfferWait::default(), cx);
+        let Poll::Ready(Ok(Accepted::Waiting(ticket))) = accepted else { panic!("a put is {accepted:?}") };
+        log.end(Error::new(ErrorKind::Poisoned, "the MANIFEST could not be replaced"));
+        let Poll::Ready(Err(error)) = ticket.poll(cx) else { panic!("the put has no answer") };
+        assert_eq!(error.outcome(), Outcome::NotApplied);
+        assert!(log.take(true).is_none() && log.take(false).is_none());
+        assert!(log.place().is_some(), "what was staged is still found by readers");
     }
 }

@@ -77,13 +77,18 @@ fn tombstones_that_must_stay_free_nothing() {
 
 #[test]
 fn the_same_bytes_are_not_written_again_for_nothing() {
-    // A damaged segment holds the tombstones back for ever. One attempt is made, and no second.
+    // A damaged segment holds the tombstones back for ever, and every new segment may have some.
     let held = with_tombstones(segment(2, 200, 300), 690);
-    let stuck = View { candidates: vec![held], others_first_seq: Some(50) };
-    assert_eq!(pick(&stuck, &policy()).rewrite, [2]);
-    let again = Candidate { id: 3, first_seq: 1000, ..held };
-    let stuck = View { candidates: vec![again], others_first_seq: Some(50) };
-    assert_eq!(pick(&stuck, &policy()), Pick::default());
+    let stuck = |candidates: &[Candidate], first_seq| {
+        let view = View { candidates: candidates.to_vec(), others_first_seq: Some(first_seq) };
+        pick(&view, &policy()).rewrite
+    };
+    assert_eq!(stuck(&[held], 50), []);
+    let renewed = Candidate { id: 3, first_seq: 1000, ..held };
+    assert_eq!(stuck(&[renewed], 50), []);
+    let newest = with_tombstones(segment(4, 1100, 300), 690);
+    assert_eq!(stuck(&[renewed, newest], 50), [], "younger tombstones are held back as well");
+    assert_eq!(stuck(&[renewed, newest], 1200), [3], "the damage gone, they go");
 }
 
 #[test]
