@@ -120,14 +120,14 @@ impl Default for Compaction {
 }
 
 impl Compaction {
-    /// Automatic, with a trigger of 0.5, a threshold of 0.25, a budget of four segments, and 64 MiB a second.
+    /// Automatic, with a trigger of 0.5, a threshold of 0.25, a budget of four segments, and 32 MiB a second.
     pub fn new() -> Self {
         Self {
             is_automatic: true,
             trigger: 0.5,
             threshold: 0.25,
             budget_bytes: None,
-            bytes_per_second: Some(64 * MIB),
+            bytes_per_second: Some(32 * MIB),
             hours: None,
         }
     }
@@ -167,10 +167,11 @@ impl Compaction {
         self
     }
 
-    /// Bytes read and written a second, or `None` for no limit. Default 64 MiB, range 64 KiB to 1 TiB.
+    /// Bytes read and written a second, or `None` for no limit. Default 32 MiB, range 64 KiB to 1 TiB.
     ///
     /// The rate falls to a sixteenth of this while syncs take clearly longer than before. It rises while dead bytes pile
-    /// up, and halfway between the trigger and a log that is all dead there is no limit. There is none either for a job
+    /// up, and halfway between the trigger and a log that is all dead there is no limit; but not for
+    /// [`Store::compact`](crate::Store::compact), which keeps to it. There is none either for a job
     /// that lives on the reserve of a full disk, which it shall not keep for long.
     pub fn bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.bytes_per_second = bytes;

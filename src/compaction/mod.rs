@@ -62,6 +62,9 @@ use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
 
+/// So long after a job, what syncs take is taken for undisturbed.
+const CALM_AFTER: Duration = Duration::from_secs(2);
+
 /// Keys that are moved to their copies at a time.
 const MOVES: usize = 4096;
 
@@ -194,6 +197,24 @@ pub(crate) struct Compactor {
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) counters: Arc<CompactionCounters>,
     pace: Mutex<Option<Pace>>,
+    calm: Mutex<Calm>,
+}
+
+/// What a sync takes while no compaction disturbs it.
+#[derive(Clone, Copy, Default)]
+struct Calm {
+    sync: Duration,
+    /// When the last job ended.
+    disturbed_until: Option<Duration>,
+}
+
+impl Calm {
+    /// A job begins at `now`, and syncs take `sync`. Jobs that follow each other go by what was before the first.
+    fn at(&mut self, now: Duration, sync: Duration) -> Duration {
+        let is_calm = self.disturbed_until.is_none_or(|until| now > until + CALM_AFTER);
+        self.sync = if is_calm || self.sync.is_zero() { sync } else { self.sync.min(sync) };
+        self.sync
+    }
 }
 
 /// The segments of a registry as the picker sees them.
@@ -232,15 +253,15 @@ impl Compactor {
         commit_counters: Arc<CommitCounters>,
         counters: Arc<CompactionCounters>,
     ) -> Self {
-        let pace = Mutex::new(None);
-        Self { io, log, keydir, registry, reserve, catalog, store_id, settings, commit_counters, counters, pace }
+        let (pace, calm) = (Mutex::new(None), Mutex::default());
+        Self { io, log, keydir, registry, reserve, catalog, store_id, settings, commit_counters, counters, pace, calm }
     }
 
     /// Does one job; whatever happens, the store is as before or as after it.
     pub(crate) async fn compact(self: &Arc<Self>, pick: &Pick, gate: &Gate) -> std::result::Result<Report, JobError> {
         let (mut inputs, unread) = (self.segments(&pick.rewrite), self.segments(&pick.unread));
         inputs.sort_by_key(|segment| (segment.first_seq, segment.id));
-        self.begin_pace();
+        self.begin_pace(gate.is_asked_for());
         // Before anything is looked up: what is the newest record of its key then hides nothing below this.
         let first_seq = match mutant::is(Mutant::OutputTooYoung) {
             true => self.log.next_seq(),
@@ -249,6 +270,7 @@ impl Compactor {
         let inside: Vec<u32> = inputs.iter().chain(&unread).map(|segment| segment.id).collect();
         let terms = Terms { first_seq, tombstones_go_below: view(&self.registry).tombstones_go_below(&inside) };
         let Copied { finished, unfinished, mut report, result } = copy_all(self, &inputs, terms, gate).await;
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner).disturbed_until = Some(self.io.now());
         let listed = match result {
             Ok(()) => self.install(&finished, &inputs, &unread, gate).await,
             Err(error) => Err(error),
@@ -413,10 +435,13 @@ impl Compactor {
 
     // ---- pace ----------------------------------------------------------------------------------------------------
 
-    fn begin_pace(&self) {
+    /// A job that somebody asked for keeps to the limit, whatever piles up: they may have their reasons to have set one.
+    fn begin_pace(&self, is_asked_for: bool) {
         let Policy { trigger, .. } = self.settings.policy;
-        let dead_part = view(&self.registry).dead_part();
-        let pace = Pace::new(self.settings.bytes_per_second, dead_part, trigger, self.sync_time(), self.io.now());
+        let dead_part = if is_asked_for { 0.0 } else { view(&self.registry).dead_part() };
+        let now = self.io.now();
+        let calm_sync = self.calm.lock().unwrap_or_else(PoisonError::into_inner).at(now, self.sync_time());
+        let pace = Pace::new(self.settings.bytes_per_second, dead_part, trigger, calm_sync, now);
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
     }
 
@@ -432,7 +457,7 @@ impl Compactor {
         }
         let now = self.io.now();
         let is_time = self.with_pace(|pace| pace.wants_backlog(now)) == Some(true);
-        if is_time {
+        if is_time && !gate.is_asked_for() {
             let dead_part = view(&self.registry).dead_part();
             self.with_pace(|pace| pace.observe_backlog(dead_part));
         }

@@ -14,14 +14,14 @@ use crate::format::{
     ALIGN, Binding, FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RECORD_HEADER_LEN, RecordHeader, RecordKind,
     SEGMENT_HEADER_LEN, SegmentHeader, patch_header,
 };
-use crate::io::{Dir, File, OpenMode, SyncKind, util};
+use crate::io::{Dir, File, Io, OpenMode, SyncKind, util};
 use crate::maintenance::write_hint_file;
 use crate::mutant::{self, Mutant};
 use crate::segment::{Facts, segment_file_name};
 
 /// Bytes of output after which the kernel is asked to begin writing them to the disk, so that the sync at the end, and
 /// whoever syncs meanwhile, does not find all of them waiting.
-const WRITEBACK_BYTES: u64 = 4 << 20;
+const WRITEBACK_BYTES: u64 = 256 << 10;
 
 /// What a new segment is, before a byte of it is written.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,12 @@ impl Output {
     }
 
     /// Seals the segment, durably, and writes its hint file if there is space to spare.
-    pub(super) async fn finish(mut self, dir: &dyn Dir, with_hint_file: bool) -> io::Result<Finished> {
+    pub(super) async fn finish(
+        mut self,
+        dir: &dyn Dir,
+        with_hint_file: bool,
+        pauses: Option<&dyn Io>,
+    ) -> io::Result<Finished> {
         debug_assert_eq!(self.written, self.end, "what was placed was written");
         debug_assert!(self.end.is_multiple_of(ALIGN), "records are padded");
         let file_crc = self.crc.clone().finalize();
@@ -148,7 +153,7 @@ impl Output {
         }
         let hint = self.hint.finish_with(data_len, file_crc);
         // Its names are made durable by the directory's sync in there, or by the one that comes before the list.
-        let has_hint_file = with_hint_file && write_hint_file(dir, self.identity.id, &hint).await.is_ok();
+        let has_hint_file = with_hint_file && write_hint_file(dir, self.identity.id, &hint, pauses).await.is_ok();
         Ok(Finished {
             identity: self.identity,
             file: self.file,

@@ -24,8 +24,10 @@ use crate::io::util::{self, to_usize};
 use crate::mutant::{self, Mutant};
 use crate::segment::{ReadAhead, Scan, Segment, Stored, segment_file_name};
 
-/// Bytes of records read, sorted out and written between two looks at the world.
-const STEP_BYTES: u64 = 1 << 20;
+/// Bytes of records read, sorted out and written between two looks at the world. Short where there is a limit, so that
+/// the commit task finds neither processor nor disk taken for long; longer where there is none, for more look-ups at once.
+const STEP_BYTES: u64 = 128 << 10;
+const STEP_BYTES_UNLIMITED: u64 = 1 << 20;
 
 /// Reads in flight beyond the step at hand.
 const READS_AHEAD: usize = 2;
@@ -139,7 +141,8 @@ impl<'a> Rewrite<'a> {
             gate.pass().await?;
             let (mut step, before) = (Step::default(), scan.bytes_read());
             let tombstones_go_below = self.terms.tombstones_go_below;
-            let ran = scan.run_raw(STEP_BYTES, |record| {
+            let step_bytes = if self.compactor.is_unlimited() { STEP_BYTES_UNLIMITED } else { STEP_BYTES };
+            let ran = scan.run_raw(step_bytes, |record| {
                 if may_keep(&record, tombstones_go_below) {
                     step.take(&record);
                 } else if record.header.kind == RecordKind::Tombstone {
@@ -268,7 +271,9 @@ impl<'a> Rewrite<'a> {
     pub(super) async fn finish_output(&mut self) -> Result<(), JobError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let id = open.id();
-        match open.finish(&*self.compactor.registry.dir, self.compactor.reserve.is_held()).await {
+        let (compactor, has_space) = (self.compactor, self.compactor.reserve.is_held());
+        let pauses = (!compactor.is_unlimited()).then_some(&*compactor.io);
+        match open.finish(&*compactor.registry.dir, has_space, pauses).await {
             Ok(finished) => {
                 self.report.segments_written += 1;
                 self.report.bytes_written += FOOTER_LEN as u64;

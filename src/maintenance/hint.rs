@@ -3,26 +3,37 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
-use crate::io::{Dir, File, OpenMode, SyncKind, util};
+use crate::io::{Dir, File, Io, OpenMode, SyncKind, util};
 use crate::segment::{Found, Registry, Scan, Segment, hint_file_name, tmp_name};
 
-/// Reads the sealed `segment` and writes its hint file.
-pub(super) async fn write_hint(registry: &Registry, segment: &Segment, store_id: [u8; 16]) -> io::Result<()> {
+/// A hint is written in pieces of this size, with a pause after each where somebody else may want the disk: as one write
+/// of many megabytes it would stand before the commit task's next sync.
+const PIECE_BYTES: usize = 256 << 10;
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// Reads the sealed `segment` and writes its hint file; at leisure if there is a clock to pause by.
+pub(super) async fn write_hint(
+    registry: &Registry,
+    segment: &Segment,
+    store_id: [u8; 16],
+    pauses: Option<&dyn Io>,
+) -> io::Result<()> {
     let file = registry.file(segment)?;
     let Some(hint) = build_hint(file, segment, store_id).await? else { return Ok(()) };
-    write_hint_file(&*registry.dir, segment.id, &hint).await?;
+    write_hint_file(&*registry.dir, segment.id, &hint, pauses).await?;
     segment.set_hint_bytes(hint.len() as u64);
     Ok(())
 }
 
-/// Writes the hint file of segment `id`, durably.
-pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8]) -> io::Result<()> {
+/// Writes the hint file of segment `id`, durably; at leisure if there is a clock to pause by.
+pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8], pauses: Option<&dyn Io>) -> io::Result<()> {
     let name = hint_file_name(id);
     let tmp = tmp_name(&name);
     match dir.unlink(&tmp) {
@@ -31,7 +42,15 @@ pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8]) -> io::
     }
     let written = async {
         let file = dir.open(&tmp, OpenMode::CreateNew)?;
-        util::write_all(&*file, vec![Bytes::copy_from_slice(hint)], 0).await?;
+        let mut offset = 0;
+        for piece in hint.chunks(PIECE_BYTES) {
+            util::write_all(&*file, vec![Bytes::copy_from_slice(piece)], offset).await?;
+            file.start_writeback(offset, piece.len() as u64);
+            offset += piece.len() as u64;
+            if let Some(io) = pauses.filter(|_| offset < hint.len() as u64) {
+                io.sleep(PAUSE).await;
+            }
+        }
         file.sync(SyncKind::Data).await?;
         dir.rename(&tmp, &name)?;
         dir.sync()

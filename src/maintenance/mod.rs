@@ -178,6 +178,11 @@ impl Gate {
         Self { shared, request, waker: MAINTENANCE, lives_on_reserve: false }
     }
 
+    /// Whether a caller waits for the job.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.request.is_some()
+    }
+
     /// The same for the second thread of a job.
     pub(crate) fn of_the_helper(&self) -> Self {
         Self { waker: HELPER, ..self.clone() }
@@ -258,7 +263,8 @@ impl Maintainer {
                     // On a full disk a hint would take what deletes live on.
                     if let Some(segment) = registry.get(id).filter(|_| self.compactor.reserve.is_held()) {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
-                        let _ = hint::write_hint(registry, &segment, self.compactor.store_id).await;
+                        let pauses = (!self.shared.lock().closing).then_some(&*self.compactor.io);
+                        let _ = hint::write_hint(registry, &segment, self.compactor.store_id, pauses).await;
                     }
                 }
                 Event::Unlink => self.unlink(),
