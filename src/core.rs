@@ -202,8 +202,9 @@ impl Core {
             self.close_requested.store(true, Ordering::Release);
             ending.commit_result.is_some()
         };
-        self.log.begin_close();
+        // Before the log: a job that finds the log closing shall not be begun again.
         self.maintenance.close();
+        self.log.begin_close();
         if commit_is_over {
             self.maintenance.stop();
         }

@@ -272,6 +272,8 @@ impl Maintainer {
                     let serving = Serving(request);
                     let result = self.compact_forced(&serving.0).await;
                     serving.0.answer.fulfil(result);
+                    // Other segments than before, whatever came of it.
+                    self.look = true;
                 }
                 Event::Look => self.compact_if_due().await,
                 Event::Stop => return self.unlink(),
@@ -397,7 +399,11 @@ impl Maintainer {
                 (self.retry, self.not_before) = (RETRY_FIRST, Duration::ZERO);
                 Ok(report)
             }
-            Err(JobError::Stopped) => Err(Error::new(ErrorKind::Closed, "compact: it was told to stop")),
+            Err(JobError::Stopped) => {
+                // Whoever stopped it will say so when it may be tried again.
+                self.look = false;
+                Err(Error::new(ErrorKind::Closed, "compact: it was told to stop"))
+            }
             Err(JobError::Fatal(error)) => {
                 let poison = Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(error);
                 self.compactor.log.end(poison.clone());
