@@ -6,7 +6,7 @@
 //!
 //! *Dead bytes pile up* if their part grows from the trigger towards all of it: writers are faster than the compaction.
 //! On the first half of that way the rate is raised up to four times the limit; behind it there is none, for a full disk
-//! would be the worse neighbour.
+//! would be the worse neighbour. (Not for a job that somebody asked for: that one keeps to the limit.)
 
 use std::time::Duration;
 

@@ -39,7 +39,8 @@ pub(crate) struct Facts {
 
 /// One segment: what a reader needs to know of it, and the bytes in it that are alive.
 ///
-/// Only the commit task changes `written_end` and `sealed`; live bytes change with every publication.
+/// Of a segment in the registry only the commit task changes `written_end` and `sealed`: recovery and compaction put theirs
+/// there sealed. Live bytes change with every publication and every move of a key.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) id: u32,
