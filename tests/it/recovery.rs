@@ -10,7 +10,7 @@ use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
 use crate::support::{
-    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, copy_store, delete,
+    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, copy_store, delete, eventually,
     expect_success, files_with, for_each_engine, get, is_child, open, put, put_at, rerun,
 };
 
@@ -224,6 +224,9 @@ fn the_report_says_what_an_opening_did() {
             put(&store, index.to_le_bytes(), [1; 300]);
         }
         let copy = env.dir.path().join("copy");
+        // Maintenance writes the hints in its own time.
+        let count = |extension| files_with(&env.path(), extension).len();
+        eventually("a hint beside every sealed segment", || count("hint") + 1 == count("seg"));
         copy_store(&env.path(), &copy);
         close(store);
         let store = env.open();
