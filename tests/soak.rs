@@ -8,8 +8,7 @@
 //! can be under way; memory and descriptors at the end of a life, and in the last third of all lives, are not above what
 //! they were when the load had settled, but for a tolerance.
 //!
-//! `RINGCASK_SOAK_SECONDS` says how long (20 by default, 600 for a real soak), `RINGCASK_SOAK_SEED` where the random
-//! numbers begin.
+//! `RINGCASK_SOAK_SECONDS` says how long (600 for a real soak).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,6 +17,8 @@
     missing_docs,
     reason = "a test stops where it fails"
 )]
+
+mod proof;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,10 +42,6 @@ const TRIGGER: f64 = 0.5;
 /// Samples of a life before the load counts as settled.
 const WARM_UP: usize = 20;
 const LIVES_MIN: usize = 3;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
-}
 
 struct Rng(u64);
 
@@ -87,7 +84,7 @@ fn child(path: &Path) {
     let store = block_on(builder(path).open()).unwrap();
     assert!(store.recovery_report().damage.is_empty());
     tell("\nopen\n");
-    let seed = number("RINGCASK_SOAK_SEED", 1);
+    let seed = proof::number("RINGCASK_SOAK_SEED").unwrap();
     for worker in 0..5 {
         let store = store.clone();
         thread::spawn(move || mix(&store, worker, Rng(seed ^ worker << 40)));
@@ -229,8 +226,8 @@ fn memory_descriptors_and_disk_stay_flat() {
     if let Some(path) = std::env::var_os("RINGCASK_SOAK_DIR") {
         return child(&PathBuf::from(path));
     }
-    let seconds = number("RINGCASK_SOAK_SECONDS", 20);
-    let seed = number("RINGCASK_SOAK_SEED", 1);
+    let stage = proof::begin("seconds of soak");
+    let (seconds, seed) = (stage.floor(), proof::first_seed());
     let dir = TempDir::with_prefix("ringcask-soak-").unwrap();
     let path = dir.path().join("store");
     let mut rng = Rng(seed);
@@ -249,8 +246,8 @@ fn memory_descriptors_and_disk_stay_flat() {
     let compactions: u64 = lives.iter().map(|life| life.compactions).sum();
     let third = samples.len() / 3;
     let (first, last) = (&samples[..third], &samples[samples.len() - third..]);
-    println!(
-        "soak: {seconds} s, seed {seed}, {} lives, {} samples, {compactions} compactions, {} acknowledged; \
+    let note = format!(
+        "seed {seed}, {} lives, {} samples, {compactions} compactions, {} acknowledged; \
          first third against last: memory {:.1} and {:.1} MiB, descriptors {:.1} and {:.1}, disk {:.1} and {:.1} MiB",
         lives.len(),
         samples.len(),
@@ -262,6 +259,7 @@ fn memory_descriptors_and_disk_stay_flat() {
         mean(first, |it| it.disk_bytes) / 1048576.0,
         mean(last, |it| it.disk_bytes) / 1048576.0,
     );
+    println!("{note}");
     assert!(third >= 5 && compactions > 0 && !acknowledged.is_empty(), "too little was seen");
     assert!(mean(last, |it| it.resident_kib) <= mean(first, |it| it.resident_kib) * 1.25 + 4096.0, "memory grows");
     assert!(mean(last, |it| it.descriptors) <= mean(first, |it| it.descriptors) + 8.0, "descriptors grow");
@@ -274,4 +272,5 @@ fn memory_descriptors_and_disk_stay_flat() {
     let bound = |live: f64| live / (1.0 - TRIGGER) + (SEGMENT + RESERVE) as f64 + (8 * SEGMENT) as f64;
     let (disk, live) = (mean(last, |it| it.disk_bytes), mean(last, |it| it.live_bytes));
     assert!(disk <= bound(live), "the log takes {disk} bytes for {live} that are alive");
+    stage.end(seconds, &note);
 }

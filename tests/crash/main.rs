@@ -14,18 +14,17 @@
 //! compacted; of stores in which nothing is under way, a MANIFEST that is lost. Not injected here: other damage to
 //! synced data.
 //!
-//! `RINGCASK_CRASH_STATES` sets how many states are explored (the floor of the test), `RINGCASK_CRASH_SEED` where the
-//! seeds begin, `RINGCASK_FAILURE_SCENARIOS` how many scenarios have each operation fail, `RINGCASK_FAILURE_FIRST` which
-//! is the first of them, and `RINGCASK_CRASH_FAILURES` after how many failures a test gives up. For workloads that
-//! compact, which are those with seeds from 2^40 on, the numbers are those of `RINGCASK_COMPACTION_STATES` and
-//! `RINGCASK_COMPACTION_FAILURES`. A failed state prints a line `RINGCASK_REPLAY="…"`; with that in the environment, the
-//! test `replay` does the same again and shows the run.
+//! How much is explored, and what sets it, says `proof`; seeds from 2^40 on are of workloads that compact.
+//! `RINGCASK_PATIENCE` sets after how many failures a test gives up. A failed state prints a line `RINGCASK_REPLAY="…"`;
+//! with that in the environment, the test `replay` does the same again and shows the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
 mod explore;
 mod failures;
 mod model;
+#[path = "../proof/mod.rs"]
+mod proof;
 mod workload;
 
 use std::sync::Mutex;
@@ -34,11 +33,8 @@ use std::thread;
 use std::time::Instant;
 
 use explore::{Explorer, Place, run_workload};
+use proof::{begin, first_seed, number};
 use workload::COMPACTING_SEEDS;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
-}
 
 /// Gives seeds, from `first_seed` on, to as many threads as there are processors, while `goes_on`; returns the failures.
 fn over_seeds(
@@ -46,7 +42,7 @@ fn over_seeds(
     goes_on: impl Fn(u64) -> bool + Sync,
     explore: impl Fn(u64) -> Result<(), String> + Sync,
 ) -> Vec<String> {
-    let patience = usize::try_from(number("RINGCASK_CRASH_FAILURES", 1)).unwrap();
+    let patience = usize::try_from(number("RINGCASK_PATIENCE").unwrap_or(1)).unwrap();
     let (next, failures) = (AtomicU64::new(first_seed), Mutex::new(Vec::new()));
     let work = || {
         while failures.lock().unwrap().len() < patience {
@@ -67,9 +63,10 @@ fn over_seeds(
     failures.into_inner().unwrap()
 }
 
-/// Explores the workloads of `first_seed` and its successors until there were `floor` states.
-fn explore_states(first_seed: u64, floor: u64) -> explore::Tally {
-    let start = Instant::now();
+/// Explores the workloads of `first_seed` and its successors until there were as many states as the stage must have.
+fn explore_states(name: &str, first_seed: u64) -> explore::Tally {
+    let (stage, start) = (begin(name), Instant::now());
+    let floor = stage.floor();
     let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Tally::default()));
     let failures = over_seeds(
         first_seed,
@@ -89,55 +86,55 @@ fn explore_states(first_seed: u64, floor: u64) -> explore::Tally {
     let seconds = start.elapsed().as_secs_f64();
     println!("{total:?}, seeds from {first_seed}, {seconds:.1} s, {:.0} states/s", total.states as f64 / seconds);
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(total.states >= floor, "{} of {floor} states", total.states);
+    stage.end(total.states, &format!("{} workloads, {} second crashes", total.workloads, total.second_crashes));
     assert!(total.second_crashes * 5 >= total.states, "{} second crashes of {}", total.second_crashes, total.states);
     total
 }
 
 #[test]
 fn every_crash_leaves_a_store_that_keeps_its_promises() {
-    explore_states(number("RINGCASK_CRASH_SEED", 1), number("RINGCASK_CRASH_STATES", 500_000));
+    explore_states("crash states, log", first_seed());
 }
 
 #[test]
 fn compaction_survives_every_crash() {
-    let floor = number("RINGCASK_COMPACTION_STATES", 1_000_000);
-    let total = explore_states(COMPACTING_SEEDS + number("RINGCASK_CRASH_SEED", 1), floor);
-    assert!(total.in_jobs * 4 >= floor, "{} states of {} in compactions", total.in_jobs, total.states);
-    assert!(total.unlinks * 50 >= floor, "{} states of {} with unlinks undecided", total.unlinks, total.states);
-    assert!(total.salvaged * 100 >= floor, "{} states of {} without a MANIFEST", total.salvaged, total.states);
-    assert!(total.compacted * 500 >= floor, "{} closed stores compacted", total.compacted);
+    let total = explore_states("crash states, compaction", COMPACTING_SEEDS + first_seed());
+    let states = total.states;
+    assert!(total.in_jobs * 4 >= states, "{} states of {states} in compactions", total.in_jobs);
+    assert!(total.unlinks * 100 >= states, "{} states of {states} with unlinks undecided", total.unlinks);
+    assert!(total.salvaged * 100 >= states, "{} states of {states} without a MANIFEST", total.salvaged);
+    assert!(total.compacted * 500 >= states, "{} closed stores compacted", total.compacted);
 }
 
 #[test]
 fn every_operation_can_fail() {
-    fail_scenarios(number("RINGCASK_FAILURE_FIRST", 0), number("RINGCASK_FAILURE_SCENARIOS", 40));
+    fail_scenarios("failed operations, log", first_seed());
 }
 
 #[test]
 fn every_operation_of_a_compaction_can_fail() {
-    let first = COMPACTING_SEEDS + number("RINGCASK_FAILURE_FIRST", 0);
-    let total = fail_scenarios(first, number("RINGCASK_COMPACTION_FAILURES", 12));
+    let total = fail_scenarios("failed operations, compaction", COMPACTING_SEEDS + first_seed());
     assert!(total.compacted * 5 >= total.runs, "{} of {} stores were compacted after all", total.compacted, total.runs);
 }
 
-/// Has every operation of so many scenarios fail.
-fn fail_scenarios(first: u64, scenarios: u64) -> failures::Tally {
-    let start = Instant::now();
-    let total = Mutex::new(failures::Tally::default());
+/// Has every operation of scenarios fail, until as many did as the stage must have.
+fn fail_scenarios(name: &str, first_seed: u64) -> failures::Tally {
+    let stage = begin(name);
+    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failures::Tally::default()));
     let failures = over_seeds(
-        first,
-        |seed| seed < first + scenarios,
+        first_seed,
+        |_| runs.load(Ordering::Relaxed) < floor,
         |seed| {
             let (tally, result) = failures::fail_everything(seed);
+            runs.fetch_add(tally.runs, Ordering::Relaxed);
             total.lock().unwrap().add(&tally);
             result
         },
     );
     let total = *total.lock().unwrap();
-    println!("{total:?}, {:.1} s", start.elapsed().as_secs_f64());
+    println!("{total:?}");
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(total.runs >= scenarios * 200, "{} runs with a failure in {scenarios} scenarios", total.runs);
+    stage.end(total.runs, &format!("{} scenarios, {} crashes", total.scenarios, total.crashes));
     total
 }
 

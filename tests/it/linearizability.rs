@@ -6,6 +6,7 @@
 //! Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's memory of visited states:
 //! since a thread has one operation at a time, a state is how far each thread has come, and the key's value.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,11 +15,11 @@ use std::time::Duration;
 
 use ringcask::{Batch, Store};
 
+use crate::proof;
 use crate::support::{Rng, at, block_on, close, for_each_engine, open};
 
 const THREADS: usize = 4;
 const OPERATIONS: usize = 200;
-const HISTORIES: u64 = 110;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
@@ -154,13 +155,14 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
 
 #[test]
 fn every_key_behaves_as_if_operations_happened_one_at_a_time() {
-    let seed = Rng::seeded("linearizability").next();
+    let stage = proof::begin("histories");
+    let (seed, histories, total) = (Rng::seeded("linearizability").next(), stage.floor().div_ceil(2), Cell::new(0));
     for_each_engine(|env| {
         // Small segments: histories cross many rotations, and reads find their values in every place.
         let builder = env.builder().segment_bytes(32 << 10).flush_interval(Duration::from_millis(1));
         let store = open(builder.sync_interval(Duration::from_millis(3)));
         let (mut checked, mut operations) = (0, 0);
-        for history in 0..HISTORIES {
+        for history in 0..histories {
             let keys = 3 + history % 3;
             let label = format!("h{history}");
             for (key, events) in record(&store, keys, seed.wrapping_add(history << 8), &label).into_iter().enumerate() {
@@ -171,6 +173,8 @@ fn every_key_behaves_as_if_operations_happened_one_at_a_time() {
         }
         close(store);
         println!("{checked} histories, {operations} operations of {THREADS} threads");
-        assert!(checked >= 100 && operations == checked as usize * THREADS * OPERATIONS);
+        assert_eq!(operations, checked as usize * THREADS * OPERATIONS);
+        total.set(total.get() + checked);
     });
+    stage.end(total.get(), &format!("seed {seed}"));
 }

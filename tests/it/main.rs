@@ -24,6 +24,8 @@ mod full_disk;
 mod gate;
 mod lifecycle;
 mod linearizability;
+#[path = "../proof/mod.rs"]
+mod proof;
 mod recovery;
 mod recovery_damage;
 mod regressions;

@@ -1,0 +1,138 @@
+//! What the tests must explore, and a record of what they did.
+//!
+//! A stage is a test that throws one kind of fault at the store and counts what it threw. How much it must explore is its
+//! floor, which the test itself enforces: of two, one for every `cargo test`, one for `./prove ci`. A stage that cannot
+//! run where it is says so, and what it would have shown; where `RINGCASK_REQUIRE_ALL` is set it fails instead.
+//!
+//! Environment: `RINGCASK_SCALE` is `small` (the default) or `ci`; the variable named with a stage sets its floor alone;
+//! `RINGCASK_ROUND` makes seeds begin elsewhere, so that no two rounds explore the same; `RINGCASK_RESULTS` names a file
+//! that gets a line for each stage, of which the test `verdict` makes a table.
+//!
+//! A module of several tests, each of which uses a part.
+#![allow(dead_code, unreachable_pub, reason = "a module of several tests, each of which uses a part")]
+#![allow(clippy::panic, clippy::expect_used, reason = "a stage below its floor is a failed test")]
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::time::Instant;
+
+/// One kind of fault.
+pub struct Stage {
+    pub name: &'static str,
+    /// The environment variable that sets its floor.
+    pub variable: &'static str,
+    /// The floor in every `cargo test`.
+    pub small: u64,
+    /// The floor in `./prove ci`.
+    pub ci: u64,
+    /// What it shows, for those who could not run it.
+    pub shows: &'static str,
+}
+
+const fn stage(name: &'static str, variable: &'static str, small: u64, ci: u64, shows: &'static str) -> Stage {
+    Stage { name, variable, small, ci, shows }
+}
+
+/// All stages, in the order of the table.
+pub const STAGES: &[Stage] = &[
+    // Simulated disk.
+    stage(
+        "crash states, log",
+        "RINGCASK_CRASH_STATES",
+        60_000,
+        600_000,
+        "no crash of a simulated disk takes what was acknowledged",
+    ),
+    stage(
+        "crash states, compaction",
+        "RINGCASK_COMPACTION_STATES",
+        120_000,
+        1_400_000,
+        "nor does one while segments are rewritten",
+    ),
+    stage(
+        "failed operations, log",
+        "RINGCASK_FAILURES",
+        8_000,
+        80_000,
+        "every single operation can fail, with every error",
+    ),
+    stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
+    stage("mistakes noticed", "RINGCASK_MISTAKES", 31, 31, "the crash tests notice known mistakes that are built in"),
+    // Real kernel.
+    stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
+    stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),
+    // Many threads.
+    stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
+    stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
+    stage(
+        "seconds of soak",
+        "RINGCASK_SOAK_SECONDS",
+        5,
+        30,
+        "memory, descriptors and disk stay flat under load and kills",
+    ),
+];
+
+/// Whether the larger floors hold.
+pub fn is_ci_scale() -> bool {
+    match std::env::var("RINGCASK_SCALE").as_deref() {
+        Err(_) | Ok("small") => false,
+        Ok("ci") => true,
+        Ok(other) => panic!("RINGCASK_SCALE={other}: small or ci"),
+    }
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+/// Where this round's seeds begin: far from those of any other round, below 2^40 for a million rounds.
+pub fn first_seed() -> u64 {
+    1 + number("RINGCASK_ROUND").unwrap_or(0) * 1_000_003
+}
+
+/// A stage that is running.
+pub struct Running {
+    stage: &'static Stage,
+    start: Instant,
+}
+
+/// Begins the stage of this name.
+pub fn begin(name: &str) -> Running {
+    let stage = STAGES.iter().find(|stage| stage.name == name).unwrap_or_else(|| panic!("no stage {name:?}"));
+    Running { stage, start: Instant::now() }
+}
+
+impl Running {
+    /// How much must be explored.
+    pub fn floor(&self) -> u64 {
+        let default = if is_ci_scale() { self.stage.ci } else { self.stage.small };
+        number(self.stage.variable).unwrap_or(default)
+    }
+
+    /// Ends the stage; fails the test if too little was explored.
+    pub fn end(self, explored: u64, note: &str) {
+        let (floor, seconds) = (self.floor(), self.start.elapsed().as_secs_f64());
+        println!("{}: {explored} explored, floor {floor}, {seconds:.1} s: {note}", self.stage.name);
+        record(self.stage.name, &format!("{explored}\t{seconds:.1}\t{note}"));
+        assert!(explored >= floor, "{}: {explored} explored, which is below the floor of {floor}", self.stage.name);
+    }
+
+    /// Ends a stage that cannot run here.
+    pub fn skip(self, why: &str) {
+        let Stage { name, shows, .. } = self.stage;
+        println!("SKIPPED: {name}: {why}. It would have shown: {shows}");
+        assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "{name} must run here: {why}");
+        record(name, &format!("skipped\t0\t{why}"));
+    }
+}
+
+/// One line a stage: its name, what was explored or `skipped`, the seconds, a note.
+fn record(name: &str, rest: &str) {
+    let Some(path) = std::env::var_os("RINGCASK_RESULTS") else { return };
+    let line = format!("{name}\t{}\n", rest.replace('\n', " "));
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).expect("RINGCASK_RESULTS can be written");
+}

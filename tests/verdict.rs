@@ -1,0 +1,86 @@
+//! The last test of a run: the table of what every stage explored.
+//!
+//! `./prove` collects the stages' results in a file and names it in `RINGCASK_RESULTS`; without that there is nothing to
+//! judge. A stage without a result has failed, or was not run. Not a test function: its table is the end of the run.
+#![allow(missing_docs, clippy::cast_possible_truncation, reason = "a program of its own")]
+
+mod proof;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use proof::{STAGES, is_ci_scale, number};
+
+/// What the lines of one stage add up to.
+#[derive(Default)]
+struct Sum {
+    explored: u64,
+    seconds: f64,
+    skipped: Option<String>,
+}
+
+fn sums(results: &str) -> BTreeMap<&str, Sum> {
+    let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
+    for line in results.lines() {
+        let mut fields = line.split('\t');
+        let (Some(name), Some(explored), Some(seconds), Some(note)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let sum = sums.entry(name).or_default();
+        match explored.parse::<u64>() {
+            Ok(explored) => sum.explored += explored,
+            Err(_) => sum.skipped = Some(note.to_owned()),
+        }
+        sum.seconds += seconds.parse().unwrap_or(0.0);
+    }
+    sums
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn main() -> ExitCode {
+    let Some(path) = std::env::var_os("RINGCASK_RESULTS") else {
+        println!("no RINGCASK_RESULTS: the table of floors is made by ./prove");
+        return ExitCode::SUCCESS;
+    };
+    let results = std::fs::read_to_string(&path).unwrap_or_default();
+    let sums = sums(&results);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    println!("\n{:<32} {:>14} {:>12} {:>8}  result", "stage", "explored", "floor", "time");
+    for stage in STAGES {
+        let floor = number(stage.variable).unwrap_or(if is_ci_scale() { stage.ci } else { stage.small });
+        let none = Sum::default();
+        let sum = sums.get(stage.name).unwrap_or(&none);
+        let result = match &sum.skipped {
+            Some(why) => {
+                skipped += 1;
+                format!("SKIPPED: {why}; it would have shown: {}", stage.shows)
+            }
+            None if sum.explored >= floor => {
+                passed += 1;
+                String::from("held")
+            }
+            None => {
+                failed += 1;
+                String::from(if sums.contains_key(stage.name) { "BELOW ITS FLOOR" } else { "FAILED, OR NOT RUN" })
+            }
+        };
+        let (explored, seconds) = (grouped(sum.explored), format!("{:.1} s", sum.seconds));
+        println!("{:<32} {explored:>14} {:>12} {seconds:>8}  {result}", stage.name, grouped(floor));
+    }
+    println!("\nstages: {passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
