@@ -1,0 +1,266 @@
+//! ringcask beside the stores people would pick instead: the same load, one after the other, in one run.
+//!
+//! In every round each store gets a fresh directory, is loaded with a million keys without syncs, and then meets each
+//! load for a few seconds; the order of the stores changes from round to round. Stores that block are called from threads
+//! of their own, one a client, and also as a service must call them, from tasks through the blocking pool of a tokio with
+//! two workers; the better of the two counts. Stores that are awaited are called from tasks on the same tokio. Each get's
+//! value is looked at: a wrong one ends the run.
+//!
+//! The table has medians over the rounds. YCSB's load E scans ranges, which a store without an order does not have.
+
+mod drive;
+mod peers;
+mod report;
+mod work;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use drive::{Done, Plan};
+use peers::{Awaited, Failure, PEERS, Peer, Ringcask, Surrealkv, TokioFs, TokioUring};
+use report::Run;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use work::{WORKS, Work};
+
+/// How many clients each load is tried with, where `--clients` does not say.
+fn usual_clients(work: &Work) -> &'static [usize] {
+    match work.name {
+        "fillsync" => &[1, 16, 64, 256, 1024],
+        "readrandom" | "mixed" => &[1, 8, 64],
+        "overwrite" => &[1, 8],
+        _ => &[8],
+    }
+}
+
+/// Compares key-value stores: puts, gets and mixes of both, per second, in one run.
+#[derive(Parser)]
+struct Options {
+    /// Rounds; the table has the medians
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each load
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Keys that are loaded
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 256)]
+    value_len: usize,
+    /// Only these loads, by name
+    #[arg(long, value_delimiter = ',')]
+    works: Vec<String>,
+    /// Only these stores, by name
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Numbers of clients, instead of the usual ones
+    #[arg(long, value_delimiter = ',')]
+    clients: Vec<usize>,
+    /// Where the stores' directories are made
+    #[arg(long, default_value = "target")]
+    dir: PathBuf,
+    /// Writes all runs to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// One store in one round.
+struct Turn<'a> {
+    options: &'a Options,
+    works: &'a [Work],
+    runtime: &'a Runtime,
+    peer: Peer,
+    round: usize,
+    dir: TempDir,
+    runs: Vec<Run>,
+}
+
+impl Turn<'_> {
+    fn plans(&self, durable: bool) -> Vec<(Work, usize)> {
+        let of_kind = self.works.iter().filter(|work| work.durable == durable);
+        let with_clients = of_kind.flat_map(|work| {
+            let given = &self.options.clients;
+            let clients = if given.is_empty() { usual_clients(work).to_vec() } else { given.clone() };
+            clients.into_iter().map(|clients| (work.clone(), clients))
+        });
+        with_clients.collect()
+    }
+
+    fn plan<'w>(&self, work: &'w Work, clients: usize) -> Plan<'w> {
+        let Options { keys, value_len, seconds, .. } = *self.options;
+        let time = Duration::from_secs_f64(seconds);
+        Plan { work, clients, keys, value_len, time, seed: self.round as u64 * 1_000_003 }
+    }
+
+    fn note(&mut self, work: &str, clients: usize, called: &'static str, done: &Done) {
+        let micros = |percent| done.latency.value_at_percentile(percent) as f64 / 1e3;
+        let run = Run {
+            peer: self.peer.name(),
+            work: work.to_owned(),
+            clients,
+            called,
+            round: self.round,
+            per_second: done.operations as f64 / done.seconds,
+            p50_micros: micros(50.0),
+            p99_micros: micros(99.0),
+            p999_micros: micros(99.9),
+        };
+        eprintln!(
+            "round {} {:<15} {:<12} {:>5} {:<8} {:>12.0}/s  p50 {:.1} µs  p99 {:.1} µs",
+            self.round, run.peer, run.work, clients, called, run.per_second, run.p50_micros, run.p99_micros
+        );
+        self.runs.push(run);
+    }
+
+    /// A figure that has no percentiles.
+    fn note_figure(&mut self, work: &str, per_second: f64) {
+        eprintln!("round {} {:<15} {work:<12} {per_second:>28.0}/s", self.round, self.peer.name());
+        let (peer, round, nothing) = (self.peer.name(), self.round, 0.0);
+        let (p50_micros, p99_micros, p999_micros) = (nothing, nothing, nothing);
+        let run = Run {
+            peer,
+            work: work.to_owned(),
+            clients: 1,
+            called: "tasks",
+            round,
+            per_second,
+            p50_micros,
+            p99_micros,
+            p999_micros,
+        };
+        self.runs.push(run);
+    }
+
+    fn blocking(&mut self) -> Result<(), Failure> {
+        let Options { keys, value_len, .. } = *self.options;
+        let path = self.dir.path().to_owned();
+        let open = |durable| self.peer.open_blocking(&path, durable)?.ok_or(Failure::from("it does not block"));
+        let store = open(false)?;
+        let loaded = drive::load(&store, keys, value_len)?;
+        self.note_figure("fillrandom", loaded);
+        store.settle()?;
+        drop(store);
+        for durable in [false, true] {
+            let plans = self.plans(durable);
+            if plans.is_empty() {
+                continue;
+            }
+            let start = Instant::now();
+            let store = self.peer.open_blocking(&path, durable)?.ok_or("it does not block")?;
+            store.get(&work::key(0), &mut |_| {})?;
+            if !durable {
+                self.note_figure("open", keys as f64 / start.elapsed().as_secs_f64());
+            }
+            for (work, clients) in plans {
+                let done = drive::threads(&store, &self.plan(&work, clients))?;
+                self.note(work.name, clients, "threads", &done);
+                let done = drive::service(&store, &self.plan(&work, clients), self.runtime)?;
+                self.note(work.name, clients, "service", &done);
+            }
+            store.settle()?;
+        }
+        Ok(())
+    }
+
+    /// `open` makes the store and opens it again, or only makes it where it says that it keeps nothing.
+    fn awaited<S: Awaited>(
+        &mut self,
+        open: &dyn Fn() -> Result<Arc<S>, Failure>,
+        is_kept: bool,
+    ) -> Result<(), Failure> {
+        let Options { keys, value_len, .. } = *self.options;
+        let mut store = open()?;
+        let loaded = drive::load_awaited(&store, keys, value_len, self.runtime)?;
+        self.note_figure("fillrandom", loaded);
+        if is_kept {
+            self.runtime.block_on(store.close())?;
+            drop(store);
+            let start = Instant::now();
+            store = open()?;
+            self.runtime.block_on(store.get(&work::key(0)))?;
+            self.note_figure("open", keys as f64 / start.elapsed().as_secs_f64());
+        }
+        for (work, clients) in self.plans(false).into_iter().chain(self.plans(true)) {
+            let done = drive::tasks(&store, &self.plan(&work, clients), self.runtime)?;
+            self.note(work.name, clients, "tasks", &done);
+        }
+        self.runtime.block_on(store.close())
+    }
+
+    fn run(mut self) -> Result<Vec<Run>, Failure> {
+        let path = self.dir.path().to_owned();
+        let runtime = self.runtime;
+        match self.peer {
+            Peer::Ringcask | Peer::RingcaskWritten => {
+                let written = self.peer == Peer::RingcaskWritten;
+                self.awaited(&|| Ok(Arc::new(runtime.block_on(Ringcask::open(&path, written))?)), true)?;
+            }
+            Peer::Surrealkv => {
+                let open = || {
+                    let _inside = runtime.enter();
+                    Ok(Arc::new(Surrealkv::open(&path)?))
+                };
+                self.awaited(&open, true)?;
+            }
+            Peer::TokioUring => self.awaited(&|| Ok(Arc::new(TokioUring::create(&path)?)), false)?,
+            Peer::TokioFs => self.awaited(&|| Ok(Arc::new(runtime.block_on(TokioFs::create(&path))?)), false)?,
+            _ => self.blocking()?,
+        }
+        Ok(self.runs)
+    }
+}
+
+fn chosen<T: Copy>(names: &[String], all: &[T], name_of: impl Fn(T) -> &'static str) -> Result<Vec<T>, Failure> {
+    if names.is_empty() {
+        return Ok(all.to_vec());
+    }
+    let find = |name: &String| {
+        let found = all.iter().copied().find(|item| name_of(*item) == name);
+        found.ok_or_else(|| format!("{name:?} is none of them").into())
+    };
+    names.iter().map(find).collect()
+}
+
+fn compare(options: &Options) -> Result<String, Failure> {
+    let peers = chosen(&options.peers, PEERS, Peer::name)?;
+    let indexes = chosen(&options.works, &(0..WORKS.len()).collect::<Vec<_>>(), |index| WORKS[index].name)?;
+    let works: Vec<Work> = indexes.into_iter().map(|index| WORKS[index].clone()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1024)
+        .enable_all()
+        .build()?;
+    fs::create_dir_all(&options.dir)?;
+    let mut runs = Vec::new();
+    for round in 0..options.rounds {
+        for index in 0..peers.len() {
+            let peer = peers[(index + round) % peers.len()];
+            let dir = TempDir::with_prefix_in("compare-", &options.dir)?;
+            let turn = Turn { options, works: &works, runtime: &runtime, peer, round, dir, runs: Vec::new() };
+            runs.extend(turn.run().map_err(|error| format!("{}: {error}", peer.name()))?);
+        }
+    }
+    if let Some(path) = &options.json {
+        fs::write(path, serde_json::to_string_pretty(&runs)?)?;
+    }
+    let place_of = |name: &str| WORKS.iter().position(|work| work.name == name).map_or(0, |place| place + 1);
+    Ok(report::table(&runs, &peers, &place_of))
+}
+
+fn main() -> ExitCode {
+    match compare(&Options::parse()) {
+        Ok(table) => {
+            println!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

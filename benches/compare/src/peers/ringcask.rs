@@ -1,0 +1,38 @@
+use std::path::Path;
+
+use ringcask::bytes::Bytes;
+use ringcask::{Durability, PutOptions, Store};
+
+use super::{Awaited, Failure};
+
+/// Ourselves, with default options. A put that need not be durable is `Buffered`, or `Written` where that is asked for:
+/// most peers hand an unsynced put to the kernel before they return.
+pub struct Ringcask {
+    store: Store,
+    relaxed: Durability,
+}
+
+impl Ringcask {
+    pub async fn open(path: &Path, written: bool) -> Result<Self, Failure> {
+        let relaxed = if written { Durability::Written } else { Durability::Buffered };
+        Ok(Self { store: Store::open(path.join("ringcask")).await?, relaxed })
+    }
+}
+
+impl Awaited for Ringcask {
+    type Value = Bytes;
+
+    async fn put(&self, key: &[u8], value: &[u8], durable: bool) -> Result<(), Failure> {
+        let level = if durable { Durability::Synced } else { self.relaxed };
+        self.store.put_with(key, value, PutOptions::new().durability(level)).await?;
+        Ok(())
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failure> {
+        Ok(self.store.get(key).await?)
+    }
+
+    async fn close(&self) -> Result<(), Failure> {
+        Ok(self.store.close().await?)
+    }
+}
