@@ -19,6 +19,7 @@
 mod map;
 
 use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::PoisonError;
 
@@ -73,6 +74,15 @@ pub(crate) struct Published {
     pub(crate) applied: bool,
     /// The record that was the key's value before and is now dead.
     pub(crate) replaced: Option<Location>,
+}
+
+/// A record of a sealed segment, as an opening finds it.
+#[derive(Clone, Copy)]
+pub(crate) struct Loaded<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) seq: u64,
+    /// `None` of a tombstone.
+    pub(crate) location: Option<Location>,
 }
 
 /// A put that was copied, and where its copy lies.
@@ -259,6 +269,41 @@ impl Keydir {
     /// Publishes a put, unless a newer record of the key was published before.
     pub(crate) fn publish(&self, key: &[u8], seq: u64, location: Location) -> Published {
         self.replace(key, Slot::new(seq, false, location))
+    }
+
+    /// Makes room for so many keys, so that loading them moves none.
+    pub(crate) fn reserve(&self, keys: u64) {
+        self.map.reserve(usize::try_from(keys).unwrap_or(usize::MAX));
+    }
+
+    /// Gives back room that was made for keys which did not come, if that is much.
+    pub(crate) fn trim(&self) {
+        self.map.trim();
+    }
+
+    /// Publishes many records, each as [`publish`](Self::publish) or [`bury`](Self::bury) would. Tells `each` what became
+    /// of the record of every index; it is called under a shard's lock and must be quick.
+    ///
+    /// Many at a time, as in [`are_newest`](Self::are_newest).
+    pub(crate) fn publish_many(&self, records: &[Loaded<'_>], each: impl FnMut(usize, Published)) {
+        let hashes: Vec<u64> = records.iter().map(|record| self.hash(record.key)).collect();
+        let slot_of = |index: usize| {
+            let Loaded { seq, location, .. } = records[index];
+            Slot::new(seq, location.is_none(), location.unwrap_or(NOWHERE))
+        };
+        let each = RefCell::new(each);
+        let mut keys = 0;
+        self.map.change_or_insert_many(
+            &hashes,
+            |index| records[index].key,
+            slot_of,
+            |index, slot| (each.borrow_mut())(index, self.replace_in(slot, slot_of(index))),
+            |index| {
+                keys += u64::from(records[index].location.is_some());
+                (each.borrow_mut())(index, Published { applied: true, replaced: None });
+            },
+        );
+        self.live_keys.fetch_add(keys, Ordering::Relaxed);
     }
 
     /// Publishes a delete by leaving a tombstone entry, unless a newer record of the key was published before.

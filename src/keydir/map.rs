@@ -10,8 +10,10 @@ use super::{Key, KeyedSip, Slot};
 
 #[cfg(not(feature = "shuttle"))]
 mod imp {
-    use dashmap::DashMap;
+    use std::hash::BuildHasher;
+
     use dashmap::mapref::entry::Entry;
+    use dashmap::{DashMap, SharedValue};
 
     use super::{Key, KeyedSip, Slot};
     use crate::io::util::to_usize;
@@ -24,6 +26,27 @@ mod imp {
     impl Map {
         pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
             Self(DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, shards))
+        }
+
+        /// Makes room for about so many keys in all, as far as there is memory for them.
+        pub(in crate::keydir) fn reserve(&self, keys: usize) {
+            let per_shard = keys / self.0.shards().len();
+            for shard in self.0.shards() {
+                // What is refused here will be asked for again, piece by piece, when it is needed.
+                let _ = shard.write().try_reserve(per_shard, |(key, _)| self.0.hasher().hash_one(key));
+            }
+        }
+
+        /// Gives back what the map takes beyond twice of what it needs.
+        pub(in crate::keydir) fn trim(&self) {
+            for shard in self.0.shards() {
+                let mut table = shard.write();
+                let len = table.len();
+                // A table is full at 7/8 and doubles: more than twice its keys is more than it can have grown to.
+                if table.capacity() > 2 * len.max(4) {
+                    table.shrink_to(len, |(key, _)| self.0.hasher().hash_one(key));
+                }
+            }
         }
 
         pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
@@ -90,6 +113,33 @@ mod imp {
             });
         }
 
+        /// Runs `change` on the slot of every key that has one and inserts `slot` for the others, a shard at a time, keys
+        /// that are the same in their order. Tells `inserted` of those.
+        pub(in crate::keydir) fn change_or_insert_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            slot: impl Fn(usize) -> Slot,
+            mut change: impl FnMut(usize, &mut Slot),
+            mut inserted: impl FnMut(usize),
+        ) {
+            self.shard_by_shard(hashes, |shard, indices| {
+                let Some(shard) = self.0.shards().get(shard) else { return };
+                let mut table = shard.write();
+                for &(_, index) in indices {
+                    let hash = hashes.get(index).copied().unwrap_or_default();
+                    match table.get_mut(hash, |(candidate, _)| candidate.as_slice() == key(index)) {
+                        Some((_, found)) => change(index, found.get_mut()),
+                        None => {
+                            let new = (Key::new(key(index)), SharedValue::new(slot(index)));
+                            table.insert(hash, new, |(key, _)| self.0.hasher().hash_one(key));
+                            inserted(index);
+                        }
+                    }
+                }
+            });
+        }
+
         /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
         /// shard for longer than that takes.
         fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[(usize, usize)])) {
@@ -140,6 +190,11 @@ mod imp {
             Self { hasher, shards }
         }
 
+        /// The map the explorer knows has nothing to gain from it.
+        pub(in crate::keydir) fn reserve(&self, _keys: usize) {}
+
+        pub(in crate::keydir) fn trim(&self) {}
+
         fn shard(&self, key: &[u8]) -> &Shard {
             let hash = crate::io::util::to_usize(self.hasher.hash_one(key));
             &self.shards[hash % self.shards.len()]
@@ -188,6 +243,20 @@ mod imp {
         ) {
             for index in 0..hashes.len() {
                 self.change(key(index), |slot| change(index, slot));
+            }
+        }
+
+        pub(in crate::keydir) fn change_or_insert_many<'k>(
+            &self,
+            hashes: &[u64],
+            key: impl Fn(usize) -> &'k [u8],
+            slot: impl Fn(usize) -> Slot,
+            mut change: impl FnMut(usize, &mut Slot),
+            mut inserted: impl FnMut(usize),
+        ) {
+            for index in 0..hashes.len() {
+                let (new, key) = (slot(index), Key::new(key(index)));
+                self.change_or_insert(key, new, |slot| change(index, slot), || inserted(index));
             }
         }
 

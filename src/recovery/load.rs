@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
+use super::tally::{Publisher, Tally};
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, Footer, HintReader, RecordKind, record_len};
 use crate::io::{Dir, IoKind, OpenMode, Priority, util};
-use crate::keydir::{Keydir, Location};
+use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::promise::Promise;
@@ -38,6 +39,7 @@ struct Outcome {
     /// Invalid stretches, as stop and length.
     damage: Vec<(Stop, u64)>,
     damage_reason: Option<&'static str>,
+    tally: Tally,
 }
 
 /// The work of one opening, shared by its loaders.
@@ -45,21 +47,6 @@ struct Queue {
     waiting: Mutex<VecDeque<Candidate>>,
     done: Mutex<Vec<io::Result<Outcome>>>,
     failed_segment: Mutex<Option<u32>>,
-}
-
-/// Puts a record that counts into the keydir.
-pub(super) fn publish(keydir: &Keydir, segment: u32, found: &Found<'_>) {
-    match found.kind {
-        RecordKind::Put => {
-            // Offsets were checked against the file's length, and no segment reaches a location's limit.
-            if let Some(location) = Location::new(segment, found.offset, found.value_len) {
-                keydir.publish(found.key, found.seq, location);
-            }
-        }
-        _ => {
-            keydir.bury(found.key, found.seq);
-        }
-    }
 }
 
 impl Opening<'_> {
@@ -73,6 +60,7 @@ impl Opening<'_> {
         for candidate in candidates.iter().filter(|candidate| candidate.footer.is_none()) {
             self.damaged(candidate.id, candidate.len, 0, "a segment that was not being written has no footer")?;
         }
+        keydir.reserve(candidates.iter().map(keys_at_most).sum());
         let queue = Arc::new(Queue {
             waiting: Mutex::new(candidates.into()),
             done: Mutex::new(Vec::new()),
@@ -128,7 +116,8 @@ impl Opening<'_> {
 
     /// Takes a loaded segment into the registry and the report.
     fn admit(&mut self, outcome: Outcome, loaded: &mut Loaded) -> Result<()> {
-        let Outcome { candidate, facts, hint_bytes, records_scanned, damage, damage_reason } = outcome;
+        let Outcome { candidate, facts, hint_bytes, records_scanned, damage, damage_reason, tally } = outcome;
+        self.tally.add(&tally);
         let (id, from_hint) = (candidate.id, hint_bytes.is_some());
         self.report.segments += 1;
         self.report.hints_loaded += usize::from(from_hint);
@@ -151,6 +140,12 @@ impl Opening<'_> {
         }
         Ok(())
     }
+}
+
+/// How many keys the segment may have: as many as its footer counts records, and no more than there is space for.
+fn keys_at_most(candidate: &Candidate) -> u64 {
+    let records = candidate.footer.as_ref().map_or(0, |footer| u64::from(footer.record_count));
+    records.min(candidate.len / record_len(1, 0))
 }
 
 /// Fulfils when dropped, so that a loader that panics is not waited for.
@@ -186,8 +181,9 @@ async fn load_one(
     keydir: &Keydir,
     salvage: bool,
 ) -> io::Result<Outcome> {
+    let mut tally = Tally::default();
     if let Some(footer) = &candidate.footer
-        && let Some(hint) = load_hint(dir, &candidate, footer, store_id, keydir).await?
+        && let Some(hint) = load_hint(dir, &candidate, footer, store_id, keydir, &mut tally).await?
     {
         let facts = Facts { max_seq: footer.max_seq, tombstone_bytes: hint.tombstone_bytes };
         return Ok(Outcome {
@@ -197,9 +193,10 @@ async fn load_one(
             records_scanned: 0,
             damage: Vec::new(),
             damage_reason: None,
+            tally,
         });
     }
-    scan_one(dir, candidate, keydir, salvage).await
+    scan_one(dir, candidate, keydir, salvage, tally).await
 }
 
 /// What was learnt from a hint file besides its keys.
@@ -215,6 +212,7 @@ async fn load_hint(
     footer: &Footer,
     store_id: &[u8; 16],
     keydir: &Keydir,
+    tally: &mut Tally,
 ) -> io::Result<Option<HintLoaded>> {
     // A hint that cannot be read is as good as none: the segment says the same, or has the same error.
     let Ok(Some(bytes)) = read_hint(dir, candidate.id).await else { return Ok(None) };
@@ -229,8 +227,9 @@ async fn load_hint(
         return Ok(None);
     }
     let mut tombstone_bytes = 0;
+    let mut publisher = Publisher::new(keydir, tally, candidate.id);
     for entry in entries {
-        // What was published before a bad block is right as far as it goes, and the scan publishes the same again.
+        // What was published before a bad block is right as far as it goes, and the scan publishes it again.
         let Ok(entry) = entry else { return Ok(None) };
         let found = Found {
             key: entry.key,
@@ -245,8 +244,9 @@ async fn load_hint(
         if entry.kind == RecordKind::Tombstone {
             tombstone_bytes += record_len(entry.key.len(), 0);
         }
-        publish(keydir, candidate.id, &found);
+        publisher.push(&found);
     }
+    publisher.flush();
     Ok(Some(HintLoaded { tombstone_bytes, hint_bytes: bytes.len() as u64 }))
 }
 
@@ -267,7 +267,13 @@ pub(super) async fn read_hint(dir: &dyn Dir, id: u32) -> io::Result<Option<Vec<u
 }
 
 /// Loads the segment from its records. Under salvage it steps over what is damaged.
-async fn scan_one(dir: &dyn Dir, candidate: Candidate, keydir: &Keydir, salvage: bool) -> io::Result<Outcome> {
+async fn scan_one(
+    dir: &dyn Dir,
+    candidate: Candidate,
+    keydir: &Keydir,
+    salvage: bool,
+    mut tally: Tally,
+) -> io::Result<Outcome> {
     let limit = candidate.footer.as_ref().map_or(candidate.len, |footer| footer.data_len);
     let binding = Binding::new(candidate.salt, u64::from(candidate.id));
     let file = dir.open(&segment_file_name(candidate.id), OpenMode::Read)?;
@@ -277,7 +283,7 @@ async fn scan_one(dir: &dyn Dir, candidate: Candidate, keydir: &Keydir, salvage:
     while let Some(stop) = scan
         .run(damage.is_empty(), |found| {
             records_scanned += 1;
-            publish(keydir, candidate.id, &found);
+            tally.publish(keydir, candidate.id, &found);
         })
         .await?
     {
@@ -297,5 +303,5 @@ async fn scan_one(dir: &dyn Dir, candidate: Candidate, keydir: &Keydir, salvage:
     let damage_reason = (damage.is_empty() && differs).then_some("the segment is not what its footer says");
     let max_seq = candidate.footer.as_ref().map_or(extent.max_seq, |footer| footer.max_seq.max(extent.max_seq));
     let facts = Facts { max_seq, tombstone_bytes: extent.tombstone_bytes };
-    Ok(Outcome { facts, candidate, hint_bytes: None, records_scanned, damage, damage_reason })
+    Ok(Outcome { facts, candidate, hint_bytes: None, records_scanned, damage, damage_reason, tally })
 }

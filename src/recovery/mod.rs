@@ -31,7 +31,9 @@
 mod load;
 mod manifest;
 mod tail;
+mod tally;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +50,7 @@ use crate::segment::{
     Segment, lacks_space, segment_file_name,
 };
 use crate::stats::{Damage, RecoveryReport};
+use tally::Tally;
 
 /// Sequence numbers skipped after an unclean stop, so that the number of a lost `Buffered` write is never given to
 /// another. The sync interval is at most a minute; no store loses this many records in one.
@@ -84,6 +87,7 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
         loan: None,
         dir,
         report: RecoveryReport::default(),
+        tally: Tally::default(),
         highest_file_id: 0,
         may_remove_segments: true,
     };
@@ -116,6 +120,7 @@ struct Opening<'a> {
     /// Of the reserve, if this opening had to live on it.
     loan: Option<Loan>,
     report: RecoveryReport,
+    tally: Tally,
     highest_file_id: u64,
     /// Not where the list had to be made anew: then nobody knows what is left over.
     may_remove_segments: bool,
@@ -194,12 +199,7 @@ impl Opening<'_> {
         if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
             without_hint.extend(self.seal_tail(tail).await?);
         }
-        keydir.sweep_all();
-        keydir.for_each_location(|key_len, location| {
-            if let Some(segment) = self.registry.get(location.segment) {
-                segment.add_live(location.record_len(key_len));
-            }
-        });
+        self.settle_keydir(&keydir);
         self.remove_leftovers(&names, &catalog).await;
         self.report.keys = keydir.len();
         self.loan = None;
@@ -214,6 +214,31 @@ impl Opening<'_> {
             report: std::mem::take(&mut self.report),
             without_hint,
         })
+    }
+
+    /// All records have been published: tombstones go, and segments learn what of them is alive.
+    fn settle_keydir(&mut self, keydir: &Keydir) {
+        let tally = std::mem::take(&mut self.tally);
+        if tally.has_tombstones {
+            keydir.sweep_all();
+        }
+        keydir.trim();
+        for (id, bytes) in tally.into_live() {
+            if let Some(segment) = self.registry.get(id) {
+                segment.add_live(bytes);
+            }
+        }
+        debug_assert!(self.is_counted_right(keydir), "what the keydir points at is not what was counted");
+    }
+
+    /// Whether the segments' live bytes are those of a pass over the keydir.
+    fn is_counted_right(&self, keydir: &Keydir) -> bool {
+        let mut live: HashMap<u32, u64> = HashMap::new();
+        keydir.for_each_location(|key_len, location| {
+            *live.entry(location.segment).or_default() += location.record_len(key_len);
+        });
+        self.registry.all().iter().all(|segment| segment.live_bytes() == live.remove(&segment.id).unwrap_or(0))
+            && live.is_empty()
     }
 
     fn seed(&self) -> Result<(u64, u64)> {

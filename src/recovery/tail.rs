@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::load::{publish, read_hint};
+use super::load::read_hint;
+use super::tally::Tally;
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, HintReader};
@@ -61,13 +62,13 @@ impl Opening<'_> {
         let binding = Binding::new(tail.salt, u64::from(id));
         let mut scan = Scan::new(Arc::clone(&file), binding, &tail.header, tail.len);
         let mut records = 0;
-        let mut has_damage = was_sealed;
+        let (mut has_damage, mut tally) = (was_sealed, Tally::default());
         // Behind damage the ordinals begin anew.
         let mut resumed = false;
         loop {
             let each = |found: Found<'_>| {
                 records += 1;
-                publish(keydir, id, &found);
+                tally.publish(keydir, id, &found);
             };
             let stop = scan.run(!resumed, each).await;
             let stop = stop.map_err(|error| self.io_error("scan the active segment", error, Some(id)))?;
@@ -78,6 +79,7 @@ impl Opening<'_> {
             has_damage = true;
             resumed = true;
         }
+        self.tally.add(&tally);
         let mut extent = scan.extent().clone();
         if mutant::is(Mutant::SealAfterTornTail) {
             extent.end = tail.len.next_multiple_of(8);
