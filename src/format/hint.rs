@@ -53,7 +53,8 @@ impl HintHeader {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    /// Verifies the first [`HINT_HEADER_LEN`] bytes of a hint file, or more.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (prelude, mut fields) = Prelude::open::<HINT_HEADER_LEN>(bytes, magic::HINT)?;
         let (segment_id, salt, data_len) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let (entry_count, file_crc) = (fields.u64()?, fields.u32()?);
@@ -193,13 +194,31 @@ impl HintWriter {
     }
 }
 
-/// Iterates over the entries of a hint file; stops for good at the first error.
+/// How many of these bytes, which begin with a block, are whole blocks. What a block says of its length is not verified
+/// before it is read.
+pub fn whole_blocks(bytes: &[u8]) -> Result<usize, DecodeError> {
+    let mut end = 0;
+    loop {
+        let mut fields = Fields::new(bytes.get(end..).unwrap_or_default());
+        let (Ok(_crc), Ok(len)) = (fields.u32(), fields.u32()) else { return Ok(end) };
+        let len = len as usize;
+        if len > BLOCK_MAX_LEN {
+            return Err(DecodeError::Length);
+        }
+        if bytes.len() - end < HINT_BLOCK_HEADER_LEN + len {
+            return Ok(end);
+        }
+        end += HINT_BLOCK_HEADER_LEN + len;
+    }
+}
+
+/// Iterates over the entries of a hint file, or of some of its blocks; stops for good at the first error.
 #[derive(Clone, Debug)]
 pub struct HintReader<'a> {
     binding: Binding,
     data_len: u64,
-    /// Entries not yielded yet, by the file's header.
-    left: u64,
+    /// Entries not yielded yet, by the file's header; `None` where only some blocks are read.
+    left: Option<u64>,
     /// The blocks after the open one, and where they start in the file.
     rest: &'a [u8],
     offset: u64,
@@ -218,17 +237,23 @@ impl<'a> HintReader<'a> {
         if header.entry_count > rest.len() as u64 / (HINT_ENTRY_LEN as u64 + 1) {
             return Err(DecodeError::Count);
         }
-        let reader = Self {
+        let of_all = Self { left: Some(header.entry_count), ..Self::of_blocks(&header, HINT_HEADER_LEN as u64, rest) };
+        Ok((header, of_all))
+    }
+
+    /// Reads `blocks`, whole ones, which begin at `offset` of the file with this header. How many entries they have
+    /// together, the caller compares.
+    pub fn of_blocks(header: &HintHeader, offset: u64, blocks: &'a [u8]) -> Self {
+        Self {
             binding: Binding::new(header.salt, header.segment_id),
             data_len: header.data_len,
-            left: header.entry_count,
-            rest,
-            offset: HINT_HEADER_LEN as u64,
+            left: None,
+            rest: blocks,
+            offset,
             block_count: 0,
             block: Fields::new(&[]),
             done: false,
-        };
-        Ok((header, reader))
+        }
     }
 
     fn advance(&mut self) -> Result<Option<HintEntry<'a>>, DecodeError> {
@@ -237,13 +262,15 @@ impl<'a> HintReader<'a> {
                 return Err(DecodeError::Trailing);
             }
             if self.rest.is_empty() {
-                return if self.left == 0 { Ok(None) } else { Err(DecodeError::Count) };
+                return if self.left.unwrap_or(0) == 0 { Ok(None) } else { Err(DecodeError::Count) };
             }
             self.open_block()?;
         }
         let entry = read_entry(&mut self.block)?;
         entry.check(self.data_len)?;
-        self.left = self.left.checked_sub(1).ok_or(DecodeError::Count)?;
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1).ok_or(DecodeError::Count)?;
+        }
         self.block_count -= 1;
         Ok(Some(entry))
     }

@@ -300,7 +300,7 @@ pub use crc::{Binding, PayloadCrc, payload_crc};
 pub use error::DecodeError;
 pub use frames::{BatchFrame, Footer, Watermark};
 pub use hint::{HINT_BLOCK_HEADER_LEN, HINT_BLOCK_TARGET_LEN, HINT_ENTRY_LEN, HINT_HEADER_LEN};
-pub use hint::{HintEntry, HintHeader, HintReader, HintWriter};
+pub use hint::{HintEntry, HintHeader, HintReader, HintWriter, whole_blocks};
 pub use manifest::{MANIFEST_HEADER_LEN, MANIFEST_SEGMENT_LEN, Manifest, ManifestSegment};
 pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
 pub use record::{find_record, patch_header, read_record, record_len};

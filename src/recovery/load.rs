@@ -3,21 +3,24 @@
 //! The order does not matter: the keydir keeps the record with the highest sequence number, and tombstones stay in it
 //! until every segment is loaded.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use super::tally::{Publisher, Tally};
+use super::hints::{Hint, Loading, Part};
+use super::jobs::{Job, Jobs};
+use super::tally::Tally;
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, Footer, HintReader, RecordKind, record_len};
-use crate::io::{Dir, IoKind, OpenMode, Priority, util};
+use crate::format::{Binding, record_len};
+use crate::io::util::to_usize;
+use crate::io::{Dir, IoKind, OpenMode, Priority};
 use crate::keydir::Keydir;
-use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
 use crate::promise::Promise;
-use crate::segment::{Facts, Found, Scan, Segment, Stop, hint_file_name, segment_file_name};
-use crate::sync::Mutex;
+use crate::segment::{Facts, Scan, Segment, Stop, segment_file_name};
+
+/// Bytes of segments for which one more loader is worth its thread.
+const BYTES_A_LOADER: u64 = 16 << 20;
 
 /// Loaders beyond this many find no more work than memory bandwidth.
 const MAX_LOADERS: usize = 8;
@@ -30,7 +33,7 @@ pub(super) struct Loaded {
 }
 
 /// How one segment went.
-struct Outcome {
+pub(super) struct Outcome {
     candidate: Candidate,
     facts: Facts,
     /// Length of its hint file, if its keys came from there.
@@ -42,11 +45,22 @@ struct Outcome {
     tally: Tally,
 }
 
-/// The work of one opening, shared by its loaders.
-struct Queue {
-    waiting: Mutex<VecDeque<Candidate>>,
-    done: Mutex<Vec<io::Result<Outcome>>>,
-    failed_segment: Mutex<Option<u32>>,
+impl Outcome {
+    /// Of a segment whose keys came from its hint file.
+    pub(super) fn of_hint(candidate: Candidate, facts: Facts, hint_bytes: u64, tally: Tally) -> Self {
+        let (hint_bytes, records_scanned, damage, damage_reason) = (Some(hint_bytes), 0, Vec::new(), None);
+        Self { candidate, facts, hint_bytes, records_scanned, damage, damage_reason, tally }
+    }
+}
+
+/// One of the threads that load.
+#[derive(Clone)]
+pub(super) struct Loader {
+    pub(super) dir: Arc<dyn Dir>,
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) store_id: [u8; 16],
+    keydir: Arc<Keydir>,
+    salvage: bool,
 }
 
 impl Opening<'_> {
@@ -61,57 +75,52 @@ impl Opening<'_> {
             self.damaged(candidate.id, candidate.len, 0, "a segment that was not being written has no footer")?;
         }
         keydir.reserve(candidates.iter().map(keys_at_most).sum());
-        let queue = Arc::new(Queue {
-            waiting: Mutex::new(candidates.into()),
-            done: Mutex::new(Vec::new()),
-            failed_segment: Mutex::new(None),
-        });
-        self.run_loaders(&queue, *store_id, keydir).await?;
-        let failed = *queue.failed_segment.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcomes = std::mem::take(&mut *queue.done.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut loaded = Loaded::default();
-        let mut finished = Vec::with_capacity(outcomes.len());
-        for outcome in outcomes {
-            finished.push(outcome.map_err(|error| self.io_error("load a segment", error, failed))?);
+        let (segments, bytes) = (candidates.len(), candidates.iter().map(|it| it.len).sum::<u64>());
+        let useful = segments.saturating_add(to_usize(bytes / BYTES_A_LOADER));
+        let loader = Loader {
+            dir: Arc::clone(&self.dir),
+            jobs: Arc::new(Jobs::new(candidates)),
+            store_id: *store_id,
+            keydir: Arc::clone(keydir),
+            salvage: self.options.recovery == Recovery::Salvage,
+        };
+        self.run_loaders(&loader, useful).await;
+        let done = loader.jobs.take_done();
+        let mut done = done.map_err(|(id, error)| self.io_error("load a segment", error, Some(id)))?;
+        if done.len() < segments {
+            return Err(self.io_error("load a segment", io::Error::other("a loader ended early"), None));
         }
-        finished.sort_by_key(|outcome| outcome.candidate.id);
-        for outcome in finished {
+        done.sort_by_key(|outcome| outcome.candidate.id);
+        let mut loaded = Loaded::default();
+        for outcome in done {
             self.admit(outcome, &mut loaded)?;
         }
         Ok(loaded)
     }
 
-    async fn run_loaders(&self, queue: &Arc<Queue>, store_id: [u8; 16], keydir: &Arc<Keydir>) -> Result<()> {
-        let segments = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).len();
+    /// Loads on as many threads as there are processors, but no more than are `useful`.
+    async fn run_loaders(&self, loader: &Loader, useful: usize) {
         let threads = match self.io.kind() {
             IoKind::Sim => 2,
             _ => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_LOADERS),
         };
-        let salvage = self.options.recovery == Recovery::Salvage;
         let mut helpers = Vec::new();
-        for _ in 1..threads.min(segments) {
+        for _ in 1..threads.min(useful) {
             let done = Promise::new();
-            let task = load_all(Arc::clone(&self.dir), Arc::clone(queue), store_id, Arc::clone(keydir), salvage);
-            let finished = Fulfil(done.clone());
+            let (loader, finished) = (loader.clone(), Fulfil(done.clone()));
             let task = Box::pin(async move {
                 let _finished = finished;
-                task.await;
+                loader.run().await;
             });
             // Fewer threads than hoped for load as much, only later.
             if self.io.spawn("ringcask-load", Priority::Foreground, task).is_ok() {
                 helpers.push(done);
             }
         }
-        load_all(Arc::clone(&self.dir), Arc::clone(queue), store_id, Arc::clone(keydir), salvage).await;
+        loader.run().await;
         for helper in helpers {
             std::future::poll_fn(|cx| helper.poll(cx)).await;
         }
-        let done = queue.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.len() < segments && done.iter().all(io::Result::is_ok) {
-            drop(done);
-            return Err(self.io_error("load a segment", io::Error::other("a loader ended early"), None));
-        }
-        Ok(())
     }
 
     /// Takes a loaded segment into the registry and the report.
@@ -157,112 +166,52 @@ impl Drop for Fulfil {
     }
 }
 
-async fn load_all(dir: Arc<dyn Dir>, queue: Arc<Queue>, store_id: [u8; 16], keydir: Arc<Keydir>, salvage: bool) {
-    loop {
-        let next = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(candidate) = next else { return };
-        let id = candidate.id;
-        let outcome = load_one(&*dir, candidate, &store_id, &keydir, salvage).await;
-        let is_error = outcome.is_err();
-        if is_error {
-            queue.failed_segment.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(id);
-        }
-        queue.done.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-        if is_error {
-            return;
+impl Loader {
+    async fn run(&self) {
+        while let Some((job, reading)) = self.jobs.next().await {
+            match job {
+                Job::Part(part) => self.load_part(part).await,
+                Job::Segment(candidate) => self.load_segment(*candidate).await,
+            }
+            drop(reading);
         }
     }
-}
 
-async fn load_one(
-    dir: &dyn Dir,
-    candidate: Candidate,
-    store_id: &[u8; 16],
-    keydir: &Keydir,
-    salvage: bool,
-) -> io::Result<Outcome> {
-    let mut tally = Tally::default();
-    if let Some(footer) = &candidate.footer
-        && let Some(hint) = load_hint(dir, &candidate, footer, store_id, keydir, &mut tally).await?
-    {
-        let facts = Facts { max_seq: footer.max_seq, tombstone_bytes: hint.tombstone_bytes };
-        return Ok(Outcome {
-            candidate,
-            facts,
-            hint_bytes: Some(hint.hint_bytes),
-            records_scanned: 0,
-            damage: Vec::new(),
-            damage_reason: None,
-            tally,
-        });
-    }
-    scan_one(dir, candidate, keydir, salvage, tally).await
-}
-
-/// What was learnt from a hint file besides its keys.
-struct HintLoaded {
-    tombstone_bytes: u64,
-    hint_bytes: u64,
-}
-
-/// Loads the segment's hint file; `None` if it has none that fits.
-async fn load_hint(
-    dir: &dyn Dir,
-    candidate: &Candidate,
-    footer: &Footer,
-    store_id: &[u8; 16],
-    keydir: &Keydir,
-    tally: &mut Tally,
-) -> io::Result<Option<HintLoaded>> {
-    // A hint that cannot be read is as good as none: the segment says the same, or has the same error.
-    let Ok(Some(bytes)) = read_hint(dir, candidate.id).await else { return Ok(None) };
-    let Ok((header, entries)) = HintReader::new(&bytes) else { return Ok(None) };
-    let fits = mutant::is(Mutant::HintUnbound)
-        || (header.store_id == *store_id
-            && header.segment_id == u64::from(candidate.id)
-            && header.salt == candidate.salt
-            && header.data_len == footer.data_len
-            && header.file_crc == footer.file_crc);
-    if !fits {
-        return Ok(None);
-    }
-    let mut tombstone_bytes = 0;
-    let mut publisher = Publisher::new(keydir, tally, candidate.id);
-    for entry in entries {
-        // What was published before a bad block is right as far as it goes, and the scan publishes it again.
-        let Ok(entry) = entry else { return Ok(None) };
-        let found = Found {
-            key: entry.key,
-            kind: entry.kind,
-            seq: entry.seq,
-            offset: entry.offset,
-            value_len: entry.value_len,
-            expires_at_ms: entry.expires_at_ms,
-            namespace: entry.namespace,
-            compression: entry.compression,
+    async fn load_segment(&self, candidate: Candidate) {
+        let hint = match &candidate.footer {
+            Some(footer) => self.open_hint(&candidate, footer).await,
+            None => None,
         };
-        if entry.kind == RecordKind::Tombstone {
-            tombstone_bytes += record_len(entry.key.len(), 0);
+        match hint {
+            Some((file, header)) => {
+                let loading = Loading::new(candidate, header);
+                self.cut_hint(&*file, &loading).await;
+                self.settle(&loading).await;
+            }
+            None => self.scan(candidate, Tally::default()).await,
         }
-        publisher.push(&found);
     }
-    publisher.flush();
-    Ok(Some(HintLoaded { tombstone_bytes, hint_bytes: bytes.len() as u64 }))
-}
 
-/// The bytes of a segment's hint file, if there is one that can be read.
-pub(super) async fn read_hint(dir: &dyn Dir, id: u32) -> io::Result<Option<Vec<u8>>> {
-    let file = match dir.open(&hint_file_name(id), OpenMode::Read) {
-        Ok(file) => file,
-        // Whatever it is that cannot be opened as a hint: the segment says the same.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let Ok(len) = usize::try_from(file.len()?) else { return Ok(None) };
-    match util::read_exact(&*file, 0, len).await {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(error),
+    pub(super) async fn load_part(&self, part: Part) {
+        part.publish(&self.keydir);
+        self.settle(&part.of).await;
+    }
+
+    /// Whoever is the last to be done with a hint sees to its segment.
+    async fn settle(&self, loading: &Loading) {
+        match loading.finish_one() {
+            None => {}
+            Some(Hint::Loaded(outcome)) => self.jobs.finish(outcome),
+            Some(Hint::Useless(candidate, tally)) => self.scan(candidate, tally).await,
+        }
+    }
+
+    async fn scan(&self, candidate: Candidate, tally: Tally) {
+        let id = candidate.id;
+        match scan_one(&*self.dir, candidate, &self.keydir, self.salvage, tally).await {
+            Ok(outcome) => self.jobs.finish(outcome),
+            Err(error) => self.jobs.fail(id, error),
+        }
     }
 }
 

@@ -28,6 +28,8 @@
 //! cut, or else into that of the reserve. The reserve itself is claimed last, as far as there is space; no open fails
 //! for it.
 
+mod hints;
+mod jobs;
 mod load;
 mod manifest;
 mod tail;

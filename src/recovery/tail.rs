@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::load::read_hint;
+use super::hints::read_header;
 use super::tally::Tally;
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, HintReader};
+use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
@@ -161,8 +161,7 @@ impl Opening<'_> {
 
 /// Whether the segment has a hint of its own: then it was sealed, durably, before the hint was written.
 async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io::Result<bool> {
-    let Some(bytes) = read_hint(dir, tail.id).await? else { return Ok(false) };
-    let Ok((header, _)) = HintReader::new(&bytes) else { return Ok(false) };
+    let Some((_, header)) = read_header(dir, tail.id).await? else { return Ok(false) };
     let HintHeader { store_id: of_store, segment_id, salt, .. } = header;
     Ok(of_store == *store_id && segment_id == u64::from(tail.id) && salt == tail.salt)
 }
