@@ -10,7 +10,8 @@ use super::Candidate;
 use super::load::{Loader, Outcome};
 use super::tally::{Publisher, Tally};
 use crate::format::{Footer, HINT_HEADER_LEN, HintHeader, HintReader, RecordKind, record_len, whole_blocks};
-use crate::io::{Dir, File, OpenMode, util};
+use crate::io::util::{self, to_usize};
+use crate::io::{Dir, File, OpenMode};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::segment::{Facts, Found, hint_file_name};
@@ -154,12 +155,13 @@ impl Loader {
     /// The length of the file, if all of it could be read, and nothing but whole blocks is in it.
     async fn cut(&self, file: &dyn File, loading: &Arc<Loading>) -> Option<u64> {
         let (mut offset, mut bytes) = (HINT_HEADER_LEN as u64, Vec::new());
+        let len = file.len().ok()?;
         loop {
-            let at = bytes.len();
-            bytes.resize(at + PART_BYTES, 0);
-            let read = util::read_full(file, bytes, at, offset + at as u64).await;
-            let (mut part, filled) = read.ok()?;
-            let is_end = filled < part.len();
+            let (at, from) = (bytes.len(), offset + bytes.len() as u64);
+            let left = len.saturating_sub(from);
+            bytes.resize(at + to_usize(left).min(PART_BYTES), 0);
+            let (mut part, filled) = util::read_full(file, bytes, at, from).await.ok()?;
+            let is_end = filled < part.len() || left <= PART_BYTES as u64;
             part.truncate(filled);
             let whole = whole_blocks(&part).ok()?;
             bytes = part.split_off(whole);
