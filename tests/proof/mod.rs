@@ -62,6 +62,14 @@ pub const STAGES: &[Stage] = &[
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
     stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),
+    stage(
+        "power cuts, ext4",
+        "RINGCASK_POWER_CUTS_EXT4",
+        20,
+        300,
+        "a kernel whose disk is cut off keeps what was acknowledged as synced",
+    ),
+    stage("power cuts, xfs", "RINGCASK_POWER_CUTS_XFS", 8, 150, "the same on another file system"),
     // Many threads.
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),

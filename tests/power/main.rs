@@ -1,0 +1,246 @@
+//! A real kernel whose disk is cut off at random moments, again and again on the same file system.
+//!
+//! The store lies on a file system in a file. While a child process writes (see `tests/oracle`), the file system is shut
+//! down: everything that is not on its disk by then never comes there, and all that is asked of it afterwards fails. The
+//! child is killed, at once or after it has had its errors; the file system is mounted again, which replays its journal;
+//! the store is reopened and checked. Only `Synced` operations must be there now, and what came before them.
+//! What is asked for after the cut must not be acknowledged.
+//!
+//! Beside what the oracle checks: reads in the dying child show what was written, or fail; an open that is cut ends with
+//! an error that does not speak of damage; the reopened store can be written, compacted and closed, its versions are
+//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that the
+//! next child finds what the cut left and is cut upon it.
+//!
+//! Not tested here: a disk that reorders or tears what it was given (the simulated one does, in `tests/crash`), and
+//! file systems that cannot be shut down.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a test stops where it fails"
+)]
+
+mod disk;
+#[path = "../oracle/mod.rs"]
+mod oracle;
+#[path = "../proof/mod.rs"]
+mod proof;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use disk::{Cut, Disk, Kind};
+use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
+use ringcask::mutant::Mutant;
+use ringcask::{CompactOptions, Engine, Store};
+use tempfile::TempDir;
+
+/// Cuts of one file system before a fresh one.
+const GENERATIONS: u64 = 12;
+
+/// The cuts of one test.
+struct Cutter {
+    test: &'static str,
+    kind: Kind,
+    engines: Vec<Engine>,
+    mistake: Option<Mutant>,
+    rng: Rng,
+    totals: Totals,
+    journal_flushed: u64,
+    /// Children that could not open their store.
+    unopened: u64,
+    /// Writers that got an error before their process was killed.
+    refused: u64,
+    by_engine: BTreeMap<String, u64>,
+}
+
+impl Cutter {
+    fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<Mutant>) -> Self {
+        let engines = match oracle::uring_refused() {
+            None => vec![Engine::Uring, Engine::Threads],
+            Some(why) => {
+                println!("SKIPPED: power cuts on the ring: {why}");
+                assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {why}");
+                vec![Engine::Threads]
+            }
+        };
+        Self {
+            test,
+            kind,
+            engines,
+            mistake,
+            rng: Rng(seed),
+            totals: Totals::default(),
+            journal_flushed: 0,
+            unopened: 0,
+            refused: 0,
+            by_engine: BTreeMap::new(),
+        }
+    }
+
+    fn fresh_disk(&mut self) -> Result<Disk, String> {
+        let options = self.kind.options();
+        Disk::new(self.kind, options[self.rng.below(options.len() as u64) as usize])
+    }
+
+    /// Cuts `count` times; or says why no file system can be had here.
+    fn cut_again_and_again(&mut self, count: u64) -> Result<(), String> {
+        let (mut disk, mut before) = (self.fresh_disk()?, vec![State::new(); WRITERS]);
+        for number in 0..count {
+            if number > 0 && number % GENERATIONS == 0 {
+                disk = self.fresh_disk().unwrap();
+                before = vec![State::new(); WRITERS];
+            }
+            before = self.cycle(&mut disk, &before);
+        }
+        Ok(())
+    }
+
+    /// One child, one cut, one check.
+    fn cycle(&mut self, disk: &mut Disk, before: &[State]) -> Vec<State> {
+        let seed = self.rng.next();
+        let engine = self.engines[self.rng.below(self.engines.len() as u64) as usize];
+        let path = disk.point.join("store");
+        let acks = self.run_and_cut(disk, &path, engine, seed);
+        disk.restart();
+        self.totals.cycles += 1;
+        *self.by_engine.entry(engine.to_string()).or_default() += 1;
+        self.unopened += u64::from(acks.unopened.is_some());
+        self.refused += acks.refused.iter().filter(|refused| **refused).count() as u64;
+        if let Some(said) = &acks.unopened {
+            assert!(said.starts_with("unopened Io"), "an open on a disk that is gone: {said}");
+        }
+
+        let aside = TempDir::with_prefix("ringcask-power-").unwrap();
+        let copied = self.rng.below(3) == 0 && path.exists();
+        let looked_at = if copied { aside.path().join("copy") } else { path };
+        if copied {
+            copy_directory(&disk.point.join("store"), &looked_at);
+        }
+        let engine = self.engines[self.rng.below(self.engines.len() as u64) as usize];
+        let open = |seed| {
+            let opened = pollster::block_on(builder(engine, &looked_at, seed).open());
+            opened.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"))
+        };
+        let store = open(self.rng.next());
+        let after = check(&store, seed, before, &acks, Survivors::Disk, &mut self.totals);
+        let highest = acks.versions.iter().flatten().copied().max().unwrap_or(0);
+        exercise(&store, highest, self.rng.below(2) == 0);
+        drop(store);
+        if self.rng.below(4) == 0 {
+            let store = open(self.rng.next());
+            let again = check(&store, seed, &after, &Acks::new(), Survivors::Disk, &mut Totals::default());
+            assert!(again == after, "a reopening shows something else than the one before it");
+            pollster::block_on(store.close()).unwrap();
+        }
+        after
+    }
+
+    /// Runs a child until some moment, and cuts it off from its disk there.
+    fn run_and_cut(&mut self, disk: &Disk, path: &Path, engine: Engine, seed: u64) -> Acks {
+        let mut running = Running::start_with(self.test, engine, path, seed, self.mistake);
+        let during_open = self.totals.cycles % 5 == 4;
+        self.totals.during_open += u64::from(during_open);
+        running.wait_for(&[if during_open { "starting" } else { "ack " }]);
+        let pause = if during_open { self.rng.below(4_000) } else { self.rng.below(60_000) };
+        thread::sleep(Duration::from_micros(pause));
+        let cut = if self.rng.below(3) == 0 { Cut::JournalFlushed } else { Cut::Nothing };
+        self.journal_flushed += u64::from(cut == Cut::JournalFlushed);
+        let begin = oracle::now();
+        disk.cut(cut);
+        let end = oracle::now();
+        match self.rng.below(3) {
+            0 => {}
+            1 => thread::sleep(Duration::from_micros(self.rng.below(5_000))),
+            _ => running.wait_for(&["ended", "unopened "]),
+        }
+        let mut acks = running.kill();
+        acks.cut = Some((begin, end));
+        acks
+    }
+}
+
+/// A store that came back from a power cut works: it is written, compacted and closed.
+fn exercise(store: &Store, highest: u64, compacts: bool) {
+    let version = pollster::block_on(store.put("after", "all")).unwrap();
+    assert!(version.get() > highest, "version {version} after {highest}");
+    assert_eq!(pollster::block_on(store.get("after")).unwrap().as_deref(), Some(&b"all"[..]));
+    if compacts {
+        pollster::block_on(store.compact(CompactOptions::new())).unwrap();
+    }
+    assert!(pollster::block_on(store.delete("after")).unwrap());
+    pollster::block_on(store.close()).unwrap();
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+fn seed() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    proof::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
+}
+
+fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
+    if oracle::is_child() {
+        return oracle::child(true);
+    }
+    let stage = proof::begin(stage);
+    let seed = seed();
+    println!("{kind:?}: RINGCASK_SEED={seed}");
+    let mut cutter = Cutter::new(test, kind, seed, None);
+    if let Err(why) = cutter.cut_again_and_again(stage.floor()) {
+        return stage.skip(&why);
+    }
+    let Cutter { totals, journal_flushed, unopened, refused, by_engine, .. } = cutter;
+    let Totals { cycles, during_open, acks, lost, doubtful, in_flight_kept, truncated } = totals;
+    let note = format!(
+        "{by_engine:?}, {during_open} during open of which {unopened} failed, {journal_flushed} with the journal flushed, \
+         {acks} acknowledgments checked, {lost} lost as a suffix, of which {doubtful} synced in the middle \
+         of a cut, {refused} writers refused, {in_flight_kept} in flight kept, {truncated} torn tails, seed {seed}"
+    );
+    stage.end(cycles, &note);
+    assert!(acks >= 20 * cycles, "{acks} acknowledgments in {cycles} cycles are too few to mean anything");
+    assert!(cycles < 10 || refused > 0 && lost > 0, "cuts that nobody noticed: {note}");
+}
+
+#[test]
+fn cut_again_and_again_on_ext4() {
+    cut_again_and_again("cut_again_and_again_on_ext4", Kind::Ext4, "power cuts, ext4");
+}
+
+#[test]
+fn cut_again_and_again_on_xfs() {
+    cut_again_and_again("cut_again_and_again_on_xfs", Kind::Xfs, "power cuts, xfs");
+}
+
+/// The net is shown to hold fish: a store that answers before its sync is caught.
+#[test]
+fn a_mistake_is_noticed() {
+    const CYCLES: u64 = 40;
+    if oracle::is_child() {
+        return oracle::child(true);
+    }
+    let mistake = Mutant::AckBeforeSync;
+    let mut cutter = Cutter::new("a_mistake_is_noticed", Kind::Ext4, seed(), Some(mistake));
+    let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
+    match result {
+        Ok(Err(why)) => println!("SKIPPED: a mistake under power cuts: {why}"),
+        Ok(Ok(())) => panic!("{mistake:?} was not noticed in {CYCLES} power cuts"),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map_or("a panic", |text| text);
+            println!("{mistake:?}: noticed after {} power cuts: {text:.200}", cutter.totals.cycles);
+        }
+    }
+}
