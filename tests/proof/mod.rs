@@ -59,6 +59,7 @@ pub const STAGES: &[Stage] = &[
     ),
     stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
     stage("mistakes noticed", "RINGCASK_MISTAKES", 31, 31, "the crash tests notice known mistakes that are built in"),
+    stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
     stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),

@@ -1,0 +1,151 @@
+//! Damaged directories: every bit flipped, every length cut to, sectors and files exchanged.
+//!
+//! Small stores (`stores`) are damaged in every way that `mutation` knows, and opened. The rule (`check`): a refusal that
+//! names the damage, or right answers. A get may be refused, with the segment; it is never answered with wrong bytes, and
+//! never with nothing where there is a value. Where the damage lies in the segment that was being written, its end may be
+//! gone, as after a crash, but nothing before what is kept. What a hint says makes no difference at all.
+//!
+//! A sample of what opens is written to, compacted, closed and opened again: answers stay. A sample of what is refused is
+//! salvaged: nothing appears that was never written, and no loss goes unlisted.
+//!
+//! Not covered: damage in the last group before a stop, which nothing vouches for, is a torn end to any reader; here that
+//! is what `Allowance::End` lets pass.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a failed check is a failed test"
+)]
+
+mod check;
+mod mutation;
+#[path = "../proof/mod.rs"]
+mod proof;
+mod stores;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use check::{Allowance, Tally, check};
+use mutation::{Mutation, Sector, all, files};
+use ringcask::mutant::{Mutant, activate};
+use stores::{Fixture, SHAPES};
+
+/// One in so many is looked at with everything that takes longer.
+const THOROUGH: usize = 24;
+
+/// Mistakes are the whole process's: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What may be wrong after this mutation, by the files it touches.
+fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowance {
+    let of_file = |file: usize| {
+        let name = &names[file];
+        if name.ends_with(".hint") || name == "LOCK" || name == "RESERVE" {
+            Allowance::Nothing
+        } else if fixture.active.as_ref() == Some(name) {
+            Allowance::End
+        } else {
+            Allowance::Refusal
+        }
+    };
+    match mutation {
+        Mutation::Flip { file, .. }
+        | Mutation::Cut { file, .. }
+        | Mutation::Word { file, .. }
+        | Mutation::Append { file, .. }
+        | Mutation::Older { file }
+        | Mutation::Other { file }
+        | Mutation::Remove { file } => of_file(*file),
+        Mutation::Sector { file, by: Sector::Bytes(_) | Sector::Of { .. } | Sector::Older | Sector::Other, .. } => {
+            of_file(*file)
+        }
+        // A copy under a number that is another's replaces that.
+        Mutation::Renumbered { .. } | Mutation::Foreign { .. } => Allowance::End,
+        Mutation::Several(several) => {
+            let each = several.iter().map(|it| allowance(it, fixture, names));
+            each.max_by_key(|allowed| *allowed as u8).unwrap_or(Allowance::Nothing)
+        }
+    }
+}
+
+/// Damages the store of `seed` with every `stride`th mutation; returns what was seen, or the first failure.
+fn damage(shape_index: usize, seed: u64, stride: usize) -> Result<Tally, String> {
+    let fixture = Fixture::new(SHAPES[shape_index], seed);
+    let (names, mutations) = (files(&fixture.image), all(&fixture));
+    let indices: Vec<usize> = (0..mutations.len()).skip(seed as usize % stride).step_by(stride).collect();
+    let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(Tally::default()), Mutex::new(None));
+    let work = || {
+        let mut tally = Tally::default();
+        while let Some(&index) = indices.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mutation = &mutations[index];
+            let Some(image) = mutation.apply(&fixture, &names) else { continue };
+            let thorough = (index / stride).is_multiple_of(THOROUGH);
+            match check(&fixture, &image, allowance(mutation, &fixture, &names), thorough) {
+                Ok(seen) => tally.add(&seen),
+                Err(error) => {
+                    next.store(indices.len(), Ordering::Relaxed);
+                    let text = format!("{:?} of seed {seed}, {mutation:?} in {names:?}: {error}", SHAPES[shape_index]);
+                    failure.lock().unwrap().get_or_insert(text);
+                }
+            }
+        }
+        total.lock().unwrap().add(&tally);
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    failure.into_inner().unwrap().map_or(Ok(total.into_inner().unwrap()), Err)
+}
+
+#[test]
+fn damage_is_detected_or_harmless() {
+    let _alone = ALONE.lock().unwrap();
+    let stage = proof::begin("corruptions");
+    let (floor, mut total, mut seed) = (stage.floor(), Tally::default(), proof::first_seed());
+    // The floor of a small run is a sample of everything; a larger one does all of it, and goes on with other stores.
+    let stride = if proof::is_ci_scale() { 1 } else { 11 };
+    while total.checked < floor {
+        for shape in 0..SHAPES.len() {
+            let seen = damage(shape, seed, stride).unwrap_or_else(|error| panic!("{error}"));
+            println!("{:?} of seed {seed}: {seen:?}", SHAPES[shape]);
+            total.add(&seen);
+        }
+        seed += 1;
+    }
+    let Tally { refused, keys_refused, cut, harmless, salvaged, exercised, .. } = total;
+    let note = format!(
+        "{refused} opens refused, {keys_refused} with keys refused, {cut} with their end gone, {harmless} harmless; \
+         {salvaged} salvaged, {exercised} used further"
+    );
+    stage.end(total.checked, &note);
+    assert!(refused > 0 && keys_refused > 0 && cut > 0 && harmless > 0 && salvaged > 0 && exercised > 0, "{note}");
+}
+
+/// The net holds fish: what is not verified, or believed of the wrong file, is noticed.
+#[test]
+fn known_mistakes_are_noticed() {
+    let _alone = ALONE.lock().unwrap();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mistakes = [Mutant::PayloadUnverified, Mutant::HintUnbound, Mutant::LengthUnchecked, Mutant::SkipBadRecord];
+    let found = mistakes.map(|mistake| {
+        activate(Some(mistake));
+        let found = (0..SHAPES.len()).find_map(|shape| {
+            let damaged = std::panic::catch_unwind(|| damage(shape, 1, 7));
+            damaged.map_or_else(|_| Some("a panic".to_owned()), Result::err)
+        });
+        activate(None);
+        (mistake, found)
+    });
+    std::panic::set_hook(hook);
+    for (mistake, found) in found {
+        let found = found.unwrap_or_else(|| panic!("{mistake:?} was not noticed"));
+        println!("{mistake:?}: {found:.160}");
+    }
+}
