@@ -83,6 +83,10 @@ pub enum Mutant {
     WakerLost,
     /// The commit task does not look again whether the bell was rung while it turned to it.
     BellNotHeard,
+    /// A record's header is believed without its checksum.
+    HeaderUnverified,
+    /// Whether another handle has the directory is asked when it has been recovered.
+    LockLate,
 }
 
 #[cfg(feature = "sim")]

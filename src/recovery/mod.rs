@@ -80,7 +80,10 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
     let started = io.now();
     let path = &options.path;
     let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
-    let lock = take_lock(&**io, &*dir, path).await?;
+    let lock = match take_lock(&**io, &*dir, path).await {
+        Err(error) if !mutant::is(Mutant::LockLate) => return Err(error),
+        asked => asked,
+    };
     let mut opening = Opening {
         options,
         io,
@@ -159,7 +162,7 @@ struct Names {
 }
 
 impl Opening<'_> {
-    async fn recover(&mut self, lock: Box<dyn DirLock>) -> Result<Recovered> {
+    async fn recover(&mut self, lock: Result<Box<dyn DirLock>>) -> Result<Recovered> {
         self.dir.sync().map_err(|error| self.io_error("sync the directory", error, None))?;
         let names = self.list()?;
         self.find_reserve(&names);
@@ -207,7 +210,7 @@ impl Opening<'_> {
         self.loan = None;
         self.reserve.settle();
         Ok(Recovered {
-            lock,
+            lock: lock?,
             registry: Arc::clone(&self.registry),
             catalog,
             reserve: Arc::clone(&self.reserve),

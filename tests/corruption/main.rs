@@ -32,7 +32,7 @@ use std::thread;
 use check::{Allowance, Tally, check};
 use mutation::{Mutation, Sector, all, files};
 use ringcask::mutant::{Mutant, activate};
-use stores::{Fixture, SHAPES};
+use stores::{Fixture, SHAPES, Shape};
 
 /// One in so many is looked at with everything that takes longer.
 const THOROUGH: usize = 24;
@@ -73,10 +73,11 @@ fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowa
 }
 
 /// Damages the store of `seed` with every `stride`th mutation; returns what was seen, or the first failure.
-fn damage(shape_index: usize, seed: u64, stride: usize) -> Result<Tally, String> {
-    let fixture = Fixture::new(SHAPES[shape_index], seed);
+fn damage(shape: Shape, seed: u64, stride: usize) -> Result<Tally, String> {
+    let fixture = Fixture::new(shape, seed);
     let (names, mutations) = (files(&fixture.image), all(&fixture));
-    let indices: Vec<usize> = (0..mutations.len()).skip(seed as usize % stride).step_by(stride).collect();
+    let first = usize::try_from(seed % stride as u64).unwrap();
+    let indices: Vec<usize> = (0..mutations.len()).skip(first).step_by(stride).collect();
     let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(Tally::default()), Mutex::new(None));
     let work = || {
         let mut tally = Tally::default();
@@ -88,7 +89,7 @@ fn damage(shape_index: usize, seed: u64, stride: usize) -> Result<Tally, String>
                 Ok(seen) => tally.add(&seen),
                 Err(error) => {
                     next.store(indices.len(), Ordering::Relaxed);
-                    let text = format!("{:?} of seed {seed}, {mutation:?} in {names:?}: {error}", SHAPES[shape_index]);
+                    let text = format!("{:?} of seed {seed}, {mutation:?} in {names:?}: {error}", shape);
                     failure.lock().unwrap().get_or_insert(text);
                 }
             }
@@ -111,9 +112,9 @@ fn damage_is_detected_or_harmless() {
     // The floor of a small run is a sample of everything; a larger one does all of it, and goes on with other stores.
     let stride = if proof::is_ci_scale() { 1 } else { 11 };
     while total.checked < floor {
-        for shape in 0..SHAPES.len() {
+        for shape in SHAPES {
             let seen = damage(shape, seed, stride).unwrap_or_else(|error| panic!("{error}"));
-            println!("{:?} of seed {seed}: {seen:?}", SHAPES[shape]);
+            println!("{shape:?} of seed {seed}: {seen:?}");
             total.add(&seen);
         }
         seed += 1;
@@ -136,7 +137,7 @@ fn known_mistakes_are_noticed() {
     let mistakes = [Mutant::PayloadUnverified, Mutant::HintUnbound, Mutant::LengthUnchecked, Mutant::SkipBadRecord];
     let found = mistakes.map(|mistake| {
         activate(Some(mistake));
-        let found = (0..SHAPES.len()).find_map(|shape| {
+        let found = SHAPES.into_iter().find_map(|shape| {
             let damaged = std::panic::catch_unwind(|| damage(shape, 1, 7));
             damaged.map_or_else(|_| Some("a panic".to_owned()), Result::err)
         });

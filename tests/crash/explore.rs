@@ -10,6 +10,7 @@ use ringcask::sim::{Fault, FaultKind, Image, Journal, OpClass, Rng, SimConfig, S
 use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, PutOptions, Stats, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
+use crate::phase::{PHASES, Phase, Phases};
 use crate::workload::{Run, Setup, Workload, compacts, read_all, read_undamaged};
 
 /// How often a crash may follow a crash.
@@ -39,6 +40,8 @@ pub struct Tally {
     pub damaged: u64,
     /// States that were opened without their MANIFEST, too.
     pub salvaged: u64,
+    /// States after a crash in each of [`PHASES`].
+    pub phases: [u64; PHASES.len()],
 }
 
 impl Tally {
@@ -55,6 +58,7 @@ impl Tally {
         self.compacted += other.compacted;
         self.damaged += other.damaged;
         self.salvaged += other.salvaged;
+        self.phases.iter_mut().zip(other.phases).for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -354,12 +358,16 @@ impl Explorer {
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut seen = HashSet::new();
         let mut unlinked = false;
+        let (mut phases, mut phase) = (Phases::default(), None);
         loop {
             self.tally.crash_points += 1;
             let step = walk.step();
             let is_in_job = self.explored.history.is_in_job(step);
-            if let Some(last) = step.checked_sub(1).filter(|_| is_in_job) {
-                let event = self.explored.journal.describe(last);
+            let event = step.checked_sub(1).map(|last| self.explored.journal.describe(last));
+            if let Some(event) = &event {
+                phase = phases.after(event);
+            }
+            if let Some(event) = event.filter(|_| is_in_job) {
                 unlinked = !event.starts_with("DirSynced")
                     && (unlinked || (event.starts_with("Unlinked") && event.contains(".seg")));
             }
@@ -377,6 +385,7 @@ impl Explorer {
             if !seen.contains(&(kill.hash(), self.obligations(step))) {
                 self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
             }
+            self.note_phase(phase, self.tally.states - states);
             if is_in_job {
                 self.tally.in_jobs += self.tally.states - states;
                 self.tally.unlinks += if unlinked { self.tally.states - states } else { 0 };
@@ -385,6 +394,33 @@ impl Explorer {
                 return Ok(());
             }
         }
+    }
+
+    fn note_phase(&mut self, phase: Option<Phase>, states: u64) {
+        if let Some(index) = PHASES.iter().position(|it| Some(*it) == phase) {
+            self.tally.phases[index] += states;
+        }
+    }
+
+    /// Some crash points, an image or a kill at each.
+    pub fn sample(&mut self, points: usize) -> Result<(), String> {
+        let mut rng = Rng::new(self.seed ^ 0x5a3b);
+        let mut steps: Vec<usize> = (0..points).map(|_| rng.below(self.explored.journal.len() + 1)).collect();
+        steps.sort_unstable();
+        let mut walk = self.explored.journal.walk();
+        for step in steps {
+            self.tally.crash_points += 1;
+            walk.advance_to(step);
+            let kill = rng.percent(20);
+            let number = walk.crash_point().sample(1, &mut rng).next().unwrap_or(0);
+            let image = if kill {
+                walk.kill_image(&mut Rng::new(self.image_seed(step)))
+            } else {
+                walk.crash_point().image(number, self.image_seed(step))
+            };
+            self.visit(image, Place { seed: self.seed, step, number, kill })?;
+        }
+        Ok(())
     }
 
     /// One crash state again.

@@ -17,8 +17,26 @@ use crate::model::{Crash, EXTRA_KEY, Generation, State};
 use crate::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
 
 /// How an operation is made to fail.
-const KINDS: [FaultKind; 6] =
-    [FaultKind::EIO, FaultKind::ENOSPC, FaultKind::EINTR, FaultKind::EMFILE, FaultKind::Short(1), FaultKind::Short(0)];
+pub const KINDS: [FaultKind; 12] = [
+    FaultKind::EIO,
+    FaultKind::ENOSPC,
+    FaultKind::EDQUOT,
+    FaultKind::EINTR,
+    FaultKind::EAGAIN,
+    FaultKind::EMFILE,
+    FaultKind::Errno(ECANCELED),
+    FaultKind::Errno(ENOMEM),
+    FaultKind::Errno(EFBIG),
+    FaultKind::Errno(EROFS),
+    FaultKind::Short(1),
+    FaultKind::Short(0),
+];
+
+/// Of Linux, as the kernel numbers them.
+const ECANCELED: i32 = 125;
+const ENOMEM: i32 = 12;
+const EFBIG: i32 = 27;
+const EROFS: i32 = 30;
 
 /// What was tried.
 #[derive(Clone, Copy, Debug, Default)]
@@ -261,18 +279,18 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
     panics.and(result).map_err(|error| format!("full disk {seed}: {error}"))
 }
 
-/// The scenario of `seed`, with every operation failing in turn.
-pub fn fail_everything(seed: u64) -> (Tally, Result<(), String>) {
+/// The scenario of `seed`, with every operation failing in turn, in all of these ways.
+pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (Tally, Result<(), String>) {
     let mut tally = Tally { scenarios: 1, ..Tally::default() };
-    let result = fail_each(seed, &mut tally);
+    let result = fail_each(seed, kinds, &mut tally);
     (tally, result)
 }
 
-fn fail_each(seed: u64, tally: &mut Tally) -> Result<(), String> {
+fn fail_each(seed: u64, kinds: &[FaultKind], tally: &mut Tally) -> Result<(), String> {
     let scenario = Scenario::from_seed(seed).map_err(|error| format!("scenario {seed}: {error}"))?;
     let (ops, _) = scenario.run(None, tally).map_err(|error| format!("scenario {seed} without a fault: {error}"))?;
     for nth in 0..ops {
-        for kind in KINDS {
+        for &kind in kinds {
             for fault in [Fault::once(OpClass::Any, nth, kind), Fault::sticky(OpClass::Any, nth, kind)] {
                 scenario.run(Some(fault), tally).map_err(|error| format!("scenario {seed}, {fault:?}: {error}"))?;
             }

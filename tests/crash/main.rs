@@ -5,7 +5,8 @@
 //! | what a crash may leave of a history of calls | `model` |
 //! | calls made from a seed, compactions among them | `workload` |
 //! | crash, recover, check, go on, crash again | `explore` |
-//! | every operation fails once; a disk without space to compact on | `failures` |
+//! | what a store was doing when it crashed | `phase` |
+//! | every operation fails, with every error; a disk without space to compact on | `failures` |
 //!
 //! Injected: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random contents
 //! of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted operations,
@@ -23,6 +24,7 @@
 mod explore;
 mod failures;
 mod model;
+mod phase;
 #[path = "../proof/mod.rs"]
 mod proof;
 mod workload;
@@ -33,6 +35,7 @@ use std::thread;
 use std::time::Instant;
 
 use explore::{Explorer, Place, run_workload};
+use phase::PHASES;
 use proof::{begin, first_seed, number};
 use workload::COMPACTING_SEEDS;
 
@@ -88,7 +91,35 @@ fn explore_states(name: &str, first_seed: u64) -> explore::Tally {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     stage.end(total.states, &format!("{} workloads, {} second crashes", total.workloads, total.second_crashes));
     assert!(total.second_crashes * 5 >= total.states, "{} second crashes of {}", total.second_crashes, total.states);
+    for (phase, states) in PHASES.iter().zip(total.phases) {
+        assert!(states * 100 >= total.states, "{phase:?}: {states} states of {}", total.states);
+    }
     total
+}
+
+/// Many workloads, each a store and a world of its own, and a few crashes of each: what is rare in one is not in all.
+#[test]
+fn every_seed_is_another_store() {
+    let stage = begin("swarm seeds");
+    let (floor, total) = (stage.floor(), Mutex::new(explore::Tally::default()));
+    // Every third one compacts.
+    let seed_of = |number: u64| if number.is_multiple_of(3) { COMPACTING_SEEDS + number } else { number };
+    let first = first_seed() + 500_000;
+    let failures = over_seeds(
+        first,
+        |number| number < first + floor,
+        |number| {
+            let seed = seed_of(number);
+            let mut explorer =
+                Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
+            let result = explorer.sample(6);
+            total.lock().unwrap().add(&explorer.tally);
+            result
+        },
+    );
+    let total = *total.lock().unwrap();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    stage.end(total.workloads, &format!("{} crash states, {} second crashes", total.states, total.second_crashes));
 }
 
 #[test]
@@ -125,7 +156,7 @@ fn fail_scenarios(name: &str, first_seed: u64) -> failures::Tally {
         first_seed,
         |_| runs.load(Ordering::Relaxed) < floor,
         |seed| {
-            let (tally, result) = failures::fail_everything(seed);
+            let (tally, result) = failures::fail_everything(seed, &failures::KINDS);
             runs.fetch_add(tally.runs, Ordering::Relaxed);
             total.lock().unwrap().add(&tally);
             result

@@ -12,6 +12,8 @@ mod explore;
 mod failures;
 #[path = "../crash/model.rs"]
 mod model;
+#[path = "../crash/phase.rs"]
+mod phase;
 #[path = "../proof/mod.rs"]
 mod proof;
 #[path = "../crash/workload.rs"]
@@ -23,7 +25,7 @@ use std::sync::Arc;
 use explore::Explorer;
 use ringcask::Store;
 use ringcask::mutant::{Mutant, activate};
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::sim::{FaultKind, SimConfig, SimWorld};
 use workload::COMPACTING_SEEDS;
 
 /// Where a mistake shows.
@@ -39,9 +41,13 @@ enum Net {
     CompactionFailures,
     /// When two segments' hint files change places, which no crash can do.
     Swap,
+    /// When bits of a sealed segment flip.
+    Flips,
+    /// When a second handle is opened.
+    SecondHandle,
 }
 
-const MUTANTS: [(Mutant, Net); 31] = [
+const MUTANTS: [(Mutant, Net); 33] = [
     (Mutant::NoDirectorySync, Net::Crashes),
     (Mutant::NoTruncateOnOpen, Net::Crashes),
     (Mutant::TailNotSynced, Net::Crashes),
@@ -73,6 +79,8 @@ const MUTANTS: [(Mutant, Net); 31] = [
     (Mutant::BusyKeySkipped, Net::CompactionFailures),
     (Mutant::RetiredInAnyOrder, Net::Compactions),
     (Mutant::SpentNumbersForgotten, Net::Compactions),
+    (Mutant::HeaderUnverified, Net::Flips),
+    (Mutant::LockLate, Net::SecondHandle),
 ];
 
 /// States, or scenarios, after which a mistake counts as not noticed.
@@ -109,12 +117,75 @@ fn swap_hints(seed: u64) -> Result<(), String> {
     })
 }
 
+/// Opens a killed store with each bit of a record's header flipped: the record is gone or refused, never another.
+fn flip_header_bits() -> Result<(), String> {
+    let world = SimWorld::new(SimConfig::default());
+    let said = |error: ringcask::Error| error.to_string();
+    let builder = |world: &SimWorld| Store::builder("/db").world(Arc::new(world.clone()));
+    let store = world.run_until(async {
+        let store = builder(&world).open().await.map_err(said)?;
+        for (key, value) in [("k", "first"), ("k", "second"), ("other", "third")] {
+            store.put(key, value).await.map_err(said)?;
+        }
+        Ok::<_, String>(store)
+    })?;
+    let image = world.image();
+    world.shutdown();
+    drop(store);
+    let name = image.names().find(|name| name.ends_with(".seg")).map(String::from).ok_or("no segment")?;
+    // The watermark and the first record, whose payload is of the second's length.
+    for bit in 512 * 8..(512 + 56 + 40) * 8 {
+        let mut image = image.clone();
+        image.flip_bit(&name, bit);
+        let world = SimWorld::from_image(image, SimConfig::default());
+        let result = world.run_until(async {
+            let Ok(store) = builder(&world).open().await else { return Ok(()) };
+            let value = store.get("k").await;
+            match value {
+                Ok(Some(value)) if *value != *b"first" && *value != *b"second" => Err(format!("{value:?}")),
+                Ok(Some(value)) if *value == *b"first" => {
+                    Err("an overwritten value with its successor there".to_owned())
+                }
+                Ok(Some(_)) if store.get("other").await.map_err(said)?.is_none() => Err("a hole".to_owned()),
+                Ok(Some(_)) => Err(format!("bit {bit} of a header made no difference")),
+                _ => Ok(()),
+            }
+        });
+        world.shutdown();
+        result?;
+    }
+    Ok(())
+}
+
+/// Opens a directory that another handle is writing to: the second is refused, and has changed nothing.
+fn open_twice() -> Result<(), String> {
+    let world = SimWorld::new(SimConfig::default());
+    let said = |error: ringcask::Error| error.to_string();
+    let builder = |world: &SimWorld| Store::builder("/db").world(Arc::new(world.clone()));
+    let result = world.run_until(async {
+        let store = builder(&world).open().await.map_err(said)?;
+        store.put("k", "v").await.map_err(said)?;
+        let before = world.image();
+        match builder(&world).open().await {
+            Err(error) if error.kind() == ringcask::ErrorKind::Locked => {}
+            other => return Err(format!("a second handle: {:?}", other.map(drop))),
+        }
+        if world.image() != before {
+            return Err("a second handle that was refused has changed the directory".to_owned());
+        }
+        store.put("k", "w").await.map_err(said)?;
+        store.close().await.map_err(said)
+    });
+    world.shutdown();
+    result
+}
+
 /// How the mistake was noticed, and after how much.
 fn hunt(net: Net) -> Option<(u64, String)> {
     let mut states = 0;
     let first_seed = match net {
         Net::Compactions | Net::CompactionFailures => COMPACTING_SEEDS,
-        Net::Crashes | Net::Failures | Net::Swap => 0,
+        Net::Crashes | Net::Failures | Net::Swap | Net::Flips | Net::SecondHandle => 0,
     };
     // What a compaction does wrong often shows only after the next one: many workloads find it, not many images.
     let images = if net == Net::Compactions { 4 } else { 64 };
@@ -137,8 +208,10 @@ fn hunt(net: Net) -> Option<(u64, String)> {
             None
         }
         Net::Swap => swap_hints(1).err().map(|failure| (1, failure)),
+        Net::Flips => flip_header_bits().err().map(|failure| (1, failure)),
+        Net::SecondHandle => open_twice().err().map(|failure| (1, failure)),
         Net::Failures | Net::CompactionFailures => (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
-            let (tally, result) = failures::fail_everything(seed);
+            let (tally, result) = failures::fail_everything(seed, &[FaultKind::EIO, FaultKind::Short(0)]);
             states += tally.runs;
             result.err().map(|failure| (states, failure))
         }),
@@ -151,6 +224,8 @@ fn every_known_mistake_is_noticed() {
     for seed in 1..20 {
         swap_hints(seed).unwrap();
     }
+    flip_header_bits().unwrap();
+    open_twice().unwrap();
     // Under a mistake tasks may panic; what they print is of no use to anybody.
     std::panic::set_hook(Box::new(|_| {}));
     let stage = proof::begin("mistakes noticed");
@@ -178,4 +253,12 @@ fn every_known_mistake_is_noticed() {
     if only.is_none() {
         stage.end(noticed, &format!("of {}", MUTANTS.len()));
     }
+}
+
+/// The canary: a stage that explored too little is a failed test.
+#[test]
+fn a_stage_below_its_floor_fails() {
+    proof::begin_canary().end(2, "as much as is asked for");
+    let below = catch_unwind(|| proof::begin_canary().end(1, "too little"));
+    assert!(below.is_err(), "a stage that explored too little has passed");
 }

@@ -50,6 +50,7 @@ pub const STAGES: &[Stage] = &[
         1_400_000,
         "nor does one while segments are rewritten",
     ),
+    stage("swarm seeds", "RINGCASK_SWARM_SEEDS", 2_000, 20_000, "nor does one of any of many stores and worlds"),
     stage(
         "failed operations, log",
         "RINGCASK_FAILURES",
@@ -58,7 +59,7 @@ pub const STAGES: &[Stage] = &[
         "every single operation can fail, with every error",
     ),
     stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
-    stage("mistakes noticed", "RINGCASK_MISTAKES", 31, 31, "the crash tests notice known mistakes that are built in"),
+    stage("mistakes noticed", "RINGCASK_MISTAKES", 33, 33, "the crash tests notice known mistakes that are built in"),
     stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
@@ -106,6 +107,14 @@ pub fn first_seed() -> u64 {
 pub struct Running {
     stage: &'static Stage,
     start: Instant,
+}
+
+/// A stage of which nobody expects anything: to see that one below its floor fails.
+pub static CANARY: Stage = stage("canary", "RINGCASK_CANARY", 2, 2, "nothing");
+
+/// Begins the canary.
+pub fn begin_canary() -> Running {
+    Running { stage: &CANARY, start: Instant::now() }
 }
 
 /// Begins the stage of this name.
