@@ -1,0 +1,196 @@
+//! Bytes that nobody vouches for, by the million: no panic, no endless loop, no memory by a length that is a lie.
+//!
+//! A bounded run of the same targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are made from valid ones and
+//! from `corpus/`, which has what once failed or is worth keeping; all of that is replayed first. Headers are given right
+//! checksums half of the time, since nothing gets past a checksum by chance.
+//!
+//! Operations with faults in any order are `tests/crash`'s: its swarm is their fuzzer.
+#![allow(
+    unreachable_pub,
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a failed check is a failed test; the allocator is counted"
+)]
+
+mod mutator;
+#[path = "../proof/mod.rs"]
+mod proof;
+#[path = "../corruption/stores.rs"]
+#[allow(dead_code, reason = "a module of the corruption tests, of which this test uses a part")]
+mod stores;
+mod targets;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use ringcask::format::{
+    BatchFrame, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SegmentHeader, Watermark, payload_crc,
+};
+use ringcask::sim::Rng;
+use stores::{Fixture, SHAPES};
+use targets::{OFFSET, binding, decode, image_of, open_directory};
+
+/// Notes the largest allocation there was.
+struct Watching;
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+/// Inputs have some kilobytes; a window or a part of a file has a megabyte and a little.
+const LARGEST_ALLOWED: usize = 4 << 20;
+
+// SAFETY: every call is the system allocator's, with the same arguments; the counter owns nothing.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+/// Runs `one` with every number below `count`, on all processors; returns how many of them it said yes to.
+fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64 {
+    const TOGETHER: u64 = 256;
+    let (next, yes, failure) = (AtomicU64::new(first), AtomicU64::new(0), Mutex::new(None::<String>));
+    let work = || {
+        loop {
+            let begin = next.fetch_add(TOGETHER, Ordering::Relaxed);
+            if begin >= first + count || failure.lock().unwrap().is_some() {
+                return;
+            }
+            for number in begin..(begin + TOGETHER).min(first + count) {
+                match catch_unwind(AssertUnwindSafe(|| one(number))) {
+                    Ok(said) => drop(yes.fetch_add(u64::from(said), Ordering::Relaxed)),
+                    Err(_) => drop(failure.lock().unwrap().get_or_insert(format!("RINGCASK_REPLAY={number}"))),
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    if let Some(failure) = failure.into_inner().unwrap() {
+        panic!("{failure}: see the panic above");
+    }
+    yes.into_inner()
+}
+
+/// The files of a target's corpus.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut paths: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+/// Valid inputs of the decoders, behind a byte that leaves them as they are.
+fn valid_inputs() -> Vec<Vec<u8>> {
+    let binding = binding();
+    let header = RecordHeader {
+        payload_crc: payload_crc(b"key", b"value"),
+        kind: RecordKind::Put,
+        compression: 0,
+        key_len: 3,
+        value_len: 5,
+        seq: 9,
+        expires_at_ms: 0,
+        namespace: 0,
+        ordinal: 0,
+    };
+    let mut record = header.encode(&binding, OFFSET).to_vec();
+    record.extend_from_slice(b"keyvalue");
+    let frame = BatchFrame { count: 2, bytes: 96, durable_offset: 512 }.encode(&binding, OFFSET, 4, 1);
+    let watermark = Watermark { durable_offset: 512, durable_seq: 3 }.encode(&binding, OFFSET, 0, 0);
+    let segment = SegmentHeader::new([7; 16], 3, 0x5a17, 1).encode();
+    let head =
+        HintHeader { store_id: [7; 16], segment_id: 3, salt: 0x5a17, data_len: 9000, file_crc: 1, entry_count: 0 };
+    let mut hint = HintWriter::new(&head);
+    for number in 0..20_u64 {
+        let (kind, value_len) = if number % 3 == 0 { (RecordKind::Tombstone, 0) } else { (RecordKind::Put, 30) };
+        let (seq, offset, key) = (number + 1, OFFSET + number * 80, format!("key-{number}"));
+        let key = key.as_bytes();
+        hint.push(HintEntry { key, kind, seq, offset, value_len, expires_at_ms: 0, namespace: 0, compression: 0 });
+    }
+    let manifest = Fixture::new(SHAPES[0], 1).image.bytes("MANIFEST").unwrap().to_vec();
+    let all = [record, frame.to_vec(), watermark.to_vec(), segment.to_vec(), hint.finish(), manifest];
+    all.into_iter().map(|bytes| [vec![1], bytes].concat()).collect()
+}
+
+#[test]
+fn no_decoder_panics_loops_or_believes_a_length() {
+    let stage = proof::begin("fuzz, decoders");
+    let inputs = [valid_inputs(), corpus("decoders")].concat();
+    let accepted = inputs.iter().filter(|input| decode(input)).count();
+    assert!(accepted >= 6, "{accepted} of the valid inputs are accepted");
+    let one = |number: u64| {
+        let mut rng = Rng::new(number);
+        let mut input = inputs[rng.below(inputs.len())].clone();
+        mutator::mutate(&mut input, &inputs[rng.below(inputs.len())], &mut rng);
+        decode(&input)
+    };
+    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+        println!("{}", one(number));
+        return;
+    }
+    let count = stage.floor();
+    let accepted = over_numbers(proof::first_seed() << 24, count, one);
+    assert!(accepted * 1000 >= count, "{accepted} of {count} inputs got past a checksum");
+    stage.end(count, &format!("{accepted} accepted by a decoder, {} inputs to begin with", inputs.len()));
+    check_allocations();
+}
+
+#[test]
+fn no_directory_panics_loops_or_is_believed_too_much() {
+    let stage = proof::begin("fuzz, directories");
+    for input in corpus("directory") {
+        open_directory(&image_of(&input), 1);
+    }
+    let fixtures: Vec<Fixture> = SHAPES.iter().map(|shape| Fixture::new(*shape, 5)).collect();
+    let one = |number: u64| {
+        let mut rng = Rng::new(number);
+        let fixture = &fixtures[rng.below(fixtures.len())];
+        let mut image = if rng.percent(80) { fixture.image.clone() } else { fixture.older.clone() };
+        let names: Vec<String> = image.names().map(String::from).collect();
+        for _ in 0..1 + rng.below(3) {
+            let name = &names[rng.below(names.len())];
+            let other = image.bytes(&names[rng.below(names.len())]).unwrap_or_default().to_vec();
+            match rng.below(10) {
+                0 => drop(image.remove(name)),
+                1 => drop(image.duplicate(name, &format!("{:020}.seg", rng.below(12)))),
+                _ => drop(image.edit(name, |bytes| mutator::mutate(bytes, &other, &mut rng))),
+            }
+        }
+        open_directory(&image, number)
+    };
+    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+        println!("{}", one(number));
+        return;
+    }
+    let count = stage.floor();
+    let opened = over_numbers(proof::first_seed() << 24, count, one);
+    stage.end(count, &format!("{opened} opened, strictly or with salvage"));
+    check_allocations();
+}
+
+fn check_allocations() {
+    let largest = LARGEST.load(Ordering::Relaxed);
+    println!("largest allocation: {largest} bytes");
+    assert!(largest <= LARGEST_ALLOWED, "an allocation of {largest} bytes for inputs of some kilobytes");
+}
