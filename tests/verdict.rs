@@ -69,6 +69,7 @@ fn main() -> ExitCode {
                 skipped += 1;
                 format!("SKIPPED: {why}; it would have shown: {}", stage.shows)
             }
+            None if floor == 0 => String::from("not at this scale"),
             None if sum.explored >= floor => {
                 passed += 1;
                 String::from("held")

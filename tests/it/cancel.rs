@@ -19,16 +19,16 @@ use crate::support::{
     open, poll_once, print_report, put, put_at, rerun,
 };
 
-type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+pub type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Boxed {
+pub fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Boxed {
     Box::pin(async move { future.await.map(drop) })
 }
 
 /// Polls up to `polls` times, waiting for the waker in between if `patient`; whether the future was ready.
 ///
 /// The wait of a patient caller is bounded by the engine's work, never by a timer: the last poll is not followed by one.
-fn poll_then_drop(mut future: Boxed, polls: usize, patient: bool) -> bool {
+pub fn poll_then_drop(mut future: Boxed, polls: usize, patient: bool) -> bool {
     let parked = Parked::new();
     let waker = parked.waker();
     for poll in 1..=polls {
@@ -309,7 +309,7 @@ fn an_open_dropped_at_any_poll_leaves_the_directory_usable() {
 }
 
 /// An abandoned open may still hold the lock for a moment: it runs to its end.
-fn open_when_free(env: &Env) -> Store {
+pub fn open_when_free(env: &Env) -> Store {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match block_on(env.open_future()) {

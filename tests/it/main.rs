@@ -16,6 +16,7 @@
 mod api;
 mod bad_input;
 mod cancel;
+mod cancel_points;
 mod compaction;
 mod concurrency;
 mod durability;
