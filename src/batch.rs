@@ -1,5 +1,7 @@
 //! Writes that apply together.
 
+use std::fmt;
+
 use crate::format::{self, RecordKind};
 use crate::options::{Durability, MAX_KEY_LEN};
 
@@ -13,13 +15,22 @@ use crate::options::{Durability, MAX_KEY_LEN};
 /// batch.put("from", "90").put("to", "110").delete("pending");
 /// assert_eq!(batch.len(), 3);
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 #[must_use = "a batch does nothing until `Store::write`"]
 pub struct Batch {
     members: Vec<Member>,
     payload: Vec<u8>,
     record_bytes: u64,
     durability: Option<Durability>,
+}
+
+impl fmt::Debug for Batch {
+    /// How much it is, and not what: keys and values are nobody's business in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Batch");
+        out.field("operations", &self.members.len()).field("record_bytes", &self.record_bytes);
+        out.field("durability", &self.durability).finish()
+    }
 }
 
 /// One operation; its key and value lie in the batch's payload.

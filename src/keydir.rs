@@ -493,6 +493,18 @@ mod tests {
         }
     }
 
+    /// Whoever chooses the keys must not be able to choose where they go.
+    #[test]
+    fn hashes_depend_on_the_secret() {
+        let (one, other) = (Keydir::new((1, 2), 4), Keydir::new((1, 3), 4));
+        let keys: Vec<[u8; 8]> = (0..1000_u64).map(|number| (number << 40).to_le_bytes()).collect();
+        let same = keys.iter().filter(|key| one.hash(&key[..]) == other.hash(&key[..])).count();
+        assert_eq!(same, 0, "{same} of 1000 keys hash the same under two secrets");
+        // Keys that fall together under a multiplicative hash without a secret are spread like any others.
+        let buckets: std::collections::HashSet<u64> = keys.iter().map(|key| one.hash(&key[..]) % 4096).collect();
+        assert!(buckets.len() > 800, "{} of 4096 buckets have the 1000 keys", buckets.len());
+    }
+
     #[test]
     fn replaced_records_are_named_once() {
         let keydir = keydir();

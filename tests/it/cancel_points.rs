@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use ringcask::bytes::Bytes;
 use ringcask::{Batch, CompactOptions, Compaction, Durability, PutOptions, Store};
 
 use crate::cancel::{Boxed, boxed, open_when_free, poll_then_drop};
@@ -53,7 +54,7 @@ fn begin(store: &Store, rng: &mut Rng, key: &str) -> Begun {
     match rng.below(12) {
         0 | 1 => write(boxed(store.put_with(key, "new", at(level))), new),
         2 => write(boxed(store.put(key, "new")), new),
-        3 => write(boxed(store.put_bytes(key, ringcask::bytes::Bytes::from_static(b"new"))), new),
+        3 => write(boxed(store.put_bytes(key, Bytes::from_static(b"new"))), new),
         4 => write(boxed(store.put_with(key, vec![7; 60_000], at(level))), Some(vec![7; 60_000])),
         5 => write(boxed(store.delete_with(key, at(level))), None),
         6 => {

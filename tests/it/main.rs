@@ -31,6 +31,7 @@ mod recovery;
 mod recovery_damage;
 mod regressions;
 mod reserve;
+mod security;
 mod support;
 mod syscalls;
 mod waiting;
