@@ -74,6 +74,13 @@ pub const STAGES: &[Stage] = &[
         "a kernel whose disk is cut off keeps what was acknowledged as synced",
     ),
     stage("power cuts, xfs", "RINGCASK_POWER_CUTS_XFS", 8, 150, "the same on another file system"),
+    stage(
+        "I/O faults, FUSE",
+        "RINGCASK_FUSE_FAULTS",
+        40,
+        400,
+        "a real file system may fail every request, in every way",
+    ),
     // Memory.
     stage("tests under AddressSanitizer", "RINGCASK_SANITIZED", 0, 200, "no memory is used after it was freed"),
     // Many threads.

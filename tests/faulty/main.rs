@@ -1,0 +1,275 @@
+//! The store on a real kernel, above a file system that fails.
+//!
+//! The file system is a FUSE server of this test's own (`filesystem.rs`, in a process of its own), which passes
+//! everything through to a directory and fails as it is told to: the nth request of a kind, once or from there on,
+//! refused, carried out and then called a failure, cut short, or slow. Above it are the real engines, with the kernel
+//! between: its retries, its ring's workers, the errors that it passes on and those that it makes of others. A run goes
+//! through a scenario (`scenario.rs`), and checks every answer, and what is there afterwards without the faults. A run
+//! that hangs is ended by a watchdog, which says what fault it was.
+//!
+//! A run is named by engine, scenario and fault; `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` runs that one.
+//!
+//! Not tested here: what a failed sync leaves in the page cache, as the server keeps what it was given (the simulated
+//! disk loses it, in `tests/crash`); and flags that FUSE does not know (reads that do not wait, direct ones).
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a test stops where it fails"
+)]
+
+mod fault;
+mod filesystem;
+#[path = "../crash/model.rs"]
+mod model;
+#[path = "../proof/mod.rs"]
+mod proof;
+mod scenario;
+mod server;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fault::{Effect, Fault, Kind};
+use ringcask::{Engine, WritePath};
+use scenario::{Run, Setup};
+use server::{Faulty, serve};
+
+/// How long a run may take before it counts as hanging.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Scenarios before all of them begin again.
+const SCENARIOS: u64 = 4;
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    setup: Setup,
+    is_direct: bool,
+    fault: Option<Fault>,
+}
+
+impl Case {
+    fn new(engine: Engine, seed: u64, is_direct: bool, fault: Option<Fault>) -> Self {
+        let write_path = if seed.is_multiple_of(3) { WritePath::Thread } else { WritePath::Ring };
+        Self { setup: Setup { engine, write_path, seed }, is_direct, fault }
+    }
+
+    fn name(&self) -> String {
+        let Self { setup, is_direct, fault } = self;
+        let mode = if *is_direct { "direct" } else { "cached" };
+        let fault = fault.map_or("none".to_owned(), |fault| fault.to_string());
+        format!("{} {} {mode} {fault}", setup.engine, setup.seed)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.splitn(4, ' ');
+        let (engine, seed, mode) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?);
+        Some(Self::new(engine, seed, mode == "direct", words.next()?.parse().ok()))
+    }
+}
+
+/// Ends the process, with the name of what hangs, if nothing comes for too long.
+struct Watchdog {
+    running: mpsc::Sender<Option<String>>,
+}
+
+impl Watchdog {
+    fn start(server_id: u32) -> Self {
+        let (running, names) = mpsc::channel::<Option<String>>();
+        thread::spawn(move || {
+            let mut name = None;
+            loop {
+                match names.recv_timeout(if name.is_some() { DEADLINE } else { Duration::MAX }) {
+                    Ok(next) => name = next,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    Err(mpsc::RecvTimeoutError::Timeout) => break,
+                }
+            }
+            eprintln!("this hangs: RINGCASK_FAULT={:?}", name.unwrap_or_default());
+            // Without its server every request of the file system is answered: what hangs still does so by itself.
+            let _ = Command::new("kill").args(["-9", &server_id.to_string()]).status();
+            thread::sleep(Duration::from_secs(5));
+            std::process::abort();
+        });
+        Self { running }
+    }
+
+    fn begin(&self, name: String) {
+        self.running.send(Some(name)).unwrap();
+    }
+
+    fn end(&self) {
+        self.running.send(None).unwrap();
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    runs: u64,
+    errors: u64,
+    unopened: u64,
+    poisoned: u64,
+    kinds: BTreeMap<String, u64>,
+}
+
+struct Bench {
+    faulty: Faulty,
+    watchdog: Watchdog,
+    number: u64,
+    tally: Tally,
+}
+
+impl Bench {
+    fn new(test: &str) -> Result<Self, String> {
+        let faulty = Faulty::mount(test)?;
+        let watchdog = Watchdog::start(faulty.server_id());
+        Ok(Self { faulty, watchdog, number: 0, tally: Tally::default() })
+    }
+
+    /// Runs one case; returns what the file system saw. Counts only where the fault struck.
+    fn run(&mut self, case: Case) -> server::Told {
+        self.watchdog.begin(case.name());
+        self.number += 1;
+        let name = format!("run-{}", self.number);
+        self.faulty.begin(case.is_direct);
+        case.fault.into_iter().for_each(|fault| self.faulty.arm(fault));
+        let mut run = Run::new(case.setup);
+        let went = run.go(&self.faulty.mounted(&name));
+        let told = self.quiesce(&case.name());
+        self.faulty.heal();
+        let checked = went.and_then(|()| run.check_aftermath(&self.faulty.backing(&name)));
+        self.watchdog.end();
+        checked.unwrap_or_else(|error| panic!("{error}\nagain with RINGCASK_FAULT={:?}", case.name()));
+        let _ = fs::remove_dir_all(self.faulty.backing(&name));
+        if let Some(fault) = case.fault {
+            if told.fired > 0 {
+                self.tally.runs += 1;
+                *self.tally.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
+            }
+            self.tally.errors += run.errors;
+            self.tally.unopened += u64::from(!run.is_opened);
+            self.tally.poisoned += u64::from(run.is_poisoned);
+        } else {
+            assert_eq!(run.errors, 0, "without a fault, {}", case.name());
+        }
+        told
+    }
+
+    /// Waits until the store has let go of all its files: on error paths too.
+    fn quiesce(&mut self, name: &str) -> server::Told {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let told = self.faulty.tell();
+            if told.open == 0 {
+                return told;
+            }
+            assert!(Instant::now() < deadline, "{} files stay open: {name}", told.open);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn engines() -> Vec<Engine> {
+    let ring: std::io::Result<io_uring::IoUring> =
+        io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);
+    match ring {
+        Ok(_) => vec![Engine::Uring, Engine::Threads],
+        Err(error) => {
+            println!("SKIPPED: faults under the ring: the kernel refuses an io_uring: {error}");
+            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {error}");
+            vec![Engine::Threads]
+        }
+    }
+}
+
+/// Whether the kernel itself answers wrongly when a request fails like this.
+///
+/// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring goes
+/// on after a short direct read by itself, but from the same offset, and returns wrong bytes as a whole read (6.18).
+fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
+    matches!(effect, Effect::Short(_)) && (!is_direct || kind == Kind::Read && engine == Engine::Uring)
+}
+
+/// Every request of a scenario, failing in every way, once and from there on.
+fn cases(bench: &mut Bench, engine: Engine, seed: u64) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for is_direct in [true, false] {
+        let told = bench.run(Case::new(engine, seed, is_direct, None));
+        for (kind, count) in told.counts {
+            for nth in 0..count {
+                for effect in kind.effects() {
+                    if garbles(engine, is_direct, kind, effect) {
+                        continue;
+                    }
+                    for is_sticky in [false, true] {
+                        // A file system where everything is slow shows no more than one that is slow once, and takes long.
+                        if !(is_sticky && effect == Effect::Slow) {
+                            let fault = Fault { kind, nth, effect, is_sticky };
+                            cases.push(Case::new(engine, seed, is_direct, Some(fault)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn every_request_can_fail() {
+    const NAME: &str = "every_request_can_fail";
+    if serve() {
+        return;
+    }
+    let stage = proof::begin("I/O faults, FUSE");
+    let mut bench = match Bench::new(NAME) {
+        Ok(bench) => bench,
+        Err(why) => return stage.skip(&why),
+    };
+    if let Ok(text) = std::env::var("RINGCASK_FAULT") {
+        let case = Case::parse(&text).unwrap_or_else(|| panic!("RINGCASK_FAULT={text}: engine seed mode fault"));
+        println!("{:?}", bench.run(case));
+        return;
+    }
+    let (engines, floor) = (engines(), stage.floor());
+    let mut rng = ringcask::sim::Rng::new(proof::first_seed());
+    let (mut seed, mut possible) = (proof::first_seed(), 0);
+    while bench.tally.runs < floor {
+        // Of the kinds, each gets its share, however many requests of it there are.
+        let share = floor.div_ceil(SCENARIOS * engines.len() as u64);
+        for engine in &engines {
+            let mut by_kind: BTreeMap<_, Vec<Case>> = BTreeMap::new();
+            for case in cases(&mut bench, *engine, seed) {
+                possible += 1;
+                by_kind.entry(case.fault.map(|fault| fault.kind)).or_default().push(case);
+            }
+            let mut done = 0;
+            while done < share && !by_kind.is_empty() {
+                for cases in by_kind.values_mut() {
+                    let case = cases.swap_remove(rng.below(cases.len()));
+                    bench.run(case);
+                    done += 1;
+                }
+                by_kind.retain(|_, cases| !cases.is_empty());
+            }
+        }
+        seed += 1;
+    }
+    let Tally { runs, errors, unopened, poisoned, kinds } = &bench.tally;
+    let note = format!(
+        "of {possible} possible in {} scenarios: {errors} calls failed, {unopened} stores not opened, {poisoned} poisoned, \
+         {kinds:?}, first seed {}",
+        seed - proof::first_seed(),
+        proof::first_seed()
+    );
+    stage.end(*runs, &note);
+    assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");
+}
