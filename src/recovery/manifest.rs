@@ -68,10 +68,13 @@ impl Opening<'_> {
         for &id in &names.segments {
             headers.extend(self.read_header(id).await?);
         }
-        let Some(store_id) = headers.last().map(|header| header.store_id) else {
+        let Some(store_id) = store_of_most(&headers) else {
             return self.begin_catalog().await;
         };
-        headers.retain(|header| header.store_id == store_id);
+        for stray in headers.extract_if(.., |header| header.store_id != store_id) {
+            let id = u32::try_from(stray.segment_id).unwrap_or(u32::MAX);
+            self.damaged(id, 0, 0, "the segment is of another store")?;
+        }
         let listed = headers.iter().map(|header| ManifestSegment { id: header.segment_id, salt: header.salt });
         let next_segment_id = self.highest_file_id + 1;
         let rebuilt = Manifest {
@@ -107,4 +110,11 @@ impl Opening<'_> {
             }
         }
     }
+}
+
+/// The store that most of the segments belong to; of equals, the one whose segment is the last. A stray file of another
+/// store, whatever its number, shall not make the others the strays.
+fn store_of_most(headers: &[SegmentHeader]) -> Option<[u8; 16]> {
+    let count = |store_id: &[u8; 16]| headers.iter().filter(|header| header.store_id == *store_id).count();
+    headers.iter().map(|header| header.store_id).max_by_key(|store_id| count(store_id))
 }
