@@ -13,7 +13,7 @@
 //! | active segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
 //! | invalid bytes in a sealed segment that has to be scanned | `Corrupt`; under `Salvage` stepped over and listed |
 //! | invalid bytes in the active segment, where a later frame says that they were durable | the same |
-//! | active segment without footer, but with a hint of its own: it was sealed once | the same |
+//! | a segment without footer that was not being written: another one, or one with a hint of its own | the same |
 //! | a hint file that is damaged, stale or of another segment | ignored, written anew |
 //! | a listed segment that is missing or has no valid header | `Corrupt`; under `Salvage` left out and listed |
 //! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
@@ -141,16 +141,6 @@ struct Candidate {
     footer: Option<Footer>,
 }
 
-/// Takes out the segment that was being written when the store stopped: the active one, if it has no footer. A list that
-/// was made anew does not know which that was; it is the newest without a footer.
-fn take_tail(candidates: &mut Vec<Candidate>, catalog: &Catalog) -> Option<Candidate> {
-    let is_tail = |candidate: &Candidate| {
-        candidate.footer.is_none() && (candidate.id == catalog.active_segment() || catalog.is_rebuilt())
-    };
-    let index = candidates.iter().rposition(is_tail)?;
-    Some(candidates.remove(index))
-}
-
 /// The names in the directory that are the store's.
 #[derive(Default)]
 struct Names {
@@ -184,17 +174,19 @@ impl Opening<'_> {
         let keydir = Arc::new(Keydir::new(self.seed()?, 64));
         let mut next_seq = catalog.next_seq().max(1);
         let mut without_hint = Vec::new();
-        let tail = take_tail(&mut candidates, &catalog);
+        let tail = self.take_tail(&mut candidates, &catalog).await?;
         let loaded = self.load_sealed(candidates, &catalog.store_id(), &keydir).await?;
         next_seq = next_seq.max(loaded.max_seq + 1);
         without_hint.extend(loaded.without_hint);
         let tail = match tail {
-            Some(tail) => Some(self.scan_tail(tail, &catalog.store_id(), &keydir).await?),
+            Some(tail) => Some(self.scan_tail(tail, &keydir).await?),
             None => None,
         };
-        if let Some(tail) = &tail {
-            let lost = if mutant::is(Mutant::SequenceReused) { 0 } else { LOST_NUMBERS };
-            next_seq = next_seq.max(tail.max_seq() + 1) + lost;
+        next_seq = next_seq.max(tail.as_ref().map_or(0, tail::Scanned::max_seq) + 1);
+        // Records that cannot be read have numbers that nobody knows.
+        let may_have_lost = tail.is_some() || !self.report.damage.is_empty();
+        if may_have_lost && !mutant::is(Mutant::SequenceReused) {
+            next_seq += LOST_NUMBERS;
         }
         if let Some(tail) = &tail {
             // First, for a full disk may have no space but what the tail gives back.
@@ -244,6 +236,25 @@ impl Opening<'_> {
         });
         self.registry.all().iter().all(|segment| segment.live_bytes() == live.remove(&segment.id).unwrap_or(0))
             && live.is_empty()
+    }
+
+    /// Takes out the segment that was being written when the store stopped: the active one, if it has no footer and never
+    /// had one. A list that was made anew does not know which that was; it is the newest of these.
+    async fn take_tail(&self, candidates: &mut Vec<Candidate>, catalog: &Catalog) -> Result<Option<Candidate>> {
+        for index in (0..candidates.len()).rev() {
+            let Some(candidate) = candidates.get(index).filter(|candidate| candidate.footer.is_none()) else {
+                continue;
+            };
+            let may_be_tail = candidate.id == catalog.active_segment() || catalog.is_rebuilt();
+            if !may_be_tail {
+                continue;
+            }
+            let was_sealed = tail::was_sealed(&*self.dir, candidate, &catalog.store_id()).await;
+            if !was_sealed.map_err(|error| self.io_error("read a hint", error, Some(candidate.id)))? {
+                return Ok(Some(candidates.remove(index)));
+            }
+        }
+        Ok(None)
     }
 
     fn seed(&self) -> Result<(u64, u64)> {

@@ -29,8 +29,6 @@ pub(super) struct Scanned {
     file: Arc<dyn File>,
     extent: Extent,
     has_damage: bool,
-    /// It has lost its footer: nothing behind its records is a torn tail.
-    was_sealed: bool,
 }
 
 impl Scanned {
@@ -50,19 +48,14 @@ impl Scanned {
 
 impl Opening<'_> {
     /// Reads the tail into the keydir, as far as it counts.
-    pub(super) async fn scan_tail(&mut self, tail: Candidate, store_id: &[u8; 16], keydir: &Keydir) -> Result<Scanned> {
+    pub(super) async fn scan_tail(&mut self, tail: Candidate, keydir: &Keydir) -> Result<Scanned> {
         let id = tail.id;
         let file = self.dir.open(&segment_file_name(id), OpenMode::ReadWrite);
         let file = file.map_err(|error| self.io_error("open the active segment", error, Some(id)))?;
-        let was_sealed = was_sealed(&*self.dir, &tail, store_id).await;
-        let was_sealed = was_sealed.map_err(|error| self.io_error("read a hint", error, Some(id)))?;
-        if was_sealed {
-            self.damaged(id, tail.len, 0, "the segment was sealed and has lost its footer")?;
-        }
         let binding = Binding::new(tail.salt, u64::from(id));
         let mut scan = Scan::new(Arc::clone(&file), binding, &tail.header, tail.len);
         let mut records = 0;
-        let (mut has_damage, mut tally) = (was_sealed, Tally::default());
+        let (mut has_damage, mut tally) = (false, Tally::default());
         // Behind damage the ordinals begin anew.
         let mut resumed = false;
         loop {
@@ -88,14 +81,11 @@ impl Opening<'_> {
         self.report.segments_scanned += 1;
         self.report.records_scanned += records;
         self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
-        Ok(Scanned { candidate: tail, file, extent, has_damage, was_sealed })
+        Ok(Scanned { candidate: tail, file, extent, has_damage })
     }
 
     /// Cuts the tail off behind its last whole record, durably, and gives back the space that was claimed there.
     pub(super) async fn cut_tail(&self, tail: &Scanned) -> Result<()> {
-        if tail.was_sealed {
-            return Ok(());
-        }
         let cut = cut(&*tail.file, tail.extent.end).await;
         cut.map_err(|error| self.io_error("cut the active segment", error, Some(tail.id())))
     }
@@ -103,10 +93,9 @@ impl Opening<'_> {
     /// Seals the tail, which has been cut. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
     /// for a whole one.
     pub(super) async fn seal_tail(&mut self, tail: Scanned) -> Result<Option<Arc<Segment>>> {
-        let Scanned { candidate, file, extent, has_damage, was_sealed } = tail;
+        let Scanned { candidate, file, extent, has_damage } = tail;
         let id = candidate.id;
-        let tail_is_cut = !was_sealed;
-        let mut len = if tail_is_cut { extent.end } else { candidate.len };
+        let mut len = extent.end;
         // With damage it gets no footer: every strict open refuses it.
         if !has_damage {
             let footer = Footer {
@@ -160,7 +149,7 @@ impl Opening<'_> {
 }
 
 /// Whether the segment has a hint of its own: then it was sealed, durably, before the hint was written.
-async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io::Result<bool> {
+pub(super) async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 16]) -> io::Result<bool> {
     let Some((_, header)) = read_header(dir, tail.id).await? else { return Ok(false) };
     let HintHeader { store_id: of_store, segment_id, salt, .. } = header;
     Ok(of_store == *store_id && segment_id == u64::from(tail.id) && salt == tail.salt)
