@@ -76,7 +76,8 @@ impl Opening<'_> {
             self.damaged(id, 0, 0, "the segment is of another store")?;
         }
         let listed = headers.iter().map(|header| ManifestSegment { id: header.segment_id, salt: header.salt });
-        let next_segment_id = self.highest_file_id + 1;
+        let after_listed = headers.iter().map(|header| header.segment_id + 1).max().unwrap_or(1);
+        let next_segment_id = after_listed.max(names.highest_id_near(after_listed) + 1);
         let rebuilt = Manifest {
             store_id,
             generation: 0,

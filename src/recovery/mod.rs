@@ -58,6 +58,9 @@ use tally::Tally;
 /// another. The sync interval is at most a minute; no store loses this many records in one.
 const LOST_NUMBERS: u64 = 1 << 32;
 
+/// Numbers that a store can spend without listing one: each is an attempt to begin a segment that failed.
+const UNLISTED_IDS_MAX: u64 = 1 << 20;
+
 /// A killed process's ring may hold its files, and with them the lock, for a moment after it is gone.
 const LOCK_ATTEMPTS: usize = 6;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -93,7 +96,6 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
         dir,
         report: RecoveryReport::default(),
         tally: Tally::default(),
-        highest_file_id: 0,
         may_remove_segments: true,
     };
     let mut recovered = opening.recover(lock).await?;
@@ -126,7 +128,6 @@ struct Opening<'a> {
     loan: Option<Loan>,
     report: RecoveryReport,
     tally: Tally,
-    highest_file_id: u64,
     /// Not where the list had to be made anew: then nobody knows what is left over.
     may_remove_segments: bool,
 }
@@ -149,6 +150,19 @@ struct Names {
     leftovers: Vec<String>,
     has_manifest: bool,
     has_reserve: bool,
+}
+
+impl Names {
+    /// The highest number of a file that this store may have made after `next` was the next one. What lies further off is
+    /// somebody else's: it shall not use up the numbers, which end at 2^32.
+    fn highest_id_near(&self, next: u64) -> u64 {
+        self.segments.iter().copied().filter(|&id| !is_far(id, next)).max().unwrap_or(0)
+    }
+}
+
+/// Whether no store has made segment `id` while the next number on its list was `next`.
+fn is_far(id: u64, next: u64) -> bool {
+    id >= next.saturating_add(UNLISTED_IDS_MAX)
 }
 
 impl Opening<'_> {
@@ -192,6 +206,7 @@ impl Opening<'_> {
             // First, for a full disk may have no space but what the tail gives back.
             self.cut_tail(tail).await?;
         }
+        catalog.spend_ids_up_to(names.highest_id_near(catalog.durable_next_segment_id()));
         self.settle_catalog(&mut catalog, tail.as_ref(), next_seq).await?;
         if let Some(tail) = tail.filter(|tail| !tail.is_empty()) {
             without_hint.extend(self.seal_tail(tail).await?);
@@ -282,7 +297,6 @@ impl Opening<'_> {
                 (FileName::Hint(id), _) => names.hints.push(id),
             }
         }
-        self.highest_file_id = names.segments.iter().copied().max().unwrap_or(0);
         Ok(names)
     }
 
@@ -392,7 +406,6 @@ impl Opening<'_> {
         tail: Option<&tail::Scanned>,
         next_seq: u64,
     ) -> Result<()> {
-        catalog.spend_ids_up_to(self.highest_file_id);
         if tail.is_none() && !catalog.is_rebuilt() {
             return Ok(());
         }
@@ -415,12 +428,14 @@ impl Opening<'_> {
     /// Removes what a crash left. An error leaves it for the next time.
     async fn remove_leftovers(&mut self, names: &Names, catalog: &Catalog) {
         let is_listed = |id: u64| catalog.segments().iter().any(|listed| listed.id == id);
+        let next = catalog.durable_next_segment_id();
         let mut leftovers = names.leftovers.clone();
         for &id in names.segments.iter().filter(|&&id| !is_listed(id)) {
             let Ok(short_id) = u32::try_from(id) else { continue };
             let name = segment_file_name(short_id);
             let is_damage = self.report.damage.iter().any(|damage| damage.segment == id);
-            if is_damage || !self.may_remove_segments || self.is_of_another_store(&name, &catalog.store_id()).await {
+            let is_ours = async || !is_far(id, next) && self.may_be_ours(&name, id, &catalog.store_id()).await;
+            if is_damage || !self.may_remove_segments || !is_ours().await {
                 self.report.foreign_files.push(name);
             } else {
                 leftovers.push(name);
@@ -434,17 +449,17 @@ impl Opening<'_> {
         }
     }
 
-    /// Whether the file says that it belongs elsewhere, or cannot be asked; one that is too short to say anything was cut
-    /// off while being made.
-    async fn is_of_another_store(&self, name: &str, store_id: &[u8; 16]) -> bool {
-        let Ok(file) = self.dir.open(name, OpenMode::Read) else { return true };
+    /// Whether the store may have made the file, under this name: not if it says that it belongs elsewhere or has another
+    /// number, or cannot be asked. One that is too short to say anything was cut off while being made.
+    async fn may_be_ours(&self, name: &str, id: u64, store_id: &[u8; 16]) -> bool {
+        let Ok(file) = self.dir.open(name, OpenMode::Read) else { return false };
         let bytes = match util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await {
             Ok(bytes) => bytes,
-            Err(error) => return error.kind() != io::ErrorKind::UnexpectedEof,
+            Err(error) => return error.kind() == io::ErrorKind::UnexpectedEof,
         };
         match SegmentHeader::decode(&bytes) {
-            Ok(header) => header.store_id != *store_id,
-            Err(error) => error.is_unsupported(),
+            Ok(header) => header.store_id == *store_id && header.segment_id == id,
+            Err(error) => !error.is_unsupported(),
         }
     }
 
