@@ -51,6 +51,21 @@ pub const STAGES: &[Stage] = &[
         "nor does one while segments are rewritten",
     ),
     stage(
+        "swarm seeds",
+        "RINGCASK_SWARM_SEEDS",
+        1_500,
+        20_000,
+        "no world, however its sizes, timing and troubles are drawn, breaks a promise",
+    ),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 15_000, 200_000, "nor does a crash in one of them"),
+    stage(
+        "state machine cases",
+        "RINGCASK_MACHINE_CASES",
+        300,
+        3_000,
+        "a store grows old through closes, crashes and faults and keeps its promises",
+    ),
+    stage(
         "failed operations, log",
         "RINGCASK_FAILURES",
         8_000,
@@ -58,6 +73,7 @@ pub const STAGES: &[Stage] = &[
         "every single operation can fail, with every error",
     ),
     stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
+    stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
     stage("mistakes noticed", "RINGCASK_MISTAKES", 31, 31, "the crash tests notice known mistakes that are built in"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
