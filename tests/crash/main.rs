@@ -5,8 +5,7 @@
 //! | what a crash may leave of a history of calls | `model` |
 //! | calls made from a seed, compactions among them | `workload` |
 //! | crash, recover, check, go on, crash again | `explore` |
-//! | what a store was doing when it crashed | `phase` |
-//! | every operation fails, with every error; a disk without space to compact on | `failures` |
+//! | every operation fails once; a disk without space to compact on | `failures` |
 //!
 //! Injected: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random contents
 //! of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted operations,
@@ -21,12 +20,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
+mod callers;
 mod explore;
 mod failures;
+mod looks;
+mod machine;
 mod model;
-mod phase;
+mod phases;
 #[path = "../proof/mod.rs"]
 mod proof;
+mod reads;
+mod scenarios;
+mod swarm;
 mod workload;
 
 use std::sync::Mutex;
@@ -35,9 +40,13 @@ use std::thread;
 use std::time::Instant;
 
 use explore::{Explorer, Place, run_workload};
-use phase::PHASES;
+use phases::Phase;
 use proof::{begin, first_seed, number};
+use swarm::{SWARM_SEEDS, is_swarm};
 use workload::COMPACTING_SEEDS;
+
+/// Crash points of each seed of the swarm.
+const SWARM_POINTS: usize = 6;
 
 /// Gives seeds, from `first_seed` on, to as many threads as there are processors, while `goes_on`; returns the failures.
 fn over_seeds(
@@ -66,20 +75,19 @@ fn over_seeds(
     failures.into_inner().unwrap()
 }
 
-/// Explores the workloads of `first_seed` and its successors until there were as many states as the stage must have.
-fn explore_states(name: &str, first_seed: u64) -> explore::Tally {
-    let (stage, start) = (begin(name), Instant::now());
-    let floor = stage.floor();
+/// Explores the workloads of `first_seed` and its successors, while `goes_on` for a seed and the states there were.
+fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::Tally {
+    let start = Instant::now();
     let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Tally::default()));
     let failures = over_seeds(
         first_seed,
-        |_| states.load(Ordering::Relaxed) < floor,
+        |seed| goes_on(seed, states.load(Ordering::Relaxed)),
         |seed| {
             // Most crash points get a few of their images, those of every 64th workload all.
             let budget = if seed.is_multiple_of(64) { 1024 } else { 5 };
             let mut explorer =
                 Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
-            let result = explorer.explore(budget);
+            let result = if is_swarm(seed) { explorer.sample(SWARM_POINTS) } else { explorer.explore(budget) };
             states.fetch_add(explorer.tally.states, Ordering::Relaxed);
             total.lock().unwrap().add(&explorer.tally);
             result
@@ -89,52 +97,108 @@ fn explore_states(name: &str, first_seed: u64) -> explore::Tally {
     let seconds = start.elapsed().as_secs_f64();
     println!("{total:?}, seeds from {first_seed}, {seconds:.1} s, {:.0} states/s", total.states as f64 / seconds);
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    stage.end(total.states, &format!("{} workloads, {} second crashes", total.workloads, total.second_crashes));
     assert!(total.second_crashes * 5 >= total.states, "{} second crashes of {}", total.second_crashes, total.states);
-    for (phase, states) in PHASES.iter().zip(total.phases) {
-        assert!(states * 100 >= total.states, "{phase:?}: {states} states of {}", total.states);
-    }
+    assert!(total.lived_on * 200 >= total.states, "{} stores of {} lived on", total.lived_on, total.states);
     total
 }
 
-/// Many workloads, each a store and a world of its own, and a few crashes of each: what is rare in one is not in all.
-#[test]
-fn every_seed_is_another_store() {
-    let stage = begin("swarm seeds");
-    let (floor, total) = (stage.floor(), Mutex::new(explore::Tally::default()));
-    // Every third one compacts.
-    let seed_of = |number: u64| if number.is_multiple_of(3) { COMPACTING_SEEDS + number } else { number };
-    let first = first_seed() + 500_000;
-    let failures = over_seeds(
-        first,
-        |number| number < first + floor,
-        |number| {
-            let seed = seed_of(number);
-            let mut explorer =
-                Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
-            let result = explorer.sample(6);
-            total.lock().unwrap().add(&explorer.tally);
-            result
-        },
-    );
-    let total = *total.lock().unwrap();
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    stage.end(total.workloads, &format!("{} crash states, {} second crashes", total.states, total.second_crashes));
+/// Explores until there were as many states as the stage must have. No phase may drop out: of each there must be one
+/// state in as many as are named with it.
+fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::Tally {
+    let stage = begin(name);
+    let floor = stage.floor();
+    let total = explore_while(first_seed, |_, states| states < floor);
+    let note =
+        format!("{} workloads, {} second crashes; {}", total.workloads, total.second_crashes, count_phases(&total));
+    stage.end(total.states, &note);
+    check_phases(&total, phases);
+    total
+}
+
+fn count_phases(total: &explore::Tally) -> String {
+    let counts = Phase::ALL.iter().zip(total.phases).map(|(phase, count)| format!("{phase:?} {count}"));
+    counts.collect::<Vec<_>>().join(", ")
+}
+
+fn check_phases(total: &explore::Tally, phases: &[(Phase, u64)]) {
+    for (phase, one_in) in phases {
+        let count = total.phases[*phase as usize];
+        assert!(count * one_in >= total.states, "{count} states of {} in phase {phase:?}", total.states);
+    }
 }
 
 #[test]
 fn every_crash_leaves_a_store_that_keeps_its_promises() {
-    explore_states("crash states, log", first_seed());
+    let phases = [
+        (Phase::Append, 40),
+        (Phase::Batch, 40),
+        (Phase::Rotate, 40),
+        (Phase::Seal, 40),
+        (Phase::Hint, 40),
+        (Phase::Manifest, 40),
+        (Phase::Recovery, 40),
+        (Phase::Close, 40),
+    ];
+    explore_states("crash states, log", first_seed(), &phases);
 }
 
 #[test]
 fn compaction_survives_every_crash() {
-    let total = explore_states("crash states, compaction", COMPACTING_SEEDS + first_seed());
+    let phases = Phase::ALL.map(|phase| (phase, 40));
+    let total = explore_states("crash states, compaction", COMPACTING_SEEDS + first_seed(), &phases);
     let states = total.states;
     assert!(total.in_jobs * 4 >= states, "{} states of {states} in compactions", total.in_jobs);
     assert!(total.unlinks * 100 >= states, "{} states of {states} with unlinks undecided", total.unlinks);
     assert!(total.salvaged * 100 >= states, "{} states of {states} without a MANIFEST", total.salvaged);
     assert!(total.compacted * 500 >= states, "{} closed stores compacted", total.compacted);
+}
+
+#[test]
+fn every_world_of_the_swarm_keeps_the_promises() {
+    let (seeds, states) = (begin("swarm seeds"), begin("crash states, swarm"));
+    let (first, floor) = (SWARM_SEEDS + first_seed(), seeds.floor());
+    let total = explore_while(first, |seed, _| seed < first + floor);
+    seeds.end(total.workloads, &format!("from {first}"));
+    states.end(total.states, &format!("{} second crashes; {}", total.second_crashes, count_phases(&total)));
+    check_phases(&total, &Phase::ALL.map(|phase| (phase, 50)));
+}
+
+#[test]
+fn a_store_keeps_its_promises_through_many_lives() {
+    let stage = begin("state machine cases");
+    let (first, floor) = (first_seed(), stage.floor());
+    let total = Mutex::new(machine::Tally::default());
+    let failures = over_seeds(
+        first,
+        |seed| seed < first + floor,
+        |seed| machine::run_case(seed).map(|tally| total.lock().unwrap().add(&tally)),
+    );
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    let total = *total.lock().unwrap();
+    stage.end(total.cases, &format!("from seed {first}: {total:?}"));
+    assert!(total.ops >= total.cases * 80 && total.crashes >= total.cases * 3, "{total:?}");
+}
+
+#[test]
+fn no_wrong_read_is_believed() {
+    let stage = begin("wrong reads");
+    let (floor, runs, noticed) = (stage.floor(), AtomicU64::new(0), AtomicU64::new(0));
+    // Every other one is of a scenario that compacts.
+    let seed_of = |nth: u64| if nth.is_multiple_of(2) { nth } else { COMPACTING_SEEDS + nth };
+    let failures = over_seeds(
+        first_seed(),
+        |_| runs.load(Ordering::Relaxed) < floor,
+        |nth| {
+            let (more, more_noticed, result) = reads::misread_everything(seed_of(nth));
+            runs.fetch_add(more, Ordering::Relaxed);
+            noticed.fetch_add(more_noticed, Ordering::Relaxed);
+            result
+        },
+    );
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    let (runs, noticed) = (runs.into_inner(), noticed.into_inner());
+    stage.end(runs, &format!("{noticed} were errors"));
+    assert!(noticed * 4 >= runs, "{noticed} of {runs} wrong reads were noticed");
 }
 
 #[test]
@@ -178,28 +242,32 @@ fn a_full_disk_stops_a_compaction_and_nothing_else() {
 
 #[test]
 fn large_values_survive_a_compaction() {
-    let crashes: usize = (0..12).map(|seed| explore::compact_large_values(seed).unwrap()).sum();
+    let crashes: usize = (0..12).map(|seed| scenarios::compact_large_values(seed).unwrap()).sum();
     println!("{crashes} crashes");
 }
 
 #[test]
 fn a_length_that_a_failed_sync_left_in_memory_is_made_durable() {
-    let images: usize = (0..40).map(|seed| explore::seal_behind_a_failed_sync(seed).unwrap()).sum();
+    let images: usize = (0..40).map(|seed| scenarios::seal_behind_a_failed_sync(seed).unwrap()).sum();
     println!("{images} images");
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in (1..60).chain(COMPACTING_SEEDS + 1..COMPACTING_SEEDS + 60) {
+    let seeds = (1..60).chain(COMPACTING_SEEDS + 1..COMPACTING_SEEDS + 60);
+    for seed in seeds.chain(SWARM_SEEDS + 1..SWARM_SEEDS + 60) {
         let (a, b) = (run_workload(seed).unwrap(), run_workload(seed).unwrap());
         assert_eq!(a.trace, b.trace, "seed {seed}");
         assert_eq!(format!("{:?}", a.journal), format!("{:?}", b.journal), "seed {seed}");
     }
 }
 
-/// Does nothing unless `RINGCASK_REPLAY` says what failed.
+/// Does nothing unless `RINGCASK_REPLAY` or `RINGCASK_CASE` says what failed.
 #[test]
 fn replay() {
+    if let Some(seed) = number("RINGCASK_CASE") {
+        println!("{:?}", machine::run_case(seed).unwrap());
+    }
     let Ok(text) = std::env::var("RINGCASK_REPLAY") else { return };
     let place: Place = text.parse().unwrap();
     let mut explorer = Explorer::new(place.seed).unwrap();

@@ -7,10 +7,13 @@
 
 use std::fmt;
 
-use ringcask::Durability;
+use ringcask::{Durability, MAX_KEY_LEN};
 
 /// Keys of a workload: few, so that they are overwritten and deleted.
-pub const KEYS: usize = 5;
+pub const KEYS: usize = COMMON_KEYS + 1;
+
+/// Those that all workloads use. The last key is the longest there may be.
+pub const COMMON_KEYS: usize = 5;
 
 /// What each key holds: the id of a value, 0 for none.
 pub type State = [u32; KEYS];
@@ -24,9 +27,17 @@ pub const EXTRA_KEY: &str = "z";
 /// All empty values are the same.
 const EMPTY: u32 = u32::MAX;
 
+/// So are all values of one byte.
+const BYTE: u32 = u32::MAX - 1;
+
+/// Whether values that are told apart by number alone have this id.
+pub fn is_shared(id: u32) -> bool {
+    id >= BYTE
+}
+
 /// The name of key `key`: of different lengths, one with a prefix of another.
 pub fn key_name(key: usize) -> &'static [u8] {
-    const NAMES: [&[u8]; KEYS] = [b"a", b"ab", b"key-of-some-length", b"\0", &[b'k'; 70]];
+    const NAMES: [&[u8]; KEYS] = [b"a", b"ab", b"key-of-some-length", b"\0", &[b'k'; 70], &[b'l'; MAX_KEY_LEN]];
     NAMES[key]
 }
 
@@ -44,13 +55,17 @@ pub fn value_bytes(id: u32) -> Vec<u8> {
     let hash = scramble(u64::from(id));
     let len = match hash % 16 {
         0 => 0,
-        1..6 => 4 + hash / 16 % 20,
+        1..5 => 4 + hash / 16 % 20,
+        5 => [1, 1, 511, 512, 513, 4095, 4096, 4097][usize::try_from(hash / 16 % 8).unwrap()],
         6..11 => 30 + hash / 16 % 200,
         11..14 => 400 + hash / 16 % 300,
         14 => 1000 + hash / 16 % 600,
         _ => 2000 + hash / 16 % 2500,
     };
     let len = usize::try_from(len).unwrap();
+    if len == 1 {
+        return vec![b'1'];
+    }
     let mut bytes = id.to_le_bytes().to_vec();
     let mut word = hash;
     while bytes.len() < len {
@@ -63,13 +78,20 @@ pub fn value_bytes(id: u32) -> Vec<u8> {
 
 /// The id under which a state holds value `id`.
 pub fn held_id(id: u32) -> u32 {
-    if value_bytes(id).is_empty() { EMPTY } else { id }
+    match value_bytes(id).len() {
+        0 => EMPTY,
+        1 => BYTE,
+        _ => id,
+    }
 }
 
 /// Which value of `key` these bytes are, byte for byte.
 pub fn identify(key: usize, bytes: &[u8]) -> Result<u32, String> {
     if bytes.is_empty() {
         return Ok(EMPTY);
+    }
+    if bytes == b"1" {
+        return Ok(BYTE);
     }
     let id = bytes.first_chunk().map(|id| u32::from_le_bytes(*id));
     match id {
@@ -104,6 +126,8 @@ pub struct WriteRec {
     /// Every kill of the process at this step or later leaves it.
     pub written: usize,
     pub durability: Durability,
+    /// Other callers' writes may have been made and over while this one was under way.
+    pub overlaps: bool,
 }
 
 pub const NEVER: usize = usize::MAX;
@@ -120,6 +144,7 @@ impl WriteRec {
             durable: NEVER,
             written: NEVER,
             durability,
+            overlaps: false,
         }
     }
 
@@ -129,7 +154,7 @@ impl WriteRec {
 
     /// Whether nobody was told where among the others it is.
     fn is_placeless(&self) -> bool {
-        self.version.is_none() && self.fate != Fate::Acked
+        self.version.is_none() && (self.fate != Fate::Acked || self.overlaps)
     }
 
     fn apply(&self, state: &mut State) {
@@ -189,7 +214,7 @@ impl Generation {
         let is_known = |write: &&WriteRec| {
             (write.fate == Fate::Acked && write.resolved <= step)
                 || (write.started < step
-                    && write.effects.iter().any(|(key, id)| *id != 0 && *id != EMPTY && found[*key] == *id))
+                    && write.effects.iter().any(|(key, id)| *id != 0 && !is_shared(*id) && found[*key] == *id))
         };
         let versions = self.writes.iter().filter(is_known).filter_map(|write| write.version);
         versions.max().unwrap_or(0).max(self.highest_version)
@@ -200,6 +225,7 @@ impl Generation {
         let mut state = self.base;
         for write in self.writes.iter().filter(|write| write.started < step) {
             match write.fate {
+                Fate::Acked if write.is_placeless() => return None,
                 Fate::Acked if write.durable <= step && write.resolved <= step => write.apply(&mut state),
                 Fate::NotApplied if write.resolved <= step => {}
                 _ => return None,
@@ -243,7 +269,9 @@ impl Generation {
             return self.is_prefix(&placed, step, crash, found);
         };
         let first_place = placed.iter().rposition(|write| write.resolved < next.started).map_or(0, |last| last + 1);
-        (first_place..=placed.len()).any(|place| {
+        let is_after = |write: &&WriteRec| next.fate == Fate::Acked && next.resolved < write.started;
+        let last_place = placed.iter().position(is_after).unwrap_or(placed.len());
+        (first_place..=last_place).any(|place| {
             let mut placed = placed.clone();
             placed.insert(place, next);
             *tries > 0 && self.fits_somewhere(placed, rest, tries, step, crash, found)
@@ -277,6 +305,10 @@ pub struct History {
     pub generations: Vec<Generation>,
     /// Steps between which compaction was at work.
     pub jobs: Vec<(usize, usize)>,
+    /// Steps between which the store was being opened.
+    pub recoveries: Vec<(usize, usize)>,
+    /// Steps between which it was being closed in good order.
+    pub closes: Vec<(usize, usize)>,
 }
 
 impl History {
@@ -300,6 +332,7 @@ impl fmt::Display for Show<'_> {
             match *id {
                 0 => write!(f, " -")?,
                 EMPTY => write!(f, " empty")?,
+                BYTE => write!(f, " byte")?,
                 id => write!(f, " {}#{}", (id >> 24) - 1, id & 0xff_ffff)?,
             }
         }
@@ -317,6 +350,7 @@ impl fmt::Debug for Line<'_> {
             match *id {
                 0 => write!(f, " {key}=-")?,
                 EMPTY => write!(f, " {key}=empty")?,
+                BYTE => write!(f, " {key}=byte")?,
                 id => write!(f, " {key}=#{}", id & 0xff_ffff)?,
             }
         }
@@ -346,7 +380,7 @@ mod tests {
 
     fn state(first: u32, second: u32) -> State {
         let id = |key, number| if number == 0 { 0 } else { held_id(value_id(key, number)) };
-        [id(0, first), id(1, second), 0, 0, 0]
+        [id(0, first), id(1, second), 0, 0, 0, 0]
     }
 
     #[test]
@@ -393,6 +427,10 @@ mod tests {
             let id = value_id(2, number);
             let bytes = value_bytes(id);
             assert_eq!(identify(2, &bytes), Ok(held_id(id)));
+            // What is too short to name its write is known by its length alone.
+            if is_shared(held_id(id)) {
+                continue;
+            }
             for at in 0..bytes.len().min(40) {
                 let mut wrong = bytes.clone();
                 wrong[at] ^= 1;

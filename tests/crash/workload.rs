@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use ringcask::bytes::Bytes;
 use ringcask::io::{Io, OpFuture};
 use ringcask::sim::{DirOrder, Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{
@@ -13,15 +14,17 @@ use ringcask::{
 };
 
 use crate::model::{
-    Crash, EXTRA_KEY, Fate, Generation, History, KEYS, State, WriteRec, identify, key_name, value_bytes, value_id,
+    COMMON_KEYS, Crash, EXTRA_KEY, Fate, Generation, History, State, WriteRec, identify, is_shared, key_name,
+    value_bytes, value_id,
 };
+use crate::swarm::{self, Mix, is_swarm};
 
 /// Workloads with seeds from here on compact, and delete more.
 pub const COMPACTING_SEEDS: u64 = 1 << 40;
 
 /// Whether the workload of `seed` compacts.
 pub fn compacts(seed: u64) -> bool {
-    seed >= COMPACTING_SEEDS
+    if is_swarm(seed) { seed.is_multiple_of(2) } else { seed >= COMPACTING_SEEDS }
 }
 
 /// One call, or several at once.
@@ -43,6 +46,10 @@ pub enum Op {
     Together {
         ops: Vec<Op>,
         apart_micros: u64,
+    },
+    /// Several callers, each of which waits for one call before it makes the next; puts, deletes, batches and gets.
+    Callers {
+        lists: Vec<Vec<Op>>,
     },
     /// A put whose future is polled so many times and dropped.
     Dropped {
@@ -80,6 +87,15 @@ pub enum Op {
         class: OpClass,
         kind: FaultKind,
     },
+    /// The operation of this class that so many others go before fails, and perhaps all that follow.
+    FailLater {
+        class: OpClass,
+        after: u64,
+        kind: FaultKind,
+        sticky: bool,
+    },
+    /// Nothing fails from here on.
+    Heal,
 }
 
 /// What becomes of a compaction when the operations beside it are done.
@@ -99,6 +115,7 @@ pub struct Setup {
     pub reserve_bytes: u64,
     pub compaction: Compaction,
     pub is_automatic: bool,
+    pub staging_bytes: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,13 +124,15 @@ pub struct Workload {
     pub ops: Vec<Op>,
     /// Operations may fail: faults or a full disk are among the ops.
     pub may_fail: bool,
+    /// Of the swarm, what is done after a crash, too.
+    pub mix: Option<Mix>,
 }
 
-fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
+pub fn pick<T: Clone>(rng: &mut Rng, from: &[T]) -> T {
     from[rng.below(from.len())].clone()
 }
 
-fn durability(rng: &mut Rng, mix: u8) -> Durability {
+pub fn durability(rng: &mut Rng, mix: u8) -> Durability {
     match mix {
         0 => Durability::Synced,
         1 => Durability::Written,
@@ -130,6 +149,7 @@ impl Setup {
         Self {
             compaction,
             is_automatic,
+            staging_bytes: None,
             world: SimConfig {
                 seed,
                 sector_bytes: pick(rng, &[512, 512, 4096]),
@@ -137,6 +157,7 @@ impl Setup {
                 nowait_miss_percent: pick(rng, &[0, 30, 100]),
                 short_percent: if rough { 20 } else { 0 },
                 interrupt_percent: if rough { 10 } else { 0 },
+                late_percent: 0,
                 allocate: !rng.percent(10),
                 capacity_bytes: None,
                 journal: true,
@@ -148,7 +169,11 @@ impl Setup {
 
     pub fn builder(&self, world: &SimWorld) -> Builder {
         let io: Arc<dyn Io> = Arc::new(world.clone());
-        Store::builder("/db")
+        let builder = match self.staging_bytes {
+            Some(bytes) => Store::builder("/db").staging_bytes(bytes),
+            None => Store::builder("/db"),
+        };
+        builder
             .world(io)
             .segment_bytes(self.segment_bytes)
             .reserve_bytes(self.reserve_bytes)
@@ -175,6 +200,9 @@ fn random_compaction(rng: &mut Rng) -> (Compaction, bool) {
 
 impl Workload {
     pub fn from_seed(seed: u64) -> Self {
+        if is_swarm(seed) {
+            return swarm::workload(seed);
+        }
         let mut rng = Rng::new(seed);
         let setup = Setup::random(&mut rng);
         let count = 3 + rng.below(26);
@@ -209,7 +237,7 @@ impl Workload {
             }
             _ => {}
         }
-        Self { setup, ops, may_fail: trouble < 3 }
+        Self { setup, ops, may_fail: trouble < 3, mix: None }
     }
 
     /// Synced writes that share their groups.
@@ -222,7 +250,7 @@ impl Workload {
         let ops = (0..2 + rng.below(3)).map(|_| beside_op(rng, 3)).collect();
         // Of what is sealed, mostly: then nothing waits for the write that is under way.
         let which = rng.percent(70).then_some(u64::MAX);
-        let early = Op::Put { key: rng.below(KEYS), durability: Durability::Synced };
+        let early = Op::Put { key: rng.below(COMMON_KEYS), durability: Durability::Synced };
         Op::Compact { which, early: Some(Box::new(early)), ops, end: End::Awaited }
     }
 
@@ -236,7 +264,7 @@ impl Workload {
 }
 
 fn random_op(rng: &mut Rng, mix: u8) -> Op {
-    let key = rng.below(KEYS);
+    let key = rng.below(COMMON_KEYS);
     let durability = durability(rng, mix);
     match rng.below(100) {
         0..45 => Op::Put { key, durability },
@@ -264,7 +292,7 @@ fn compacting_op(rng: &mut Rng, mix: u8) -> Op {
 
 /// One operation that may go on beside a compaction.
 fn beside_op(rng: &mut Rng, mix: u8) -> Op {
-    let key = rng.below(KEYS);
+    let key = rng.below(COMMON_KEYS);
     let durability = durability(rng, mix);
     match rng.below(100) {
         0..38 => Op::Put { key, durability },
@@ -278,9 +306,9 @@ fn beside_op(rng: &mut Rng, mix: u8) -> Op {
     }
 }
 
-fn random_compact(rng: &mut Rng, mix: u8) -> Op {
+pub fn random_compact(rng: &mut Rng, mix: u8) -> Op {
     let which = rng.percent(60).then(|| rng.next_u64());
-    let key = rng.below(KEYS);
+    let key = rng.below(COMMON_KEYS);
     // Most of those that are under way when a job begins wait for the disk: their numbers are given out, and no more.
     let durability = if rng.percent(60) { Durability::Synced } else { durability(rng, mix) };
     let early = rng
@@ -296,23 +324,23 @@ fn random_compact(rng: &mut Rng, mix: u8) -> Op {
     Op::Compact { which, early, ops, end }
 }
 
-fn together(rng: &mut Rng, mix: u8) -> Op {
+pub fn together(rng: &mut Rng, mix: u8) -> Op {
     let ops = (0..2 + rng.below(6)).map(|_| {
         let durability = durability(rng, mix);
         match rng.below(4) {
             0 => random_batch(rng, durability),
-            _ => Op::Put { key: rng.below(KEYS), durability },
+            _ => Op::Put { key: rng.below(COMMON_KEYS), durability },
         }
     });
     Op::Together { ops: ops.collect(), apart_micros: pick(rng, &[0, 0, 30, 100, 300]) }
 }
 
-fn random_batch(rng: &mut Rng, durability: Durability) -> Op {
-    let keys = (0..1 + rng.below(4)).map(|_| (rng.below(KEYS), rng.percent(25))).collect();
+pub fn random_batch(rng: &mut Rng, durability: Durability) -> Op {
+    let keys = (0..1 + rng.below(4)).map(|_| (rng.below(COMMON_KEYS), rng.percent(25))).collect();
     Op::Batch { keys, durability }
 }
 
-type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
+pub type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
 
 /// A run of operations and what came of it.
 pub struct Run<'w> {
@@ -323,21 +351,33 @@ pub struct Run<'w> {
     pub numbers: &'w mut u32,
     /// A compaction that nobody waits for may take segments that are named to the next one.
     is_unwatched: bool,
+    /// The step at which the opening that is on began.
+    opening: usize,
 }
 
 impl<'w> Run<'w> {
     pub fn new(world: &'w SimWorld, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
-        Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched: setup.is_automatic }
+        let is_unwatched = setup.is_automatic;
+        Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched, opening: 0 }
     }
 
-    fn generation(&mut self) -> &mut Generation {
+    pub fn generation(&mut self) -> &mut Generation {
         self.history.generations.last_mut().expect("an open store")
     }
 
     /// A store that has been opened and shows `base`.
     pub fn opened(&mut self, base: State, highest_version: u64) {
         let step = self.world.step();
+        self.history.recoveries.push((self.opening, step));
         self.history.generations.push(Generation::new(base, step, highest_version));
+    }
+
+    pub async fn close(&mut self, store: &Store) -> Result<(), ringcask::Error> {
+        let began = self.world.step();
+        let closed = store.close().await;
+        self.opening = self.world.step();
+        self.history.closes.push((began, self.opening));
+        closed
     }
 
     /// Runs `ops`; returns the store, open, unless it could not be opened again.
@@ -385,6 +425,12 @@ impl<'w> Run<'w> {
             Op::Fail { class, kind } => {
                 self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
             }
+            Op::FailLater { class, after, kind, sticky } => {
+                let nth = self.world.op_count(*class) + after;
+                self.world.inject(Fault { class: *class, nth, kind: *kind, sticky: *sticky });
+            }
+            Op::Heal => self.world.heal(),
+            Op::Callers { lists } => self.callers(store, lists).await?,
             Op::Together { ops, apart_micros } => self.write(store, ops, *apart_micros, None).await?,
             Op::Dropped { key, durability, polls } => {
                 let put = Op::Put { key: *key, durability: *durability };
@@ -467,7 +513,7 @@ impl<'w> Run<'w> {
     }
 
     /// Makes the future of a write and the note of it.
-    fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
+    pub fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
         let started = self.world.step();
         let mut new_value = |key: usize| {
             *self.numbers += 1;
@@ -580,7 +626,7 @@ impl<'w> Run<'w> {
         .await
     }
 
-    fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {
+    pub fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {
         let step = self.world.step();
         let may_fail = self.may_fail;
         let generation = self.generation();
@@ -637,9 +683,14 @@ impl<'w> Run<'w> {
         }
     }
 
-    /// Reads `key`; what a reader saw of a synced write is durable.
     async fn get(&mut self, store: &Store, key: usize) -> Result<(), String> {
-        let found = match store.get(key_name(key)).await {
+        let result = store.get(key_name(key)).await;
+        self.saw(key, result)
+    }
+
+    /// What a reader was told of `key` was written to it, and is durable if its writer asks for that.
+    pub fn saw(&mut self, key: usize, result: Result<Option<Bytes>, ringcask::Error>) -> Result<(), String> {
+        let found = match result {
             Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
             Err(_) if self.may_fail => return Ok(()),
             Err(error) => return Err(format!("a get failed: {error:?}")),
@@ -650,7 +701,7 @@ impl<'w> Run<'w> {
         for write in &generation.writes {
             let Some((_, id)) = write.effects.iter().rev().find(|(changed, _)| *changed == key) else { continue };
             match write.fate {
-                Fate::Acked => possible = vec![*id],
+                Fate::Acked if !write.overlaps => possible = vec![*id],
                 Fate::NotApplied => {}
                 _ => possible.push(*id),
             }
@@ -665,11 +716,9 @@ impl<'w> Run<'w> {
             if write.durability == Durability::Synced
                 && found != 0
                 && write.effects.iter().any(|(changed, id)| (*changed, *id) == (key, found))
+                && !is_shared(found)
             {
-                let is_unique = found != u32::MAX;
-                if is_unique {
-                    write.durable = write.durable.min(step);
-                }
+                write.durable = write.durable.min(step);
             }
         }
         Ok(())
@@ -680,7 +729,7 @@ impl<'w> Run<'w> {
         let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
         let is_still = !self.may_fail && self.generation().writes.iter().all(is_over);
         let live_bytes = store.stats().live_bytes;
-        let closed = store.close().await;
+        let closed = self.close(&store).await;
         drop(store);
         if closed.is_err() && !self.may_fail {
             return Err(format!("closing failed without a fault: {closed:?}"));
@@ -688,6 +737,7 @@ impl<'w> Run<'w> {
         self.world.heal();
         self.world.set_capacity(None);
         let step = self.world.step();
+        self.opening = step;
         if closed.is_ok() {
             for write in &mut self.generation().writes {
                 if write.fate == Fate::Acked {

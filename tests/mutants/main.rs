@@ -6,16 +6,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, dead_code, reason = "modules of the crash tests, of which this test uses a part")]
 
+#[path = "../crash/callers.rs"]
+mod callers;
 #[path = "../crash/explore.rs"]
 mod explore;
 #[path = "../crash/failures.rs"]
 mod failures;
+#[path = "../crash/looks.rs"]
+mod looks;
+#[path = "../crash/machine.rs"]
+mod machine;
 #[path = "../crash/model.rs"]
 mod model;
-#[path = "../crash/phase.rs"]
-mod phase;
+#[path = "../crash/phases.rs"]
+mod phases;
 #[path = "../proof/mod.rs"]
 mod proof;
+#[path = "../crash/reads.rs"]
+mod reads;
+#[path = "../crash/swarm.rs"]
+mod swarm;
 #[path = "../crash/workload.rs"]
 mod workload;
 

@@ -50,7 +50,21 @@ pub const STAGES: &[Stage] = &[
         1_400_000,
         "nor does one while segments are rewritten",
     ),
-    stage("swarm seeds", "RINGCASK_SWARM_SEEDS", 2_000, 20_000, "nor does one of any of many stores and worlds"),
+    stage(
+        "swarm seeds",
+        "RINGCASK_SWARM_SEEDS",
+        1_500,
+        20_000,
+        "no world, however its sizes, timing and troubles are drawn, breaks a promise",
+    ),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 15_000, 200_000, "nor does a crash in one of them"),
+    stage(
+        "state machine cases",
+        "RINGCASK_MACHINE_CASES",
+        300,
+        3_000,
+        "a store grows old through closes, crashes and faults and keeps its promises",
+    ),
     stage(
         "failed operations, log",
         "RINGCASK_FAILURES",
@@ -63,6 +77,7 @@ pub const STAGES: &[Stage] = &[
     stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     stage("fuzz, decoders", "RINGCASK_FUZZ_DECODERS", 500_000, 10_000_000, "no bytes make a decoder panic or loop"),
     stage("fuzz, directories", "RINGCASK_FUZZ_DIRECTORIES", 5_000, 100_000, "no files make an open panic or loop"),
+    stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
     stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),

@@ -97,12 +97,13 @@ impl Shared {
         let mut state = self.lock();
         let state = &mut *state;
         loop {
+            let late_ns = state.release_late();
             let ready = self.ready.with(|ready| ready.len());
             let due = state.timers.iter().filter(|timer| !timer.fired && timer.deadline_ns <= state.now_ns).count();
             let candidates = ready + state.in_flight.len() + due;
             if candidates == 0 {
-                let next = state.timers.iter().filter(|timer| !timer.fired).map(|timer| timer.deadline_ns).min();
-                match next.filter(|deadline| *deadline <= horizon_ns) {
+                let next = state.timers.iter().filter(|timer| !timer.fired).map(|timer| timer.deadline_ns);
+                match next.chain(late_ns).min().filter(|deadline| *deadline <= horizon_ns) {
                     Some(deadline) => state.now_ns = deadline,
                     None => return Turn::Idle,
                 }

@@ -71,6 +71,10 @@ pub enum FaultKind {
     SyncLie,
     /// A read returns its bytes with one bit flipped; the disk is right, the next read may be.
     BitFlip,
+    /// A read returns the bytes of another place of the disk; the next read may be right.
+    Misdirected,
+    /// A read, a write or a sync takes this many microseconds; others overtake it.
+    Late(u32),
 }
 
 impl FaultKind {
@@ -86,6 +90,12 @@ impl FaultKind {
     pub const EMFILE: Self = Self::Errno(libc::EMFILE);
     /// `EAGAIN`.
     pub const EAGAIN: Self = Self::Errno(libc::EAGAIN);
+    /// `ECANCELED`.
+    pub const ECANCELED: Self = Self::Errno(libc::ECANCELED);
+    /// `ENOMEM`.
+    pub const ENOMEM: Self = Self::Errno(libc::ENOMEM);
+    /// `EFBIG`: the file would be longer than the process or the file system lets it.
+    pub const EFBIG: Self = Self::Errno(libc::EFBIG);
 
     /// Whether this can happen to operations of `class` at all.
     fn concerns(self, class: OpClass) -> bool {
@@ -93,7 +103,8 @@ impl FaultKind {
             Self::Errno(_) => true,
             Self::Short(_) => matches!(class, OpClass::Read | OpClass::ReadNowait | OpClass::Write),
             Self::SyncKept | Self::SyncLost | Self::SyncPartial | Self::SyncLie => class == OpClass::Sync,
-            Self::BitFlip => matches!(class, OpClass::Read | OpClass::ReadNowait),
+            Self::BitFlip | Self::Misdirected => matches!(class, OpClass::Read | OpClass::ReadNowait),
+            Self::Late(_) => matches!(class, OpClass::Read | OpClass::Write | OpClass::Sync),
         }
     }
 }

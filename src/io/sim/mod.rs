@@ -33,7 +33,7 @@
 //!   images are made of it. Holes hold zeros, ones, noise, what a truncation cut off there, or what another file had.
 //! - Concurrent operations complete in any order; a sync covers the writes whose completion had been delivered before
 //!   it was made, and no others.
-//! - Operations fail as scheduled ([`Fault`]) or, at the rates of [`SimConfig`], are short or interrupted. A failed sync
+//! - Operations fail as scheduled ([`Fault`]) or, at the rates of [`SimConfig`], are short, interrupted or late. A failed sync
 //!   loses data for good, yet reads see it until the pages are dropped.
 //! - Space is limited by [`SimWorld::set_capacity`].
 //!
@@ -50,6 +50,7 @@ mod files;
 mod image;
 mod rng;
 mod state;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +69,7 @@ use files::{SimDir, Sleep, dir_path};
 pub use image::Image;
 pub use rng::Rng;
 use state::{Shared, State, errno};
+pub use steps::{Step, StepKind};
 
 /// When simulated time began: 2026-01-01, 00:00 UTC.
 const WALL_START: Duration = Duration::from_secs(1_767_225_600);
@@ -87,6 +89,8 @@ pub struct SimConfig {
     pub short_percent: u8,
     /// How many of a hundred reads and writes are interrupted before they do anything.
     pub interrupt_percent: u8,
+    /// How many of a hundred reads, writes and syncs take up to 20 ms; others overtake them.
+    pub late_percent: u8,
     /// Whether the file system can claim space in advance.
     pub allocate: bool,
     /// How many bytes the disk has; `None` for no limit.
@@ -104,6 +108,7 @@ impl Default for SimConfig {
             nowait_miss_percent: 30,
             short_percent: 0,
             interrupt_percent: 0,
+            late_percent: 0,
             allocate: true,
             capacity_bytes: None,
             journal: true,

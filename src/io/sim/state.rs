@@ -50,6 +50,8 @@ pub(super) struct State {
     free_ops: Vec<usize>,
     /// Slots of the operations that the scheduler may complete.
     pub(super) in_flight: Vec<usize>,
+    /// Slots of those that it may not complete before a time.
+    late: Vec<(u64, usize)>,
     /// Writes whose completion nobody has been told of.
     undelivered: Vec<OpId>,
     next_op: OpId,
@@ -114,6 +116,7 @@ impl State {
             ops: Vec::new(),
             free_ops: Vec::new(),
             in_flight: Vec::new(),
+            late: Vec::new(),
             undelivered: Vec::new(),
             next_op: 0,
             timers: Vec::new(),
@@ -212,12 +215,27 @@ impl State {
         if let Some(place) = self.ops.get_mut(slot) {
             *place = Some(op);
         }
+        let late_us = match fault {
+            Some(FaultKind::Late(micros)) => u64::from(micros),
+            _ if self.rng.percent(self.config.late_percent) => 100 + self.rng.below(20_000) as u64,
+            _ => 0,
+        };
         if self.off {
             self.finish(slot);
+        } else if late_us > 0 {
+            self.late.push((self.now_ns.saturating_add(late_us * 1_000), slot));
         } else {
             self.in_flight.push(slot);
         }
         slot
+    }
+
+    /// Lets the scheduler complete the late operations whose time has come; says when that of the next one comes.
+    pub(super) fn release_late(&mut self) -> Option<u64> {
+        let now_ns = self.now_ns;
+        let due = self.late.extract_if(.., |(due_ns, _)| *due_ns <= now_ns).map(|(_, slot)| slot);
+        self.in_flight.extend(due);
+        self.late.iter().map(|(due_ns, _)| *due_ns).min()
     }
 
     /// The scheduled fault of an operation of `class`, or one of those that may come at any time.
@@ -317,6 +335,10 @@ impl State {
             Some(FaultKind::Short(limit)) => limit.min(buf.len()),
             _ => buf.len(),
         };
+        let (ino, offset) = match fault {
+            Some(FaultKind::Misdirected) => self.elsewhere(ino, offset),
+            _ => (ino, offset),
+        };
         let live = self.disk.inode(ino).map(|inode| inode.live.as_slice()).unwrap_or_default();
         let there = live.get(index(offset)..).unwrap_or_default();
         let count = limit.min(there.len());
@@ -329,6 +351,16 @@ impl State {
             *byte ^= 1 << self.rng.below(8);
         }
         Ok(count)
+    }
+
+    /// Another place to read from: in another file, or some sectors away in the same.
+    fn elsewhere(&mut self, ino: Ino, offset: u64) -> (Ino, u64) {
+        let other = self.rng.below(self.disk.next_ino());
+        if other != ino {
+            return (other, offset);
+        }
+        let away = (1 + self.rng.below(4)) as u64 * self.config.sector_bytes as u64;
+        (ino, offset.checked_sub(away).unwrap_or(offset + away))
     }
 
     /// How much of a write is done, and what its caller is told.
@@ -400,7 +432,8 @@ impl State {
     /// Fails what is on its way, for want of power; returns who waits for it.
     pub(super) fn finish_all(&mut self) -> Vec<Waker> {
         let slots = std::mem::take(&mut self.in_flight);
-        slots.into_iter().filter_map(|slot| self.finish(slot)).collect()
+        let late = std::mem::take(&mut self.late).into_iter().map(|(_, slot)| slot);
+        slots.into_iter().chain(late).filter_map(|slot| self.finish(slot)).collect()
     }
 
     fn finish(&mut self, slot: usize) -> Option<Waker> {
@@ -431,6 +464,6 @@ impl State {
 
     /// For the dump of a world that is stuck.
     pub(super) fn op_count_in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + self.late.len()
     }
 }

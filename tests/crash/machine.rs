@@ -1,0 +1,204 @@
+//! Long lives: hundreds of operations, closes, crashes and faults in a row, against a list of what was written.
+//!
+//! The explorer takes short runs and crashes them everywhere. Here a store grows old: what one life leaves the next one
+//! finds, through many crashes. A case that fails is made smaller, by leaving out steps as long as it still fails.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+
+use crate::explore::{no_panics, panic_text};
+use crate::model::{Crash, Generation, State};
+use crate::swarm::{Mix, setup};
+use crate::workload::{Op, Run, Setup, read_all};
+
+/// Runs that are spent on making a failed case smaller.
+const MAX_SHRINKING: usize = 2_000;
+
+/// Operations of a case, at most.
+pub const MAX_OPS: usize = 200;
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Do(Op),
+    /// The process is killed, or the power goes; `pick` says what that leaves.
+    Crash {
+        kill: bool,
+        pick: u64,
+    },
+}
+
+/// What is done, from an empty directory on.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub seed: u64,
+    setup: Setup,
+    pub steps: Vec<Step>,
+}
+
+/// What cases did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub cases: u64,
+    pub ops: u64,
+    pub crashes: u64,
+    pub kills: u64,
+    /// Lives in which something was made to fail.
+    pub troubled: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.cases += other.cases;
+        self.ops += other.ops;
+        self.crashes += other.crashes;
+        self.kills += other.kills;
+        self.troubled += other.troubled;
+    }
+}
+
+/// Whether the operation makes others fail.
+fn is_trouble(step: &Step) -> bool {
+    matches!(step, Step::Do(Op::Fail { .. } | Op::FailLater { .. } | Op::Space(Some(_))))
+}
+
+impl Case {
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x5afe);
+        let setup = setup(&mut rng);
+        let mix = Mix::random(&mut rng, true);
+        let count = 10 + rng.below(MAX_OPS - 9);
+        let mut steps = Vec::new();
+        while steps.len() < count {
+            let life = 1 + rng.below(40);
+            let (ops, _) = mix.ops(&mut rng, life);
+            steps.extend(ops.into_iter().map(Step::Do));
+            steps.push(Step::Crash { kill: rng.percent(40), pick: rng.next_u64() });
+        }
+        steps.truncate(count);
+        Self { seed, setup, steps }
+    }
+
+    /// Runs all of it; an error is a promise that was broken.
+    pub fn run(&self) -> Result<Tally, String> {
+        let mut tally = Tally { cases: 1, ..Tally::default() };
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut tally)));
+        result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| tally)
+    }
+
+    fn run_lives(&self, tally: &mut Tally) -> Result<(), String> {
+        let mut rng = Rng::new(self.seed);
+        let (mut image, mut numbers) = (Image::new(), 0);
+        let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
+        for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
+            let world = SimWorld::from_image(image, config);
+            let lived = self.live(&world, life, &before, &mut numbers, tally);
+            let ended = lived.and_then(|generation| no_panics(&world).map(|()| generation));
+            let step = world.step() + 1;
+            let crash = match life.last() {
+                Some(Step::Crash { kill: true, pick }) => {
+                    image = world.kill_image(&mut Rng::new(*pick));
+                    tally.kills += 1;
+                    // A sync that failed may have cost what a kill alone leaves.
+                    if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
+                }
+                Some(Step::Crash { kill: false, pick }) => {
+                    let mut images = world.crash_images(6, &mut Rng::new(*pick));
+                    image = images.swap_remove(usize::try_from(*pick % images.len() as u64).unwrap());
+                    Crash::Power
+                }
+                _ => {
+                    image = world.image();
+                    Crash::Kill
+                }
+            };
+            world.shutdown();
+            tally.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
+            tally.troubled += u64::from(life.iter().any(is_trouble));
+            before = (ended?, step, crash);
+        }
+        Ok(())
+    }
+
+    /// One life: opens what the one before left, checks it, and goes on. Returns what may be found after it.
+    fn live(
+        &self,
+        world: &SimWorld,
+        life: &[Step],
+        (before, step, crash): &(Generation, usize, Crash),
+        numbers: &mut u32,
+        tally: &mut Tally,
+    ) -> Result<Generation, String> {
+        let ops: Vec<Op> = life
+            .iter()
+            .filter_map(|step| match step {
+                Step::Do(op) => Some(op.clone()),
+                Step::Crash { .. } => None,
+            })
+            .collect();
+        tally.ops += ops.len() as u64;
+        let mut run = Run::new(world, &self.setup, life.iter().any(is_trouble), numbers);
+        world.run_until(async {
+            let store = self.setup.builder(world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+            let found = read_all(&store).await?;
+            before.check(*step, *crash, &found)?;
+            run.opened(found, before.spent(*step, &found));
+            let store = run.run(store, &ops).await?;
+            run.look(&store).await?;
+            if !matches!(life.last(), Some(Step::Crash { .. })) {
+                world.heal();
+                let closed = run.close(&store).await;
+                if closed.is_err() && !run.may_fail {
+                    return Err(format!("closing: {closed:?}"));
+                }
+            }
+            // Leaked until the power is off: a store that is dropped with it on would close in good order.
+            std::mem::forget(store);
+            Ok::<_, String>(())
+        })?;
+        run.settle();
+        run.history.generations.last().cloned().ok_or_else(|| "no generation".to_owned())
+    }
+
+    /// A case that fails too, with as few steps as can be found.
+    pub fn shrunk(&self) -> Self {
+        let (mut least, mut tries) = (self.clone(), 0);
+        let mut len = (least.steps.len() / 2).max(1);
+        loop {
+            let (before, mut at) = (least.steps.len(), 0);
+            while at < least.steps.len() && tries < MAX_SHRINKING {
+                let mut fewer = least.clone();
+                fewer.steps.drain(at..(at + len).min(least.steps.len()));
+                tries += 1;
+                if fewer.run().is_err() { least = fewer } else { at += len }
+            }
+            if tries >= MAX_SHRINKING || (len == 1 && least.steps.len() == before) {
+                return least;
+            }
+            len = (len / 2).max(1);
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "case {} in {:?}:", self.seed, self.setup)?;
+        self.steps.iter().try_for_each(|step| writeln!(f, "    {step:?}"))
+    }
+}
+
+/// The case of `seed`; a failure is told with the smallest case that was found.
+pub fn run_case(seed: u64) -> Result<Tally, String> {
+    let case = Case::from_seed(seed);
+    case.run().map_err(|error| {
+        let least = case.shrunk();
+        let last = least.run().err().unwrap_or_default();
+        format!(
+            "RINGCASK_CASE={seed}: {error}\nshrunk to {} of {} steps: {last}\n{least}",
+            least.steps.len(),
+            case.steps.len()
+        )
+    })
+}

@@ -1,0 +1,119 @@
+//! Crashes in runs that no seed would draw.
+
+use std::sync::Arc;
+
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
+
+use crate::workload::Setup;
+
+/// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
+/// power goes at every step of that. Returns how many images there were.
+///
+/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk did
+/// not include them, and what a crash then left there was anything.
+pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
+    let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
+    let world = SimWorld::new(config.clone());
+    let open = async |world: &SimWorld| {
+        let builder = Store::builder("/db").world(Arc::new(world.clone()));
+        builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
+    };
+    let began = world.run_until(async {
+        let store = open(&world).await?;
+        let said = |error: ringcask::Error| format!("{error:?}");
+        // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
+        let put = store.put_with("k", [7; 26], PutOptions::new().durability(Durability::Buffered));
+        put.await.map_err(said)?;
+        // The segment's header and two MANIFESTs were written before.
+        world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
+        world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::SyncPartial));
+        if store.sync().await.is_ok() {
+            return Err("the sync did not fail".to_owned());
+        }
+        let _ = store.close().await;
+        let began = world.step();
+        open(&world).await?.close().await.map_err(said)?;
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let mut images = 0;
+    for step in began?..=journal.len() {
+        for image in journal.crash_images(step, 32, &mut Rng::new(seed ^ step as u64)) {
+            images += 1;
+            let world = SimWorld::from_image(image, SimConfig { journal: false, ..config.clone() });
+            let opened = world.run_until(open(&world));
+            world.shutdown();
+            opened.map_err(|error| format!("after step {step}: {error}"))?;
+        }
+    }
+    Ok(images)
+}
+
+/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how many
+/// crashes there were.
+pub fn compact_large_values(seed: u64) -> Result<usize, String> {
+    let mut rng = Rng::new(seed);
+    let mut setup = Setup::random(&mut rng);
+    (setup.segment_bytes, setup.world.interrupt_percent) = (4 << 20, 0);
+    (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
+    let value = |key: u8, len: usize| vec![key.wrapping_mul(31) ^ u8::try_from(seed % 251).unwrap(); len];
+    let mut len = |_| {
+        let more = if rng.percent(50) { 400 } else { 2 << 20 };
+        (1 << 20) - 200 + rng.below(more)
+    };
+    let lens: Vec<usize> = (0..5).map(&mut len).collect();
+    let holds = async |store: &Store| {
+        for (key, len) in (0_u8..).zip(&lens) {
+            let found = store.get([key]).await.map_err(|error| format!("{error:?}"))?;
+            let expected = (key % 2 == 0).then(|| value(key, *len));
+            if found.as_deref() != expected.as_deref() {
+                return Err(format!("key {key} has {:?} bytes of {len}", found.map(|found| found.len())));
+            }
+        }
+        Ok(())
+    };
+    let world = SimWorld::new(setup.world.clone());
+    let ran = world.run_until(async {
+        let said = |error: ringcask::Error| format!("{error:?}");
+        let store = setup.builder(&world).open().await.map_err(said)?;
+        for (key, len) in (0_u8..).zip(&lens) {
+            store.put([key], value(key, *len)).await.map_err(said)?;
+        }
+        for key in [1, 3] {
+            store.delete([key]).await.map_err(said)?;
+        }
+        let began = world.step();
+        store.compact(CompactOptions::new()).await.map_err(said)?;
+        holds(&store).await?;
+        // What has nothing dead in it was left alone; named, it is copied too.
+        let all = store.stats().segments.into_iter().map(|segment| segment.id);
+        let report = store.compact(CompactOptions::new().segments(all)).await.map_err(said)?;
+        holds(&store).await?;
+        if report.records_copied != 3 {
+            return Err(format!("{report:?}"));
+        }
+        Ok(began)
+    });
+    let journal = world.take_journal();
+    world.shutdown();
+    let began = ran?;
+    let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
+    steps.sort_unstable();
+    let mut walk = journal.walk();
+    for step in &steps {
+        walk.advance_to(*step);
+        let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
+        let image = walk.crash_point().image(number, rng.next_u64());
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimWorld::from_image(image, config);
+        let looked = world.run_until(async {
+            let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+            holds(&store).await
+        });
+        world.shutdown();
+        looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
+    }
+    Ok(steps.len())
+}
