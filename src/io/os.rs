@@ -22,10 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
-use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::advice;
 use super::op::{Op, slot};
+use super::util::MAX_INTERRUPTIONS;
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
 /// Pieces in one vectored write: the kernel's limit.
@@ -36,6 +37,18 @@ pub(super) const MAX_IO_BYTES: usize = 1 << 30;
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Files replaced under our hands while locking, after which something else is wrong.
 const MAX_LOCK_TRIES: usize = 100;
+
+/// Calls again what a signal interrupted, but not for ever: a file system that says nothing else would have this thread
+/// spin, and everybody who waits for it wait.
+fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..MAX_INTERRUPTIONS {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+    call()
+}
 
 /// Where operations that take time are carried out.
 pub(super) trait Dispatch: Send + Sync + fmt::Debug + 'static {
@@ -450,6 +463,21 @@ mod tests {
         }
         let asked = dispatch.1.lock().unwrap().clone();
         (asked, last)
+    }
+
+    #[test]
+    fn interruptions_are_survived_but_not_for_ever() {
+        let mut calls = 0;
+        let mut interrupted = |times: usize| {
+            calls = 0;
+            retry_on_intr(|| {
+                calls += 1;
+                if calls > times { Ok(calls) } else { Err(Errno::INTR) }
+            })
+        };
+        assert_eq!(interrupted(0), Ok(1));
+        assert_eq!(interrupted(MAX_INTERRUPTIONS), Ok(MAX_INTERRUPTIONS + 1));
+        assert_eq!(interrupted(usize::MAX), Err(Errno::INTR));
     }
 
     #[test]

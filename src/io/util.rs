@@ -18,7 +18,7 @@ pub fn to_usize(number: u64) -> usize {
 
 /// Interruptions in a row after which an operation is given up: a kernel that says nothing else will not be cured by
 /// asking a thousandth time.
-const MAX_INTERRUPTIONS: usize = 64;
+pub(super) const MAX_INTERRUPTIONS: usize = 64;
 
 fn is_transient(error: &io::Error) -> bool {
     // ECANCELED: io-wq on kernels before 6.14 cancels operations spuriously when a signal arrives; nothing was done.
