@@ -70,6 +70,13 @@ pub const STAGES: &[Stage] = &[
         "a kernel whose disk is cut off keeps what was acknowledged as synced",
     ),
     stage("power cuts, xfs", "RINGCASK_POWER_CUTS_XFS", 8, 150, "the same on another file system"),
+    stage(
+        "I/O faults, FUSE",
+        "RINGCASK_FUSE_FAULTS",
+        60,
+        1_000,
+        "a real file system may fail every request, in every way",
+    ),
     // Many threads.
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),

@@ -1,0 +1,425 @@
+//! The store on a real kernel, above a file system that fails.
+//!
+//! The file system is a FUSE server of this test's own (`filesystem.rs`, in a process of its own), which passes
+//! everything through to a directory and fails as it is told to: the nth request of a kind, once or from there on,
+//! refused, carried out and then called a failure, cut short, or slow. Above it are the real engines, with the kernel
+//! between: its retries, its ring's workers, the errors that it passes on and those that it makes of others. A run goes
+//! through a scenario (`scenario.rs`), and checks every answer, and what is there afterwards without the faults. A run
+//! that hangs is ended by a watchdog, which says what fault it was.
+//!
+//! A run is named by engine, scenario and fault; `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` runs that one.
+//!
+//! Not tested here: what a failed sync leaves in the page cache, as the server keeps what it was given (the simulated
+//! disk loses it, in `tests/crash`); and flags that FUSE does not know (reads that do not wait, direct ones).
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a test stops where it fails"
+)]
+
+mod fault;
+mod filesystem;
+#[path = "../crash/model.rs"]
+mod model;
+#[path = "../proof/mod.rs"]
+mod proof;
+mod scenario;
+mod server;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fault::{Effect, Fault, Kind};
+use ringcask::mutant::{Mutant, activate};
+use ringcask::{Engine, ErrorKind, Outcome, WritePath};
+use scenario::{Run, Setup};
+use server::{Faulty, serve};
+
+/// How long a run may take before it counts as hanging.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Scenarios before all of them begin again.
+const SCENARIOS: u64 = 4;
+
+/// Tests take turns: a mistake that one of them builds in is in all threads.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    setup: Setup,
+    is_direct: bool,
+    fault: Option<Fault>,
+}
+
+impl Case {
+    fn new(engine: Engine, seed: u64, is_direct: bool, fault: Option<Fault>) -> Self {
+        let write_path = if seed.is_multiple_of(3) { WritePath::Thread } else { WritePath::Ring };
+        Self { setup: Setup { engine, write_path, seed }, is_direct, fault }
+    }
+
+    fn name(&self) -> String {
+        let Self { setup, is_direct, fault } = self;
+        let mode = if *is_direct { "direct" } else { "cached" };
+        let fault = fault.map_or("none".to_owned(), |fault| fault.to_string());
+        format!("{} {} {mode} {fault}", setup.engine, setup.seed)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.splitn(4, ' ');
+        let (engine, seed, mode) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?);
+        Some(Self::new(engine, seed, mode == "direct", words.next()?.parse().ok()))
+    }
+}
+
+/// Ends the process, with the name of what hangs, if nothing comes for too long.
+struct Watchdog {
+    running: mpsc::Sender<Option<String>>,
+}
+
+impl Watchdog {
+    fn start(server_id: u32) -> Self {
+        let (running, names) = mpsc::channel::<Option<String>>();
+        thread::spawn(move || {
+            let mut name = None;
+            loop {
+                match names.recv_timeout(if name.is_some() { DEADLINE } else { Duration::MAX }) {
+                    Ok(next) => name = next,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    Err(mpsc::RecvTimeoutError::Timeout) => break,
+                }
+            }
+            eprintln!("this hangs: RINGCASK_FAULT={:?}", name.unwrap_or_default());
+            // Without its server every request of the file system is answered: what hangs still does so by itself.
+            let _ = Command::new("kill").args(["-9", &server_id.to_string()]).status();
+            thread::sleep(Duration::from_secs(5));
+            std::process::abort();
+        });
+        Self { running }
+    }
+
+    fn begin(&self, name: String) {
+        self.running.send(Some(name)).unwrap();
+    }
+
+    fn end(&self) {
+        self.running.send(None).unwrap();
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    runs: u64,
+    errors: u64,
+    unopened: u64,
+    poisoned: u64,
+    kinds: BTreeMap<String, u64>,
+}
+
+struct Bench {
+    faulty: Faulty,
+    watchdog: Watchdog,
+    number: u64,
+    tally: Tally,
+}
+
+impl Bench {
+    fn new(test: &str) -> Result<Self, String> {
+        let faulty = Faulty::mount(test)?;
+        let watchdog = Watchdog::start(faulty.server_id());
+        Ok(Self { faulty, watchdog, number: 0, tally: Tally::default() })
+    }
+
+    /// Runs one case; returns what the file system saw. Counts only where the fault struck.
+    fn run(&mut self, case: Case) -> server::Told {
+        self.watchdog.begin(case.name());
+        self.number += 1;
+        let name = format!("run-{}", self.number);
+        self.faulty.begin(case.is_direct);
+        case.fault.into_iter().for_each(|fault| self.faulty.arm(fault));
+        let mut run = Run::new(case.setup);
+        let went = run.go(&self.faulty.mounted(&name), &self.faulty.backing(&name));
+        let told = self.quiesce(&case.name());
+        self.faulty.heal();
+        let checked = went.and_then(|()| run.check_aftermath(&self.faulty.backing(&name)));
+        self.watchdog.end();
+        checked.unwrap_or_else(|error| panic!("{error}\nagain with RINGCASK_FAULT={:?}", case.name()));
+        let _ = fs::remove_dir_all(self.faulty.backing(&name));
+        if let Some(fault) = case.fault {
+            if told.fired > 0 {
+                self.tally.runs += 1;
+                *self.tally.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
+            }
+            self.tally.errors += run.errors;
+            self.tally.unopened += u64::from(!run.is_opened);
+            self.tally.poisoned += u64::from(run.is_poisoned);
+        } else {
+            assert_eq!(run.errors, 0, "without a fault, {}", case.name());
+        }
+        told
+    }
+
+    /// Waits until the store has let go of all its files: on error paths too.
+    fn quiesce(&mut self, name: &str) -> server::Told {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let told = self.faulty.tell();
+            if told.open == 0 {
+                return told;
+            }
+            assert!(Instant::now() < deadline, "{} files stay open: {name}", told.open);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn engines() -> Vec<Engine> {
+    let ring: std::io::Result<io_uring::IoUring> =
+        io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);
+    match ring {
+        Ok(_) => vec![Engine::Uring, Engine::Threads],
+        Err(error) => {
+            println!("SKIPPED: faults under the ring: the kernel refuses an io_uring: {error}");
+            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {error}");
+            vec![Engine::Threads]
+        }
+    }
+}
+
+/// Whether the kernel itself answers wrongly when a request fails like this.
+///
+/// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring goes
+/// on after a short direct read by itself, but from the same offset, and returns wrong bytes as a whole read (6.18).
+fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
+    matches!(effect, Effect::Short(_)) && (!is_direct || kind == Kind::Read && engine == Engine::Uring)
+}
+
+/// Every request of a scenario, failing in every way, once and from there on.
+fn cases(bench: &mut Bench, engine: Engine, seed: u64) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for is_direct in [true, false] {
+        let told = bench.run(Case::new(engine, seed, is_direct, None));
+        for (kind, count) in told.counts {
+            for nth in 0..count {
+                for effect in kind.effects() {
+                    if garbles(engine, is_direct, kind, effect) {
+                        continue;
+                    }
+                    for is_sticky in [false, true] {
+                        // A file system where everything is slow shows no more than one that is slow once, and takes long.
+                        if !(is_sticky && effect == Effect::Slow) {
+                            let fault = Fault { kind, nth, effect, is_sticky };
+                            cases.push(Case::new(engine, seed, is_direct, Some(fault)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn every_request_can_fail() {
+    const NAME: &str = "every_request_can_fail";
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    let stage = proof::begin("I/O faults, FUSE");
+    let mut bench = match Bench::new(NAME) {
+        Ok(bench) => bench,
+        Err(why) => return stage.skip(&why),
+    };
+    if let Ok(text) = std::env::var("RINGCASK_FAULT") {
+        let case = Case::parse(&text).unwrap_or_else(|| panic!("RINGCASK_FAULT={text}: engine seed mode fault"));
+        println!("{:?}", bench.run(case));
+        return;
+    }
+    let (engines, floor) = (engines(), stage.floor());
+    let mut rng = ringcask::sim::Rng::new(proof::first_seed());
+    let (mut seed, mut possible) = (proof::first_seed(), 0);
+    while bench.tally.runs < floor {
+        // Of the kinds, each gets its share, however many requests of it there are.
+        let share = floor.div_ceil(SCENARIOS * engines.len() as u64);
+        for engine in &engines {
+            let mut by_kind: BTreeMap<_, Vec<Case>> = BTreeMap::new();
+            for case in cases(&mut bench, *engine, seed) {
+                possible += 1;
+                by_kind.entry(case.fault.map(|fault| fault.kind)).or_default().push(case);
+            }
+            let mut done = 0;
+            while done < share && !by_kind.is_empty() {
+                for cases in by_kind.values_mut() {
+                    let case = cases.swap_remove(rng.below(cases.len()));
+                    bench.run(case);
+                    done += 1;
+                }
+                by_kind.retain(|_, cases| !cases.is_empty());
+            }
+        }
+        seed += 1;
+    }
+    let Tally { runs, errors, unopened, poisoned, kinds } = &bench.tally;
+    let note = format!(
+        "of {possible} possible in {} scenarios: {errors} calls failed, {unopened} stores not opened, {poisoned} poisoned, \
+         {kinds:?}, first seed {}",
+        seed - proof::first_seed(),
+        proof::first_seed()
+    );
+    stage.end(*runs, &note);
+    assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");
+}
+
+/// The two write paths of both engines.
+fn setups() -> Vec<Setup> {
+    let paths = [WritePath::Thread, WritePath::Ring];
+    engines().into_iter().flat_map(|engine| paths.map(|write_path| Setup { engine, write_path, seed: 2 })).collect()
+}
+
+/// A failed sync is never tried again: the writer gets an unknown outcome, later ones a refusal, and readers what they had.
+fn fail_a_sync(bench: &mut Bench, setup: Setup) {
+    bench.watchdog.begin(format!("a failed sync, {setup:?}"));
+    bench.number += 1;
+    let name = format!("sync-{}", bench.number);
+    bench.faulty.begin(true);
+    let store = pollster::block_on(setup.builder(&bench.faulty.mounted(&name)).open()).unwrap();
+    pollster::block_on(store.put("before", "safe")).unwrap();
+    let effect = Effect::Refused(libc::EIO);
+    bench.faulty.arm(Fault { kind: Kind::Sync, nth: 0, effect, is_sticky: true });
+    let error = pollster::block_on(store.put("at", "risk")).expect_err("a put whose sync failed");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
+    bench.faulty.heal();
+    assert!(store.stats().poisoned);
+    let error = pollster::block_on(store.put("after", "it")).expect_err("a put after a failed sync");
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Poisoned, Outcome::NotApplied), "{error:?}");
+    assert_eq!(pollster::block_on(store.get("before")).unwrap().as_deref(), Some(&b"safe"[..]));
+    assert_eq!(pollster::block_on(store.get("at")).unwrap(), None, "a value that may be lost was shown");
+    let _ = pollster::block_on(store.close());
+    drop(store);
+    bench.quiesce("a failed sync");
+    let store = pollster::block_on(setup.builder(&bench.faulty.backing(&name)).open()).unwrap();
+    assert_eq!(pollster::block_on(store.get("before")).unwrap().as_deref(), Some(&b"safe"[..]));
+    assert_eq!(pollster::block_on(store.get("after")).unwrap(), None);
+    pollster::block_on(store.close()).unwrap();
+    bench.watchdog.end();
+}
+
+#[test]
+fn a_failed_sync_poisons() {
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    match Bench::new("a_failed_sync_poisons") {
+        Ok(mut bench) => setups().into_iter().for_each(|setup| fail_a_sync(&mut bench, setup)),
+        Err(why) => println!("SKIPPED: a failed sync: {why}"),
+    }
+}
+
+/// A full disk refuses what does not fit, keeps what it has, and is written again when there is space.
+fn fill_the_disk(bench: &mut Bench, setup: Setup, kind: Kind) {
+    bench.watchdog.begin(format!("a full disk, {kind:?}, {setup:?}"));
+    bench.number += 1;
+    let name = format!("full-{}", bench.number);
+    bench.faulty.begin(true);
+    let store = pollster::block_on(setup.builder(&bench.faulty.mounted(&name)).open()).unwrap();
+    let value = |index: u32| vec![index as u8; 1500];
+    for index in 0..3_u32 {
+        pollster::block_on(store.put(index.to_le_bytes(), value(index))).unwrap();
+    }
+    bench.faulty.arm(Fault { kind, nth: 0, effect: Effect::Refused(libc::ENOSPC), is_sticky: true });
+    let mut refused = None;
+    let mut stored = 3_u32;
+    while refused.is_none() && stored < 200 {
+        match pollster::block_on(store.put(stored.to_le_bytes(), value(stored))) {
+            Ok(_) => stored += 1,
+            Err(error) => refused = Some(error),
+        }
+    }
+    let error = refused.expect("a full disk refuses");
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{kind:?}: {error:?}");
+    let holds_all = |store: &ringcask::Store| {
+        for index in 0..stored {
+            let found = pollster::block_on(store.get(index.to_le_bytes())).unwrap();
+            assert_eq!(found.as_deref(), Some(&value(index)[..]), "{kind:?}: {index} of {stored}");
+        }
+        assert_eq!(pollster::block_on(store.get(stored.to_le_bytes())).unwrap(), None, "what was refused is there");
+    };
+    holds_all(&store);
+    bench.faulty.heal();
+    pollster::block_on(store.put("space", "is back")).unwrap_or_else(|error| panic!("{kind:?}: {error:?}"));
+    holds_all(&store);
+    pollster::block_on(store.close()).unwrap();
+    drop(store);
+    bench.quiesce("a full disk");
+    let store = pollster::block_on(setup.builder(&bench.faulty.backing(&name)).open()).unwrap();
+    holds_all(&store);
+    assert_eq!(pollster::block_on(store.get("space")).unwrap().as_deref(), Some(&b"is back"[..]));
+    pollster::block_on(store.close()).unwrap();
+    bench.watchdog.end();
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers() {
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    let mut bench = match Bench::new("a_full_disk_refuses_and_recovers") {
+        Ok(bench) => bench,
+        Err(why) => return println!("SKIPPED: a full disk under FUSE: {why}"),
+    };
+    for setup in setups() {
+        for kind in [Kind::Allocate, Kind::Create] {
+            fill_the_disk(&mut bench, setup, kind);
+        }
+    }
+}
+
+/// The net is shown to hold: stores with known mistakes are caught.
+#[test]
+fn mistakes_are_noticed() {
+    const TRIES: usize = 200;
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    let mut bench = match Bench::new("mistakes_are_noticed") {
+        Ok(bench) => bench,
+        Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
+    };
+    let mut rng = ringcask::sim::Rng::new(1);
+    for (mistake, kind) in [(Mutant::ShortWriteIgnored, Kind::Write), (Mutant::ReadErrorIsEnd, Kind::Read)] {
+        let mut left = cases(&mut bench, Engine::Threads, 1);
+        left.retain(|case| case.fault.is_some_and(|fault| fault.kind == kind));
+        let noticed = (0..TRIES.min(left.len())).find(|_| {
+            let case = left.swap_remove(rng.below(left.len()));
+            activate(Some(mistake));
+            let caught = catch_unwind(AssertUnwindSafe(|| bench.run(case))).is_err();
+            activate(None);
+            caught
+        });
+        println!("{mistake:?}: noticed after {noticed:?} runs");
+        assert!(noticed.is_some(), "{mistake:?} was not noticed in {TRIES} runs");
+        bench.watchdog.end();
+    }
+    activate(Some(Mutant::SyncErrorDropped));
+    let setup = Setup { engine: Engine::Threads, write_path: WritePath::Thread, seed: 2 };
+    let caught = catch_unwind(AssertUnwindSafe(|| fail_a_sync(&mut bench, setup))).is_err();
+    activate(None);
+    assert!(caught, "a store that takes a failed sync for a good one was not noticed");
+}

@@ -1,0 +1,162 @@
+//! The process that serves the file system, and its handle in the test.
+//!
+//! A process of its own: when it ends, however it ends, the kernel answers every request that still waits, so a test that
+//! fails or hangs leaves nobody waiting for ever.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use fuser::{Config, MountOption};
+use tempfile::TempDir;
+
+use crate::fault::{Fault, KINDS, Kind};
+use crate::filesystem::{Passthrough, Shared};
+
+const HOME: &str = "RINGCASK_FAULTY_HOME";
+/// What begins each answer, in the midst of what the test harness says.
+const ANSWER: &str = "answer: ";
+
+/// Serves until its parent is gone, if this process is meant to.
+pub fn serve() -> bool {
+    let Some(home) = std::env::var_os(HOME) else { return false };
+    let home = PathBuf::from(home);
+    let shared = Arc::new(Mutex::new(Shared::default()));
+    let filesystem = Passthrough::new(&home.join("backing"), &shared);
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName("ringcask-faulty".to_owned())];
+    config.n_threads = Some(3);
+    let session = match fuser::spawn_mount(filesystem, home.join("mount"), &config) {
+        Ok(session) => session,
+        Err(error) => {
+            println!("\n{ANSWER}refused: {error}");
+            return true;
+        }
+    };
+    println!("\n{ANSWER}mounted");
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let mut shared = shared.lock().unwrap();
+        let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+            ("begin", mode) => {
+                (shared.fault, shared.fired, shared.is_direct) = (None, 0, mode == "direct");
+                shared.counts.clear();
+                String::new()
+            }
+            ("arm", fault) => {
+                shared.fault = Some(fault.parse().unwrap());
+                String::new()
+            }
+            ("heal", _) => {
+                shared.fault = None;
+                String::new()
+            }
+            ("tell", _) => {
+                let mut text = format!("{} {}", shared.fired, shared.open.len());
+                for kind in KINDS {
+                    let _ = write!(text, " {}", shared.counts.get(&kind).copied().unwrap_or(0));
+                }
+                text
+            }
+            other => panic!("{other:?}"),
+        };
+        println!("{ANSWER}{answer}");
+    }
+    drop(session);
+    std::process::exit(0);
+}
+
+/// What the file system has seen since it was told to begin.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub fired: u64,
+    /// Files and directories that are open now.
+    pub open: u64,
+    pub counts: Vec<(Kind, u64)>,
+}
+
+/// A mounted file system that makes faults.
+pub struct Faulty {
+    home: TempDir,
+    server: Child,
+    commands: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Faulty {
+    /// Mounts one, whose server is the test `test` of this binary; or says why there is none to be had.
+    pub fn mount(test: &str) -> Result<Self, String> {
+        let home = TempDir::with_prefix("ringcask-faulty-").unwrap();
+        fs::create_dir(home.path().join("backing")).unwrap();
+        fs::create_dir(home.path().join("mount")).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(HOME, home.path());
+        let mut server = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let commands = server.stdin.take().unwrap();
+        let answers = BufReader::new(server.stdout.take().unwrap()).lines();
+        let mut faulty = Self { home, server, commands, answers };
+        match faulty.read_answer().as_str() {
+            "mounted" => Ok(faulty),
+            refused => Err(format!("no FUSE: {refused}")),
+        }
+    }
+
+    /// The directory of the run with this name, on the faulty file system.
+    pub fn mounted(&self, name: &str) -> PathBuf {
+        self.home.path().join("mount").join(name)
+    }
+
+    /// The same directory, without faults.
+    pub fn backing(&self, name: &str) -> PathBuf {
+        self.home.path().join("backing").join(name)
+    }
+
+    pub fn server_id(&self) -> u32 {
+        self.server.id()
+    }
+
+    /// Forgets faults and counts. Direct: what is read and written does not go through the page cache.
+    pub fn begin(&mut self, is_direct: bool) {
+        self.ask(if is_direct { "begin direct" } else { "begin cached" });
+    }
+
+    pub fn arm(&mut self, fault: Fault) {
+        self.ask(&format!("arm {fault}"));
+    }
+
+    pub fn heal(&mut self) {
+        self.ask("heal");
+    }
+
+    pub fn tell(&mut self) -> Told {
+        let text = self.ask("tell");
+        let mut numbers = text.split(' ').map(|word| word.parse::<u64>().unwrap());
+        let mut next = || numbers.next().unwrap();
+        Told { fired: next(), open: next(), counts: KINDS.map(|kind| (kind, next())).to_vec() }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        writeln!(self.commands, "{command}").unwrap();
+        self.read_answer()
+    }
+
+    fn read_answer(&mut self) -> String {
+        loop {
+            let line = self.answers.next().expect("the server is there").unwrap();
+            if let Some(answer) = line.strip_prefix(ANSWER) {
+                return answer.to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        // First what its end answers, then its mount, which nobody uses any more.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = Command::new("umount").arg("-l").arg(self.home.path().join("mount")).stderr(Stdio::null()).status();
+    }
+}
