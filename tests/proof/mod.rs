@@ -77,6 +77,7 @@ pub const STAGES: &[Stage] = &[
         1_000,
         "a real file system may fail every request, in every way",
     ),
+    stage("full disks", "RINGCASK_FULL_DISKS", 12, 48, "a full disk refuses, loses nothing, and is written again"),
     // Many threads.
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
