@@ -2,7 +2,7 @@
 //!
 //! It syncs nothing: no power is cut here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -37,6 +37,7 @@ pub struct Shared {
     next_handle: u64,
     /// Paths by node; a node whose name is gone has none.
     nodes: Vec<Option<PathBuf>>,
+    by_path: HashMap<PathBuf, usize>,
 }
 
 pub struct Passthrough {
@@ -117,17 +118,25 @@ impl Passthrough {
 
     /// The node of the file at `path`: the one it has, or a new one.
     fn node(&self, path: &Path) -> INodeNo {
-        let nodes = &mut self.shared().nodes;
-        let known = nodes.iter().position(|node| node.as_deref() == Some(path));
-        INodeNo(known.unwrap_or_else(|| {
-            nodes.push(Some(path.to_owned()));
-            nodes.len() - 1
-        }) as u64)
+        let mut shared = self.shared();
+        let next = shared.nodes.len();
+        let node = *shared.by_path.entry(path.to_owned()).or_insert(next);
+        if node == next {
+            shared.nodes.push(Some(path.to_owned()));
+        }
+        INodeNo(node as u64)
     }
 
-    fn forget_path(&self, path: &Path) {
-        let nodes = &mut self.shared().nodes;
-        nodes.iter_mut().filter(|node| node.as_deref() == Some(path)).for_each(|node| *node = None);
+    /// The name `path` is gone, or now that of the node of `from`.
+    fn rename_node(&self, path: &Path, from: Option<&Path>) {
+        let mut shared = self.shared();
+        if let Some(node) = shared.by_path.remove(path) {
+            shared.nodes[node] = None;
+        }
+        if let Some(node) = from.and_then(|from| shared.by_path.remove(from)) {
+            shared.nodes[node] = Some(path.to_owned());
+            shared.by_path.insert(path.to_owned(), node);
+        }
     }
 
     fn entry(&self, path: &Path) -> Answer<FileAttr> {
@@ -227,7 +236,7 @@ impl Filesystem for Passthrough {
         let answer = self.answer(Kind::Unlink, |_| {
             let path = self.child(parent, name)?;
             fs::remove_file(&path).map_err(io_error)?;
-            self.forget_path(&path);
+            self.rename_node(&path, None);
             Ok(())
         });
         reply_empty(reply, answer);
@@ -246,9 +255,7 @@ impl Filesystem for Passthrough {
         let answer = self.answer(Kind::Rename, |_| {
             let (from, to) = (self.child(parent, name)?, self.child(to_parent, to_name)?);
             fs::rename(&from, &to).map_err(io_error)?;
-            self.forget_path(&to);
-            let nodes = &mut self.shared().nodes;
-            nodes.iter_mut().filter(|node| node.as_ref() == Some(&from)).for_each(|node| *node = Some(to.clone()));
+            self.rename_node(&to, Some(&from));
             Ok(())
         });
         reply_empty(reply, answer);

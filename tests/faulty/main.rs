@@ -33,13 +33,15 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fault::{Effect, Fault, Kind};
-use ringcask::{Engine, WritePath};
+use ringcask::mutant::{Mutant, activate};
+use ringcask::{Engine, ErrorKind, Outcome, WritePath};
 use scenario::{Run, Setup};
 use server::{Faulty, serve};
 
@@ -47,6 +49,13 @@ use server::{Faulty, serve};
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Scenarios before all of them begin again.
 const SCENARIOS: u64 = 4;
+
+/// Tests take turns: a mistake that one of them builds in is in all threads.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn take_turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +151,7 @@ impl Bench {
         self.faulty.begin(case.is_direct);
         case.fault.into_iter().for_each(|fault| self.faulty.arm(fault));
         let mut run = Run::new(case.setup);
-        let went = run.go(&self.faulty.mounted(&name));
+        let went = run.go(&self.faulty.mounted(&name), &self.faulty.backing(&name));
         let told = self.quiesce(&case.name());
         self.faulty.heal();
         let checked = went.and_then(|()| run.check_aftermath(&self.faulty.backing(&name)));
@@ -229,6 +238,7 @@ fn every_request_can_fail() {
     if serve() {
         return;
     }
+    let _turn = take_turn();
     let stage = proof::begin("I/O faults, FUSE");
     let mut bench = match Bench::new(NAME) {
         Ok(bench) => bench,
@@ -272,4 +282,144 @@ fn every_request_can_fail() {
     );
     stage.end(*runs, &note);
     assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");
+}
+
+/// The two write paths of both engines.
+fn setups() -> Vec<Setup> {
+    let paths = [WritePath::Thread, WritePath::Ring];
+    engines().into_iter().flat_map(|engine| paths.map(|write_path| Setup { engine, write_path, seed: 2 })).collect()
+}
+
+/// A failed sync is never tried again: the writer gets an unknown outcome, later ones a refusal, and readers what they had.
+fn fail_a_sync(bench: &mut Bench, setup: Setup) {
+    bench.watchdog.begin(format!("a failed sync, {setup:?}"));
+    bench.number += 1;
+    let name = format!("sync-{}", bench.number);
+    bench.faulty.begin(true);
+    let store = pollster::block_on(setup.builder(&bench.faulty.mounted(&name)).open()).unwrap();
+    pollster::block_on(store.put("before", "safe")).unwrap();
+    let effect = Effect::Refused(libc::EIO);
+    bench.faulty.arm(Fault { kind: Kind::Sync, nth: 0, effect, is_sticky: true });
+    let error = pollster::block_on(store.put("at", "risk")).expect_err("a put whose sync failed");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
+    bench.faulty.heal();
+    assert!(store.stats().poisoned);
+    let error = pollster::block_on(store.put("after", "it")).expect_err("a put after a failed sync");
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Poisoned, Outcome::NotApplied), "{error:?}");
+    assert_eq!(pollster::block_on(store.get("before")).unwrap().as_deref(), Some(&b"safe"[..]));
+    assert_eq!(pollster::block_on(store.get("at")).unwrap(), None, "a value that may be lost was shown");
+    let _ = pollster::block_on(store.close());
+    drop(store);
+    bench.quiesce("a failed sync");
+    let store = pollster::block_on(setup.builder(&bench.faulty.backing(&name)).open()).unwrap();
+    assert_eq!(pollster::block_on(store.get("before")).unwrap().as_deref(), Some(&b"safe"[..]));
+    assert_eq!(pollster::block_on(store.get("after")).unwrap(), None);
+    pollster::block_on(store.close()).unwrap();
+    bench.watchdog.end();
+}
+
+#[test]
+fn a_failed_sync_poisons() {
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    match Bench::new("a_failed_sync_poisons") {
+        Ok(mut bench) => setups().into_iter().for_each(|setup| fail_a_sync(&mut bench, setup)),
+        Err(why) => println!("SKIPPED: a failed sync: {why}"),
+    }
+}
+
+/// A full disk refuses what does not fit, keeps what it has, and is written again when there is space.
+fn fill_the_disk(bench: &mut Bench, setup: Setup, kind: Kind) {
+    bench.watchdog.begin(format!("a full disk, {kind:?}, {setup:?}"));
+    bench.number += 1;
+    let name = format!("full-{}", bench.number);
+    bench.faulty.begin(true);
+    let store = pollster::block_on(setup.builder(&bench.faulty.mounted(&name)).open()).unwrap();
+    let value = |index: u32| vec![index as u8; 1500];
+    for index in 0..3_u32 {
+        pollster::block_on(store.put(index.to_le_bytes(), value(index))).unwrap();
+    }
+    bench.faulty.arm(Fault { kind, nth: 0, effect: Effect::Refused(libc::ENOSPC), is_sticky: true });
+    let mut refused = None;
+    let mut stored = 3_u32;
+    while refused.is_none() && stored < 200 {
+        match pollster::block_on(store.put(stored.to_le_bytes(), value(stored))) {
+            Ok(_) => stored += 1,
+            Err(error) => refused = Some(error),
+        }
+    }
+    let error = refused.expect("a full disk refuses");
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{kind:?}: {error:?}");
+    let holds_all = |store: &ringcask::Store| {
+        for index in 0..stored {
+            let found = pollster::block_on(store.get(index.to_le_bytes())).unwrap();
+            assert_eq!(found.as_deref(), Some(&value(index)[..]), "{kind:?}: {index} of {stored}");
+        }
+        assert_eq!(pollster::block_on(store.get(stored.to_le_bytes())).unwrap(), None, "what was refused is there");
+    };
+    holds_all(&store);
+    bench.faulty.heal();
+    pollster::block_on(store.put("space", "is back")).unwrap_or_else(|error| panic!("{kind:?}: {error:?}"));
+    holds_all(&store);
+    pollster::block_on(store.close()).unwrap();
+    drop(store);
+    bench.quiesce("a full disk");
+    let store = pollster::block_on(setup.builder(&bench.faulty.backing(&name)).open()).unwrap();
+    holds_all(&store);
+    assert_eq!(pollster::block_on(store.get("space")).unwrap().as_deref(), Some(&b"is back"[..]));
+    pollster::block_on(store.close()).unwrap();
+    bench.watchdog.end();
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers() {
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    let mut bench = match Bench::new("a_full_disk_refuses_and_recovers") {
+        Ok(bench) => bench,
+        Err(why) => return println!("SKIPPED: a full disk under FUSE: {why}"),
+    };
+    for setup in setups() {
+        for kind in [Kind::Allocate, Kind::Create] {
+            fill_the_disk(&mut bench, setup, kind);
+        }
+    }
+}
+
+/// The net is shown to hold: stores with known mistakes are caught.
+#[test]
+fn mistakes_are_noticed() {
+    const TRIES: usize = 200;
+    if serve() {
+        return;
+    }
+    let _turn = take_turn();
+    let mut bench = match Bench::new("mistakes_are_noticed") {
+        Ok(bench) => bench,
+        Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
+    };
+    let mut rng = ringcask::sim::Rng::new(1);
+    for (mistake, kind) in [(Mutant::ShortWriteIgnored, Kind::Write), (Mutant::ReadErrorIsEnd, Kind::Read)] {
+        let mut left = cases(&mut bench, Engine::Threads, 1);
+        left.retain(|case| case.fault.is_some_and(|fault| fault.kind == kind));
+        let noticed = (0..TRIES.min(left.len())).find(|_| {
+            let case = left.swap_remove(rng.below(left.len()));
+            activate(Some(mistake));
+            let caught = catch_unwind(AssertUnwindSafe(|| bench.run(case))).is_err();
+            activate(None);
+            caught
+        });
+        println!("{mistake:?}: noticed after {noticed:?} runs");
+        assert!(noticed.is_some(), "{mistake:?} was not noticed in {TRIES} runs");
+        bench.watchdog.end();
+    }
+    activate(Some(Mutant::SyncErrorDropped));
+    let setup = Setup { engine: Engine::Threads, write_path: WritePath::Thread, seed: 2 };
+    let caught = catch_unwind(AssertUnwindSafe(|| fail_a_sync(&mut bench, setup))).is_err();
+    activate(None);
+    assert!(caught, "a store that takes a failed sync for a good one was not noticed");
 }

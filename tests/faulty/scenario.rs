@@ -5,6 +5,7 @@
 //! there, what was not applied is not, what is unknown may be, and nothing is lost before something that is kept. Here
 //! the kernel outlives the store, so `Written` counts as `Synced` does.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -108,8 +109,9 @@ impl Run {
         }
     }
 
-    /// Opens a store at `path` and goes through the steps, until one of them leaves no store to go on with.
-    pub fn go(&mut self, path: &Path) -> Checked<()> {
+    /// Opens a store at `path` and goes through the steps, until one of them leaves no store to go on with. Behind `path`
+    /// lies `backing`, where there are no faults.
+    pub fn go(&mut self, path: &Path, backing: &Path) -> Checked<()> {
         let Some(mut store) = self.open(path)? else { return Ok(()) };
         self.is_opened = true;
         for step in steps(self.setup.seed) {
@@ -134,6 +136,9 @@ impl Run {
                 Step::Reopen => {
                     self.close(&store);
                     drop(store);
+                    if self.setup.seed % 2 == 1 {
+                        remove_hints(backing);
+                    }
                     let Some(again) = self.open(path)? else { return Ok(()) };
                     store = again;
                     // What it shows is what its next generation begins with. If it cannot be told now, nothing more is
@@ -331,6 +336,14 @@ impl Run {
             return Err(format!("{state:x?} became {later:x?}, {kept:?}"));
         }
         pollster::block_on(store.close()).map_err(said("closing once more"))
+    }
+}
+
+/// Without hints an opening reads every record. They may be gone meanwhile: the store that wrote them is going.
+fn remove_hints(backing: &Path) {
+    let paths = fs::read_dir(backing).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in paths.filter(|path| path.extension().is_some_and(|end| end == "hint")) {
+        let _ = fs::remove_file(path);
     }
 }
 

@@ -271,6 +271,13 @@ impl Mount {
         }
     }
 
+    /// Mounts the file system of `image` anew, as after a restart.
+    pub fn restart(&self, image: &Path) {
+        let run = |command: &mut Command| command.output().unwrap().status.success();
+        eventually("the mount is not busy", || run(Command::new("umount").arg(&self.point)));
+        assert!(run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point)), "mounting again");
+    }
+
     /// A store that was closed gives its descriptors back a moment later, and until then the mount is busy.
     pub fn remount(&self, option: &str) {
         let option = format!("remount,{option}");

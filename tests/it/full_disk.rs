@@ -1,26 +1,38 @@
-//! A disk that is really full: a small tmpfs and a small ext4, filled to the last block.
+//! A disk that is really full: a small tmpfs and a small ext4, filled to the last block, and a limit of a file's size,
+//! with its signal ignored or handled. Each round fills, is refused, deletes, reopens and goes on when there is space.
+//! And a file system that turns read-only beneath an open store.
+#![allow(unsafe_code, reason = "a signal's handler cannot be set without; it is done here alone")]
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store};
 
-use crate::bad_input::Mount;
+use crate::bad_input::{Mount, open_error};
+use crate::proof;
 use crate::support::{
     Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, expect_success, for_each_engine, get,
-    is_child, open, put, rerun_without_xfsz,
+    is_child, open, put, put_at, rerun, rerun_without_xfsz,
 };
 
 fn builder(env: &Env, path: &Path) -> Builder {
     env.builder_at(path).segment_bytes(512 << 10).reserve_bytes(64 << 10).sync_interval(Duration::from_secs(60))
 }
 
+/// 16 KiB on average.
+fn fill_value(rng: &mut Rng) -> Vec<u8> {
+    let len = (8 << 10) + rng.below(16 << 10) as usize;
+    rng.bytes(len)
+}
+
 /// Puts values at `level` until the disk refuses one; returns how many it refused of ten tries after that.
 fn fill(store: &Store, level: Durability, model: &mut Model, rng: &mut Rng) -> usize {
     let mut refused = 0;
     for index in 0_u32.. {
-        let (key, value) = (format!("fill-{level}-{index}").into_bytes(), rng.bytes(16 << 10));
+        let (key, value) = (format!("fill-{level}-{index}").into_bytes(), fill_value(rng));
         match block_on(store.put_with(&key, &value, at(level))) {
             Ok(_) => drop(model.insert(key, value)),
             Err(error) => {
@@ -38,30 +50,52 @@ fn fill(store: &Store, level: Durability, model: &mut Model, rng: &mut Rng) -> u
 }
 
 #[test]
-fn a_full_tmpfs_refuses_puts_and_loses_nothing() {
-    for_each_engine(|env| {
-        for level in [Durability::Synced, Durability::Written] {
-            let Some(mount) = Mount::tmpfs(&env.dir.path().join(level.to_string()), "6m") else { return };
-            survive_a_full_disk(env, &mount, level);
+fn full_disks_refuse_and_recover_and_lose_nothing() {
+    const NAME: &str = "full_disk::full_disks_refuse_and_recover_and_lose_nothing";
+    if is_child() {
+        return meet_the_file_size_limit();
+    }
+    let stage = proof::begin("full disks");
+    let (floor, first_seed) = (stage.floor(), proof::first_seed());
+    let (rounds, refused_mount) = (Cell::new(0), Cell::new(false));
+    for seed in first_seed.. {
+        for_each_engine(|env| {
+            for level in [Durability::Synced, Durability::Written] {
+                let point = |kind: &str| env.dir.path().join(format!("{kind}-{level}"));
+                let tmpfs = Mount::tmpfs(&point("tmpfs"), "6m");
+                let ext4 = Mount::ext4(&point("image"), 16 << 20, &point("ext4"));
+                let (Some(tmpfs), Some(ext4)) = (tmpfs, ext4) else { return refused_mount.set(true) };
+                survive_a_full_disk(env, &tmpfs, level, seed);
+                survive_a_full_disk(env, &ext4, level, seed);
+                rounds.set(rounds.get() + 2);
+            }
+            for rerun in [rerun_without_xfsz, rerun] {
+                let env = Env::new(env.engine);
+                let mut child = rerun(NAME, &env);
+                child.env("RINGCASK_TEST_SEED", seed.to_string());
+                expect_success(child);
+                // Without the limit everything that was acknowledged is there.
+                let store = env.open();
+                let report = store.recovery_report();
+                assert!(report.damage.is_empty(), "{report:?}");
+                assert!(get(&store, "last").is_some());
+                close(store);
+                rounds.set(rounds.get() + 1);
+            }
+        });
+        if refused_mount.get() {
+            return stage.skip("small file systems cannot be mounted");
         }
-    });
+        if rounds.get() >= floor {
+            return stage.end(rounds.get(), &format!("tmpfs, ext4 and RLIMIT_FSIZE, seeds {first_seed} to {seed}"));
+        }
+    }
 }
 
-#[test]
-fn a_full_ext4_refuses_puts_and_loses_nothing() {
-    for_each_engine(|env| {
-        for level in [Durability::Synced, Durability::Written] {
-            let image = env.dir.path().join(format!("{level}.img"));
-            let Some(mount) = Mount::ext4(&image, 16 << 20, &env.dir.path().join(level.to_string())) else { return };
-            survive_a_full_disk(env, &mount, level);
-        }
-    });
-}
-
-fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability) {
+fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     let path = mount.point.join("store");
     let ballast = mount.point.join("ballast");
-    let (mut model, mut rng) = (Model::new(), Rng::new(5));
+    let (mut model, mut rng) = (Model::new(), Rng::new(seed));
     let store = open(builder(env, &path));
     // Space that comes back later.
     fs::write(&ballast, vec![1; 1 << 20]).unwrap();
@@ -179,29 +213,23 @@ fn holds(store: &Store, key: &str, value: &[u8]) -> bool {
     }
 }
 
-#[test]
-fn a_file_size_limit_is_a_full_disk() {
-    const NAME: &str = "full_disk::a_file_size_limit_is_a_full_disk";
-    if is_child() {
-        return meet_the_file_size_limit();
-    }
-    for_each_engine(|env| {
-        expect_success(rerun_without_xfsz(NAME, env));
-        // Without the limit everything that was acknowledged is there.
-        let store = env.open();
-        let report = store.recovery_report();
-        assert!(report.damage.is_empty(), "{report:?}");
-        assert!(get(&store, "last").is_some());
-    });
-}
+extern "C" fn on_xfsz(_: libc::c_int) {}
 
+/// Where the parent did not have the signal ignored it is handled.
 fn meet_the_file_size_limit() {
     let (engine, path) = child_env();
+    let seed = proof::number("RINGCASK_TEST_SEED").unwrap();
+    // SAFETY: the handler does nothing, which is safe at any moment.
+    let before = unsafe { libc::signal(libc::SIGXFSZ, on_xfsz as *const () as libc::sighandler_t) };
+    if before == libc::SIG_IGN {
+        // SAFETY: no handler.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    }
     let store = open(Store::builder(&path).engine(engine).reserve_bytes(0));
     let maximum = rustix::process::getrlimit(rustix::process::Resource::Fsize).maximum;
     let limit = rustix::process::Rlimit { current: Some(1 << 20), maximum };
     rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
-    let (mut model, mut rng) = (Model::new(), Rng::new(2));
+    let (mut model, mut rng) = (Model::new(), Rng::new(seed));
     let refused = fill(&store, Durability::Synced, &mut model, &mut rng);
     assert_holds(&store, &model);
     let limit = rustix::process::Rlimit { current: maximum, maximum };
@@ -212,4 +240,52 @@ fn meet_the_file_size_limit() {
     }
     println!("{} values under the limit, {refused} refused", model.len());
     close(store);
+}
+
+/// What an ext4 does that finds itself damaged, or its disk failing: it refuses all writes from then on.
+#[test]
+fn an_ext4_that_turns_read_only_is_an_error_and_reads_go_on() {
+    for_each_engine(|env| {
+        let (image, point) = (env.dir.path().join("image"), env.dir.path().join("ext4"));
+        let Some(mount) = Mount::ext4(&image, 32 << 20, &point) else { return };
+        let path = mount.point.join("store");
+        let store = open(builder(env, &path));
+        let (mut model, mut rng, mut unknown) = (Model::new(), Rng::new(3), BTreeMap::new());
+        for index in 0..100_u32 {
+            let (key, value) = (format!("key-{index}").into_bytes(), rng.bytes(1000));
+            put(&store, &key, &value);
+            model.insert(key, value);
+        }
+        mount.remount("abort");
+        for level in LEVELS.into_iter().rev() {
+            let key = format!("late-{level}");
+            let value = rng.bytes(1000);
+            match block_on(store.put_with(&key, &value, at(level))) {
+                Ok(_) => assert_eq!(level, Durability::Buffered, "{level} on a read-only file system"),
+                Err(error) => {
+                    assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned), "{error:?}");
+                    if error.outcome() == Outcome::NotApplied {
+                        continue;
+                    }
+                }
+            }
+            unknown.insert(key.into_bytes(), value);
+        }
+        for (key, value) in &model {
+            assert_eq!(get(&store, key).as_ref(), Some(value), "reads go on");
+        }
+        let sync_or_close = block_on(store.sync()).err().or(block_on(store.close()).err());
+        drop(store);
+        let error = open_error(builder(env, &path));
+        assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+        mount.restart(&image);
+        let store = open(builder(env, &path));
+        for (key, value) in &model {
+            assert_eq!(get(&store, key).as_ref(), Some(value), "after the repair");
+        }
+        assert!(store.len() <= model.len() + unknown.len(), "what was not applied is there");
+        put_at(&store, Durability::Synced, "after", "it");
+        println!("{} of 3 late writes unknown, {sync_or_close:?}", unknown.len());
+        close(store);
+    });
 }

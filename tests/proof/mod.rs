@@ -96,6 +96,7 @@ pub const STAGES: &[Stage] = &[
         400,
         "a real file system may fail every request, in every way",
     ),
+    stage("full disks", "RINGCASK_FULL_DISKS", 12, 48, "a full disk refuses, loses nothing, and is written again"),
     // Memory.
     stage("tests under AddressSanitizer", "RINGCASK_SANITIZED", 0, 200, "no memory is used after it was freed"),
     // Many threads.
