@@ -16,6 +16,7 @@
 mod api;
 mod bad_input;
 mod cancel;
+mod cancel_points;
 mod compaction;
 mod concurrency;
 mod durability;
@@ -24,6 +25,7 @@ mod full_disk;
 mod gate;
 mod lifecycle;
 mod linearizability;
+mod panics;
 #[path = "../proof/mod.rs"]
 mod proof;
 mod recovery;

@@ -66,6 +66,20 @@ pub const STAGES: &[Stage] = &[
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
     stage(
+        "small histories",
+        "RINGCASK_SMALL_HISTORIES",
+        1_000,
+        10_000,
+        "nor is there a short history of several keys and batches that no order explains",
+    ),
+    stage(
+        "cancellation points",
+        "RINGCASK_CANCELLATIONS",
+        200,
+        4_000,
+        "a future may be dropped after any of its polls",
+    ),
+    stage(
         "seconds of soak",
         "RINGCASK_SOAK_SECONDS",
         5,
