@@ -197,16 +197,19 @@ impl Core {
 
     /// Begins the end; a second time nothing happens.
     pub(crate) fn request_close(&self) {
-        let commit_is_over = {
+        let (commit_is_over, maintenance_is_over) = {
             let ending = self.ending();
             self.close_requested.store(true, Ordering::Release);
-            ending.commit_result.is_some()
+            (ending.commit_result.is_some(), ending.maintenance_is_over)
         };
         // Before the log: a job that finds the log closing shall not be begun again.
         self.maintenance.close();
         self.log.begin_close();
         if commit_is_over {
             self.maintenance.stop();
+            if maintenance_is_over {
+                self.finish();
+            }
         }
     }
 
@@ -220,30 +223,31 @@ impl Core {
             ending.commit_result.get_or_insert(result);
             (self.close_requested.load(Ordering::Acquire), ending.maintenance_is_over)
         };
-        if is_last {
+        if is_last && is_closing {
             self.finish();
         } else if is_closing {
             self.maintenance.stop();
         }
     }
 
-    /// The maintenance task is over. If it has ended before the commit task, it has panicked: then no write goes on, and
-    /// the lock is held until the last one is through.
+    /// The maintenance task is over. If it has ended before the commit task, or before the close, it has panicked: then
+    /// no write goes on, but the handle keeps its lock.
     fn maintenance_ended(&self) {
-        self.maintenance.close();
-        let is_last = {
+        let early = || Error::new(ErrorKind::Poisoned, "the maintenance task ended early");
+        self.maintenance.fail(early());
+        let (is_closing, is_last) = {
             let mut ending = self.ending();
             ending.maintenance_is_over = true;
-            ending.commit_result.is_some()
+            (self.close_requested.load(Ordering::Acquire), ending.commit_result.is_some())
         };
-        if is_last {
+        if !is_last {
+            self.log.end(early());
+        } else if is_closing {
             self.finish();
-        } else {
-            self.log.end(Error::new(ErrorKind::Poisoned, "the maintenance task ended early"));
         }
     }
 
-    /// Both tasks are over: releases the lock and tells everybody.
+    /// Both tasks are over, and no handle is left that works: releases the lock and tells everybody.
     fn finish(&self) {
         let (wakers, threads) = {
             let mut ending = self.ending();

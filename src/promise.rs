@@ -28,11 +28,18 @@ impl<T> Promise<T> {
 
     /// Hands the value over; the first one stays.
     pub(crate) fn fulfil(&self, value: T) {
-        let waker = {
+        let (waker, unwanted) = {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            state.value.get_or_insert(value);
-            state.waker.take()
+            let unwanted = match state.value {
+                None => {
+                    state.value = Some(value);
+                    None
+                }
+                Some(_) => Some(value),
+            };
+            (state.waker.take(), unwanted)
         };
+        drop(unwanted);
         if let Some(waker) = waker {
             crate::wake::wake_one(waker);
         }
@@ -44,10 +51,11 @@ impl<T> Promise<T> {
         if let Some(value) = state.value.take() {
             return Poll::Ready(value);
         }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        let is_new = state.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker()));
+        let replaced = if is_new { state.waker.replace(cx.waker().clone()) } else { None };
+        // Outside the lock: dropping a waker may drop a task, and with it the store whose end fulfils the promise.
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 }

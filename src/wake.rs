@@ -1,7 +1,7 @@
-//! Waking callers' tasks from the engine's threads.
+//! Running foreign code on the engine's threads: wakers, and the memory of shared values.
 //!
-//! A waker is foreign code: it may panic, and it may drop whatever it likes, a store among it. So wakers are called
-//! outside all locks, and a panic ends with the waker, not with the engine.
+//! Either may panic, and may drop whatever it likes, a store among it. So wakers are called, and values given back,
+//! outside all locks, and a panic ends there, not with the engine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
@@ -10,6 +10,11 @@ use std::task::Waker;
 pub(crate) fn wake_one(waker: Waker) {
     // The panic has been reported by its hook; nothing of the engine's state was in the waker's hands.
     let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+}
+
+/// Drops what may own memory of a caller's.
+pub(crate) fn give_back(value: impl Sized) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
 }
 
 /// Wakes all of them.

@@ -12,8 +12,8 @@
 //! # Concurrency
 //!
 //! The two ends of a slot meet under one mutex, held for a few instructions. No foreign code but a waker's `clone` runs
-//! under it; `wake` is called outside, and a waker that panics is caught: the thread that completes operations serves
-//! many callers, and one bad executor must not end it.
+//! under it; `wake` is called outside, and a waker that panics is caught, as is the owner of a written buffer: the thread
+//! that completes operations serves many callers, and one bad executor must not end it.
 
 use std::future::Future;
 use std::io;
@@ -181,7 +181,7 @@ impl Op {
             }
             Self::Write { file, bufs, offset, done } => {
                 let result = file.write(&bufs, offset);
-                drop(bufs);
+                quietly(|| drop(bufs));
                 done.complete(result);
             }
             Self::Sync { file, kind, done } => {
@@ -208,7 +208,8 @@ impl Op {
                 done.complete(ReadDone { result, buf });
             }
             Self::Write { file, bufs, done, .. } => {
-                drop((file, bufs));
+                drop(file);
+                quietly(|| drop(bufs));
                 done.complete(result);
             }
             Self::Sync { file, done, .. } => {

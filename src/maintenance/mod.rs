@@ -55,6 +55,8 @@ struct State {
     paused: bool,
     /// The store is being closed: no compaction, but what was sealed gets its hints.
     closing: bool,
+    /// Why, if not because the store is being closed.
+    failure: Option<Error>,
     /// Nothing more will be sealed.
     stop: bool,
 }
@@ -112,15 +114,15 @@ impl Maintenance {
     /// Asks for a compaction of the `segments`, or of all of them.
     pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<Request> {
         let request = Arc::new(Request { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
-        let is_closing = {
+        let refusal = {
             let mut state = self.lock();
             if !state.closing {
                 state.requests.push_back(Arc::clone(&request));
             }
-            state.closing
+            state.closing.then(|| state.failure.clone().unwrap_or_else(closed))
         };
-        if is_closing {
-            request.answer.fulfil(Err(closed()));
+        if let Some(error) = refusal {
+            request.answer.fulfil(Err(error));
         }
         self.wake();
         request
@@ -143,13 +145,25 @@ impl Maintenance {
 
     /// Stops compaction for good.
     pub(crate) fn close(&self) {
-        let unserved = {
+        self.end(None);
+    }
+
+    /// The same, because of `error`.
+    pub(crate) fn fail(&self, error: Error) {
+        self.end(Some(error));
+    }
+
+    fn end(&self, failure: Option<Error>) {
+        let (unserved, error) = {
             let mut state = self.lock();
             state.closing = true;
-            std::mem::take(&mut state.requests)
+            if state.failure.is_none() {
+                state.failure = failure;
+            }
+            (std::mem::take(&mut state.requests), state.failure.clone().unwrap_or_else(closed))
         };
         for request in unserved {
-            request.answer.fulfil(Err(closed()));
+            request.answer.fulfil(Err(error.clone()));
         }
         self.wake();
     }

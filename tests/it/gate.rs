@@ -33,6 +33,8 @@ struct Lane {
     fail: Option<i32>,
     /// How many go through before the others fail.
     spared: u64,
+    /// The thread that is to panic, and after how many more of its operations.
+    panic: Option<(&'static str, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +77,16 @@ impl Gate {
         (lane.fail, lane.spared) = (Some(errno), spared);
     }
 
+    /// The thread of this name panics when it asks for an operation of `kind`, after `spared` more that go through.
+    pub fn panic_in(&self, kind: Kind, thread: &'static str, spared: u64) {
+        self.state.lock().expect("gate").lanes[kind as usize].panic = Some((thread, spared));
+    }
+
+    /// Takes that back; whether it has happened.
+    pub fn has_panicked(&self, kind: Kind) -> bool {
+        self.state.lock().expect("gate").lanes[kind as usize].panic.take().is_none()
+    }
+
     /// Operations of `kind` asked for so far.
     pub fn asked(&self, kind: Kind) -> u64 {
         self.state.lock().expect("gate").lanes[kind as usize].asked
@@ -94,7 +106,22 @@ impl Gate {
     }
 
     fn ask(&self, kind: Kind) {
-        self.state.lock().expect("gate").lanes[kind as usize].asked += 1;
+        let mut state = self.state.lock().expect("gate");
+        let lane = &mut state.lanes[kind as usize];
+        lane.asked += 1;
+        let current = std::thread::current();
+        if let Some((thread, spared)) = &mut lane.panic
+            && current.name() == Some(*thread)
+        {
+            match spared.checked_sub(1) {
+                Some(left) => *spared = left,
+                None => {
+                    lane.panic = None;
+                    drop(state);
+                    panic!("{kind:?} in {}: a panic on purpose", current.name().unwrap_or_default());
+                }
+            }
+        }
     }
 
     /// Ready when the lane is open; the error it must fail with, if any.

@@ -120,8 +120,12 @@ pub fn for_each_engine(test: impl Fn(&Env)) {
 pub fn for_each_world(test: impl Fn(&Env)) {
     for_each_engine(&test);
     println!("engine sim");
-    let config =
-        SimConfig { seed: 1, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
+    in_simulation(1, test);
+}
+
+/// Runs `test` on the simulated world of `seed`, whose futures only this thread drives.
+pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
+    let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
     let world = SimWorld::new(config);
     SIMULATED.set(Some(world.clone()));
     test(&Env { simulated: Some(world.clone()), ..Env::new(Engine::Auto) });

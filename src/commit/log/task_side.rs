@@ -105,14 +105,15 @@ impl Log {
 
     /// The group's bytes can be read from the file now.
     pub(in crate::commit) fn release_run(&self, taken: &Taken) {
-        let wakers = {
+        let (wakers, run) = {
             let mut state = self.lock();
             let is_ours = |run: &Run| run.segment == taken.segment.id && run.base == taken.base && run.end == taken.end;
             let Some(index) = state.runs.iter().position(is_ours) else { return };
             let Some(run) = state.runs.remove(index) else { return };
             state.run_bytes -= run.end - run.base;
-            self.call_waiters(&mut state)
+            (self.call_waiters(&mut state), run)
         };
+        wake::give_back(run);
         wake::wake_all(wakers);
     }
 
@@ -198,7 +199,7 @@ impl Log {
     /// Drops what is staged and was not taken, answering it with `error`; the numbers are spent. Returns whether
     /// nothing of it had been acknowledged.
     pub(in crate::commit) fn abandon_staged(&self, error: &Error) -> bool {
-        let group = {
+        let stage = {
             let mut state = self.lock();
             // What was acknowledged stays where readers look for it.
             if state.stage.has_buffered {
@@ -208,9 +209,10 @@ impl Log {
             state.staged_since = None;
             let resolved = state.next_seq - 1;
             self.resolved_seq.store(resolved, Ordering::Release);
-            std::mem::take(&mut state.stage).group
+            std::mem::take(&mut state.stage)
         };
-        group.fail(error.clone());
+        stage.group.fail(error.clone());
+        wake::give_back(stage);
         true
     }
 
