@@ -75,19 +75,13 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
     let started = io.now();
     let path = &options.path;
     let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
+    if mutant::is(Mutant::LockAfterRecovery)
+        && let Ok(Some(stand_in)) = dir.lock("LOCK.mutant")
+    {
+        drop(Opening::new(options, io, Arc::clone(&dir)).recover(stand_in).await);
+    }
     let lock = take_lock(&**io, &*dir, path).await?;
-    let mut opening = Opening {
-        options,
-        io,
-        registry: Arc::new(Registry::new(Arc::clone(&dir), path.clone(), options.max_open_files)),
-        reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
-        loan: None,
-        dir,
-        report: RecoveryReport::default(),
-        highest_file_id: 0,
-        may_remove_segments: true,
-    };
-    let mut recovered = opening.recover(lock).await?;
+    let mut recovered = Opening::new(options, io, dir).recover(lock).await?;
     recovered.report.duration = io.now().saturating_sub(started);
     Ok(recovered)
 }
@@ -151,7 +145,21 @@ struct Names {
     has_reserve: bool,
 }
 
-impl Opening<'_> {
+impl<'a> Opening<'a> {
+    fn new(options: &'a Options, io: &'a Arc<dyn Io>, dir: Arc<dyn Dir>) -> Self {
+        Self {
+            options,
+            io,
+            registry: Arc::new(Registry::new(Arc::clone(&dir), options.path.clone(), options.max_open_files)),
+            reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
+            loan: None,
+            dir,
+            report: RecoveryReport::default(),
+            highest_file_id: 0,
+            may_remove_segments: true,
+        }
+    }
+
     async fn recover(&mut self, lock: Box<dyn DirLock>) -> Result<Recovered> {
         self.dir.sync().map_err(|error| self.io_error("sync the directory", error, None))?;
         let names = self.list()?;

@@ -46,8 +46,8 @@ pub const STAGES: &[Stage] = &[
     stage(
         "crash states, compaction",
         "RINGCASK_COMPACTION_STATES",
-        120_000,
-        1_400_000,
+        100_000,
+        1_100_000,
         "nor does one while segments are rewritten",
     ),
     stage(
@@ -57,7 +57,7 @@ pub const STAGES: &[Stage] = &[
         20_000,
         "no world, however its sizes, timing and troubles are drawn, breaks a promise",
     ),
-    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 15_000, 200_000, "nor does a crash in one of them"),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 30_000, 400_000, "nor does a crash in one of them"),
     stage(
         "state machine cases",
         "RINGCASK_MACHINE_CASES",
@@ -74,7 +74,7 @@ pub const STAGES: &[Stage] = &[
     ),
     stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
     stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
-    stage("mistakes noticed", "RINGCASK_MISTAKES", 31, 31, "the crash tests notice known mistakes that are built in"),
+    stage("mistakes noticed", "RINGCASK_MISTAKES", 36, 36, "the crash tests notice known mistakes that are built in"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
     stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),
