@@ -83,10 +83,16 @@ pub enum Mutant {
     WakerLost,
     /// The commit task does not look again whether the bell was rung while it turned to it.
     BellNotHeard,
-    /// A record's header is believed without its checksum.
+    /// A record's checksum covers key and value alone: its header is believed as it is.
     HeaderUnverified,
-    /// Whether another handle has the directory is asked when it has been recovered.
-    LockLate,
+    /// A hint is believed if it is of a segment with the same number, of whatever age.
+    StaleHint,
+    /// A compaction copies the frame of a batch whose members it copies each by itself, or not at all.
+    BatchFrameCopied,
+    /// A read does not compare the key of the record it finds.
+    KeyNotCompared,
+    /// A directory is repaired before it is locked.
+    LockAfterRecovery,
 }
 
 #[cfg(feature = "sim")]

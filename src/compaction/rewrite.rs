@@ -41,7 +41,8 @@ fn may_keep(record: &Stored<'_>, tombstones_go_below: u64) -> bool {
     match record.header.kind {
         RecordKind::Put => true,
         RecordKind::Tombstone => record.header.seq >= tombstones_go_below && !mutant::is(Mutant::TombstoneDropped),
-        RecordKind::Batch | RecordKind::Watermark | RecordKind::Footer => false,
+        RecordKind::Batch => mutant::is(Mutant::BatchFrameCopied),
+        RecordKind::Watermark | RecordKind::Footer => false,
     }
 }
 

@@ -83,22 +83,13 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
     let started = io.now();
     let path = &options.path;
     let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
-    let lock = match take_lock(&**io, &*dir, path).await {
-        Err(error) if !mutant::is(Mutant::LockLate) => return Err(error),
-        asked => asked,
-    };
-    let mut opening = Opening {
-        options,
-        io,
-        registry: Arc::new(Registry::new(Arc::clone(&dir), path.clone(), options.max_open_files)),
-        reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
-        loan: None,
-        dir,
-        report: RecoveryReport::default(),
-        tally: Tally::default(),
-        may_remove_segments: true,
-    };
-    let mut recovered = opening.recover(lock).await?;
+    if mutant::is(Mutant::LockAfterRecovery)
+        && let Ok(Some(stand_in)) = dir.lock("LOCK.mutant")
+    {
+        drop(Opening::new(options, io, Arc::clone(&dir)).recover(stand_in).await);
+    }
+    let lock = take_lock(&**io, &*dir, path).await?;
+    let mut recovered = Opening::new(options, io, dir).recover(lock).await?;
     recovered.report.duration = io.now().saturating_sub(started);
     Ok(recovered)
 }
@@ -165,8 +156,22 @@ fn is_far(id: u64, next: u64) -> bool {
     id >= next.saturating_add(UNLISTED_IDS_MAX)
 }
 
-impl Opening<'_> {
-    async fn recover(&mut self, lock: Result<Box<dyn DirLock>>) -> Result<Recovered> {
+impl<'a> Opening<'a> {
+    fn new(options: &'a Options, io: &'a Arc<dyn Io>, dir: Arc<dyn Dir>) -> Self {
+        Self {
+            options,
+            io,
+            registry: Arc::new(Registry::new(Arc::clone(&dir), options.path.clone(), options.max_open_files)),
+            reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
+            loan: None,
+            dir,
+            report: RecoveryReport::default(),
+            tally: Tally::default(),
+            may_remove_segments: true,
+        }
+    }
+
+    async fn recover(&mut self, lock: Box<dyn DirLock>) -> Result<Recovered> {
         self.dir.sync().map_err(|error| self.io_error("sync the directory", error, None))?;
         let names = self.list()?;
         self.find_reserve(&names);
@@ -217,7 +222,7 @@ impl Opening<'_> {
         self.loan = None;
         self.reserve.settle();
         Ok(Recovered {
-            lock: lock?,
+            lock,
             registry: Arc::clone(&self.registry),
             catalog,
             reserve: Arc::clone(&self.reserve),

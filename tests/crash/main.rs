@@ -46,7 +46,7 @@ use swarm::{SWARM_SEEDS, is_swarm};
 use workload::COMPACTING_SEEDS;
 
 /// Crash points of each seed of the swarm.
-const SWARM_POINTS: usize = 6;
+const SWARM_POINTS: usize = 3;
 
 /// Gives seeds, from `first_seed` on, to as many threads as there are processors, while `goes_on`; returns the failures.
 fn over_seeds(
@@ -83,8 +83,8 @@ fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> 
         first_seed,
         |seed| goes_on(seed, states.load(Ordering::Relaxed)),
         |seed| {
-            // Most crash points get a few of their images, those of every 64th workload all.
-            let budget = if seed.is_multiple_of(64) { 1024 } else { 5 };
+            // Most crash points get a few of their images, those of every 128th workload all.
+            let budget = if seed.is_multiple_of(128) { 1024 } else { 3 };
             let mut explorer =
                 Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
             let result = if is_swarm(seed) { explorer.sample(SWARM_POINTS) } else { explorer.explore(budget) };
@@ -250,6 +250,15 @@ fn large_values_survive_a_compaction() {
 fn a_length_that_a_failed_sync_left_in_memory_is_made_durable() {
     let images: usize = (0..40).map(|seed| scenarios::seal_behind_a_failed_sync(seed).unwrap()).sum();
     println!("{images} images");
+}
+
+#[test]
+fn a_disk_that_lies_is_found_out_or_leaves_an_earlier_state() {
+    let mut lies = scenarios::Lies::default();
+    (1..300).for_each(|seed| scenarios::believe_a_disk_that_lies(seed, &mut lies).unwrap());
+    println!("{lies:?}");
+    // Both kinds are real: some losses are found out, and some no store can find out.
+    assert!(lies.detected * 10 > lies.images && lies.silent > 0, "{lies:?}");
 }
 
 #[test]

@@ -436,7 +436,7 @@ mod tests {
                 wrong[at] ^= 1;
                 assert!(identify(2, &wrong).is_err(), "value {number}, byte {at}");
             }
-            assert!(bytes.is_empty() || identify(1, &bytes).is_err(), "another key's value");
+            assert!(bytes.len() < 2 || identify(1, &bytes).is_err(), "another key's value");
         }
     }
 }

@@ -11,7 +11,7 @@ use ringcask::{ErrorKind, Store};
 
 use crate::explore::{no_panics, panic_text};
 use crate::failures::{Scenario, Tally};
-use crate::model::{KEYS, identify, key_name};
+use crate::model::{COMMON_KEYS, identify, key_name};
 use crate::workload::Run;
 
 /// The scenario of `seed`, with each of its reads going wrong in turn; how many there were, and how many were noticed.
@@ -95,8 +95,10 @@ fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, notic
 /// Reads every key with the fault and without: the first time an error, or what the second time brings. Returns how
 /// many were errors.
 async fn look_twice(world: &SimWorld, store: &Store) -> Result<u64, String> {
+    // What nobody waits for any more may still be on its way.
+    store.sync().await.map_err(|error| format!("a sync: {error:?}"))?;
     let mut first = Vec::new();
-    for key in 0..KEYS {
+    for key in 0..COMMON_KEYS {
         first.push(store.get(key_name(key)).await);
     }
     world.heal();

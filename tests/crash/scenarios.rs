@@ -5,7 +5,9 @@ use std::sync::Arc;
 use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
 
-use crate::workload::Setup;
+use crate::explore::recover;
+use crate::model::{Crash, NEVER, State};
+use crate::workload::{Op, Run, Setup, Workload};
 
 /// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
 /// power goes at every step of that. Returns how many images there were.
@@ -116,4 +118,56 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
     }
     Ok(steps.len())
+}
+
+/// What came of disks that lied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lies {
+    /// Images that a crash left.
+    pub images: u64,
+    /// Of these, where the opening or a read said that something is damaged.
+    pub detected: u64,
+    /// Of these, where the last writes were gone and nothing said so.
+    pub silent: u64,
+}
+
+/// From some point on the disk says of every sync that it was done, and does nothing; then the power goes.
+///
+/// No store survives that: what it acknowledged was never on the disk. But what is left must be found out, or be what a
+/// crash at some earlier time would have left. It must not be believed with a hole in it.
+pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String> {
+    let mut rng = Rng::new(seed ^ 0x11e5);
+    let mut workload = Workload::from_seed(seed);
+    workload.ops.retain(|op| !matches!(op, Op::Reopen | Op::Fail { .. } | Op::Space(_)));
+    let (setup, mut numbers) = (workload.setup.clone(), 0);
+    let world = SimWorld::new(SimConfig { journal: false, ..setup.world.clone() });
+    world.inject(Fault::sticky(OpClass::Sync, rng.below(20) as u64, FaultKind::SyncLie));
+    let mut run = Run::new(&world, &setup, true, &mut numbers);
+    let ran = world.run_until(async {
+        let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+        run.opened(State::default(), 0);
+        run.run(store, &workload.ops).await
+    });
+    run.settle();
+    let mut generation = run.history.generations.pop().unwrap_or_default();
+    let (step, kept) = (world.step() + 1, generation.clone());
+    for write in &mut generation.writes {
+        (write.durable, write.written) = (NEVER, NEVER);
+    }
+    let images = world.crash_images(8, &mut rng);
+    world.shutdown();
+    drop(ran?);
+    for image in images {
+        lies.images += 1;
+        match recover(image, &setup, rng.next_u64(), false) {
+            Err(error) if error.contains("Corrupt") => lies.detected += 1,
+            Err(error) => return Err(format!("seed {seed}: {error}")),
+            Ok(recovered) => {
+                let checked = generation.check(step, Crash::Power, &recovered.state);
+                checked.map_err(|error| format!("seed {seed}, a hole: {error}"))?;
+                lies.silent += u64::from(kept.check(step, Crash::Power, &recovered.state).is_err());
+            }
+        }
+    }
+    Ok(())
 }

@@ -799,7 +799,12 @@ pub async fn read_undamaged(store: &Store, held: &State) -> Result<(), String> {
 /// Everything in the store, by all the ways there are to look at it.
 pub async fn read_all(store: &Store) -> Result<State, String> {
     let mut state = State::default();
+    let mut count = usize::from(store.contains_key(EXTRA_KEY));
     for (key, held) in state.iter_mut().enumerate() {
+        // Only the longest key is left. It takes as long to look up as all else takes together, and is not there.
+        if key == COMMON_KEYS && store.len() == count {
+            break;
+        }
         let name = key_name(key);
         let value = store.get(name).await.map_err(|error| format!("get of key {key}: {error:?}"))?;
         if store.contains_key(name) != value.is_some()
@@ -808,8 +813,8 @@ pub async fn read_all(store: &Store) -> Result<State, String> {
             return Err(format!("the views of key {key} differ"));
         }
         *held = value.map_or(Ok(0), |bytes| identify(key, &bytes))?;
+        count += usize::from(*held != 0);
     }
-    let count = state.iter().filter(|id| **id != 0).count() + usize::from(store.contains_key(EXTRA_KEY));
     if store.len() != count {
         return Err(format!("len() is {}, but {count} keys have values", store.len()));
     }

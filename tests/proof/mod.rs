@@ -46,8 +46,8 @@ pub const STAGES: &[Stage] = &[
     stage(
         "crash states, compaction",
         "RINGCASK_COMPACTION_STATES",
-        120_000,
-        1_400_000,
+        100_000,
+        1_100_000,
         "nor does one while segments are rewritten",
     ),
     stage(
@@ -57,7 +57,7 @@ pub const STAGES: &[Stage] = &[
         20_000,
         "no world, however its sizes, timing and troubles are drawn, breaks a promise",
     ),
-    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 15_000, 200_000, "nor does a crash in one of them"),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 30_000, 400_000, "nor does a crash in one of them"),
     stage(
         "state machine cases",
         "RINGCASK_MACHINE_CASES",
@@ -73,7 +73,7 @@ pub const STAGES: &[Stage] = &[
         "every single operation can fail, with every error",
     ),
     stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
-    stage("mistakes noticed", "RINGCASK_MISTAKES", 33, 33, "the crash tests notice known mistakes that are built in"),
+    stage("mistakes noticed", "RINGCASK_MISTAKES", 36, 36, "the crash tests notice known mistakes that are built in"),
     stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     stage("fuzz, decoders", "RINGCASK_FUZZ_DECODERS", 500_000, 10_000_000, "no bytes make a decoder panic or loop"),
     stage("fuzz, directories", "RINGCASK_FUZZ_DIRECTORIES", 5_000, 100_000, "no files make an open panic or loop"),
