@@ -1,7 +1,7 @@
 //! The last test of a run: the table of what every stage explored.
 //!
-//! `./prove` collects the stages' results in a file and names it in `RINGCASK_RESULTS`; without that there is nothing to
-//! judge. A stage without a result has failed, or was not run. Not a test function: its table is the end of the run.
+//! `./prove` collects the stages' results in a file, and names it in `RINGCASK_VERDICT` when all have run; without that there
+//! is nothing to judge. A stage without a result has failed, or was not run. Not a test function: its table is the end of the run.
 #![allow(missing_docs, clippy::cast_possible_truncation, reason = "a program of its own")]
 
 mod proof;
@@ -52,8 +52,8 @@ fn grouped(number: u64) -> String {
 }
 
 fn main() -> ExitCode {
-    let Some(path) = std::env::var_os("RINGCASK_RESULTS") else {
-        println!("no RINGCASK_RESULTS: the table of floors is made by ./prove");
+    let Some(path) = std::env::var_os("RINGCASK_VERDICT") else {
+        println!("no RINGCASK_VERDICT: the table of floors is made by ./prove");
         return ExitCode::SUCCESS;
     };
     let results = std::fs::read_to_string(&path).unwrap_or_default();
