@@ -156,10 +156,11 @@ impl Maintenance {
     fn end(&self, failure: Option<Error>) {
         let (unserved, error) = {
             let mut state = self.lock();
-            state.closing = true;
-            if state.failure.is_none() {
+            // A task that ends because of the close has not failed.
+            if !state.closing {
                 state.failure = failure;
             }
+            state.closing = true;
             (std::mem::take(&mut state.requests), state.failure.clone().unwrap_or_else(closed))
         };
         for request in unserved {
