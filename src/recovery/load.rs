@@ -22,6 +22,10 @@ use crate::segment::{Facts, Scan, Segment, Stop, segment_file_name};
 /// Bytes of segments for which one more loader is worth its thread.
 const BYTES_A_LOADER: u64 = 16 << 20;
 
+/// Keys for which room is made before they are seen. Footers may lie, and so may the lengths of sparse files: even so an
+/// open touches no more than some hundred megabytes for them. A larger store grows its map as it loads.
+const RESERVED_KEYS_MAX: u64 = 1 << 26;
+
 /// Loaders beyond this many find no more work than memory bandwidth.
 const MAX_LOADERS: usize = 8;
 
@@ -74,7 +78,7 @@ impl Opening<'_> {
         for candidate in candidates.iter().filter(|candidate| candidate.footer.is_none()) {
             self.damaged(candidate.id, candidate.len, 0, "a segment that was not being written has no footer")?;
         }
-        keydir.reserve(candidates.iter().map(keys_at_most).sum());
+        keydir.reserve(candidates.iter().map(keys_at_most).sum::<u64>().min(RESERVED_KEYS_MAX));
         let (segments, bytes) = (candidates.len(), candidates.iter().map(|it| it.len).sum::<u64>());
         let useful = segments.saturating_add(to_usize(bytes / BYTES_A_LOADER));
         let loader = Loader {

@@ -1,5 +1,6 @@
 //! The first thing read: which segments there are.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -116,6 +117,9 @@ impl Opening<'_> {
 /// The store that most of the segments belong to; of equals, the one whose segment is the last. A stray file of another
 /// store, whatever its number, shall not make the others the strays.
 fn store_of_most(headers: &[SegmentHeader]) -> Option<[u8; 16]> {
-    let count = |store_id: &[u8; 16]| headers.iter().filter(|header| header.store_id == *store_id).count();
-    headers.iter().map(|header| header.store_id).max_by_key(|store_id| count(store_id))
+    let mut counts: HashMap<[u8; 16], usize> = HashMap::new();
+    for header in headers {
+        *counts.entry(header.store_id).or_default() += 1;
+    }
+    headers.iter().map(|header| header.store_id).max_by_key(|store_id| counts.get(store_id).copied())
 }
