@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use crate::peers::{Awaited, Blocking, Failure};
 use crate::work::{Choice, Numbers, Op, Script, Work, Zipf, fill, is_value_of, key};
@@ -132,6 +133,19 @@ pub fn threads(store: &Arc<dyn Blocking>, plan: &Plan<'_>) -> Result<Done, Failu
     })
 }
 
+/// Lets tasks run for the time of the plan, and adds up what they did.
+fn gather(
+    running: Vec<JoinHandle<Result<Client, Failure>>>,
+    plan: &Plan<'_>,
+    is_over: &AtomicBool,
+    start: Instant,
+    runtime: &Runtime,
+) -> Result<Done, Failure> {
+    thread::sleep(plan.time);
+    is_over.store(true, Ordering::Relaxed);
+    sum(running.into_iter().map(|task| runtime.block_on(task)?), start)
+}
+
 /// From tasks, each call in the blocking pool.
 pub fn service(store: &Arc<dyn Blocking>, plan: &Plan<'_>, runtime: &Runtime) -> Result<Done, Failure> {
     let is_over = Arc::new(AtomicBool::new(false));
@@ -151,10 +165,7 @@ pub fn service(store: &Arc<dyn Blocking>, plan: &Plan<'_>, runtime: &Runtime) ->
             Ok::<_, Failure>(client)
         })
     };
-    let running: Vec<_> = clients(plan).into_iter().map(spawn).collect();
-    thread::sleep(plan.time);
-    is_over.store(true, Ordering::Relaxed);
-    sum(running.into_iter().map(|task| runtime.block_on(task)?), start)
+    gather(clients(plan).into_iter().map(spawn).collect(), plan, &is_over, start, runtime)
 }
 
 /// From tasks that await the store.
@@ -174,10 +185,7 @@ pub fn tasks<S: Awaited>(store: &Arc<S>, plan: &Plan<'_>, runtime: &Runtime) -> 
             Ok::<_, Failure>(client)
         })
     };
-    let running: Vec<_> = clients(plan).into_iter().map(spawn).collect();
-    thread::sleep(plan.time);
-    is_over.store(true, Ordering::Relaxed);
-    sum(running.into_iter().map(|task| runtime.block_on(task)?), start)
+    gather(clients(plan).into_iter().map(spawn).collect(), plan, &is_over, start, runtime)
 }
 
 async fn run<S: Awaited>(store: &S, op: Op, value: &[u8], durable: bool) -> Result<(), Failure> {
