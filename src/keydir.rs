@@ -16,11 +16,11 @@
 //! none is ever held across an await or an I/O. A batch becomes visible as a whole: [`Keydir::atomically`] makes the
 //! batch epoch odd while it publishes, and a reader whose look-up overlaps an odd or changed epoch looks again.
 
+#[cfg(not(feature = "shuttle"))]
+mod arena;
 mod map;
 
-use std::borrow::Borrow;
-use std::cell::RefCell;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::PoisonError;
 
 use siphasher::sip::SipHasher13;
@@ -93,7 +93,7 @@ pub(crate) struct Move<'a> {
     pub(crate) to: Location,
 }
 
-/// A key: up to 22 bytes in place, longer ones on the heap.
+/// A key that a future holds: up to 22 bytes in place, longer ones on the heap.
 #[derive(Clone)]
 pub(crate) enum Key {
     Inline(u8, [u8; Key::INLINE]),
@@ -122,26 +122,6 @@ impl Key {
     }
 }
 
-impl Borrow<[u8]> for Key {
-    fn borrow(&self) -> &[u8] {
-        self.as_slice()
-    }
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_slice().hash(state);
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl Eq for Key {}
-
 impl std::fmt::Debug for Key {
     /// Keys are the user's secrets as much as values are: only the length is shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -161,9 +141,7 @@ impl BuildHasher for KeyedSip {
     }
 }
 
-const _: () = assert!(size_of::<Key>() == 24 && size_of::<Slot>() == 20, "bytes per key are a published number");
-
-/// An entry as stored: 20 bytes, of which the top bit of `seq_and_kind` marks a tombstone.
+/// What the map holds of a key beside the key: 20 bytes, of which the top bit of `seq_and_kind` marks a tombstone.
 #[derive(Clone, Copy)]
 struct Slot {
     seq_and_kind: [u32; 2],
@@ -285,22 +263,26 @@ impl Keydir {
     /// of the record of every index; it is called under a shard's lock and must be quick.
     ///
     /// Many at a time, as in [`are_newest`](Self::are_newest).
-    pub(crate) fn publish_many(&self, records: &[Loaded<'_>], each: impl FnMut(usize, Published)) {
+    pub(crate) fn publish_many(&self, records: &[Loaded<'_>], mut each: impl FnMut(usize, Published)) {
         let hashes: Vec<u64> = records.iter().map(|record| self.hash(record.key)).collect();
         let slot_of = |index: usize| {
             let Loaded { seq, location, .. } = records[index];
             Slot::new(seq, location.is_none(), location.unwrap_or(NOWHERE))
         };
-        let each = RefCell::new(each);
         let mut keys = 0;
         self.map.change_or_insert_many(
             &hashes,
             |index| records[index].key,
             slot_of,
-            |index, slot| (each.borrow_mut())(index, self.replace_in(slot, slot_of(index))),
-            |index| {
-                keys += u64::from(records[index].location.is_some());
-                (each.borrow_mut())(index, Published { applied: true, replaced: None });
+            |index, found| {
+                let published = match found {
+                    Some(slot) => self.replace_in(slot, slot_of(index)),
+                    None => {
+                        keys += u64::from(records[index].location.is_some());
+                        Published { applied: true, replaced: None }
+                    }
+                };
+                each(index, published);
             },
         );
         self.live_keys.fetch_add(keys, Ordering::Relaxed);
@@ -312,15 +294,13 @@ impl Keydir {
     }
 
     fn replace(&self, key: &[u8], new: Slot) -> Published {
-        // Most publications overwrite: that path allocates nothing.
-        if let Some(published) = self.map.change(key, |slot| self.replace_in(slot, new)) {
-            return published;
-        }
-        let inserted = || {
-            self.count(None, new);
-            Published { applied: true, replaced: None }
-        };
-        self.map.change_or_insert(Key::new(key), new, |slot| self.replace_in(slot, new), inserted)
+        self.map.change_or_insert(key, new, |found| match found {
+            Some(slot) => self.replace_in(slot, new),
+            None => {
+                self.count(None, new);
+                Published { applied: true, replaced: None }
+            }
+        })
     }
 
     fn replace_in(&self, slot: &mut Slot, new: Slot) -> Published {
@@ -396,7 +376,7 @@ impl Keydir {
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
         self.map.for_each(|key, slot| {
             if let Some(location) = slot.live() {
-                each(key.as_slice().len(), location);
+                each(key.len(), location);
             }
         });
     }
@@ -525,6 +505,37 @@ mod tests {
             assert_eq!(keydir.get(key).map(|entry| entry.seq), Some(index as u64 + 1));
         }
         assert_eq!(keydir.len(), 40);
+    }
+
+    #[test]
+    fn keys_that_come_and_go_leave_the_others_where_they_are_found() {
+        let keydir = keydir();
+        let key =
+            |number: u64| format!("{number:>width$}", width = 8 + usize::try_from(number % 40).unwrap()).into_bytes();
+        let (window, last) = (4000, 60_000);
+        for number in 0..last {
+            keydir.publish(&key(number), number + 1, at(number * 8));
+            // What is deleted is neither the oldest nor the newest only.
+            if let Some(old) = (number * 7919 % last).checked_sub(1).filter(|old| old + window < number) {
+                keydir.bury(&key(old), last + number);
+                keydir.sweep(&key(old), last + number);
+            }
+        }
+        let mut left = std::collections::HashSet::new();
+        for number in 0..last {
+            let found = keydir.get(&key(number));
+            assert!(found.is_none_or(|entry| entry.seq == number + 1), "{number}: {found:?}");
+            if found.is_some() {
+                left.insert(number * 8);
+            }
+        }
+        let mut seen = 0;
+        keydir.for_each_location(|_, location| {
+            assert!(left.contains(&location.offset()), "an entry that no look-up finds");
+            seen += 1;
+        });
+        assert_eq!((seen, keydir.len()), (left.len(), left.len() as u64));
+        assert!((1000..59_000).contains(&seen), "{seen} of {last} keys are left, which shows little");
     }
 
     #[test]

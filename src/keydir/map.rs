@@ -1,78 +1,198 @@
 //! The map of the keydir: sharded, each shard behind a lock of its own that is held for one call.
 //!
-//! Two implementations of one interface. [`DashMap`] is the one in use. Its locks are real ones, at which the schedule
+//! Two implementations of one interface. The one in use is [`DashMap`]'s shards and tables, with the entries themselves in an
+//! [`Arena`](super::arena::Arena) for each. Its locks are real ones, at which the schedule
 //! explorer could neither switch nor see who waits; under the feature `shuttle` there is a plain one of the explorer's
 //! locks instead, so that what happens under a shard's lock is explored too.
 
 pub(super) use imp::Map;
 
-use super::{Key, KeyedSip, Slot};
+use super::{KeyedSip, Slot};
 
 #[cfg(not(feature = "shuttle"))]
 mod imp {
     use std::hash::BuildHasher;
+    use std::sync::{PoisonError, RwLock};
 
-    use dashmap::mapref::entry::Entry;
     use dashmap::{DashMap, SharedValue};
 
-    use super::{Key, KeyedSip, Slot};
+    use super::super::arena::{Arena, Handle};
+    use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
 
     /// Look-ups under one hold of a shard's lock: a few microseconds.
     const LOCKED_LOOKUPS: usize = 32;
 
-    pub(in crate::keydir) struct Map(DashMap<Key, Slot, KeyedSip>);
+    /// Bits of a key's hash that are kept with its place.
+    const HASH_BITS: u32 = 64 - Handle::BITS;
+
+    /// What the table holds of a key: a part of its hash, and where its entry is.
+    ///
+    /// The part serves twice. An entry is only looked at if it agrees, so almost never in vain; and a table that grows
+    /// need not look at the entries at all, which would be a miss of the cache for each, under the shard's lock.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+    struct Place(u64);
+
+    impl Place {
+        fn new(hash: u64, handle: Handle) -> Self {
+            Self(hash << Handle::BITS | handle.bits())
+        }
+
+        fn handle(self) -> Handle {
+            Handle::from_bits(self.0)
+        }
+
+        fn has_hash(self, hash: u64) -> bool {
+            self.0 >> Handle::BITS == hash << Handle::BITS >> Handle::BITS
+        }
+
+        /// The hash the table goes by: it takes its place from the low bits, and a tag from the top seven.
+        fn table_hash(self) -> u64 {
+            table_hash(self.0 >> Handle::BITS)
+        }
+    }
+
+    fn table_hash(hash: u64) -> u64 {
+        hash << Handle::BITS | hash & ((1 << HASH_BITS) - 1)
+    }
+
+    /// So that neighbours do not share a cache line.
+    #[repr(align(128))]
+    struct Padded<T>(T);
+
+    pub(in crate::keydir) struct Map {
+        hasher: KeyedSip,
+        /// A table of places for every shard, searched by [`table_hash`] and never by the map itself.
+        places: DashMap<Place, (), KeyedSip>,
+        /// The entries of every shard. Taken only under the lock of the shard's table, for reading under a read lock, for
+        /// writing under a write lock: so nobody ever waits here.
+        arenas: Box<[Padded<RwLock<Arena>>]>,
+    }
+
+    /// Locks the table and the arena of a shard, for `read` or for `write`. A macro, since the table's type has no name here.
+    macro_rules! lock {
+        ($map:expr, $shard:expr, $mode:ident) => {{
+            let table = $map.places.shards()[$shard].$mode();
+            (table, $map.arenas[$shard].0.$mode().unwrap_or_else(PoisonError::into_inner))
+        }};
+    }
+
+    /// The handle of a key in a locked shard.
+    macro_rules! find {
+        ($table:expr, $arena:expr, $hash:expr, $key:expr) => {
+            $table
+                .get(table_hash($hash), |(place, _)| place.has_hash($hash) && $arena.is_of(place.handle(), $key))
+                .map(|(place, _)| place.handle())
+        };
+    }
+
+    /// For each of some keys of a locked shard, the handle of whatever has its hash, most likely the key's own.
+    ///
+    /// A pass of its own over all of them, that of the entries being another: in a large keydir every step of a look-up
+    /// misses the cache, and only steps that do not wait for each other can miss it together.
+    macro_rules! find_likely {
+        ($table:expr, $hashes:expr, $indices:expr) => {{
+            let mut likely = [None; LOCKED_LOOKUPS];
+            for (handle, &(_, index)) in likely.iter_mut().zip($indices) {
+                let hash = $hashes[index];
+                let found = $table.get(table_hash(hash), |(place, _)| place.has_hash(hash));
+                *handle = found.map(|(place, _)| place.handle());
+            }
+            likely.into_iter().zip($indices.iter().map(|&(_, index)| index))
+        }};
+    }
+
+    /// The handle of a key, given the likely one.
+    macro_rules! find_given {
+        ($table:expr, $arena:expr, $hash:expr, $key:expr, $likely:expr) => {
+            match $likely {
+                Some(handle) if !$arena.is_of(handle, $key) => find!($table, $arena, $hash, $key),
+                likely => likely,
+            }
+        };
+    }
+
+    /// Runs `change` on the slot of a key that was `found` in a locked shard, or inserts `slot` and runs it on nothing.
+    macro_rules! change_or_insert {
+        ($table:expr, $arena:expr, $found:expr, $hash:expr, $key:expr, $slot:expr, $change:expr) => {
+            if let Some(handle) = $found {
+                let mut slot = $arena.slot(handle);
+                let result = $change(slot.as_mut());
+                if let Some(slot) = slot {
+                    $arena.set(handle, slot);
+                }
+                result
+            } else {
+                let place = Place::new($hash, $arena.insert($key, $slot));
+                $table.insert(table_hash($hash), (place, SharedValue::new(())), |(place, _)| place.table_hash());
+                $change(None)
+            }
+        };
+    }
+
+    /// Removes the entry of a handle from a locked shard, and moves others so that its memory is given back in time.
+    macro_rules! remove {
+        ($map:expr, $table:expr, $arena:expr, $hash:expr, $handle:expr) => {
+            $table.remove_entry(table_hash($hash), |(place, _)| place.handle() == $handle);
+            $arena.remove($handle);
+            $arena.tidy(|key, old, new| {
+                let hash = $map.hasher.hash_one(key);
+                if let Some((place, _)) = $table.get_mut(table_hash(hash), |(place, _)| place.handle() == old) {
+                    *place = Place::new(hash, new);
+                }
+            });
+        };
+    }
 
     impl Map {
         pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
-            Self(DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, shards))
+            let places = DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher.clone(), shards);
+            let arenas = places.shards().iter().map(|_| Padded(RwLock::default())).collect();
+            Self { hasher, places, arenas }
+        }
+
+        /// The shard of a key by its hash. The bits that choose it are none of those its table goes by.
+        fn shard_of(&self, hash: u64) -> usize {
+            self.places.determine_shard(to_usize(hash))
         }
 
         /// Makes room for about so many keys in all, as far as there is memory for them.
         pub(in crate::keydir) fn reserve(&self, keys: usize) {
-            let per_shard = keys / self.0.shards().len();
-            for shard in self.0.shards() {
+            let per_shard = keys / self.places.shards().len();
+            for shard in self.places.shards() {
                 // What is refused here will be asked for again, piece by piece, when it is needed.
-                let _ = shard.write().try_reserve(per_shard, |(key, _)| self.0.hasher().hash_one(key));
+                let _ = shard.write().try_reserve(per_shard, |(place, _)| place.table_hash());
             }
         }
 
-        /// Gives back what the map takes beyond twice of what it needs.
+        /// Gives back what the tables take beyond twice of what they need.
         pub(in crate::keydir) fn trim(&self) {
-            for shard in self.0.shards() {
+            for shard in self.places.shards() {
                 let mut table = shard.write();
                 let len = table.len();
                 // A table is full at 7/8 and doubles: more than twice its keys is more than it can have grown to.
                 if table.capacity() > 2 * len.max(4) {
-                    table.shrink_to(len, |(key, _)| self.0.hasher().hash_one(key));
+                    table.shrink_to(len, |(place, _)| place.table_hash());
                 }
             }
         }
 
         pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
-            self.0.get(key).map(|slot| *slot)
+            let hash = self.hasher.hash_one(key);
+            let (table, arena) = lock!(self, self.shard_of(hash), read);
+            find!(table, arena, hash, key).and_then(|handle| arena.slot(handle))
         }
 
-        /// Runs `change` on the slot of `key`, if there is one.
-        pub(in crate::keydir) fn change<T>(&self, key: &[u8], change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
-            self.0.get_mut(key).map(|mut slot| change(&mut slot))
-        }
-
-        /// Runs `change` on the slot of `key`, or inserts `slot` and runs `inserted`, under the shard's lock.
+        /// Runs `change` on the slot of `key`, or inserts `slot` and runs it on nothing, under the shard's lock.
         pub(in crate::keydir) fn change_or_insert<T>(
             &self,
-            key: Key,
+            key: &[u8],
             slot: Slot,
-            change: impl FnOnce(&mut Slot) -> T,
-            inserted: impl FnOnce() -> T,
+            change: impl FnOnce(Option<&mut Slot>) -> T,
         ) -> T {
-            match self.0.entry(key) {
-                Entry::Occupied(mut occupied) => change(occupied.get_mut()),
-                Entry::Vacant(vacant) => {
-                    let _guard = vacant.insert(slot);
-                    inserted()
-                }
-            }
+            let hash = self.hasher.hash_one(key);
+            let (mut table, mut arena) = lock!(self, self.shard_of(hash), write);
+            change_or_insert!(table, arena, find!(table, arena, hash, key), hash, key, slot, change)
         }
 
         /// Calls `each` with the index of every key and its slot, if it has one, a shard at a time.
@@ -80,15 +200,13 @@ mod imp {
             &self,
             hashes: &[u64],
             key: impl Fn(usize) -> &'k [u8],
-            mut each: impl FnMut(usize, Option<&Slot>),
+            mut each: impl FnMut(usize, Option<Slot>),
         ) {
             self.shard_by_shard(hashes, |shard, indices| {
-                let Some(shard) = self.0.shards().get(shard) else { return };
-                let table = shard.read();
-                for &(_, index) in indices {
-                    let hash = hashes.get(index).copied().unwrap_or_default();
-                    let found = table.get(hash, |(candidate, _)| candidate.as_slice() == key(index));
-                    each(index, found.map(|(_, slot)| slot.get()));
+                let (table, arena) = lock!(self, shard, read);
+                for (likely, index) in find_likely!(table, hashes, indices) {
+                    let found = find_given!(table, arena, hashes[index], key(index), likely);
+                    each(index, found.and_then(|handle| arena.slot(handle)));
                 }
             });
         }
@@ -101,41 +219,36 @@ mod imp {
             mut change: impl FnMut(usize, &mut Slot),
         ) {
             self.shard_by_shard(hashes, |shard, indices| {
-                let Some(shard) = self.0.shards().get(shard) else { return };
-                let mut table = shard.write();
-                for &(_, index) in indices {
-                    let hash = hashes.get(index).copied().unwrap_or_default();
-                    let found = table.get_mut(hash, |(candidate, _)| candidate.as_slice() == key(index));
-                    if let Some((_, slot)) = found {
-                        change(index, slot.get_mut());
+                let (table, mut arena) = lock!(self, shard, write);
+                for (likely, index) in find_likely!(table, hashes, indices) {
+                    let found = find_given!(table, arena, hashes[index], key(index), likely);
+                    let Some(handle) = found else { continue };
+                    if let Some(mut slot) = arena.slot(handle) {
+                        change(index, &mut slot);
+                        arena.set(handle, slot);
                     }
                 }
             });
         }
 
-        /// Runs `change` on the slot of every key that has one and inserts `slot` for the others, a shard at a time, keys
-        /// that are the same in their order. Tells `inserted` of those.
+        /// For every key as [`change_or_insert`](Self::change_or_insert), a shard at a time, keys that are the same in
+        /// their order.
         pub(in crate::keydir) fn change_or_insert_many<'k>(
             &self,
             hashes: &[u64],
             key: impl Fn(usize) -> &'k [u8],
             slot: impl Fn(usize) -> Slot,
-            mut change: impl FnMut(usize, &mut Slot),
-            mut inserted: impl FnMut(usize),
+            mut change: impl FnMut(usize, Option<&mut Slot>),
         ) {
             self.shard_by_shard(hashes, |shard, indices| {
-                let Some(shard) = self.0.shards().get(shard) else { return };
-                let mut table = shard.write();
-                for &(_, index) in indices {
-                    let hash = hashes.get(index).copied().unwrap_or_default();
-                    match table.get_mut(hash, |(candidate, _)| candidate.as_slice() == key(index)) {
-                        Some((_, found)) => change(index, found.get_mut()),
-                        None => {
-                            let new = (Key::new(key(index)), SharedValue::new(slot(index)));
-                            table.insert(hash, new, |(key, _)| self.0.hasher().hash_one(key));
-                            inserted(index);
-                        }
-                    }
+                let (mut table, mut arena) = lock!(self, shard, write);
+                for (likely, index) in find_likely!(table, hashes, indices) {
+                    let (hash, key) = (hashes[index], key(index));
+                    // One of the keys before may have been the same.
+                    let found =
+                        likely.filter(|&handle| arena.is_of(handle, key)).or_else(|| find!(table, arena, hash, key));
+                    let mut change = |found: Option<&mut Slot>| change(index, found);
+                    change_or_insert!(table, arena, found, hash, key, slot(index), change);
                 }
             });
         }
@@ -143,9 +256,8 @@ mod imp {
         /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
         /// shard for longer than that takes.
         fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[(usize, usize)])) {
-            let shard_of = |hash: u64| self.0.determine_shard(to_usize(hash));
             let mut order: Vec<(usize, usize)> =
-                hashes.iter().enumerate().map(|(index, &hash)| (shard_of(hash), index)).collect();
+                hashes.iter().enumerate().map(|(index, &hash)| (self.shard_of(hash), index)).collect();
             order.sort_unstable();
             for of_one_shard in order.chunk_by(|(one, _), (other, _)| one == other) {
                 for indices in of_one_shard.chunks(LOCKED_LOOKUPS) {
@@ -154,16 +266,33 @@ mod imp {
             }
         }
 
-        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(&Slot) -> bool) {
-            self.0.remove_if(key, |_, slot| is_due(slot));
+        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(Slot) -> bool) {
+            let hash = self.hasher.hash_one(key);
+            let (mut table, mut arena) = lock!(self, self.shard_of(hash), write);
+            let Some(handle) = find!(table, arena, hash, key) else { return };
+            if arena.slot(handle).is_some_and(is_due) {
+                remove!(self, table, arena, hash, handle);
+            }
         }
 
-        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(&Slot) -> bool) {
-            self.0.retain(|_, slot| stays(slot));
+        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(Slot) -> bool) {
+            for shard in 0..self.arenas.len() {
+                let mut doomed: Vec<Vec<u8>> = Vec::new();
+                lock!(self, shard, read).1.for_each(|key, slot| {
+                    if !stays(slot) {
+                        doomed.push(key.to_vec());
+                    }
+                });
+                for key in doomed {
+                    self.remove_if(&key, |slot| !stays(slot));
+                }
+            }
         }
 
-        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&Key, &Slot)) {
-            self.0.iter().for_each(|entry| each(entry.key(), entry.value()));
+        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&[u8], Slot)) {
+            for shard in 0..self.arenas.len() {
+                lock!(self, shard, read).1.for_each(&mut each);
+            }
         }
     }
 }
@@ -174,10 +303,10 @@ mod imp {
     use std::hash::BuildHasher;
     use std::sync::PoisonError;
 
-    use super::{Key, KeyedSip, Slot};
+    use super::{KeyedSip, Slot};
     use crate::sync::RwLock;
 
-    type Shard = RwLock<HashMap<Key, Slot, KeyedSip>>;
+    type Shard = RwLock<HashMap<Box<[u8]>, Slot, KeyedSip>>;
 
     pub(in crate::keydir) struct Map {
         hasher: KeyedSip,
@@ -204,35 +333,27 @@ mod imp {
             self.shard(key).read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
         }
 
-        pub(in crate::keydir) fn change<T>(&self, key: &[u8], change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
-            let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
-            shard.get_mut(key).map(change)
-        }
-
         pub(in crate::keydir) fn change_or_insert<T>(
             &self,
-            key: Key,
+            key: &[u8],
             slot: Slot,
-            change: impl FnOnce(&mut Slot) -> T,
-            inserted: impl FnOnce() -> T,
+            change: impl FnOnce(Option<&mut Slot>) -> T,
         ) -> T {
-            let mut shard = self.shard(key.as_slice()).write().unwrap_or_else(PoisonError::into_inner);
-            match shard.get_mut(key.as_slice()) {
-                Some(occupied) => change(occupied),
-                None => {
-                    shard.insert(key, slot);
-                    inserted()
-                }
+            let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(occupied) = shard.get_mut(key) {
+                return change(Some(occupied));
             }
+            shard.insert(key.into(), slot);
+            change(None)
         }
 
         pub(in crate::keydir) fn get_many<'k>(
             &self,
             hashes: &[u64],
             key: impl Fn(usize) -> &'k [u8],
-            mut each: impl FnMut(usize, Option<&Slot>),
+            mut each: impl FnMut(usize, Option<Slot>),
         ) {
-            (0..hashes.len()).for_each(|index| each(index, self.get(key(index)).as_ref()));
+            (0..hashes.len()).for_each(|index| each(index, self.get(key(index))));
         }
 
         pub(in crate::keydir) fn change_many<'k>(
@@ -242,7 +363,10 @@ mod imp {
             mut change: impl FnMut(usize, &mut Slot),
         ) {
             for index in 0..hashes.len() {
-                self.change(key(index), |slot| change(index, slot));
+                let mut shard = self.shard(key(index)).write().unwrap_or_else(PoisonError::into_inner);
+                if let Some(slot) = shard.get_mut(key(index)) {
+                    change(index, slot);
+                }
             }
         }
 
@@ -251,32 +375,30 @@ mod imp {
             hashes: &[u64],
             key: impl Fn(usize) -> &'k [u8],
             slot: impl Fn(usize) -> Slot,
-            mut change: impl FnMut(usize, &mut Slot),
-            mut inserted: impl FnMut(usize),
+            mut change: impl FnMut(usize, Option<&mut Slot>),
         ) {
             for index in 0..hashes.len() {
-                let (new, key) = (slot(index), Key::new(key(index)));
-                self.change_or_insert(key, new, |slot| change(index, slot), || inserted(index));
+                self.change_or_insert(key(index), slot(index), |found| change(index, found));
             }
         }
 
-        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(&Slot) -> bool) {
+        pub(in crate::keydir) fn remove_if(&self, key: &[u8], is_due: impl FnOnce(Slot) -> bool) {
             let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
-            if shard.get(key).is_some_and(is_due) {
+            if shard.get(key).copied().is_some_and(is_due) {
                 shard.remove(key);
             }
         }
 
-        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(&Slot) -> bool) {
+        pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(Slot) -> bool) {
             for shard in &self.shards {
-                shard.write().unwrap_or_else(PoisonError::into_inner).retain(|_, slot| stays(slot));
+                shard.write().unwrap_or_else(PoisonError::into_inner).retain(|_, slot| stays(*slot));
             }
         }
 
-        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&Key, &Slot)) {
+        pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&[u8], Slot)) {
             for shard in &self.shards {
                 let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-                shard.iter().for_each(|(key, slot)| each(key, slot));
+                shard.iter().for_each(|(key, slot)| each(key, *slot));
             }
         }
     }
