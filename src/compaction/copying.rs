@@ -93,24 +93,44 @@ fn start_helper(
     terms: Terms,
     gate: &Gate,
 ) -> Option<Promise<Copied>> {
+    let (compactor_too, gate) = (Arc::clone(compactor), gate.of_the_helper());
+    let task = async move { copy_some(&compactor_too, &inputs, terms, &gate).await };
+    // Of one that panicked, the outputs are leftovers for the next open.
+    let error = Error::new(ErrorKind::Poisoned, "compact: the copying thread ended early");
+    let (finished, unfinished, report) = (Vec::new(), Vec::new(), Report::default());
+    let lost = Copied { finished, unfinished, report, result: Err(JobError::Failed(error)) };
+    spawn_helper(compactor, task, lost)
+}
+
+/// Runs `task` on a thread of its own, and promises what comes of it, or `lost` if it panics; `None` where there is no
+/// thread to be had.
+pub(super) fn spawn_helper<T: Send + 'static>(
+    compactor: &Compactor,
+    task: impl Future<Output = T> + Send + 'static,
+    lost: T,
+) -> Option<Promise<T>> {
     let promise = Promise::new();
-    let (compactor_too, gate, answer) = (Arc::clone(compactor), gate.of_the_helper(), Answer(promise.clone()));
+    let mut answer = Answer { promise: promise.clone(), lost: Some(lost) };
     let task = Box::pin(async move {
-        answer.0.fulfil(copy_some(&compactor_too, &inputs, terms, &gate).await);
+        let result = task.await;
+        answer.lost = None;
+        answer.promise.fulfil(result);
     });
     // As its parent: a thread inherits the priority it is started with.
     compactor.io.spawn("ringcask-copy", Priority::Foreground, task).ok()?;
     Some(promise)
 }
 
-/// Answers for a helper that panicked. Its outputs are leftovers for the next open.
-struct Answer(Promise<Copied>);
+/// Answers for a helper that panicked.
+struct Answer<T> {
+    promise: Promise<T>,
+    lost: Option<T>,
+}
 
-impl Drop for Answer {
+impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        // The first answer stays.
-        let error = Error::new(ErrorKind::Poisoned, "compact: the copying thread ended early");
-        let (finished, unfinished, report) = (Vec::new(), Vec::new(), Report::default());
-        self.0.fulfil(Copied { finished, unfinished, report, result: Err(JobError::Failed(error)) });
+        if let Some(lost) = self.lost.take() {
+            self.promise.fulfil(lost);
+        }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! - [`picker`] — which segments, as a pure function.
 //! - [`rewrite`] — which records, and copying them; [`copying`] — on how many threads.
-//! - [`output`] — the new segments.
+//! - [`output`] — the new segments; [`moving`] — pointing the keys at them.
 //! - [`pace`] — how fast.
 //! - here — a job from its beginning to the moment when the new segments have taken the old ones' place.
 //!
@@ -35,6 +35,7 @@
 //! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
 
 mod copying;
+mod moving;
 mod output;
 mod pace;
 pub(crate) mod picker;
@@ -48,9 +49,9 @@ use std::time::Duration;
 
 use crate::commit::{CommitCounters, Log, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HintReader, ManifestSegment, RecordKind};
+use crate::format::ManifestSegment;
 use crate::io::Io;
-use crate::keydir::{Keydir, Location, Move};
+use crate::keydir::Keydir;
 use crate::maintenance::Gate;
 use crate::mutant::{self, Mutant};
 use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
@@ -58,15 +59,13 @@ use crate::stats::CompactionReport;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use copying::{Copied, Terms, copy_all};
+use moving::{Moves, move_all};
 use output::Finished;
 use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
 
 /// So long after a job, what syncs take is taken for undisturbed.
 const CALM_AFTER: Duration = Duration::from_secs(2);
-
-/// Keys that are moved to their copies at a time.
-const MOVES: usize = 4096;
 
 /// What the options say about it.
 #[derive(Clone, Copy, Debug)]
@@ -286,7 +285,7 @@ impl Compactor {
         report.segments_dropped_unread = unread.len() as u64;
         let gone: u64 = inputs.iter().chain(&unread).map(|segment| segment.written_end()).sum();
         report.bytes_freed = gone.saturating_sub(finished.iter().map(|output| output.len).sum());
-        self.take_over(finished, inputs, unread, inside);
+        self.take_over(finished, inputs, unread, inside).await;
         Ok(report)
     }
 
@@ -367,8 +366,8 @@ impl Compactor {
     }
 
     /// Points the keys at the copies and lets the inputs go.
-    fn take_over(
-        &self,
+    async fn take_over(
+        self: &Arc<Self>,
         finished: Vec<Finished>,
         inputs: Vec<Arc<Segment>>,
         unread: Vec<Arc<Segment>>,
@@ -377,6 +376,7 @@ impl Compactor {
         replaced.sort_unstable();
         let retire_early = mutant::is(Mutant::InputsRetiredBeforeKeysMoved);
         inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
+        let mut outputs = Vec::with_capacity(finished.len());
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
             let segment = Segment::new(identity.id, identity.salt, identity.first_seq, len, Some(file));
@@ -387,38 +387,11 @@ impl Compactor {
                 self.relocate(&segment, &hint, &replaced, &inputs);
             }
             self.registry.insert(Arc::clone(&segment));
-            self.relocate(&segment, &hint, &replaced, &inputs);
+            outputs.push((segment, hint));
         }
+        move_all(self, Moves { outputs, inputs: inputs.clone(), replaced }).await;
         for segment in inputs.into_iter().chain(unread) {
             self.registry.retire(segment);
-        }
-    }
-
-    fn relocate(&self, output: &Segment, hint: &[u8], replaced: &[u32], inputs: &[Arc<Segment>]) {
-        // It was made in memory a moment ago, by the rules it is read by.
-        let Ok((_, entries)) = HintReader::new(hint) else { return };
-        let mut moves = Vec::with_capacity(MOVES);
-        for entry in entries.flatten().filter(|entry| entry.kind == RecordKind::Put) {
-            let Some(to) = Location::new(output.id, entry.offset, entry.value_len) else { continue };
-            moves.push(Move { key: entry.key, seq: entry.seq, to });
-            if moves.len() == MOVES {
-                self.make_moves(&moves, output, replaced, inputs);
-                moves.clear();
-            }
-        }
-        self.make_moves(&moves, output, replaced, inputs);
-    }
-
-    fn make_moves(&self, moves: &[Move<'_>], output: &Segment, replaced: &[u32], inputs: &[Arc<Segment>]) {
-        // Where the records were, with their lengths; summed up outside the locks.
-        let mut moved = Vec::with_capacity(moves.len());
-        self.keydir
-            .relocate(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
-        if !mutant::is(Mutant::CopiesNotCounted) {
-            output.add_live(moved.iter().map(|(_, len)| len).sum());
-        }
-        for input in inputs {
-            input.remove_live(moved.iter().filter(|(id, _)| *id == input.id).map(|(_, len)| len).sum());
         }
     }
 

@@ -104,8 +104,10 @@ impl Step {
         self.records.retain_mut(|record| {
             let stays = record.header.kind != RecordKind::Put || alive.next().unwrap_or(true);
             if stays {
-                bytes.copy_within(record.at..record.at + record.len, end);
-                record.at = end;
+                if record.at > end {
+                    bytes.copy_within(record.at..record.at + record.len, end);
+                    record.at = end;
+                }
                 end += record.len;
             }
             stays

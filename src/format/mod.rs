@@ -303,7 +303,7 @@ pub use hint::{HINT_BLOCK_HEADER_LEN, HINT_BLOCK_TARGET_LEN, HINT_ENTRY_LEN, HIN
 pub use hint::{HintEntry, HintHeader, HintReader, HintWriter, whole_blocks};
 pub use manifest::{MANIFEST_HEADER_LEN, MANIFEST_SEGMENT_LEN, Manifest, ManifestSegment};
 pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
-pub use record::{find_record, patch_header, read_record, record_len};
+pub use record::{find_record, patch_header, read_record, read_record_of, record_len};
 pub use segment_header::SegmentHeader;
 
 /// Major version of the format this code reads and writes.

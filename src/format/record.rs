@@ -207,7 +207,11 @@ impl std::fmt::Debug for Record<'_> {
 /// go beyond the record. [`DecodeError::Incomplete`] says how many there must be; whether the file can have so many is
 /// for the caller to compare, before it allocates.
 pub fn read_record<'a>(bytes: &'a [u8], binding: &Binding, offset: u64) -> Result<Record<'a>, DecodeError> {
-    let header = RecordHeader::decode(bytes, binding, offset)?;
+    read_record_of(RecordHeader::decode(bytes, binding, offset)?, bytes)
+}
+
+/// As [`read_record`], of a record whose header was decoded from the same `bytes` before.
+pub fn read_record_of(header: RecordHeader, bytes: &[u8]) -> Result<Record<'_>, DecodeError> {
     let len = header.record_len();
     let whole = usize::try_from(len).ok().and_then(|len| bytes.get(..len));
     let mut fields = Fields::new(whole.ok_or(DecodeError::Incomplete { needed: len })?);

@@ -93,12 +93,12 @@ mod imp {
     macro_rules! find_likely {
         ($table:expr, $hashes:expr, $indices:expr) => {{
             let mut likely = [None; LOCKED_LOOKUPS];
-            for (handle, &(_, index)) in likely.iter_mut().zip($indices) {
+            for (handle, &index) in likely.iter_mut().zip($indices) {
                 let hash = $hashes[index];
                 let found = $table.get(table_hash(hash), |(place, _)| place.has_hash(hash));
                 *handle = found.map(|(place, _)| place.handle());
             }
-            likely.into_iter().zip($indices.iter().map(|&(_, index)| index))
+            likely.into_iter().zip($indices.iter().copied())
         }};
     }
 
@@ -255,14 +255,23 @@ mod imp {
 
         /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
         /// shard for longer than that takes.
-        fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[(usize, usize)])) {
-            let mut order: Vec<(usize, usize)> =
-                hashes.iter().enumerate().map(|(index, &hash)| (self.shard_of(hash), index)).collect();
-            order.sort_unstable();
-            for of_one_shard in order.chunk_by(|(one, _), (other, _)| one == other) {
-                for indices in of_one_shard.chunks(LOCKED_LOOKUPS) {
-                    some(indices.first().map_or(0, |(shard, _)| *shard), indices);
-                }
+        fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[usize])) {
+            let mut ends = vec![0; self.arenas.len() + 1];
+            hashes.iter().for_each(|&hash| ends[self.shard_of(hash) + 1] += 1);
+            for shard in 1..ends.len() {
+                ends[shard] += ends[shard - 1];
+            }
+            // Until now they are where each shard's indices begin.
+            let mut order = vec![0; hashes.len()];
+            for (index, &hash) in hashes.iter().enumerate() {
+                let end = &mut ends[self.shard_of(hash)];
+                order[*end] = index;
+                *end += 1;
+            }
+            let mut begin = 0;
+            for (shard, &end) in ends.iter().enumerate().take(self.arenas.len()) {
+                order[begin..end].chunks(LOCKED_LOOKUPS).for_each(|indices| some(shard, indices));
+                begin = end;
             }
         }
 

@@ -12,7 +12,7 @@ use crc32fast::Hasher;
 use super::window::{CHUNK_BYTES, ReadAhead, Window};
 use crate::format::{
     ALIGN, BatchFrame, Binding, DecodeError, MAX_KEY_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind,
-    Watermark, find_record, read_record,
+    Watermark, find_record, read_record_of,
 };
 use crate::io::util::to_usize;
 use crate::io::{File, util};
@@ -310,10 +310,9 @@ impl Scan {
         }
         self.window.fill(offset, to_usize(len)).await?;
         let bytes = self.window.from(offset);
-        match read_record(bytes, &self.binding, offset) {
+        match read_record_of(header, bytes) {
             Err(DecodeError::PayloadChecksum | DecodeError::Padding) if mutant::is(Mutant::PayloadUnverified) => {}
             Err(DecodeError::Incomplete { .. }) if mutant::is(Mutant::LengthUnchecked) => {}
-            Err(DecodeError::HeaderChecksum) if mutant::is(Mutant::HeaderUnverified) => {}
             Err(error) => return Ok(Err(error)),
             Ok(_) => {}
         }

@@ -17,6 +17,9 @@ pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// misaligned read it would read parts twice.
 const CHUNK_ONCE_BYTES: usize = 2 << 20;
 
+/// Room before a chunk that is read ahead, for what is left of the one before: so the chunk itself is not copied.
+const HEADROOM: usize = 128 << 10;
+
 /// How a window reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadAhead {
@@ -32,6 +35,9 @@ pub(crate) struct Window {
     limit: u64,
     read_ahead: ReadAhead,
     bytes: Vec<u8>,
+    /// Where in `bytes` the window begins,
+    begin: usize,
+    /// and where in the file.
     start: u64,
     ahead: VecDeque<Ahead>,
     /// Buffers for reads to come.
@@ -53,6 +59,7 @@ impl Window {
             limit,
             read_ahead,
             bytes: Vec::new(),
+            begin: 0,
             start,
             ahead: VecDeque::new(),
             spare: Vec::new(),
@@ -79,13 +86,17 @@ impl Window {
     }
 
     fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
+        self.start + self.len() as u64
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() - self.begin
     }
 
     /// What the window holds from `offset` on.
     pub(crate) fn from(&self, offset: u64) -> &[u8] {
         let at = offset.checked_sub(self.start).map_or(usize::MAX, to_usize);
-        self.bytes.get(at..).unwrap_or_default()
+        self.bytes.get(self.begin.saturating_add(at)..).unwrap_or_default()
     }
 
     /// Brings `wanted` bytes from `offset` on into the window, or what there is before the limit; returns how many there
@@ -95,14 +106,14 @@ impl Window {
         let wanted = wanted.min(left);
         if offset < self.start || offset > self.end() {
             self.bytes.clear();
-            self.start = offset;
+            (self.begin, self.start) = (0, offset);
             // Their results are wanted by nobody; they run to their end by themselves.
             self.ahead.clear();
         }
         if self.from(offset).len() < wanted {
-            self.bytes.drain(..to_usize(offset - self.start));
+            self.begin += to_usize(offset - self.start);
             self.start = offset;
-            while self.bytes.len() < wanted {
+            while self.len() < wanted {
                 self.read_chunk().await?;
             }
         }
@@ -115,34 +126,45 @@ impl Window {
         let end = self.end();
         let Some(Ahead { len, done, .. }) = self.ahead.pop_front() else {
             let chunk = util::read_exact(&*self.file, end, self.chunk_len(end)).await?;
-            self.append(chunk);
+            self.append(chunk, 0);
             return Ok(());
         };
         let ReadDone { result, mut buf } = done.await;
         // What came short, or failed, is read again by the loop that knows what that means.
         let filled = result.unwrap_or(0);
         if filled < len {
-            buf.resize(len, 0);
-            let (rest, filled) = util::read_full_once(&*self.file, buf, filled, end + filled as u64).await?;
-            if filled < len {
+            buf.resize(HEADROOM + len, 0);
+            let (rest, filled) = util::read_full_once(&*self.file, buf, HEADROOM + filled, end + filled as u64).await?;
+            if filled < HEADROOM + len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             buf = rest;
         }
-        self.append(buf);
+        self.append(buf, HEADROOM);
         Ok(())
     }
 
-    fn append(&mut self, chunk: Vec<u8>) {
-        self.bytes_read += chunk.len() as u64;
-        if self.bytes.is_empty() {
-            let old = std::mem::replace(&mut self.bytes, chunk);
-            self.spare.push(old);
-        } else {
-            self.bytes.extend_from_slice(&chunk);
-            self.spare.push(chunk);
+    /// Appends a chunk with so much room before it.
+    fn append(&mut self, mut chunk: Vec<u8>, headroom: usize) {
+        self.bytes_read += (chunk.len() - headroom) as u64;
+        let rest = self.bytes.get(self.begin..).unwrap_or_default();
+        let unused = match headroom.checked_sub(rest.len()) {
+            Some(begin) => {
+                chunk[begin..headroom].copy_from_slice(rest);
+                self.begin = begin;
+                std::mem::replace(&mut self.bytes, chunk)
+            }
+            // A long record.
+            None => {
+                self.bytes.drain(..self.begin);
+                self.begin = 0;
+                self.bytes.extend_from_slice(&chunk[headroom..]);
+                chunk
+            }
+        };
+        if self.read_ahead != ReadAhead::None && self.spare.len() < 4 {
+            self.spare.push(unused);
         }
-        self.spare.truncate(4);
     }
 
     /// Bytes of the chunk at `offset`. Chunks that are read once end at multiples of their size.
@@ -164,8 +186,8 @@ impl Window {
                 return;
             }
             let mut buf = self.spare.pop().unwrap_or_default();
-            buf.resize(len, 0);
-            let done = self.file.read_once(buf, 0, offset);
+            buf.resize(HEADROOM + len, 0);
+            let done = self.file.read_once(buf, HEADROOM, offset);
             self.ahead.push_back(Ahead { offset, len, done });
         }
     }
