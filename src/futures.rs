@@ -55,7 +55,7 @@ fn give_back(buffer: Vec<u8>) {
     });
 }
 
-fn polled_after_completion<T>() -> Poll<Result<T>> {
+pub(crate) fn polled_after_completion<T>() -> Poll<Result<T>> {
     Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, "the future was polled after it had completed")))
 }
 

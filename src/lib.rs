@@ -79,6 +79,7 @@ pub mod io;
 mod io;
 mod keydir;
 mod maintenance;
+mod multi_get;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub mod mutant;
@@ -104,6 +105,7 @@ mod wake;
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
 pub use futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
+pub use multi_get::MultiGet;
 pub use options::{Builder, CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
 pub use options::{PutOptions, Recovery, WritePath};
 pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};

@@ -16,6 +16,7 @@ use crate::futures::{
     Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer,
 };
 use crate::io::IoKind;
+use crate::multi_get::MultiGet;
 use crate::options::{Builder, CompactOptions, MAX_KEY_LEN, PutOptions};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
@@ -130,6 +131,39 @@ impl Store {
     /// Reading changes nothing; a dropped read is finished by the engine and its result thrown away.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
         Get::new(Arc::clone(self.core()), key.as_ref())
+    }
+
+    /// The values of many keys, in the order of the keys; `None` for a key without one.
+    ///
+    /// Each key is read as by [`get`](Self::get), in no common point in time: of a batch that is written meanwhile some
+    /// may show the values before and some those after. What the page cache has is read on the caller's thread, some
+    /// hundred keys in each poll. All reads that have to wait for the disk are then handed to the kernel together, which
+    /// is what this is for; their values are in memory at the same time. A key may be asked for more than once.
+    ///
+    /// # Errors
+    ///
+    /// The first one that is met, as of [`get`](Self::get); it ends the whole call.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`get`](Self::get).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # pollster::block_on(async {
+    /// let store = ringcask::Store::open(dir.path()).await?;
+    /// store.put("a", "1").await?;
+    /// store.put("b", "2").await?;
+    /// let values = store.multi_get(["b", "none", "a"]).await?;
+    /// assert_eq!(values, [Some("2".into()), None, Some("1".into())]);
+    /// # store.close().await
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> MultiGet {
+        MultiGet::new(Arc::clone(self.core()), keys)
     }
 
     /// Stores `value` under `key`, replacing any earlier value, at the store's durability; returns the write's version.

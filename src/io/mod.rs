@@ -93,6 +93,11 @@ pub trait Io: Send + Sync + fmt::Debug + 'static {
     /// Hands what the calling task has started to the kernel now, instead of when the task next waits.
     fn flush(&self) {}
 
+    /// Runs `start`, and hands the operations that it starts to the kernel together where that can be.
+    fn together(&self, start: &mut dyn FnMut()) {
+        start();
+    }
+
     /// Ready after `duration`. Only inside a spawned task.
     fn sleep(&self, duration: Duration) -> OpFuture<()>;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::{Batch, Durability, Engine, Error, Recovery, Store, Version};
+use ringcask::{Batch, Durability, Engine, Error, ErrorKind, Recovery, Store, Version};
 
 use crate::support::{
     LEVELS, Model, Rng, assert_holds, at, block_on, close, delete, for_each_engine, for_each_world, get, open, put,
@@ -416,7 +416,36 @@ fn names_of_levels_engines_and_recoveries_parse_back() {
         assert_eq!(recovery.to_string().parse::<Recovery>().unwrap(), recovery);
     }
     let error = "always".parse::<Durability>().unwrap_err();
-    assert_eq!(error.kind(), ringcask::ErrorKind::InvalidConfig);
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert!(error.to_string().contains("always"), "{error}");
     assert_eq!(Durability::default(), Durability::Synced);
+}
+
+#[test]
+fn many_keys_are_read_in_one_call_in_their_order() {
+    for_each_world(|env| {
+        let store = open(env.builder().segment_bytes(64 << 10));
+        let key = |number: usize| format!("key-{number}");
+        let value = |number: usize| vec![number as u8; number * 13 % 3_000];
+        for number in 0..400 {
+            put_at(&store, LEVELS[number % 3], key(number), value(number));
+        }
+        assert!(delete(&store, key(7)));
+        // More than are looked up in one poll, some twice, some that are not there.
+        let mut rng = Rng::new(3);
+        let numbers: Vec<usize> = (0..1_000).map(|_| rng.below(420) as usize).collect();
+        let values = block_on(store.multi_get(numbers.iter().map(|&number| key(number)))).unwrap();
+        let expected = |number: usize| (number < 400 && number != 7).then(|| Bytes::from(value(number)));
+        assert_eq!(values.len(), numbers.len());
+        for (&number, value) in numbers.iter().zip(values) {
+            assert_eq!(value, expected(number), "key {number}");
+        }
+        assert_eq!(block_on(store.multi_get::<&str>([])).unwrap(), []);
+        let error = block_on(store.multi_get(["key-1", "", "key-2"])).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let stats = store.stats();
+        println!("{} gets, {} of them waited for the disk", stats.gets, stats.gets_from_disk);
+        close(store.clone());
+        assert_eq!(block_on(store.multi_get(["key-1"])).unwrap_err().kind(), ErrorKind::Closed);
+    });
 }

@@ -22,10 +22,11 @@ use crate::support::{Env, LEVELS, at, block_on, close, get, in_simulation, open,
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// The public calls that return a future, and which; each is a [`Call`], or has a sweep of its own.
-const CALLS: [(&str, &str); 13] = [
+const CALLS: [(&str, &str); 14] = [
     ("open", "Open"),
     ("open", "Open"),
     ("get", "Get"),
+    ("multi_get", "MultiGet"),
     ("put", "Put"),
     ("put_with", "Put"),
     ("put_bytes", "Put"),
@@ -40,7 +41,7 @@ const CALLS: [(&str, &str); 13] = [
 
 #[test]
 fn every_future_of_the_crate_is_among_them() {
-    let futures = include_str!("../../src/futures.rs");
+    let futures = [include_str!("../../src/futures.rs"), include_str!("../../src/multi_get.rs")].concat();
     let named: BTreeSet<&str> = futures
         .lines()
         .filter_map(|line| line.strip_prefix("impl Future for ")?.strip_suffix(" {"))
@@ -118,6 +119,7 @@ fn boxed<T: 'static>(future: impl Future<Output = Result<T>> + Send + 'static) -
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Get,
+    MultiGet,
     Put,
     PutBytes,
     Delete,
@@ -129,8 +131,9 @@ enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Get,
+        Self::MultiGet,
         Self::Put,
         Self::PutBytes,
         Self::Delete,
@@ -159,6 +162,7 @@ impl Call {
     fn begin(self, store: &Store, key: &str, level: Durability) -> Boxed {
         match self {
             Self::Get => boxed(store.get(key)),
+            Self::MultiGet => boxed(store.multi_get([key, "absent", key])),
             Self::Put => boxed(store.put_with(key, "new", at(level))),
             Self::PutBytes => boxed(store.put_bytes(key, Bytes::from(vec![7; 70_000]))),
             Self::Delete => boxed(store.delete_with(key, at(level))),

@@ -15,8 +15,8 @@ use ringcask::io::{Io, OpenMode};
 use ringcask::{Durability, Engine, Store};
 
 use crate::support::{
-    Env, block_on, child_env, close, expect_success, for_each_engine, is_child, open, put, put_at, rerun, rerun_traced,
-    skip, uring_refused,
+    Env, block_on, child_env, close, expect_success, files_with, for_each_engine, get, is_child, open, put, put_at,
+    rerun, rerun_traced, skip, uring_refused,
 };
 
 const MARK: &str = "ringcask-mark/";
@@ -95,8 +95,15 @@ fn said(output: &str) -> BTreeMap<String, Said> {
     lines.map(parse).collect()
 }
 
-/// Cuts a trace at its marks.
+/// Cuts the trace of [`phases`] at its marks.
 fn by_phase(trace: &str) -> BTreeMap<String, Vec<String>> {
+    let phases = cut_at_marks(trace);
+    assert_eq!(phases.len(), 8, "phases {:?}", phases.keys());
+    phases
+}
+
+/// Cuts a trace at its marks; what comes before a mark goes by its name.
+fn cut_at_marks(trace: &str) -> BTreeMap<String, Vec<String>> {
     let (mut phases, mut current) = (BTreeMap::new(), Vec::new());
     for line in trace.lines() {
         match line.split_once(MARK) {
@@ -107,7 +114,6 @@ fn by_phase(trace: &str) -> BTreeMap<String, Vec<String>> {
             None => current.push(line.to_owned()),
         }
     }
-    assert_eq!(phases.len(), 8, "phases {:?}", phases.keys());
     phases
 }
 
@@ -362,6 +368,70 @@ fn a_refused_flag_costs_one_system_call() {
     let lines: Vec<String> = trace.lines().filter(|line| line.contains("data>")).map(str::to_owned).collect();
     assert_eq!(count(&lines, |line| line.contains("preadv2(") && line.contains("EOPNOTSUPP")), 1, "{lines:#?}");
     assert_eq!(count(&lines, |line| line.contains("pread64(") && line.ends_with("= 7")), 20, "{lines:#?}");
+}
+
+/// Reads that have to wait for the disk reach the kernel in one call, however many keys were asked for.
+#[test]
+fn the_reads_of_many_keys_are_submitted_together() {
+    const NAME: &str = "syscalls::the_reads_of_many_keys_are_submitted_together";
+    const KEYS: u32 = 48;
+    // So far apart that no read brings in what the next one wants.
+    const VALUE: usize = 1 << 20;
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine));
+        for number in 0..KEYS {
+            put(&store, number.to_le_bytes(), vec![number as u8; VALUE]);
+        }
+        let evict = || {
+            for segment in files_with(&path, "seg") {
+                let file = fs::File::open(segment).unwrap();
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            }
+        };
+        let from_disk = || store.stats().gets_from_disk;
+        for (phase, together) in [("warm", true), ("single", false), ("many", true)] {
+            evict();
+            let before = from_disk();
+            mark(&format!("before{phase}"));
+            if together {
+                let values = block_on(store.multi_get((0..KEYS).map(u32::to_le_bytes))).unwrap();
+                assert!(
+                    values.iter().zip(0..).all(|(value, number)| value.as_ref().unwrap()[..] == vec![number; VALUE])
+                );
+            } else {
+                (0..KEYS).for_each(|number| assert_eq!(get(&store, number.to_le_bytes()).unwrap().len(), VALUE));
+            }
+            mark(phase);
+            println!("PHASE {phase} {} 0", from_disk() - before);
+        }
+        return close(store);
+    }
+    if let Some(why) = uring_refused() {
+        return skip("submissions of many reads", why);
+    }
+    if !strace_is_here() {
+        return;
+    }
+    let env = Env::new(Engine::Uring);
+    let trace = env.dir.path().join("trace");
+    let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_enter,openat"];
+    let said = said(&expect_success(rerun_traced(NAME, &env, &options)));
+    let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
+    // The second argument is how many requests are handed in; the doorbell's is one more now and then.
+    let submissions = |phase: &str| {
+        count(&phases[phase], |line| {
+            let arguments = line.split_once("io_uring_enter(").map(|(_, arguments)| arguments);
+            arguments.and_then(|arguments| arguments.split(", ").nth(1)).is_some_and(|count| count != "0")
+        })
+    };
+    let (single, many) = (submissions("single"), submissions("many"));
+    let misses = [said["single"].groups, said["many"].groups];
+    println!("{single} submissions for {} single reads, {many} for {} together", misses[0], misses[1]);
+    // One by one, the kernel reads ahead.
+    assert!(misses[0] > 0 && misses[1] >= KEYS as usize / 2, "the page cache answered: {misses:?}");
+    assert!(single >= misses[0], "{single} submissions for {} single reads", misses[0]);
+    assert!(many <= 4, "{many} submissions for {} reads", misses[1]);
 }
 
 /// The nice value of this process's one thread named `name`.

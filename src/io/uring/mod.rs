@@ -116,6 +116,21 @@ impl Io for UringIo {
         }
     }
 
+    fn together(&self, start: &mut dyn FnMut()) {
+        if self.0.world.owns_this_thread() {
+            // They wait for the task's next flush as it is.
+            return start();
+        }
+        let ops = Held::collect(start);
+        if ops.is_empty() {
+            return;
+        }
+        match self.0.reader() {
+            Ok(reader) => reader.inbox.push(ops),
+            Err(_) => ops.into_iter().for_each(Op::run),
+        }
+    }
+
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
         engine::sleep(duration)
     }
@@ -194,8 +209,9 @@ impl Dispatch for Shared {
         } else {
             op
         };
+        let Some(op) = Held::take(op) else { return };
         match self.reader() {
-            Ok(reader) => reader.inbox.push(op),
+            Ok(reader) => reader.inbox.push([op]),
             Err(_) => op.run(),
         }
     }
@@ -239,9 +255,9 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, op: Op) {
+    fn push(&self, ops: impl IntoIterator<Item = Op>) {
         let mut state = self.lock();
-        state.ops.push(op);
+        state.ops.extend(ops);
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -256,6 +272,50 @@ impl Inbox {
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+thread_local! {
+    /// Operations that a caller's thread has started and not handed on, while it starts more.
+    static HELD: RefCell<Option<Vec<Op>>> = const { RefCell::new(None) };
+}
+
+/// Holds back what a thread starts.
+struct Held {
+    /// What an outer one has held back so far.
+    outer: Option<Vec<Op>>,
+}
+
+impl Held {
+    /// Runs `start`; what it starts for the read thread is returned instead.
+    fn collect(start: &mut dyn FnMut()) -> Vec<Op> {
+        let held = Self { outer: HELD.replace(Some(Vec::new())) };
+        start();
+        let ops = HELD.take().unwrap_or_default();
+        drop(held);
+        ops
+    }
+
+    /// Holds `op` back, or gives it back where nothing is held back.
+    fn take(op: Op) -> Option<Op> {
+        let mut op = Some(op);
+        // A thread that is ending holds nothing back.
+        let _ = HELD.try_with(|held| {
+            if let Some(ops) = held.borrow_mut().as_mut() {
+                ops.extend(op.take());
+            }
+        });
+        op
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // After a panic as well: nothing may be held back for ever.
+        let lost = HELD.replace(self.outer.take());
+        for op in lost.into_iter().flatten() {
+            op.finish(Err(io::Error::other("the thread that started it panicked")));
         }
     }
 }
