@@ -33,6 +33,7 @@ mod recovery_damage;
 mod regressions;
 mod reserve;
 mod security;
+mod small_histories;
 mod support;
 mod syscalls;
 mod waiting;

@@ -103,6 +103,13 @@ pub const STAGES: &[Stage] = &[
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
     stage(
+        "small histories",
+        "RINGCASK_SMALL_HISTORIES",
+        2_000,
+        15_000,
+        "short histories of several keys and batches have an order as a whole",
+    ),
+    stage(
         "cancellation points",
         "RINGCASK_CANCELLATIONS",
         200,
