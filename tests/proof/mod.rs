@@ -106,7 +106,7 @@ pub const STAGES: &[Stage] = &[
         "small histories",
         "RINGCASK_SMALL_HISTORIES",
         2_000,
-        15_000,
+        40_000,
         "short histories of several keys and batches have an order as a whole",
     ),
     stage(
