@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 
-use crate::explore::{no_panics, panic_text};
 use crate::model::{Crash, Generation, State};
+use crate::panics::{no_panics, panic_text};
 use crate::swarm::{Mix, setup};
 use crate::workload::{Op, Run, Setup, read_all};
 

@@ -26,6 +26,7 @@ mod failures;
 mod looks;
 mod machine;
 mod model;
+mod panics;
 mod phases;
 #[path = "../proof/mod.rs"]
 mod proof;
