@@ -339,6 +339,22 @@ mod tests {
         assert!(slab.pieces_ended > 1_000, "{}", slab.pieces_ended);
     }
 
+    /// What `tests/sanitize` must see: that the sanitizer is there, and looks at this memory.
+    #[test]
+    #[ignore = "reads memory after it was freed, on purpose"]
+    #[allow(unsafe_code, reason = "the mistake that is to be noticed")]
+    fn canary_a_buffer_that_is_freed_in_flight() {
+        let (mut slab, (op, handle)) = (Slab::default(), read(&file(), 4096));
+        let key = insert(&mut slab, op);
+        if let Some(InFlight { op: Op::Read { buf, .. }, .. }) = &slab.get_mut(key).unwrap().in_flight {
+            // SAFETY: there is none. The slab still owns the buffer, as if its future's end had freed it.
+            drop(unsafe { std::ptr::read(buf) });
+        }
+        slab.remove(key).unwrap().finish(4096);
+        println!("{}", finished(handle).buf.iter().map(|byte| u32::from(*byte)).sum::<u32>());
+        std::process::abort();
+    }
+
     #[test]
     fn what_is_leaked_is_never_freed_and_its_callers_are_told() {
         let (file, freed, mut slab) = (file(), Arc::new(AtomicUsize::new(0)), Slab::default());
