@@ -5,6 +5,9 @@
 //! caller; while it still waits to be accepted (for room in the buffer, or behind an earlier write of the same key), it
 //! will not happen.
 //!
+//! One that is forgotten (`mem::forget`) without having been dropped is a handle on the store that never goes: once the store
+//! was closed it keeps memory, open files and the thread that reads, but neither the lock nor the store's two tasks.
+//!
 //! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
 //! poll nor dropping one takes a lock, which a thread of the parent's may have held.
 

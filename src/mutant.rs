@@ -73,6 +73,8 @@ pub enum Mutant {
     InputsRetiredBeforeKeysMoved,
     /// A compaction moves keys to a copy in a segment that readers cannot find yet.
     OutputFoundLate,
+    /// A look-up that finds its record's segment retired does not look again where the record is now.
+    NotLookedAgain,
     /// A look-up does not mind that a batch is being published.
     BatchEpochIgnored,
     /// A retired segment's file may go although it is being read.
@@ -83,6 +85,12 @@ pub enum Mutant {
     WakerLost,
     /// The commit task does not look again whether the bell was rung while it turned to it.
     BellNotHeard,
+    /// Room that was kept for a writer who went away is offered to nobody.
+    RoomNotOffered,
+    /// A future that is dropped leaves its waker in the list it waited in.
+    WaiterKept,
+    /// A poll of an operation looks for the result and registers its waker in two steps.
+    CompletionOverwritten,
     /// A record's checksum covers key and value alone: its header is believed as it is.
     HeaderUnverified,
     /// A hint is believed if it is of a segment with the same number, of whatever age.

@@ -20,6 +20,10 @@ pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
 pub const MAX_VALUE_LEN: u64 = crate::format::MAX_VALUE_LEN as u64;
 
 /// Where a record is when the future of its write resolves.
+///
+/// Writes of a key are ordered by their versions, whatever their durability. A `Buffered` write can be seen before an
+/// older `Synced` one that still waits for the disk, and stays the newer: so of a `Synced` batch, a key that was
+/// overwritten while the batch waited is never seen. Writes of one durability are seen in the order of their versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Durability {

@@ -175,7 +175,7 @@ fn follow<T>(
         if let Some(found) = find(entry) {
             return Ok(Some((entry, found)));
         }
-        if missed.replace(entry) == Some(entry) {
+        if missed.replace(entry) == Some(entry) || mutant::is(Mutant::NotLookedAgain) {
             return Err(entry);
         }
     }

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::mem;
 use std::task::Waker;
 
+use crate::mutant::{self, Mutant};
+
 /// The slots, each with what its future waits for.
 #[derive(Debug)]
 pub(crate) struct Waiters<T> {
@@ -78,6 +80,9 @@ impl<T> Waiters<T> {
     #[must_use = "to be dropped outside the lock"]
     pub(crate) fn leave(&mut self, slot: &mut Slot) -> Option<Waker> {
         let index = self.find(mem::take(slot).number).ok()?;
+        if mutant::is(Mutant::WaiterKept) {
+            return None;
+        }
         self.list.remove(index).map(|waiter| waiter.waker)
     }
 

@@ -1,4 +1,5 @@
-//! What may be depended on, checked without a network: sources, licences, how much, and why.
+//! What may be depended on, checked without a network: sources, licences, how much, and why. And that every `unsafe` names
+//! the test that leans on its argument.
 //!
 //! The same rules are in `deny.toml`, for a tool that also asks for advisories.
 #![allow(
@@ -9,6 +10,7 @@
     reason = "a failed check is a failed test"
 )]
 
+use std::path::Path;
 use std::process::Command;
 
 const ALLOWED: [&str; 8] = [
@@ -97,4 +99,51 @@ fn every_dependency_has_its_reason_beside_it() {
         previous = line;
     }
     assert!(seen >= 8, "{seen} dependencies");
+}
+
+/// All Rust sources below `directory`.
+fn sources(directory: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push((path.display().to_string(), std::fs::read_to_string(path).unwrap()));
+        }
+    }
+    found
+}
+
+/// The names of the tests that an argument behind `// SAFETY: ` ends with.
+fn tests_named(argument: &str) -> Vec<&str> {
+    let comment = argument.split("unsafe {").next().unwrap();
+    let Some((_, names)) = comment.split_once("Shown by ") else { return Vec::new() };
+    names.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_unsafe_block_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (library, tests) = (sources(&root.join("src")), sources(&root.join("tests")));
+    let lines = library.iter().chain(&tests).flat_map(|(_, text)| text.lines().map(str::trim));
+    let all = lines.collect::<Vec<_>>().join("\n");
+    let mut arguments = 0;
+    for (path, text) in &library {
+        // A test leans on itself.
+        let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+        for argument in code.split("// SAFETY: ").skip(1) {
+            let named = tests_named(argument);
+            assert!(!named.is_empty(), "{path}: no test is named that leans on: {argument:.200}");
+            for name in named {
+                assert!(all.contains(&format!("#[test]\nfn {name}()")), "{path}: there is no test {name:?}");
+            }
+            arguments += 1;
+        }
+        let blocks = code.lines().filter(|line| line.contains("unsafe {")).count();
+        assert_eq!(code.matches("// SAFETY: ").count(), blocks, "{path}: blocks without an argument");
+        let others = ["unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern"];
+        assert!(!others.iter().any(|item| code.contains(item)), "{path}: promises of which this test knows nothing");
+    }
+    assert!(arguments >= 9, "{arguments}");
 }

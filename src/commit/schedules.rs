@@ -59,12 +59,17 @@ struct Queue {
 
 impl Queue {
     fn new() -> Self {
+        Self::with_room(1 << 20)
+    }
+
+    /// With a buffer of so many bytes.
+    fn with_room(staging_bytes: u64) -> Self {
         let world = World::new(&Image::new());
         let keydir = Arc::new(Keydir::new((1, 2), 2));
         let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
         registry.insert(Arc::clone(&segment));
-        let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
+        let limits = Limits { segment_bytes: 1 << 20, staging_bytes, reserve_bytes: 0 };
         let log = Log::new(Arc::new(world), Arc::clone(&keydir), Arc::clone(&registry), limits, 1);
         log.set_place(Place { segment, next_offset: 4096, next_ordinal: 0, claimed_end: u64::MAX });
         Self { log, keydir, registry, synced: AtomicU64::new(0) }
@@ -87,6 +92,16 @@ impl Queue {
         let cx = &Context::from_waker(Waker::noop());
         let accepted = self.log.accept(&op, Durability::Synced, false, &mut OfferWait::default(), cx);
         assert!(matches!(accepted, Poll::Ready(Ok(Accepted::Waiting(_)) | Err(_))), "a put is {accepted:?}");
+    }
+
+    /// Offers a put of `key`; hands the offer to another thread, which gives it up, if it was not accepted.
+    fn offer_and_give_up(self: &Arc<Self>, key: &'static [u8]) -> Option<thread::JoinHandle<()>> {
+        let op = Prepared::put(Vec::new(), key, b"value");
+        let mut wait = OfferWait::default();
+        let cx = &Context::from_waker(Waker::noop());
+        let offered = self.log.accept(&op, Durability::Synced, false, &mut wait, cx);
+        let queue = Arc::clone(self);
+        offered.is_pending().then(|| thread::spawn(move || queue.log.withdraw(&mut wait)))
     }
 
     /// The commit task, until the close. One sync in eight fails.
@@ -179,4 +194,36 @@ pub(crate) fn callers_meet_the_task() {
     if queue.log.ended().is_none() {
         assert_eq!(queue.log.resolved_seq(), queue.log.next_seq() - 1, "the close has drained everything");
     }
+}
+
+/// Writers of whom only one at a time finds room, two of whom go away while they wait for it. The others are all let in.
+pub(crate) fn room_for_those_who_stay() {
+    let len = Prepared::put(Vec::new(), b"stays 1", b"value").log_len();
+    let queue = Arc::new(Queue::with_room(len + len / 2));
+    let task = Arc::clone(&queue);
+    let task = thread::spawn(move || task.serve());
+    let (first, second, third) = (Arc::clone(&queue), Arc::clone(&queue), Arc::clone(&queue));
+    let callers = [
+        thread::spawn(move || first.put(b"stays 1", Durability::Synced).is_ok()),
+        thread::spawn(move || {
+            let leaves = second.offer_and_give_up(b"goes 1");
+            let stays = second.put(b"stays 2", Durability::Buffered).is_ok();
+            leaves.into_iter().for_each(|leaves| leaves.join().unwrap());
+            stays
+        }),
+        thread::spawn(move || {
+            let leaves = third.offer_and_give_up(b"goes 2");
+            let stays = third.put(b"stays 3", Durability::Written).is_ok();
+            leaves.into_iter().for_each(|leaves| leaves.join().unwrap());
+            stays
+        }),
+    ];
+    let stayed = callers.map(|caller| caller.join().unwrap());
+    let has_failed = queue.log.ended().is_some();
+    assert!(has_failed || stayed == [true; 3], "{stayed:?} were let in by a log that goes on");
+    if !has_failed {
+        assert!(queue.put(b"stays 4", Durability::Written).is_ok() || queue.log.ended().is_some());
+    }
+    queue.log.begin_close();
+    task.join().unwrap();
 }

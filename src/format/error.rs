@@ -41,6 +41,8 @@ pub enum DecodeError {
     Count,
     /// Things that must ascend do not.
     Order,
+    /// A sequence number that no store reaches.
+    Sequence,
     /// Bytes follow where the structure has ended.
     Trailing,
     /// Written by a version of the format that this one must not touch. Not damage: the checksum is right.
@@ -80,6 +82,7 @@ impl fmt::Display for DecodeError {
             Self::Place => f.write_str("impossible offset"),
             Self::Count => f.write_str("wrong count"),
             Self::Order => f.write_str("out of order"),
+            Self::Sequence => f.write_str("sequence number out of range"),
             Self::Trailing => f.write_str("trailing bytes"),
             Self::Unsupported { found_major, found_minor, incompat } => {
                 write!(f, "format {found_major}.{found_minor} with features {incompat:#x} not supported")

@@ -4,7 +4,7 @@
 use super::bytes::{Fields, put};
 use super::record::COMPRESSION_NONE;
 use super::{ALIGN, BATCH_FRAME_LEN, Binding, DecodeError, FOOTER_LEN, RECORD_HEADER_LEN, WATERMARK_LEN};
-use super::{RecordHeader, RecordKind, SEGMENT_HEADER_LEN, payload_crc, read_record};
+use super::{RecordHeader, RecordKind, SEGMENT_HEADER_LEN, check_seq, payload_crc, read_record};
 
 /// Announces the records of an atomic batch, which follow at once: all of them count, or none.
 ///
@@ -85,7 +85,8 @@ impl Watermark {
     /// Reads the value of a watermark record.
     pub fn decode_value(value: &[u8]) -> Result<Self, DecodeError> {
         let mut fields = sized(value, WATERMARK_LEN)?;
-        Ok(Self { durable_offset: fields.u64()?, durable_seq: fields.u64()? })
+        let mark = Self { durable_offset: fields.u64()?, durable_seq: fields.u64()? };
+        check_seq(mark.durable_seq).map(|()| mark)
     }
 }
 
@@ -120,7 +121,7 @@ impl Footer {
         if footer.data_len < SEGMENT_HEADER_LEN as u64 || !footer.data_len.is_multiple_of(ALIGN) {
             return Err(DecodeError::Place);
         }
-        Ok(footer)
+        check_seq(footer.max_seq).map(|()| footer)
     }
 
     /// Reads the footer of a sealed segment that is `file_len` bytes long from its last [`FOOTER_LEN`] bytes.

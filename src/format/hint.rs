@@ -6,7 +6,9 @@
 use super::bytes::{Fields, put};
 use super::prelude::{Prelude, magic};
 use super::record::COMPRESSION_NONE;
-use super::{ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN, RecordKind, SEGMENT_HEADER_LEN, record_len};
+use super::{
+    ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN, RecordKind, SEGMENT_HEADER_LEN, check_seq, record_len,
+};
 
 /// Bytes of a hint file's header.
 pub const HINT_HEADER_LEN: usize = 96;
@@ -104,6 +106,7 @@ impl HintEntry<'_> {
             RecordKind::Tombstone => 0,
             other => return Err(DecodeError::Kind(other.tag())),
         };
+        check_seq(self.seq)?;
         if self.key.is_empty() || self.key.len() > MAX_KEY_LEN || self.value_len > value_len_max {
             return Err(DecodeError::Length);
         }

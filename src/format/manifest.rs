@@ -1,8 +1,8 @@
 //! The manifest: which segments the store consists of. Files it does not list are not part of the store.
 
-use super::DecodeError;
 use super::bytes::{Fields, put};
 use super::prelude::{Prelude, magic};
+use super::{DecodeError, check_seq};
 
 /// Bytes of the manifest's header.
 pub const MANIFEST_HEADER_LEN: usize = 80;
@@ -99,6 +99,8 @@ impl Manifest {
         let below = self.segments.last().is_none_or(|last| last.id < self.next_segment_id);
         let active = u64::from(self.active_segment);
         let has_active = active == 0 || self.segments.iter().any(|segment| segment.id == active);
-        if ascending && below && has_active { Ok(()) } else { Err(DecodeError::Order) }
+        // One follows it with the next edit.
+        let has_next = self.generation < u64::MAX;
+        if ascending && below && has_active && has_next { check_seq(self.next_seq) } else { Err(DecodeError::Order) }
     }
 }

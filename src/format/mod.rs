@@ -14,6 +14,7 @@
 //! - Reserved bytes are written as zero, and refused if they are not.
 //! - Times are milliseconds since 1970 and decide only when a value expires. The order of writes is that of sequence
 //!   numbers; a record keeps its own when compaction copies it.
+//! - Sequence numbers are below 2^63, wherever one stands. A store whose next one would be beyond 2^62 is not opened.
 //! - A key has 1..=65,535 bytes, a stored value 0..=4,294,901,712, so that the length of any record fits 32 bits.
 //!
 //! # Files and versions
@@ -306,6 +307,11 @@ pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
 pub use record::{find_record, patch_header, read_record, read_record_of, record_len};
 pub use segment_header::SegmentHeader;
 
+/// Refuses what no store reaches.
+const fn check_seq(seq: u64) -> Result<(), DecodeError> {
+    if seq <= MAX_SEQ { Ok(()) } else { Err(DecodeError::Sequence) }
+}
+
 /// Major version of the format this code reads and writes.
 pub const FORMAT_MAJOR: u16 = 1;
 
@@ -338,6 +344,9 @@ pub const WATERMARK_LEN: usize = 56;
 
 /// Bytes of a whole batch frame, its members not included.
 pub const BATCH_FRAME_LEN: usize = 64;
+
+/// The largest sequence number. The keydir needs the bit above it.
+pub const MAX_SEQ: u64 = (1 << 63) - 1;
 
 /// The longest key.
 pub const MAX_KEY_LEN: usize = 65_535;

@@ -4,7 +4,7 @@
 //! segment. Every decoder checks the header's checksum before it believes any of its fields.
 
 use super::bytes::{Fields, is_zero, put};
-use super::{ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN};
+use super::{ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN, check_seq};
 use super::{RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, payload_crc};
 
 /// What a record is. 0 is not a kind: it means never written.
@@ -146,7 +146,7 @@ impl RecordHeader {
         if (expires && self.kind != RecordKind::Put) || (self.namespace != 0 && !has_key) {
             return Err(DecodeError::Reserved);
         }
-        Ok(())
+        check_seq(self.seq)
     }
 
     /// Bytes of key and value.

@@ -2,7 +2,7 @@
 
 use super::bytes::put;
 use super::prelude::{Prelude, magic};
-use super::{DecodeError, FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN};
+use super::{DecodeError, FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN, check_seq};
 
 /// Who a segment is: written and made durable before the first record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,7 @@ impl SegmentHeader {
         let Prelude { format_major, format_minor, incompat, compat, store_id } = prelude;
         let (segment_id, salt, first_seq) = (fields.u64()?, fields.u64()?, fields.u64()?);
         prelude.reserved(fields.rest())?;
+        check_seq(first_seq)?;
         Ok(Self { format_major, format_minor, incompat, compat, store_id, segment_id, salt, first_seq })
     }
 

@@ -27,6 +27,7 @@ pub(crate) fn watch() {
         // SAFETY: `in_child` is a function for the life of the program and does nothing but an atomic addition, which
         // is async-signal-safe, as the child of a threaded process demands. The other two handlers may be absent.
         // A refusal (out of memory) leaves forks unnoticed, as in a program without this call.
+        // Shown by `a_child_sees_another_generation_and_its_parent_does_not`.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
 }
@@ -51,6 +52,7 @@ pub(crate) fn block_signals() {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: `sigfillset` initialises the set it is given, which is ours; the calls after it only read or change that
     // initialised set, and `pthread_sigmask` keeps no pointer to it. All signal numbers are valid.
+    // Shown by `signals_are_kept_away_and_faults_are_not`.
     unsafe {
         if libc::sigfillset(set.as_mut_ptr()) != 0 {
             return;
@@ -65,6 +67,27 @@ pub(crate) fn block_signals() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Signals that the calling thread does not get, a bit each.
+    fn blocked() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn signals_are_kept_away_and_faults_are_not() {
+        let before = blocked();
+        let inside = std::thread::spawn(|| {
+            block_signals();
+            blocked()
+        });
+        let inside = inside.join().unwrap();
+        let has = |signal: libc::c_int| inside & 1 << (signal - 1) != 0;
+        assert!([libc::SIGINT, libc::SIGTERM, libc::SIGCHLD, libc::SIGUSR1, libc::SIGALRM].into_iter().all(has));
+        assert!(![libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGABRT, libc::SIGPROF].into_iter().any(has));
+        assert_eq!(blocked(), before, "another thread's signals");
+    }
 
     #[test]
     fn a_child_sees_another_generation_and_its_parent_does_not() {

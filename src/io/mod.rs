@@ -22,7 +22,7 @@
 mod advice;
 mod engine;
 pub(crate) mod fork;
-mod op;
+pub(crate) mod op;
 mod os;
 pub mod probe;
 #[cfg(feature = "sim")]

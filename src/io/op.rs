@@ -20,7 +20,7 @@ use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -28,9 +28,11 @@ use rustix::io::ReadWriteFlags;
 
 use super::os::OsFile;
 use super::{ReadDone, SyncKind};
+use crate::mutant::{self, Mutant};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A result that can also say that the operation failed.
-pub(super) trait Outcome: Send + 'static {
+pub(crate) trait Outcome: Send + 'static {
     /// The result of an operation that ended with `error`.
     fn failed(error: io::Error) -> Self;
 }
@@ -96,17 +98,17 @@ pub(super) fn quietly(call: impl FnOnce()) {
 }
 
 /// The two ends of a new slot.
-pub(super) fn slot<T: Outcome>() -> (Completer<T>, Handle<T>) {
+pub(crate) fn slot<T: Outcome>() -> (Completer<T>, Handle<T>) {
     let slot = Arc::new(Slot(Mutex::new(State::Running(None))));
     (Completer(Some(Arc::clone(&slot))), Handle(slot))
 }
 
 /// The end that delivers the result.
-pub(super) struct Completer<T: Outcome>(Option<Arc<Slot<T>>>);
+pub(crate) struct Completer<T: Outcome>(Option<Arc<Slot<T>>>);
 
 impl<T: Outcome> Completer<T> {
     /// Delivers `value` and wakes whoever waits.
-    pub(super) fn complete(mut self, value: T) {
+    pub(crate) fn complete(mut self, value: T) {
         if let Some(slot) = self.0.take() {
             slot.finish(value);
         }
@@ -127,13 +129,18 @@ impl<T: Outcome> Drop for Completer<T> {
 }
 
 /// The end that waits for the result.
-pub(super) struct Handle<T>(Arc<Slot<T>>);
+pub(crate) struct Handle<T>(Arc<Slot<T>>);
 
 impl<T> Future for Handle<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let mut state = self.0.lock();
+        if matches!(*state, State::Running(_)) && mutant::is(Mutant::CompletionOverwritten) {
+            drop(state);
+            *self.0.lock() = State::Running(Some(cx.waker().clone()));
+            return Poll::Pending;
+        }
         match &mut *state {
             State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
             State::Running(waker) => {

@@ -27,6 +27,8 @@ const PARTS_WAITING_MAX: usize = 4;
 pub(super) struct Loading {
     segment: u32,
     header: HintHeader,
+    /// The largest sequence number of the segment.
+    max_seq: u64,
     progress: Mutex<Progress>,
 }
 
@@ -61,10 +63,11 @@ pub(super) enum Hint {
 impl Loading {
     pub(super) fn new(candidate: Candidate, header: HintHeader) -> Arc<Self> {
         let segment = candidate.id;
+        let max_seq = candidate.footer.as_ref().map_or(0, |footer| footer.max_seq);
         let (is_bad, hint_bytes, entries, tombstone_bytes) = (false, 0, 0, 0);
         let (candidate, open, tally) = (Some(candidate), 1, Tally::default());
         let progress = Progress { candidate, open, is_bad, hint_bytes, entries, tombstone_bytes, tally };
-        Arc::new(Self { segment, header, progress: Mutex::new(progress) })
+        Arc::new(Self { segment, header, max_seq, progress: Mutex::new(progress) })
     }
 
     fn note<R>(&self, note: impl FnOnce(&mut Progress) -> R) -> R {
@@ -79,11 +82,10 @@ impl Loading {
                 return None;
             }
             let (candidate, tally) = (progress.candidate.take()?, std::mem::take(&mut progress.tally));
-            let max_seq = candidate.footer.as_ref()?.max_seq;
             if progress.is_bad || progress.entries != self.header.entry_count {
                 return Some(Hint::Useless(candidate, tally));
             }
-            let facts = Facts { max_seq, tombstone_bytes: progress.tombstone_bytes };
+            let facts = Facts { max_seq: self.max_seq, tombstone_bytes: progress.tombstone_bytes };
             Some(Hint::Loaded(Outcome::of_hint(candidate, facts, progress.hint_bytes, tally)))
         })
     }
@@ -95,8 +97,9 @@ impl Part {
         let (mut tally, mut entries, mut tombstone_bytes, mut is_bad) = (Tally::default(), 0, 0, false);
         let mut publisher = Publisher::new(keydir, &mut tally, self.of.segment);
         for entry in HintReader::of_blocks(&self.of.header, self.offset, &self.bytes) {
-            // What was published before a bad block is right as far as it goes, and the scan publishes it again.
-            let Ok(entry) = entry else {
+            // What was published before a bad block is right as far as it goes, and the scan publishes it again. A number
+            // that the segment does not have would be larger than those of the writes to come, and hide them.
+            let Some(entry) = entry.ok().filter(|entry| entry.seq <= self.of.max_seq) else {
                 is_bad = true;
                 break;
             };

@@ -19,6 +19,7 @@
 //! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
 //! | an unlisted segment with a number the MANIFEST has spent | a leftover, removed |
 //! | an unlisted segment with a later number | removed if it holds no record, otherwise `Corrupt` (files of two ages) |
+//! | a sequence number that no store reaches, under right checksums | `Corrupt`, also under `Salvage`: no write could follow it |
 //! | a newer format, anywhere | `IncompatibleFormat`; nothing is changed |
 //! | any I/O error | an error, never an end of log |
 //!
@@ -57,6 +58,12 @@ use tally::Tally;
 /// Sequence numbers skipped after an unclean stop, so that the number of a lost `Buffered` write is never given to
 /// another. The sync interval is at most a minute; no store loses this many records in one.
 const LOST_NUMBERS: u64 = 1 << 32;
+
+/// The largest sequence number that an open begins with: far beyond what any store has spent, and far below the largest
+/// there may be, so that no write after it gets one that is refused when it is read.
+const NEXT_SEQ_MAX: u64 = 1 << 62;
+
+const _: () = assert!(NEXT_SEQ_MAX < format::MAX_SEQ / 2 + 2, "as many are left as were spent");
 
 /// Numbers that a store can spend without listing one: each is an attempt to begin a segment that failed.
 const UNLISTED_IDS_MAX: u64 = 1 << 20;
@@ -206,6 +213,10 @@ impl<'a> Opening<'a> {
         let may_have_lost = tail.is_some() || !self.report.damage.is_empty();
         if may_have_lost && !mutant::is(Mutant::SequenceReused) {
             next_seq += LOST_NUMBERS;
+        }
+        if next_seq > NEXT_SEQ_MAX {
+            let error = format!("open: the next sequence number would be {next_seq}, which no store reaches");
+            return Err(Error::new(ErrorKind::Corrupt, error).with_path(&self.options.path));
         }
         if let Some(tail) = &tail {
             // First, for a full disk may have no space but what the tail gives back.

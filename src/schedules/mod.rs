@@ -13,6 +13,7 @@
 //! its schedule; with that in `RINGCASK_SCHEDULE` and its model's name in `RINGCASK_MODEL`, the test `one_schedule_again`
 //! replays it.
 
+mod cancellation;
 mod history;
 mod parts;
 #[path = "../../tests/proof/mod.rs"]
@@ -45,36 +46,49 @@ struct Model {
 }
 
 /// Those that take long first, so that all processors have something to do to the end.
-const MODELS: [Model; 11] = [
+const MODELS: [Model; 15] = [
     Model { name: "store/compaction", run: store::writes_against_compaction, percent: 15 },
     Model { name: "store/batches", run: store::batches_against_compaction, percent: 5 },
     Model { name: "store/rotation", run: store::rotation_against_everything, percent: 5 },
     Model { name: "store/queue", run: store::the_commit_queue, percent: 5 },
     Model { name: "store/close", run: store::close_against_everything, percent: 5 },
+    Model { name: "store/cancellation", run: cancellation::futures_that_are_dropped, percent: 5 },
+    Model { name: "store/room", run: cancellation::room_that_is_left, percent: 5 },
     Model { name: "commit/log", run: commit::callers_meet_the_task, percent: 10 },
-    Model { name: "commit/group", run: commit::one_outcome_for_all, percent: 10 },
-    Model { name: "segments/pins", run: parts::pins_against_unlinking, percent: 10 },
-    Model { name: "segments/moves", run: parts::a_record_that_moves, percent: 10 },
-    Model { name: "keydir/relocation", run: parts::records_against_relocation, percent: 15 },
-    Model { name: "keydir/batches", run: parts::batches_are_seen_whole, percent: 10 },
+    Model { name: "commit/group", run: commit::one_outcome_for_all, percent: 5 },
+    Model { name: "commit/room", run: commit::room_for_those_who_stay, percent: 10 },
+    Model { name: "segments/pins", run: parts::pins_against_unlinking, percent: 5 },
+    Model { name: "segments/moves", run: parts::a_record_that_moves, percent: 5 },
+    Model { name: "keydir/relocation", run: parts::records_against_relocation, percent: 10 },
+    Model { name: "keydir/batches", run: parts::batches_are_seen_whole, percent: 5 },
+    Model { name: "io/slot", run: cancellation::an_operation_and_its_future, percent: 5 },
 ];
 
 /// Changes of priority in a schedule of the second half.
 const PRIORITY_CHANGES: usize = 3;
 
 /// Where a mistake must show, and within how many schedules.
-const MISTAKES: [(Mutant, &str, usize); 16] = [
+const MISTAKES: [(Mutant, &str, usize); 25] = [
     (Mutant::WakerLost, "commit/group", 5_000),
     (Mutant::FollowerErrorDropped, "commit/group", 5_000),
     (Mutant::BellNotHeard, "commit/log", 5_000),
+    (Mutant::RoomNotOffered, "commit/room", 5_000),
+    (Mutant::WaiterKept, "commit/room", 5_000),
+    (Mutant::CompletionOverwritten, "io/slot", 5_000),
     (Mutant::RelocateUnconditionally, "keydir/relocation", 5_000),
     (Mutant::BatchEpochIgnored, "keydir/batches", 5_000),
     (Mutant::UnlinkedUnderReader, "segments/pins", 5_000),
     (Mutant::TombstoneUnlinkedFirst, "segments/pins", 5_000),
+    (Mutant::NotLookedAgain, "segments/moves", 5_000),
     (Mutant::RelocateUnconditionally, "store/compaction", 10_000),
     (Mutant::InputsRetiredBeforeKeysMoved, "store/compaction", 10_000),
     (Mutant::OutputFoundLate, "store/compaction", 10_000),
     (Mutant::BatchEpochIgnored, "store/batches", 10_000),
+    (Mutant::RelocateUnconditionally, "store/rotation", 10_000),
+    (Mutant::BellNotHeard, "store/close", 10_000),
+    (Mutant::BatchEpochIgnored, "store/cancellation", 10_000),
+    (Mutant::InputsRetiredBeforeKeysMoved, "store/cancellation", 10_000),
+    (Mutant::RoomNotOffered, "store/room", 10_000),
     (Mutant::FollowerErrorDropped, "store/queue", 10_000),
     (Mutant::AckBeforeSync, "store/queue", 10_000),
     (Mutant::SyncCoversInFlight, "store/queue", 10_000),
@@ -181,6 +195,13 @@ fn every_schedule_holds() {
     let total = total.into_inner();
     if only.is_none() {
         stage.end(total as u64, &format!("{} models, from seed {seed}", models.len()));
+    }
+}
+
+#[test]
+fn every_model_has_a_mistake_to_find() {
+    for model in MODELS {
+        assert!(MISTAKES.iter().any(|(_, name, _)| *name == model.name), "nothing shows that {} can fail", model.name);
     }
 }
 

@@ -16,7 +16,7 @@ use shuttle::{FailurePersistence, Runner};
 use super::history::{Event, History};
 use super::world::{Image, World};
 use crate::format::record_len;
-use crate::{Batch, CompactOptions, Compaction, Durability, ErrorKind, Outcome, PutOptions, Result, Store};
+use crate::{Batch, Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, PutOptions, Result, Store};
 
 /// Three sealed segments, in which three keys have the values below, and [`DELETED`] was deleted.
 static IMAGE: OnceLock<Image> = OnceLock::new();
@@ -24,7 +24,7 @@ static IMAGE: OnceLock<Image> = OnceLock::new();
 const BEFORE: [(&str, u64); 3] = [("a", 1), ("b", 5), (UNTOUCHED, 3)];
 
 /// There all the time, and told from the others by its length.
-const UNTOUCHED: &str = "untouched";
+pub(super) const UNTOUCHED: &str = "untouched";
 
 /// Not there at any time.
 const DELETED: &str = "deleted";
@@ -53,18 +53,23 @@ pub(super) fn prepare() {
     }
 }
 
-fn image() -> &'static Image {
+pub(super) fn image() -> &'static Image {
     IMAGE.get().expect("`prepare` was called")
 }
 
-async fn open(world: &World) -> Store {
+pub(super) async fn open(world: &World) -> Store {
+    open_with(world, |builder| builder).await
+}
+
+/// The same, with what `more` says.
+pub(super) async fn open_with(world: &World, more: impl FnOnce(Builder) -> Builder) -> Store {
     let compaction = Compaction::new().automatic(false).bytes_per_second(None);
     let builder = Store::builder("/db").world(Arc::new(world.clone())).compaction(compaction);
-    builder.max_open_files(8).open().await.unwrap()
+    more(builder.max_open_files(8)).open().await.unwrap()
 }
 
 /// Long enough that a few fill a small segment.
-fn bytes(value: u64) -> String {
+pub(super) fn bytes(value: u64) -> String {
     format!("value {value:0240}")
 }
 
@@ -73,7 +78,7 @@ fn number(value: &[u8]) -> u64 {
     text.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("a value nobody wrote: {value:?}"))
 }
 
-fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+pub(super) fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     thread::spawn(move || block_on(task))
 }
 
@@ -153,7 +158,7 @@ fn check_sweep(store: &Store) {
 }
 
 /// Every segment's live bytes are those of the records that the keydir points at, and every such segment is there.
-fn check_live_bytes(store: &Store) {
+pub(super) fn check_live_bytes(store: &Store) {
     let core = store.core();
     let mut live = BTreeMap::<u32, u64>::new();
     core.keydir.for_each_location(|key_len, location| {
@@ -167,7 +172,7 @@ fn check_live_bytes(store: &Store) {
 }
 
 /// After the close only the segments of the store are left.
-fn check_files(store: &Store, world: &World) {
+pub(super) fn check_files(store: &Store, world: &World) {
     let segments = store.core().registry.all().len();
     let names = world.dir().names();
     let files = names.iter().filter(|name| name.ends_with(".seg")).count();
@@ -308,12 +313,12 @@ pub(super) fn close_against_everything() {
 }
 
 /// Polls `future` on behalf of nobody.
-fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+pub(super) fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// Begins what `future` does in one task and finishes it in another.
-async fn moved<F: Future + Unpin>(mut future: F) -> F::Output {
+pub(super) async fn moved<F: Future + Unpin>(mut future: F) -> F::Output {
     match begin(&mut future) {
         Poll::Ready(output) => output,
         Poll::Pending => future.await,

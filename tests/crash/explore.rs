@@ -1,6 +1,5 @@
 //! From one seed to thousands of crash states: run, crash everywhere, recover, look, go on, crash again.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,6 +8,7 @@ use ringcask::sim::{Image, Journal, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Builder, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
+use crate::panics::{no_panics, panic_text};
 use crate::phases::{Counts, Phases};
 use crate::swarm::is_swarm;
 use crate::workload::{Run, Setup, Workload, compacts, read_all};
@@ -176,16 +176,6 @@ fn check_opening(world: &SimWorld, found: &Image) -> Result<(), String> {
         return Err(format!("opening took {ops} operations, of {bound} for {found:?}"));
     }
     Ok(())
-}
-
-pub fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("panic: {}", text.unwrap_or("without a text"))
-}
-
-pub fn no_panics(world: &SimWorld) -> Result<(), String> {
-    let panics = world.panics();
-    if panics.is_empty() { Ok(()) } else { Err(format!("panics: {panics:?}")) }
 }
 
 /// A run of a workload, and its journal.

@@ -12,8 +12,9 @@ use std::task::{Context, Poll, Waker};
 use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, ErrorKind, Store};
 
-use crate::explore::{no_panics, panic_text, recover};
+use crate::explore::recover;
 use crate::model::{Crash, EXTRA_KEY, Generation, State};
+use crate::panics::{no_panics, panic_text};
 use crate::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
 
 /// How an operation is made to fail.

@@ -3,8 +3,9 @@
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, ErrorKind, Stats};
 
-use crate::explore::{Explorer, Recovered, no_panics, recover, recover_with};
+use crate::explore::{Explorer, Recovered, recover, recover_with};
 use crate::model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
+use crate::panics::no_panics;
 use crate::workload::{Setup, compacts, read_all, read_undamaged};
 
 /// Everything that is in the directory of a store that is closed.

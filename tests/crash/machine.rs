@@ -2,15 +2,19 @@
 //!
 //! The explorer takes short runs and crashes them everywhere. Here a store grows old: what one life leaves the next one
 //! finds, through many crashes. A case that fails is made smaller, by leaving out steps as long as it still fails.
+//!
+//! A case is drawn from a seed, or read from bytes: so a fuzzer can make cases, too, and learn which ones lead to something
+//! new.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use ringcask::Store;
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 
-use crate::explore::{no_panics, panic_text};
 use crate::model::{Crash, Generation, State};
-use crate::swarm::{Mix, setup};
+use crate::panics::{no_panics, panic_text};
+use crate::swarm::{Mix, OPS, setup, trouble};
 use crate::workload::{Op, Run, Setup, read_all};
 
 /// Runs that are spent on making a failed case smaller.
@@ -80,6 +84,33 @@ impl Case {
         Self { seed, setup, steps }
     }
 
+    /// What `input` decides: four bytes draw the world, then four each a step, of which the first is its kind. So a step can
+    /// be changed, left out or moved without a change to any other.
+    pub fn from_bytes(input: &[u8]) -> Self {
+        let mut words = input.chunks(4).map(|chunk| {
+            let mut word = [0; 4];
+            word[..chunk.len()].copy_from_slice(chunk);
+            word
+        });
+        let seed = u64::from(u32::from_le_bytes(words.next().unwrap_or_default()));
+        let mut rng = Rng::new(seed);
+        let setup = setup(&mut rng);
+        let mix = Mix::random(&mut rng, true);
+        let steps = words.take(MAX_OPS).map(|[kind, details @ ..]| {
+            let [low, middle, high] = details;
+            let mut rng = Rng::new(u64::from(u32::from_le_bytes([low, middle, high, 0])));
+            match usize::from(kind) % (OPS + 5) {
+                kind @ 0..OPS => Step::Do(mix.op_of(kind, &mut rng)),
+                OPS => Step::Do(trouble(&mut rng).0),
+                kind if kind == OPS + 1 => Step::Do(Op::Heal),
+                kind if kind == OPS + 2 => Step::Do(Op::Space(None)),
+                kind => Step::Crash { kill: kind == OPS + 3, pick: rng.next_u64() },
+            }
+        });
+        let steps = steps.collect();
+        Self { seed, setup, steps }
+    }
+
     /// Runs all of it; an error is a promise that was broken.
     pub fn run(&self) -> Result<Tally, String> {
         let mut tally = Tally { cases: 1, ..Tally::default() };
@@ -95,7 +126,7 @@ impl Case {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
             let world = SimWorld::from_image(image, config);
             let lived = self.live(&world, life, &before, &mut numbers, tally);
-            let ended = lived.and_then(|generation| no_panics(&world).map(|()| generation));
+            let ended = lived.and_then(|lived| no_panics(&world).map(|()| lived));
             let step = world.step() + 1;
             let crash = match life.last() {
                 Some(Step::Crash { kill: true, pick }) => {
@@ -117,12 +148,15 @@ impl Case {
             world.shutdown();
             tally.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
             tally.troubled += u64::from(life.iter().any(is_trouble));
-            before = (ended?, step, crash);
+            let (generation, store) = ended?;
+            drop(store);
+            before = (generation, step, crash);
         }
         Ok(())
     }
 
-    /// One life: opens what the one before left, checks it, and goes on. Returns what may be found after it.
+    /// One life: opens what the one before left, checks it, and goes on. Returns what may be found after it, and the store,
+    /// to be dropped when the power is off: with it on it would close in good order.
     fn live(
         &self,
         world: &SimWorld,
@@ -130,7 +164,7 @@ impl Case {
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,
         tally: &mut Tally,
-    ) -> Result<Generation, String> {
+    ) -> Result<(Generation, Store), String> {
         let ops: Vec<Op> = life
             .iter()
             .filter_map(|step| match step {
@@ -140,7 +174,7 @@ impl Case {
             .collect();
         tally.ops += ops.len() as u64;
         let mut run = Run::new(world, &self.setup, life.iter().any(is_trouble), numbers);
-        world.run_until(async {
+        let store = world.run_until(async {
             let store = self.setup.builder(world).open().await.map_err(|error| format!("opening: {error:?}"))?;
             let found = read_all(&store).await?;
             before.check(*step, *crash, &found)?;
@@ -154,12 +188,11 @@ impl Case {
                     return Err(format!("closing: {closed:?}"));
                 }
             }
-            // Leaked until the power is off: a store that is dropped with it on would close in good order.
-            std::mem::forget(store);
-            Ok::<_, String>(())
+            Ok::<_, String>(store)
         })?;
         run.settle();
-        run.history.generations.last().cloned().ok_or_else(|| "no generation".to_owned())
+        let generation = run.history.generations.last().cloned().ok_or_else(|| "no generation".to_owned())?;
+        Ok((generation, store))
     }
 
     /// A case that fails too, with as few steps as can be found.
@@ -189,16 +222,23 @@ impl fmt::Display for Case {
     }
 }
 
-/// The case of `seed`; a failure is told with the smallest case that was found.
+/// The case of `seed`.
 pub fn run_case(seed: u64) -> Result<Tally, String> {
-    let case = Case::from_seed(seed);
+    run_named(&Case::from_seed(seed), || format!("RINGCASK_CASE={seed}"))
+}
+
+/// The case of `input`.
+pub fn run_input(input: &[u8]) -> Result<Tally, String> {
+    let digits = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    run_named(&Case::from_bytes(input), || format!("RINGCASK_INPUT={}", digits()))
+}
+
+/// Runs `case`; a failure is told with the smallest case that was found.
+fn run_named(case: &Case, name: impl Fn() -> String) -> Result<Tally, String> {
     case.run().map_err(|error| {
         let least = case.shrunk();
         let last = least.run().err().unwrap_or_default();
-        format!(
-            "RINGCASK_CASE={seed}: {error}\nshrunk to {} of {} steps: {last}\n{least}",
-            least.steps.len(),
-            case.steps.len()
-        )
+        let (left, all) = (least.steps.len(), case.steps.len());
+        format!("{}: {error}\nshrunk to {left} of {all} steps: {last}\n{least}", name())
     })
 }

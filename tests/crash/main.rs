@@ -23,9 +23,14 @@
 mod callers;
 mod explore;
 mod failures;
+#[path = "../fuzz/inputs.rs"]
+mod inputs;
 mod looks;
 mod machine;
 mod model;
+#[path = "../fuzz/mutator.rs"]
+mod mutator;
+mod panics;
 mod phases;
 #[path = "../proof/mod.rs"]
 mod proof;
@@ -42,6 +47,7 @@ use std::time::Instant;
 use explore::{Explorer, Place, run_workload};
 use phases::Phase;
 use proof::{begin, first_seed, number};
+use ringcask::sim::Rng;
 use swarm::{SWARM_SEEDS, is_swarm};
 use workload::COMPACTING_SEEDS;
 
@@ -179,6 +185,37 @@ fn a_store_keeps_its_promises_through_many_lives() {
     assert!(total.ops >= total.cases * 80 && total.crashes >= total.cases * 3, "{total:?}");
 }
 
+/// Steps of a fuzzed case that was not changed yet.
+const FUZZED_STEPS: usize = 40;
+
+#[test]
+fn no_bytes_make_operations_that_break_a_promise() {
+    let stage = begin("fuzz, operations");
+    let (floor, total) = (stage.floor(), Mutex::new(machine::Tally::default()));
+    let run = |input: &[u8]| machine::run_input(input).map(|tally| total.lock().unwrap().add(&tally));
+    let kept = inputs::corpus("operations");
+    kept.iter().for_each(|input| run(input).unwrap());
+    let first = first_seed() << 24;
+    let failures = over_seeds(
+        first,
+        |number| number < first + floor,
+        |number| {
+            let mut rng = Rng::new(number);
+            let mut input = kept[rng.below(kept.len())].clone();
+            if rng.percent(50) {
+                input.clear();
+                input.resize_with(4 + 4 * rng.below(FUZZED_STEPS), || rng.next_u64().to_le_bytes()[0]);
+            }
+            mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
+            run(&input)
+        },
+    );
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    let total = *total.lock().unwrap();
+    stage.end(total.cases, &format!("{} inputs to begin with, {total:?}", kept.len()));
+    assert!(total.crashes >= total.cases && total.troubled * 4 >= total.cases, "{total:?}");
+}
+
 #[test]
 fn no_wrong_read_is_believed() {
     let stage = begin("wrong reads");
@@ -271,9 +308,14 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Does nothing unless `RINGCASK_REPLAY` or `RINGCASK_CASE` says what failed.
+/// Does nothing unless `RINGCASK_REPLAY`, `RINGCASK_CASE` or `RINGCASK_INPUT` says what failed.
 #[test]
 fn replay() {
+    if let Ok(digits) = std::env::var("RINGCASK_INPUT") {
+        let pairs = digits.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap());
+        let input: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+        println!("{:?}", machine::run_input(&input).unwrap());
+    }
     if let Some(seed) = number("RINGCASK_CASE") {
         println!("{:?}", machine::run_case(seed).unwrap());
     }

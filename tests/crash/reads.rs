@@ -9,9 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Store};
 
-use crate::explore::{no_panics, panic_text};
 use crate::failures::{Scenario, Tally};
 use crate::model::{COMMON_KEYS, identify, key_name};
+use crate::panics::{no_panics, panic_text};
 use crate::workload::Run;
 
 /// The scenario of `seed`, with each of its reads going wrong in turn; how many there were, and how many were noticed.

@@ -17,7 +17,7 @@ pub fn is_swarm(seed: u64) -> bool {
 }
 
 /// Kinds of operations that have a weight.
-const OPS: usize = 14;
+pub const OPS: usize = 14;
 
 /// What a seed does, how often, and what goes wrong.
 #[derive(Clone, Debug)]
@@ -62,6 +62,11 @@ impl Mix {
             left -= self.weights[kind];
             kind += 1;
         }
+        self.op_of(kind, rng)
+    }
+
+    /// One operation of this kind, of [`OPS`].
+    pub fn op_of(&self, kind: usize, rng: &mut Rng) -> Op {
         let (key, durability) = (self.key(rng), durability(rng, self.durability));
         match kind {
             0 => Op::Put { key, durability },
@@ -127,7 +132,7 @@ impl Mix {
 }
 
 /// Something that goes wrong, and what ends it.
-fn trouble(rng: &mut Rng) -> (Op, Op) {
+pub fn trouble(rng: &mut Rng) -> (Op, Op) {
     if rng.percent(25) {
         let space = pick(rng, &[0, 100, 600, 2500, 9000]);
         return (Op::Space(Some(space)), Op::Space(None));

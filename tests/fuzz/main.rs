@@ -4,7 +4,7 @@
 //! from `corpus/`, which has what once failed or is worth keeping; all of that is replayed first. Headers are given right
 //! checksums half of the time, since nothing gets past a checksum by chance.
 //!
-//! Operations with faults in any order are `tests/crash`'s: its swarm is their fuzzer.
+//! Operations with faults and crashes in any order have their target in `tests/crash/machine.rs`, and their stage there.
 #![allow(
     unreachable_pub,
     unsafe_code,
@@ -15,6 +15,8 @@
     reason = "a failed check is a failed test; the allocator is counted"
 )]
 
+mod forged;
+mod inputs;
 mod mutator;
 #[path = "../proof/mod.rs"]
 mod proof;
@@ -24,13 +26,12 @@ mod stores;
 mod targets;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
+use inputs::corpus;
 use ringcask::format::{
     BatchFrame, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SegmentHeader, Watermark, payload_crc,
 };
@@ -90,14 +91,6 @@ fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64
         panic!("{failure}: see the panic above");
     }
     yes.into_inner()
-}
-
-/// The files of a target's corpus.
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-    let mut paths: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
 /// Valid inputs of the decoders, behind a byte that leaves them as they are.
@@ -187,6 +180,47 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
     let opened = over_numbers(proof::first_seed() << 24, count, one);
     stage.end(count, &format!("{opened} opened, strictly or with salvage"));
     check_allocations();
+}
+
+/// Pieces of an input of a forged file that was not changed yet.
+const PIECES: usize = 30;
+
+/// Has `target` forge files from what is kept and from chance, as many as the stage must have; so many of a hundred must be
+/// opened, strictly or with salvage.
+fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64) {
+    let stage = proof::begin(stage);
+    for input in kept {
+        target(input);
+    }
+    let one = |number: u64| {
+        let mut rng = Rng::new(number);
+        let mut input = kept[rng.below(kept.len())].clone();
+        if rng.percent(50) {
+            input.clear();
+            input.resize_with(8 * (1 + rng.below(PIECES)), || rng.next_u64().to_le_bytes()[0]);
+        }
+        mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
+        target(&input)
+    };
+    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+        println!("{}", one(number));
+        return;
+    }
+    let count = stage.floor();
+    let opened = over_numbers(proof::first_seed() << 24, count, one);
+    assert!(opened * 100 >= count * percent, "{opened} of {count} were opened");
+    stage.end(count, &format!("{opened} opened, {} inputs to begin with", kept.len()));
+    check_allocations();
+}
+
+#[test]
+fn no_segment_of_right_checksums_panics_loops_or_is_believed_too_much() {
+    forge("fuzz, segments", &corpus("segment"), forged::segment, 50);
+}
+
+#[test]
+fn no_hint_of_right_checksums_panics_loops_or_is_believed_too_much() {
+    forge("fuzz, hints", &corpus("hint"), forged::hint, 50);
 }
 
 fn check_allocations() {

@@ -115,10 +115,15 @@ fn builder(world: &SimWorld, recovery: Recovery) -> Builder {
 /// Opens a directory of any contents, strictly and then with salvage, and uses what opens: reads, a put, a compaction, a
 /// close and another open. Says whether it was opened.
 pub fn open_directory(image: &Image, seed: u64) -> bool {
+    open_and_know(image, seed, &|_, _| true)
+}
+
+/// The same where it is known which values a key may be found with.
+pub fn open_and_know(image: &Image, seed: u64, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
     let mut is_open = false;
     for recovery in [Recovery::Strict, Recovery::Salvage] {
         let world = SimWorld::from_image(image.clone(), SimConfig { seed, journal: false, ..SimConfig::default() });
-        is_open |= world.run_until(use_directory(&world, recovery));
+        is_open |= world.run_until(use_directory(&world, recovery, is_known));
         let panics = world.panics();
         world.shutdown();
         assert!(panics.is_empty(), "{panics:?}");
@@ -140,22 +145,38 @@ fn is_honest<T>(what: &str, result: ringcask::Result<T>) -> Option<T> {
     }
 }
 
-async fn use_directory(world: &SimWorld, recovery: Recovery) -> bool {
+async fn use_directory(world: &SimWorld, recovery: Recovery, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
     let Some(store) = is_honest("open", builder(world, recovery).open().await) else { return false };
-    let keys: Vec<String> = (0..14).map(|number| format!("key-{number:02}")).collect();
-    for key in &keys {
-        let found = is_honest("get", store.get(key).await).flatten();
-        assert!(found.is_none() || store.contains_key(key), "a value of a key that is not there");
+    look(&store, is_known).await;
+    // A key that is not there, and one that may be: whatever was believed, a new write is newer.
+    for key in ["another", WRITTEN] {
+        if is_honest("put", store.put(key, VALUE).await).is_some() {
+            is_honest("compact", store.compact(CompactOptions::new()).await);
+            let value = is_honest("get", store.get(key).await).flatten();
+            assert_eq!(value.as_deref(), Some(VALUE), "what was just put under {key}");
+        }
     }
-    if is_honest("put", store.put("another", "value").await).is_some() {
-        is_honest("compact", store.compact(CompactOptions::new()).await);
-        let value = is_honest("get", store.get("another").await).flatten();
-        assert_eq!(value.as_deref(), Some(&b"value"[..]), "what was just put");
-    }
+    look(&store, is_known).await;
     is_honest("close", store.close().await);
     drop(store);
     if let Some(store) = is_honest("open again", builder(world, recovery).open().await) {
+        look(&store, is_known).await;
         is_honest("close", store.close().await);
     }
     true
+}
+
+/// What is put into a directory that opens, under keys one of which it may have.
+const VALUE: &[u8] = b"value";
+const WRITTEN: &str = "key-07";
+
+async fn look(store: &Store, is_known: &dyn Fn(&[u8], &[u8]) -> bool) {
+    for number in 0..14 {
+        let key = format!("key-{number:02}");
+        if let Some(value) = is_honest("get", store.get(&key).await).flatten() {
+            assert!(store.contains_key(&key), "a value of a key that is not there");
+            let is_new = key == WRITTEN && value == VALUE;
+            assert!(is_new || is_known(key.as_bytes(), &value), "{key} never had this value of {} bytes", value.len());
+        }
+    }
 }

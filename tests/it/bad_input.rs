@@ -364,12 +364,12 @@ fn live_with_few_descriptors() {
     println!("{} values in {} segments", model.len(), crate::support::files_with(&path, "seg").len());
 }
 
-fn used_descriptors() -> u64 {
+pub fn used_descriptors() -> u64 {
     // The listing itself holds one.
     fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1
 }
 
-fn limit_descriptors(count: u64) {
+pub fn limit_descriptors(count: u64) {
     let maximum = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let limit = rustix::process::Rlimit { current: Some(count), maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();

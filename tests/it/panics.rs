@@ -26,7 +26,7 @@ fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Boxed {
 }
 
 /// Panics that are meant to be say so, and are not worth a backtrace.
-fn keep_quiet_about_panics_on_purpose() {
+pub fn keep_quiet_about_panics_on_purpose() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringcask::format::RecordKind;
+use ringcask::format::{Manifest, RecordKind};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -427,6 +427,39 @@ fn a_newer_format_is_refused_and_nothing_is_modified() {
                     assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
                     assert!(contents(&path) == before, "{target:?} under {recovery}: something was modified");
                 }
+            }
+        }
+    });
+}
+
+/// A MANIFEST, under right checksums, may say that the next write is the last there can be. Such a store used to be opened,
+/// and its next writes got numbers that had been given out, or tombstones' marks, and were gone when it was opened again.
+#[test]
+fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
+    for_each_engine(|env| {
+        let (pristine, _, model) = sealed(env);
+        for (next_seq, is_refused) in [((1 << 62) - 1000, false), ((1 << 62) + 1, true), ((1 << 63) - 1, true)] {
+            let path = fresh_copy(env, &pristine);
+            let target = path.join("MANIFEST");
+            let manifest = Manifest::decode(&fs::read(&target).unwrap()).unwrap();
+            fs::write(&target, Manifest { next_seq, ..manifest }.encode()).unwrap();
+            if is_refused {
+                let before = contents(&path);
+                for recovery in [Recovery::Strict, Recovery::Salvage] {
+                    let error = open_error(env.builder().recovery(recovery));
+                    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+                    assert!(contents(&path) == before, "{next_seq} under {recovery}: something was modified");
+                }
+                continue;
+            }
+            for expected in [&b"newer"[..], b"newest"] {
+                let store = env.open();
+                put(&store, "key-0", expected);
+                close(store);
+                let store = env.open();
+                assert_eq!(get(&store, "key-0").as_deref(), Some(expected));
+                assert_eq!(store.len(), model.len());
+                close(store);
             }
         }
     });

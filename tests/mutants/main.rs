@@ -19,6 +19,8 @@ mod machine;
 #[path = "../crash/model.rs"]
 mod model;
 mod nets;
+#[path = "../crash/panics.rs"]
+mod panics;
 #[path = "../crash/phases.rs"]
 mod phases;
 #[path = "../proof/mod.rs"]
@@ -27,7 +29,7 @@ mod proof;
 mod reads;
 #[path = "../crash/swarm.rs"]
 mod swarm;
-#[path = "../crash/workload.rs"]
+#[path = "../crash/workload/mod.rs"]
 mod workload;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -127,7 +129,7 @@ fn hunt(net: Net) -> Option<(u64, String)> {
                     Ok(Ok(())) if states < MAX_STATES => {}
                     Ok(Ok(())) => return None,
                     Ok(Err(failure)) => return Some((states, failure)),
-                    Err(panic) => return Some((states, explore::panic_text(&*panic))),
+                    Err(panic) => return Some((states, panics::panic_text(&*panic))),
                 }
             }
             None
@@ -161,7 +163,7 @@ fn check_canary() {
     std::panic::set_hook(Box::new(|_| {}));
     for (name, harness) in harnesses {
         let fails =
-            |seed| catch_unwind(|| harness(seed)).unwrap_or_else(|panic| Err(explore::panic_text(&*panic))).err();
+            |seed| catch_unwind(|| harness(seed)).unwrap_or_else(|panic| Err(panics::panic_text(&*panic))).err();
         let complaint = (1..4).find_map(fails);
         assert_eq!(complaint, None, "{name} complains of a store without mistakes");
         activate(Some(Mutant::AckBeforeSync));

@@ -77,6 +77,15 @@ pub const STAGES: &[Stage] = &[
     stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     stage("fuzz, decoders", "RINGCASK_FUZZ_DECODERS", 500_000, 10_000_000, "no bytes make a decoder panic or loop"),
     stage("fuzz, directories", "RINGCASK_FUZZ_DIRECTORIES", 5_000, 100_000, "no files make an open panic or loop"),
+    stage("fuzz, segments", "RINGCASK_FUZZ_SEGMENTS", 2_000, 50_000, "nor do segments whose checksums are right"),
+    stage("fuzz, hints", "RINGCASK_FUZZ_HINTS", 2_000, 50_000, "nor do hints that lie under right checksums"),
+    stage(
+        "fuzz, operations",
+        "RINGCASK_FUZZ_OPERATIONS",
+        2_000,
+        50_000,
+        "no operations, faults and crashes, in whatever order, break a promise",
+    ),
     stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
@@ -102,6 +111,13 @@ pub const STAGES: &[Stage] = &[
     // Many threads.
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
     stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
+    stage(
+        "small histories",
+        "RINGCASK_SMALL_HISTORIES",
+        2_000,
+        40_000,
+        "short histories of several keys and batches have an order as a whole",
+    ),
     stage(
         "cancellation points",
         "RINGCASK_CANCELLATIONS",

@@ -12,6 +12,7 @@ use crate::commit::stage::{Publication, PublishWhen};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
+use crate::mutant::{self, Mutant};
 use crate::options::Durability;
 use crate::promise::Promise;
 use crate::segment::Segment;
@@ -267,7 +268,8 @@ impl Log {
             let mut state = self.lock();
             let left = state.forget(wait, now);
             // What was kept for a write that was given up is somebody else's now.
-            let wakers = self.call_waiters(&mut state);
+            let is_offered = !mutant::is(Mutant::RoomNotOffered);
+            let wakers = if is_offered { self.call_waiters(&mut state) } else { Vec::new() };
             if wakers.is_empty() {
                 self.ring_if_due(state);
             } else {

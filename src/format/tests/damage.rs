@@ -168,3 +168,38 @@ fn newer_minor_version_may_use_reserved_bytes() {
     let header = SegmentHeader::decode(&bytes).unwrap();
     assert_eq!((header.format_minor, header.unknown_compat()), (1, 0x8000_0000));
 }
+
+#[test]
+fn numbers_that_no_store_reaches_are_refused() {
+    let set = |bytes: &mut [u8], at: usize, number: u64| bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    let binding = binding();
+    for (seq, expected) in
+        [(MAX_SEQ, Ok(())), (MAX_SEQ + 1, Err(DecodeError::Sequence)), (u64::MAX, Err(DecodeError::Sequence))]
+    {
+        let mut header = put_header(b"key", b"value", 0, 0).draft();
+        patch_header(&mut header, &binding, 512, seq, 0);
+        assert_eq!(RecordHeader::decode(&header, &binding, 512).map(drop), expected, "record, {seq}");
+        let mark = Watermark { durable_offset: 512, durable_seq: seq }.encode(&binding, 512, 1, 0);
+        assert_eq!(Watermark::decode_value(&mark[40..]).map(drop), expected, "watermark, {seq}");
+        let footer = Footer { data_len: 512, min_seq: 1, max_seq: seq, record_count: 0, file_crc: 0 };
+        let footer = footer.encode(&binding, 512, 1, 0);
+        assert_eq!(Footer::decode_value(&footer[40..]).map(drop), expected, "footer, {seq}");
+        let segment = SegmentHeader::new(STORE, SEGMENT, SALT, seq).encode();
+        assert_eq!(SegmentHeader::decode(&segment).map(drop), expected, "segment header, {seq}");
+        let mut hint = HintWriter::new(&hint_header());
+        hint.push(hint_entry(b"key", 1, 568));
+        let mut hint = hint.finish();
+        let block = &mut hint[HINT_HEADER_LEN..];
+        set(block, HINT_BLOCK_HEADER_LEN, seq);
+        let crc = binding.header_crc(HINT_HEADER_LEN as u64, &block[4..]);
+        block[..4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(read_hints(&hint).map(drop), expected, "hint, {seq}");
+        let mut manifest = samples().into_iter().find(|sample| sample.name == "manifest").unwrap().bytes;
+        set(&mut manifest, 56, seq);
+        reseal(&mut manifest[..MANIFEST_HEADER_LEN]);
+        let end = manifest.len() - 4;
+        let crc = crc32fast::hash(&manifest[MANIFEST_HEADER_LEN - 4..end]);
+        manifest[end..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Manifest::decode(&manifest).map(drop), expected, "manifest, {seq}");
+    }
+}

@@ -55,7 +55,7 @@ fn entries_come_back_in_the_order_they_went() {
 #[test]
 fn every_field_comes_back() {
     let header = hint_header();
-    let full = HintEntry { expires_at_ms: u64::MAX, namespace: u32::MAX, ..hint_entry(b"k", u64::MAX, 512) };
+    let full = HintEntry { expires_at_ms: u64::MAX, namespace: u32::MAX, ..hint_entry(b"k", MAX_SEQ, 512) };
     let tombstone = HintEntry { kind: RecordKind::Tombstone, value_len: 0, ..hint_entry(b"t", 1, 1024 - 48) };
     let mut writer = HintWriter::new(&header);
     writer.push(full);

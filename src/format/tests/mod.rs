@@ -30,6 +30,11 @@ impl Numbers {
         mixed ^ (mixed >> 31)
     }
 
+    /// A sequence number, of all there may be.
+    pub(super) fn seq(&mut self) -> u64 {
+        self.next() & MAX_SEQ
+    }
+
     pub(super) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).unwrap()
     }

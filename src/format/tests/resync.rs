@@ -72,7 +72,7 @@ fn record_planted_in_a_value_is_not_adopted() {
         for guess in 0..500 {
             let offset = value_at + value.len() as u64;
             let salt = if guess % 2 == 0 { guess } else { numbers.next() };
-            let header = put_header(b"admin", b"yes", u64::MAX, 1);
+            let header = put_header(b"admin", b"yes", MAX_SEQ, 1);
             value.extend_from_slice(&record(&header, &Binding::new(salt, SEGMENT), offset, b"admin", b"yes"));
             planted += 1;
         }

@@ -13,7 +13,7 @@ fn records_come_back() {
         let key = numbers.bytes(key_len);
         let value_len = numbers.below(300);
         let value = numbers.bytes(value_len);
-        let mut header = put_header(&key, &value, numbers.next(), numbers.u32());
+        let mut header = put_header(&key, &value, numbers.seq(), numbers.u32());
         header.namespace = numbers.u32();
         header.expires_at_ms = numbers.next();
         let bytes = record(&header, &binding, offset, &key, &value);
@@ -23,7 +23,7 @@ fn records_come_back() {
         assert_eq!((read.len, read.len % ALIGN), (bytes.len() as u64, 0));
         padded += usize::from(read.len > RECORD_HEADER_LEN as u64 + header.payload_len());
 
-        let tombstone = RecordHeader { namespace: numbers.u32(), ..tombstone_header(&key, numbers.next(), 1) };
+        let tombstone = RecordHeader { namespace: numbers.u32(), ..tombstone_header(&key, numbers.seq(), 1) };
         let bytes = record(&tombstone, &binding, offset, &key, &[]);
         let read = read_record(&bytes, &binding, offset).unwrap();
         assert_eq!((read.header, read.key, read.value), (tombstone, &key[..], &[][..]));
@@ -46,7 +46,7 @@ fn frames_and_headers_come_back() {
     let (seed, mut numbers) = (22, Numbers::new(22));
     for _ in 0..20_000 {
         let binding = Binding::new(numbers.next(), numbers.next());
-        let (offset, seq, ordinal) = ((numbers.next() >> 8 & !7) + 512, numbers.next(), numbers.u32());
+        let (offset, seq, ordinal) = ((numbers.next() >> 8 & !7) + 512, numbers.seq(), numbers.u32());
         let count = 1 + numbers.u32() % 1_000_000;
         let bytes = u64::from(count) * 48 + (numbers.next() >> 8 & !7);
         let batch = BatchFrame { count, bytes, durable_offset: numbers.next() };
@@ -55,12 +55,12 @@ fn frames_and_headers_come_back() {
         assert_eq!(BatchFrame::decode_value(read.value), Ok(batch));
         assert_eq!((read.header.kind, read.header.seq, read.header.ordinal), (RecordKind::Batch, seq, ordinal));
 
-        let watermark = Watermark { durable_offset: numbers.next(), durable_seq: numbers.next() };
+        let watermark = Watermark { durable_offset: numbers.next(), durable_seq: numbers.seq() };
         let encoded = watermark.encode(&binding, offset, seq, ordinal);
         let read = read_record(&encoded, &binding, offset).unwrap();
         assert_eq!((Watermark::decode_value(read.value), read.header.kind), (Ok(watermark), RecordKind::Watermark));
 
-        let (low, high) = (numbers.next(), numbers.next());
+        let (low, high) = (numbers.seq(), numbers.seq());
         let (min_seq, max_seq) = (low.min(high), low.max(high));
         let file_crc = numbers.u32();
         let footer = Footer { data_len: offset, min_seq, max_seq, record_count: ordinal, file_crc };
@@ -69,7 +69,7 @@ fn frames_and_headers_come_back() {
         assert_eq!((read, header.seq, header.kind), (footer, seq, RecordKind::Footer));
 
         let store_id = std::array::from_fn(|_| numbers.byte());
-        let header = SegmentHeader::new(store_id, numbers.next(), numbers.next(), numbers.next());
+        let header = SegmentHeader::new(store_id, numbers.next(), numbers.next(), numbers.seq());
         assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
     }
     println!("20000 of each, seed {seed}");
@@ -88,7 +88,7 @@ fn manifests_come_back() {
             })
             .collect();
         segments_seen += segments.len();
-        let (generation, next_segment_id, next_seq) = (numbers.next(), id + 1, numbers.next());
+        let (generation, next_segment_id, next_seq) = (numbers.next(), id + 1, numbers.seq());
         let active_segment = match segments.len() {
             0 => 0,
             len => u32::try_from(segments[usize::try_from(numbers.next() % len as u64).unwrap()].id).unwrap_or(0),
@@ -104,7 +104,7 @@ fn manifests_come_back() {
 fn patching_a_draft_is_encoding() {
     let mut numbers = Numbers::new(24);
     for _ in 0..1_000 {
-        let header = put_header(&numbers.bytes(16), &numbers.bytes(100), numbers.next(), numbers.u32());
+        let header = put_header(&numbers.bytes(16), &numbers.bytes(100), numbers.seq(), numbers.u32());
         let offset = numbers.next() & !7;
         let mut draft = header.draft();
         assert_eq!(RecordHeader::decode(&draft, &binding(), offset), Err(DecodeError::HeaderChecksum));

@@ -139,6 +139,10 @@ impl Driver {
             // completion that carries this key, so a future dropped before that changes nothing. If the ring goes first,
             // `Driver::drop` or `fail` has leaked the buffers. Nobody else touches them meanwhile: a read's buffer has
             // no other owner, and a write's `Bytes` are immutable.
+            // Shown by `dropped_operations_run_to_their_end_and_free_their_buffers` and
+            // `reads_outlive_the_thread_that_started_them_and_the_world`; when the ring goes first, by
+            // `a_dropped_driver_answers_whoever_still_waits`; that the slab keeps its word, by
+            // `every_operation_stays_where_it_is_and_is_freed_once`.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_err() {
                 return;
@@ -206,6 +210,7 @@ impl Driver {
         let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         // SAFETY: `args` is what EXT_ARG announces and lives, with the time it points to, until the call returns; nothing
         // is submitted by it. Its error does not matter: whoever comes next sees the same ring and judges again.
+        // Shown by `backing_off_submits_nothing`.
         let _ = unsafe { self.ring.submitter().enter(0, 1, flags.bits(), Some(&args)) };
     }
 
@@ -225,6 +230,7 @@ impl Driver {
         // SAFETY: the word is the driver's, is never grown or shrunk, and is freed only if `doorbell_armed` is false, that
         // is, after the completion; `Driver::drop` leaks it otherwise. No future is involved. The descriptor is kept open
         // by the owner for the life of the driver.
+        // Shown by `no_wake_up_from_a_foreign_thread_is_lost` and `a_dropped_driver_answers_whoever_still_waits`.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(DOORBELL)) };
         self.doorbell_armed = pushed.is_ok();
         self.doorbell_armed
@@ -282,6 +288,7 @@ impl Drop for Driver {
 /// Sends an operation that does nothing through `ring`: set-up may be allowed where `io_uring_enter` is not.
 pub(super) fn send_nop(ring: &mut IoUring) -> io::Result<()> {
     // SAFETY: a NOP has no buffers and no descriptor.
+    // Shown by `the_probe_of_a_ring_leaves_none_behind`.
     let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
     pushed.map_err(|_| io::Error::other("no room in a new ring"))?;
     loop {
@@ -403,6 +410,33 @@ mod tests {
         drop(driver);
         for handle in &mut handles {
             assert!(result(handle).expect("every operation has an end").result.is_err());
+        }
+    }
+
+    #[test]
+    fn backing_off_submits_nothing() {
+        let (mut driver, _doorbell) = driver(4);
+        let (op, mut handle) = read(&source());
+        assert!(driver.start(op).is_ok());
+        // It returns for want of a completion, after its patience.
+        driver.back_off();
+        deliver(&mut driver);
+        assert!(result(&mut handle).is_none(), "nothing was submitted, and yet it was read");
+        while !driver.is_idle() {
+            driver.wait(None);
+            deliver(&mut driver);
+        }
+        driver.back_off();
+        assert_eq!(result(&mut handle).expect("finished").result.unwrap(), 64);
+    }
+
+    #[test]
+    fn the_probe_of_a_ring_leaves_none_behind() {
+        for _ in 0..20 {
+            let mut ring = ring::build(2).unwrap();
+            send_nop(&mut ring).unwrap();
+            assert!(ring.submission().is_empty());
+            assert!(ring.completion().is_empty());
         }
     }
 

@@ -1,0 +1,15 @@
+//! What went wrong without a result: panics of a run, and of the tasks in its world.
+
+use std::any::Any;
+
+use ringcask::sim::SimWorld;
+
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("without a text"))
+}
+
+pub fn no_panics(world: &SimWorld) -> Result<(), String> {
+    let panics = world.panics();
+    if panics.is_empty() { Ok(()) } else { Err(format!("panics: {panics:?}")) }
+}

@@ -1,0 +1,422 @@
+//! Descriptors, threads and memory: as many after a life of any kind as before it.
+//!
+//! Each kind of life is led again and again in a process of its own, so that nothing else in it opens a file or
+//! allocates. What the first rounds grow (buffers of threads, tables) is not counted.
+
+use std::fs;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::Command;
+use std::sync::Arc;
+use std::task::Poll;
+
+use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Outcome, Result, Store};
+
+use crate::bad_input::{limit_descriptors, used_descriptors};
+use crate::counting::bytes_in_use;
+use crate::gate::{Gate, GatedWorld, Kind};
+use crate::panics::keep_quiet_about_panics_on_purpose;
+use crate::support::{
+    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, eventually, expect_success, files_with,
+    for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
+};
+
+type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Boxed {
+    Box::pin(async move { future.await.map(drop) })
+}
+
+fn builder(engine: Engine, path: &Path) -> Builder {
+    let compaction = Compaction::new().automatic(false).bytes_per_second(None);
+    let builder = Store::builder(path).engine(engine).segment_bytes(16 << 10).staging_bytes(64 << 10);
+    builder.max_open_files(8).compaction(compaction)
+}
+
+fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
+    let (world, gate) = GatedWorld::around(engine);
+    (open(builder(engine, path).world(world)), gate)
+}
+
+fn every_call(store: &Store) -> Vec<Boxed> {
+    let mut batch = Batch::new();
+    batch.put("a", [1; 900]).put("b", [2; 900]);
+    let mut calls: Vec<Boxed> = LEVELS.map(|level| boxed(store.put_with("k", [3; 900], at(level)))).into();
+    calls.extend([
+        boxed(store.put_bytes("shared", vec![4; 70_000].into())),
+        boxed(store.put("room", vec![5; 60 << 10])),
+        boxed(store.put("more room", vec![5; 60 << 10])),
+        boxed(store.delete("k")),
+        boxed(store.write(batch)),
+        boxed(store.get("cold")),
+        boxed(store.sync()),
+        boxed(store.wait_durable(store.durable_version())),
+        boxed(store.compact(CompactOptions::new())),
+    ]);
+    calls
+}
+
+fn fill(store: &Store) {
+    for index in 0..40_u32 {
+        put_at(store, LEVELS[index as usize % 3], (index % 16).to_le_bytes(), [index as u8; 1000]);
+    }
+}
+
+fn closed(engine: Engine, path: &Path) {
+    let store = open(builder(engine, path));
+    fill(&store);
+    close(store);
+}
+
+fn dropped(engine: Engine, path: &Path) {
+    let store = open(builder(engine, path));
+    fill(&store);
+    assert_eq!(get(&store, 0_u32.to_le_bytes()).map(|value| value.len()), Some(1000));
+}
+
+fn refused(engine: Engine, path: &Path) {
+    let refused = |builder: Builder, kind| {
+        let error = block_on(builder.open()).expect_err("it cannot be opened");
+        assert_eq!(error.kind(), kind, "{error:?}");
+    };
+    let store = open(builder(engine, path));
+    put(&store, "k", "v");
+    refused(builder(engine, path), ErrorKind::Locked);
+    refused(builder(engine, Path::new("/dev/null")), ErrorKind::Io);
+    refused(builder(engine, path).segment_bytes(1), ErrorKind::InvalidConfig);
+    refused(builder(engine, &path.with_extension("absent")).create(false), ErrorKind::Io);
+    close(store);
+    for name in ["MANIFEST", &segment_name(path)] {
+        let (whole, file) = (fs::read(path.join(name)).unwrap(), path.join(name));
+        let mut damaged = whole.clone();
+        damaged[9] ^= 1;
+        fs::write(&file, &damaged).unwrap();
+        refused(builder(engine, path), ErrorKind::Corrupt);
+        fs::remove_file(&file).unwrap();
+        refused(builder(engine, path), ErrorKind::Corrupt);
+        fs::write(&file, &whole).unwrap();
+    }
+}
+
+fn segment_name(path: &Path) -> String {
+    let segments = files_with(path, "seg");
+    segments[0].file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+fn opens_dropped(engine: Engine, path: &Path) {
+    for polls in 0..3 {
+        let mut opening = builder(engine, path).open();
+        for _ in 0..polls {
+            if let Poll::Ready(result) = poll_once(&mut opening) {
+                drop(result);
+                break;
+            }
+        }
+        drop(opening);
+        wait_until_free(engine, path);
+    }
+}
+
+fn wait_until_free(engine: Engine, path: &Path) {
+    eventually("the directory is free", || match block_on(builder(engine, path).open()) {
+        Ok(store) => {
+            close(store);
+            true
+        }
+        Err(error) => error.kind() != ErrorKind::Locked && panic!("{error:?}"),
+    });
+}
+
+fn futures_dropped(engine: Engine, path: &Path) {
+    let (store, gate) = gated(engine, path);
+    put(&store, "cold", [9; 3000]);
+    [Kind::Write, Kind::Read].into_iter().for_each(|kind| gate.close(kind));
+    for polls in 0..3 {
+        let mut calls = every_call(&store);
+        for _ in 0..polls {
+            calls.retain_mut(|call| poll_once(call).is_pending());
+        }
+        drop(calls);
+    }
+    [Kind::Write, Kind::Read].into_iter().for_each(|kind| gate.open(kind));
+    block_on(store.sync()).unwrap();
+    drop(store);
+}
+
+fn poisoned(engine: Engine, path: &Path) {
+    let (store, gate) = gated(engine, path);
+    fill(&store);
+    gate.fail(Kind::Sync, Some(libc::EIO));
+    let mut calls = every_call(&store);
+    calls.retain_mut(|call| poll_once(call).is_pending());
+    assert_eq!(block_on(store.put("k", "v")).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert!(block_on(store.close()).is_err());
+}
+
+fn compactions_dropped(engine: Engine, path: &Path) {
+    let (store, gate) = gated(engine, path);
+    fill(&store);
+    for held in [Kind::Read, Kind::Sync, Kind::Write] {
+        gate.close(held);
+        let mut compaction = store.compact(CompactOptions::new());
+        assert!(poll_once(&mut compaction).is_pending());
+        gate.wait_for_held(held, 1);
+        drop(compaction);
+        gate.open(held);
+    }
+    block_on(store.compact(CompactOptions::new())).unwrap();
+    close(store);
+}
+
+fn tasks_that_panic(engine: Engine, path: &Path) {
+    keep_quiet_about_panics_on_purpose();
+    for thread in ["ringcask-commit", "ringcask-maint"] {
+        let (store, gate) = gated(engine, path);
+        fill(&store);
+        gate.panic_in(Kind::Write, thread, 1);
+        let calls = every_call(&store);
+        for call in calls {
+            let _ = block_on(call);
+        }
+        assert!(gate.has_panicked(Kind::Write), "{thread}");
+        assert!(block_on(store.close()).is_err());
+    }
+}
+
+/// Futures that are forgotten hold what a handle on the closed store does. Not its lock, and not its two tasks.
+fn futures_forgotten(engine: Engine, path: &Path) {
+    let store = open(builder(engine, path));
+    fill(&store);
+    let mut calls = every_call(&store);
+    calls.retain_mut(|call| poll_once(call).is_pending());
+    assert!(!calls.is_empty(), "nothing to forget");
+    calls.into_iter().for_each(std::mem::forget);
+    close(store);
+    wait_until_free(engine, path);
+}
+
+/// What is in use, or may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Use {
+    descriptors: usize,
+    threads: usize,
+    bytes: i64,
+}
+
+impl Use {
+    fn now() -> Self {
+        let count = |what: &str| fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+        Self { descriptors: count("fd"), threads: count("task"), bytes: bytes_in_use() }
+    }
+
+    /// Threads, and the kernel's workers of a closed ring, end in their own time: what is in use when nothing ends any more.
+    fn when_calm() -> Self {
+        let (mut last, mut unchanged) = (Self::now(), 0);
+        eventually("nothing changes", || {
+            let now = Self::now();
+            unchanged = if now == last { unchanged + 1 } else { 0 };
+            last = now;
+            unchanged > 60
+        });
+        last
+    }
+}
+
+const NOTHING: Use = Use { descriptors: 0, threads: 0, bytes: 0 };
+
+/// A kind of life, and what each may keep for ever.
+struct Life {
+    name: &'static str,
+    lead: fn(Engine, &Path),
+    keeps: Use,
+}
+
+const fn life(name: &'static str, lead: fn(Engine, &Path), keeps: Use) -> Life {
+    Life { name, lead, keeps }
+}
+
+const LIVES: [Life; 9] = [
+    life("closed", closed, NOTHING),
+    life("dropped", dropped, NOTHING),
+    life("refused", refused, NOTHING),
+    life("opens dropped", opens_dropped, NOTHING),
+    life("futures dropped", futures_dropped, NOTHING),
+    life("poisoned", poisoned, NOTHING),
+    life("compactions dropped", compactions_dropped, NOTHING),
+    // What was thrown is never dropped: that could throw again.
+    life("tasks that panic", tasks_that_panic, Use { bytes: 400, ..NOTHING }),
+    // As many segments as may be open, the directory, and the thread that reads with its eventfd and its ring.
+    life("futures forgotten", futures_forgotten, Use { descriptors: 12, threads: 1, bytes: 1 << 20 }),
+];
+
+/// A life that leaks on purpose, as seen by those who allow none of it.
+const CANARY: Life = life("canary", futures_forgotten, NOTHING);
+
+/// In all rounds together; a waker in each of them is more.
+const SLACK_BYTES: i64 = 400;
+
+/// Lives before the count, and counted ones.
+const WARM_UP: usize = 3;
+const ROUNDS: usize = 12;
+
+fn lead_again_and_again(life: &Life) {
+    let (engine, path) = child_env();
+    let lead = life.lead;
+    let one = || {
+        let path = path.clone();
+        // In a thread, which takes its pool of record buffers with it.
+        std::thread::spawn(move || {
+            lead(engine, &path);
+            // An open that was given up may still be at it.
+            eventually("the directory goes", || fs::remove_dir_all(&path).is_ok());
+        })
+        .join()
+        .unwrap();
+    };
+    (0..WARM_UP).for_each(|_| one());
+    let before = Use::when_calm();
+    (0..ROUNDS).for_each(|_| one());
+    let after = Use::when_calm();
+    let (name, keeps) = (life.name, life.keeps);
+    let more = [
+        ("descriptors", after.descriptors as i64 - before.descriptors as i64, (keeps.descriptors * ROUNDS) as i64),
+        ("threads", after.threads as i64 - before.threads as i64, (keeps.threads * ROUNDS) as i64),
+        ("bytes", after.bytes - before.bytes, keeps.bytes * ROUNDS as i64 + SLACK_BYTES),
+    ];
+    let too_many: Vec<String> = more
+        .iter()
+        .filter(|(_, grown, allowed)| grown > allowed)
+        .map(|(what, grown, allowed)| format!("{grown} {what} more, allowed are {allowed}"))
+        .collect();
+    assert!(too_many.is_empty(), "{name}, {ROUNDS} lives: {too_many:?}");
+    let [(_, descriptors, _), (_, threads, _), (_, bytes, _)] = more;
+    println!("{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes more after {ROUNDS} lives");
+}
+
+const LIFE: &str = "RINGCASK_TEST_LIFE";
+
+/// The test of this name again, leading the life of that name.
+fn rerun_life(test: &str, env: &Env, life: &str) -> Command {
+    let mut command = rerun(test, &Env::new(env.engine));
+    command.env(LIFE, life);
+    command
+}
+
+#[test]
+fn every_life_gives_back_what_it_took() {
+    const NAME: &str = "leaks::every_life_gives_back_what_it_took";
+    if is_child() {
+        let name = std::env::var(LIFE).unwrap();
+        return lead_again_and_again(LIVES.iter().find(|life| life.name == name).unwrap());
+    }
+    for_each_engine(|env| {
+        for life in LIVES {
+            print_report(&expect_success(rerun_life(NAME, env, life.name)));
+        }
+    });
+}
+
+#[test]
+fn a_life_that_leaks_is_noticed() {
+    const NAME: &str = "leaks::a_life_that_leaks_is_noticed";
+    if is_child() {
+        return lead_again_and_again(&CANARY);
+    }
+    for_each_engine(|env| {
+        let output = rerun_life(NAME, env, CANARY.name).output().unwrap();
+        let text = text_of(&output);
+        assert!(!output.status.success(), "not noticed: {text}");
+        // On the ring its reads were those of the two tasks, and there is no thread for the callers'.
+        let counted = ["descriptors", "bytes", "threads"];
+        let told = if env.engine == Engine::Threads { &counted[..] } else { &counted[..2] };
+        let is_told = |what: &&str| text.contains(&format!(" {what} more, allowed are "));
+        assert!(told.iter().all(is_told), "{text}");
+    });
+}
+
+/// A store among so few descriptors that some operation always finds none.
+struct Scarce {
+    rng: Rng,
+    model: Model,
+    calls: u64,
+    refused: u64,
+}
+
+impl Scarce {
+    /// An error for want of a descriptor, or what came of one.
+    fn is_refused(&mut self, error: &ringcask::Error) {
+        self.refused += 1;
+        let is_allowed = match error.kind() {
+            ErrorKind::Poisoned => true,
+            ErrorKind::Io | ErrorKind::Unsupported => error.os_error() == Some(libc::EMFILE),
+            _ => false,
+        };
+        assert!(is_allowed, "{error:?}");
+    }
+
+    /// Reads keys and writes them again: right, or refused.
+    fn use_it(&mut self, store: &Store, round: u32) {
+        for _ in 0..8 {
+            let key = (self.rng.below(200) as u32).to_le_bytes().to_vec();
+            match block_on(store.get(&key)) {
+                Ok(found) => assert_eq!(found.as_deref(), self.model.get(&key).map(|value| &value[..]), "{key:?}"),
+                Err(error) => self.is_refused(&error),
+            }
+            let value = vec![round as u8; 700];
+            match block_on(store.put_with(&key, &value, at(Durability::Synced))) {
+                Ok(_) => drop(self.model.insert(key, value)),
+                Err(error) => {
+                    assert_eq!(error.outcome(), Outcome::NotApplied, "{error:?}");
+                    self.is_refused(&error);
+                }
+            }
+            self.calls += 2;
+        }
+        if round.is_multiple_of(5)
+            && let Err(error) = block_on(store.compact(CompactOptions::new()))
+        {
+            self.is_refused(&error);
+        }
+        assert_eq!(store.len(), self.model.len());
+    }
+}
+
+/// Errors where there is no descriptor, never a missing file or key.
+fn soak_among_few_descriptors() {
+    let (engine, path) = child_env();
+    let mut scarce = Scarce { rng: Rng::new(crate::proof::first_seed()), model: Model::new(), calls: 0, refused: 0 };
+    let mut store = Some(open(builder(engine, &path)));
+    for round in 0..400_u32 {
+        limit_descriptors(1000);
+        limit_descriptors(used_descriptors() + scarce.rng.below(12));
+        if let Some(store) = &store {
+            scarce.use_it(store, round);
+        }
+        if round.is_multiple_of(7) {
+            // A close may find none for its hints, and still loses nothing.
+            drop(store.take());
+        }
+        if store.is_none() {
+            match block_on(builder(engine, &path).open()) {
+                Ok(opened) => store = Some(opened),
+                Err(error) => scarce.is_refused(&error),
+            }
+        }
+    }
+    limit_descriptors(1000);
+    drop(store);
+    let store = open(builder(engine, &path));
+    assert_holds(&store, &scarce.model);
+    close(store);
+    println!("{} reads and writes, {} times no descriptor", scarce.calls, scarce.refused);
+    assert!(scarce.refused > 50, "{}", scarce.refused);
+}
+
+#[test]
+fn where_descriptors_run_out_nothing_is_missing() {
+    const NAME: &str = "leaks::where_descriptors_run_out_nothing_is_missing";
+    if is_child() {
+        return soak_among_few_descriptors();
+    }
+    for_each_engine(|env| print_report(&expect_success(rerun(NAME, env))));
+}

@@ -1,0 +1,302 @@
+//! Short histories of several keys, checked as a whole for an order that explains them.
+//!
+//! The check per key of `linearizability.rs` cannot see that two keys of a batch changed at different times. Here a history
+//! is so short that all keys together can be searched: a few threads with a few operations each, puts, deletes, gets and
+//! batches over two or three keys, while everything is compacted again and again. On the real engines the threads are the
+//! machine's; in simulations they are futures of one thread, and a seed replays.
+//!
+//! All writes of a history are of one durability. Between durabilities there is no such order: a `Buffered` put over a
+//! `Synced` batch that waits for the disk is seen at once and stays the newer of the two, so that of the batch, when it is
+//! seen, that one key is missing. For each key alone there is an order all the same.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all};
+use ringcask::mutant::{Mutant, activate};
+use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, Store};
+
+use crate::proof;
+use crate::support::{Env, Rng, at, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+
+const CLIENTS: usize = 4;
+const OPERATIONS: usize = 14;
+const KEYS: usize = 3;
+
+type Value = u32;
+type State = [Option<Value>; KEYS];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Op {
+    Put(usize, Value),
+    /// What the batch leaves of each key that it touches.
+    Batch([Option<Option<Value>>; KEYS]),
+    Delete {
+        key: usize,
+        existed: bool,
+    },
+    Get {
+        key: usize,
+        found: Option<Value>,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Event {
+    start: u64,
+    end: u64,
+    op: Op,
+}
+
+/// Each client's operations, in its order.
+type History = Vec<Vec<Event>>;
+
+/// The state after `op`, if `op` can happen in `state`.
+fn apply(mut state: State, op: &Op) -> Option<State> {
+    match *op {
+        Op::Put(key, value) => state[key] = Some(value),
+        Op::Batch(members) => {
+            for (slot, member) in state.iter_mut().zip(members) {
+                *slot = member.unwrap_or(*slot);
+            }
+        }
+        Op::Delete { key, existed } => {
+            if existed != state[key].is_some() {
+                return None;
+            }
+            state[key] = None;
+        }
+        Op::Get { key, found } => return (found == state[key]).then_some(state),
+    }
+    Some(state)
+}
+
+/// Whether some order explains the history of keys that start absent.
+fn is_linearizable(history: &History) -> bool {
+    let mut visited = HashSet::new();
+    let mut open = vec![(vec![0_usize; history.len()], [None; KEYS])];
+    while let Some((done, state)) = open.pop() {
+        if !visited.insert((done.clone(), state)) {
+            continue;
+        }
+        let next = |client: usize| history[client].get(done[client]);
+        // What ended before another one started must come before it.
+        let Some(first_end) = (0..history.len()).filter_map(next).map(|event| event.end).min() else {
+            return true;
+        };
+        for client in 0..history.len() {
+            let Some(event) = next(client).filter(|event| event.start < first_end) else { continue };
+            if let Some(after) = apply(state, &event.op) {
+                let mut further = done.clone();
+                further[client] += 1;
+                open.push((further, after));
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn the_checker_of_whole_histories_tells_good_ones_from_bad_ones() {
+    let event = |start, end, op| Event { start, end, op };
+    let get = |key, found| Op::Get { key, found };
+    let batch = |value| Op::Batch([Some(value), Some(value), None]);
+    // A get during a batch may see it or not; once a part is seen, all of it is there.
+    let seen_then = |found| {
+        let reader = vec![event(2, 3, get(0, Some(1))), event(4, 5, get(1, found))];
+        is_linearizable(&vec![vec![event(1, 9, batch(Some(1)))], reader])
+    };
+    assert!(seen_then(Some(1)) && !seen_then(None), "half a batch");
+    // Two batches at the same time: either may win, but not each of them a key.
+    let winners = |first, second| {
+        let batches = [1, 2].map(|value| vec![event(1, 9, batch(Some(value)))]);
+        let reader = vec![event(10, 11, get(0, Some(first))), event(12, 13, get(1, Some(second)))];
+        is_linearizable(&batches.into_iter().chain([reader]).collect())
+    };
+    assert!(winners(1, 1) && winners(2, 2) && !winners(1, 2) && !winners(2, 1), "batches mixed up");
+    // A delete tells truly whether the key existed, and is seen.
+    let put_then = |op| is_linearizable(&vec![vec![event(1, 2, Op::Put(2, 7))], vec![event(3, 4, op)]]);
+    assert!(put_then(Op::Delete { key: 2, existed: true }) && !put_then(Op::Delete { key: 2, existed: false }));
+    assert!(put_then(get(2, Some(7))) && !put_then(get(2, None)) && !put_then(get(2, Some(8))));
+    // A batch that deletes.
+    let deleted_then = |found| {
+        let first = vec![event(1, 2, batch(Some(7))), event(3, 4, batch(None))];
+        is_linearizable(&vec![first, vec![event(5, 6, get(0, found))]])
+    };
+    assert!(deleted_then(None) && !deleted_then(Some(7)));
+}
+
+/// Long enough that segments fill and are compacted.
+fn bytes(value: Value) -> Vec<u8> {
+    let mut bytes = vec![0; 120];
+    bytes[..4].copy_from_slice(&value.to_le_bytes());
+    bytes
+}
+
+fn level(rng: &mut Rng) -> Durability {
+    // A sync takes as long as a hundred other operations: few, or there is little to see.
+    match rng.below(12) {
+        0 => Durability::Synced,
+        1..4 => Durability::Written,
+        _ => Durability::Buffered,
+    }
+}
+
+/// One client's next operation.
+async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability), unique: Value, rng: &mut Rng) -> Op {
+    let key = rng.below(keys as u64) as usize;
+    let name = |key: usize| format!("{label}-{key}");
+    match rng.below(10) {
+        0..2 => {
+            store.put_with(name(key), bytes(unique), at(level)).await.unwrap();
+            Op::Put(key, unique)
+        }
+        2..4 => {
+            let mut members = [None; KEYS];
+            let mut batch = Batch::new();
+            for (key, member) in members.iter_mut().enumerate().take(keys) {
+                if rng.below(4) == 0 {
+                    batch.delete(name(key));
+                    *member = Some(None);
+                } else {
+                    batch.put(name(key), bytes(unique));
+                    *member = Some(Some(unique));
+                }
+            }
+            batch.durability(level);
+            store.write(batch).await.unwrap();
+            Op::Batch(members)
+        }
+        4 => Op::Delete { key, existed: store.delete_with(name(key), at(level)).await.unwrap() },
+        _ => {
+            let found = store.get(name(key)).await.unwrap();
+            Op::Get { key, found: found.map(|value| Value::from_le_bytes(value[..4].try_into().unwrap())) }
+        }
+    }
+}
+
+/// The part of one client in the history number `history`.
+async fn client(store: &Store, clock: &AtomicU64, seed: u64, history: u64, client: usize) -> Vec<Event> {
+    let mut shape = Rng::new(seed ^ history << 20);
+    let (clients, keys, level) = (3 + shape.below(2) as usize, 2 + shape.below(2) as usize, level(&mut shape));
+    let mut events = Vec::new();
+    if client >= clients {
+        return events;
+    }
+    let mut rng = Rng::new(seed ^ history << 20 ^ (client as u64 + 1) << 8);
+    for index in 0..OPERATIONS / clients {
+        let unique = (client * OPERATIONS + index + 1) as Value;
+        let start = clock.fetch_add(1, Ordering::SeqCst);
+        let op = operate(store, &format!("{seed}-{history}"), (keys, level), unique, &mut rng).await;
+        let end = clock.fetch_add(1, Ordering::SeqCst);
+        events.push(Event { start, end, op });
+    }
+    events
+}
+
+fn builder(env: &Env) -> Builder {
+    let compaction = Compaction::new().automatic(false).bytes_per_second(None);
+    let quick = Duration::from_millis(1);
+    env.builder().segment_bytes(8 << 10).compaction(compaction).flush_interval(quick).sync_interval(quick)
+}
+
+/// As many histories as asked for, on real threads.
+fn on_threads(env: &Env, seed: u64, histories: u64) {
+    let store = open(builder(env));
+    let (clock, barrier) = (Arc::new(AtomicU64::new(0)), Arc::new(Barrier::new(CLIENTS)));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let (store, clock, barrier) = (store.clone(), clock.clone(), barrier.clone());
+            let one = move |history| {
+                barrier.wait();
+                block_on(client(&store, &clock, seed, history, number))
+            };
+            thread::spawn(move || (0..histories).map(one).collect::<Vec<_>>())
+        })
+        .collect();
+    let (compacting, over) = (store.clone(), is_over.clone());
+    let compactor = thread::spawn(move || {
+        let mut jobs = 0;
+        while !over.load(Ordering::Relaxed) {
+            block_on(compacting.compact(CompactOptions::new())).unwrap();
+            jobs += 1;
+        }
+        jobs
+    });
+    let parts: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    is_over.store(true, Ordering::Relaxed);
+    println!("{histories} histories during {} compactions", compactor.join().unwrap());
+    close(store);
+    for number in 0..histories as usize {
+        let history: History = parts.iter().map(|part| part[number].clone()).collect();
+        assert!(is_linearizable(&history), "seed {seed}, history {number}: {history:?}");
+    }
+}
+
+/// Histories of one simulated store.
+const OF_A_SIMULATION: u64 = 10;
+
+fn simulated(seed: u64) {
+    in_simulation(seed, |env| {
+        let store = open(builder(env));
+        let (clock, is_over) = (AtomicU64::new(0), Cell::new(false));
+        let histories = RefCell::new(Vec::new());
+        let clients = async {
+            for history in 0..OF_A_SIMULATION {
+                let parts = join_all((0..CLIENTS).map(|number| client(&store, &clock, seed, history, number))).await;
+                histories.borrow_mut().push(parts);
+            }
+            is_over.set(true);
+        };
+        let compactor = async {
+            while !is_over.get() {
+                store.compact(CompactOptions::new()).await.unwrap();
+            }
+        };
+        block_on(join(clients, compactor));
+        for (number, history) in histories.take().iter().enumerate() {
+            assert!(is_linearizable(history), "RINGCASK_SEED={seed}, history {number}: {history:?}");
+        }
+        close(store.clone());
+    });
+}
+
+#[test]
+fn short_histories_of_all_keys_together_have_an_order() {
+    let stage = proof::begin("small histories");
+    let only = proof::number("RINGCASK_SEED");
+    let first = only.unwrap_or_else(proof::first_seed);
+    let (each, total) = (stage.floor().div_ceil(4), Cell::new(0));
+    for_each_engine(|env| {
+        on_threads(env, first, each);
+        total.set(total.get() + each);
+    });
+    // What a real engine has not explored, for want of a ring, simulations do.
+    let (real, missing) = (total.get(), stage.floor().saturating_sub(total.get()));
+    let worlds = if only.is_some() { 1 } else { missing.div_ceil(OF_A_SIMULATION) };
+    (first..first + worlds).for_each(simulated);
+    let simulated = worlds * OF_A_SIMULATION;
+    stage.end(real + simulated, &format!("{real} on real threads, {simulated} simulated, from seed {first}"));
+}
+
+/// Simulations in which a known mistake must show.
+const MISTAKEN: u64 = 2_000;
+
+#[test]
+fn short_histories_show_a_known_mistake() {
+    const NAME: &str = "small_histories::short_histories_show_a_known_mistake";
+    if is_child() {
+        activate(Some(Mutant::RelocateUnconditionally));
+        return (1..MISTAKEN).for_each(simulated);
+    }
+    let output = rerun(NAME, &Env::new(Engine::Threads)).output().unwrap();
+    let text = text_of(&output);
+    assert!(!output.status.success() && text.contains("RINGCASK_SEED="), "not noticed: {text}");
+    let seed = text.split("RINGCASK_SEED=").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    println!("a compaction that moves what was overwritten shows in the simulation of seed {seed}");
+}
