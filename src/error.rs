@@ -31,7 +31,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// An option is outside its range; the message names the option, the value and the range.
     InvalidConfig,
-    /// The directory was written by a newer version of the format. Nothing was changed.
+    /// The directory was written by a newer version of the format, or with features that this version does not know.
+    /// Nothing was changed.
     IncompatibleFormat,
     /// The host cannot do what the options demand (io_uring forbidden, for instance).
     Unsupported,

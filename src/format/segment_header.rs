@@ -64,9 +64,4 @@ impl SegmentHeader {
         prelude.reserved(fields.rest())?;
         Ok(Self { format_major, format_minor, incompat, compat, store_id, segment_id, salt, first_seq })
     }
-
-    /// The bits of `compat` this version does not know: with any, the store may be read but not written.
-    pub fn unknown_compat(&self) -> u32 {
-        self.prelude().unknown_compat()
-    }
 }

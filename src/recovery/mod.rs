@@ -19,7 +19,7 @@
 //! | no MANIFEST, or a damaged one, beside segments | `Corrupt`; under `Salvage` made anew from the segments' headers |
 //! | an unlisted segment with a number the MANIFEST has spent | a leftover, removed |
 //! | an unlisted segment with a later number | removed if it holds no record, otherwise `Corrupt` (files of two ages) |
-//! | a newer format, anywhere | `IncompatibleFormat`; nothing is changed |
+//! | a newer format or an unknown feature, in the MANIFEST or a segment | `IncompatibleFormat`; nothing is changed |
 //! | any I/O error | an error, never an end of log |
 //!
 //! Nothing here appends a record to a segment found on disk. Every step can be cut off by a crash and is done again.

@@ -392,42 +392,82 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
     });
 }
 
-/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksum right again.
-fn patch_prelude(bytes: &mut [u8], header_len: usize, at: usize, value: &[u8]) {
+/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksums right again.
+fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
+    let mut bytes = fs::read(path).unwrap();
+    let (name, end) = (path.file_name().unwrap().to_str().unwrap(), bytes.len());
+    let header_len = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("seg") => ringcask::format::SEGMENT_HEADER_LEN,
+        Some("hint") => ringcask::format::HINT_HEADER_LEN,
+        _ => ringcask::format::MANIFEST_HEADER_LEN,
+    };
     bytes[at..at + value.len()].copy_from_slice(value);
     let crc = crc32fast::hash(&bytes[..header_len - 4]);
     bytes[header_len - 4..header_len].copy_from_slice(&crc.to_le_bytes());
+    if name == "MANIFEST" {
+        let crc = crc32fast::hash(&bytes[header_len - 4..end - 4]);
+        bytes[end - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+/// Where the prelude says that another version wrote the file, and what it says then.
+fn newer_formats() -> [(usize, Vec<u8>); 3] {
+    let major = (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
+    let feature = (1_u32 << 31).to_le_bytes().to_vec();
+    [(8, major), (16, feature.clone()), (20, feature)]
 }
 
 #[test]
 fn a_newer_format_is_refused_and_nothing_is_modified() {
     for_each_engine(|env| {
         let (pristine, segments, _) = sealed(env);
-        let newer_major = (8, (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec());
-        let unknown_feature = (16, (1_u32 << 31).to_le_bytes().to_vec());
-        for (at, value) in [newer_major, unknown_feature] {
-            for target in [PathBuf::from("MANIFEST")].iter().chain(&segments) {
+        let manifest = PathBuf::from("MANIFEST");
+        for (at, value) in newer_formats() {
+            for (target, has_manifest) in
+                [(&manifest, true)].into_iter().chain(segments.iter().flat_map(|path| [(path, true), (path, false)]))
+            {
                 let path = fresh_copy(env, &pristine);
                 let target = path.join(target.file_name().unwrap());
-                let mut bytes = fs::read(&target).unwrap();
-                if target.ends_with("MANIFEST") {
-                    patch_prelude(&mut bytes, ringcask::format::MANIFEST_HEADER_LEN, at, &value);
-                    let end = bytes.len() - 4;
-                    let crc = crc32fast::hash(&bytes[..end]);
-                    bytes[end..].copy_from_slice(&crc.to_le_bytes());
-                } else {
-                    patch_prelude(&mut bytes, ringcask::format::SEGMENT_HEADER_LEN, at, &value);
-                }
-                fs::write(&target, bytes).unwrap();
+                patch_prelude(&target, at, &value);
                 fs::write(path.join("MANIFEST.tmp"), "a leftover").unwrap();
+                let mut refusing = vec![Recovery::Strict, Recovery::Salvage];
+                if !has_manifest {
+                    // Made anew by a salvage alone, which must look before it writes.
+                    fs::remove_file(path.join("MANIFEST")).unwrap();
+                    refusing = vec![Recovery::Salvage];
+                }
                 let before = contents(&path);
-                for recovery in [Recovery::Strict, Recovery::Salvage] {
+                for recovery in refusing {
                     let error = open_error(env.builder().recovery(recovery));
-                    assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{target:?}: {error:?}");
+                    assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{at}, {target:?}: {error:?}");
                     assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
                     assert!(contents(&path) == before, "{target:?} under {recovery}: something was modified");
                 }
             }
+        }
+    });
+}
+
+/// Whatever its version, a hint says nothing that its segment does not.
+#[test]
+fn a_hint_of_a_newer_format_is_passed_over_and_written_anew() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        for (at, value) in newer_formats() {
+            let path = fresh_copy(env, &pristine);
+            for hint in files_with(&path, "hint") {
+                patch_prelude(&hint, at, &value);
+            }
+            let store = open(env.builder());
+            let report = store.recovery_report();
+            assert_eq!((report.hints_loaded, report.segments_scanned), (0, segments.len()), "{at}: {report:?}");
+            assert_holds(&store, &model);
+            close(store);
+            let store = open(env.builder());
+            assert_eq!(store.recovery_report().hints_loaded, segments.len(), "{at}: written anew");
+            assert_holds(&store, &model);
+            close(store);
         }
     });
 }
