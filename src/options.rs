@@ -364,8 +364,9 @@ impl Builder {
     ///
     /// More lets more deletes through; less leaves more of a small disk to puts. 0 removes the file. A smaller number
     /// than at the last open gives the difference back only once the reserve has been used. Where the file system has
-    /// no `fallocate` there is no reserve, nor where something else has taken the name `RESERVE`: a directory, a link
-    /// or a file with bytes in it is reported as a foreign file and left alone.
+    /// no `fallocate` there is no reserve, nor where no file may become that large (`RLIMIT_FSIZE`), nor where something
+    /// else has taken the name `RESERVE`: a directory, a link or a file with bytes in it is reported as a foreign file and
+    /// left alone.
     pub fn reserve_bytes(mut self, bytes: u64) -> Self {
         self.options.reserve_bytes = bytes;
         self
