@@ -32,6 +32,13 @@ const MAX_BATCH_BYTES: u64 = 1 << 30;
 /// thread that drops it for as long as that takes (on one of the store's own threads, where a task may be dropped by its
 /// waker, it does not wait). Dropping cannot report an error: [`close`](Store::close) can.
 ///
+/// # Forks
+///
+/// A handle works in the process that opened the store, and in no other. In a child of `fork` every future answers
+/// [`Forked`](ErrorKind::Forked), the other methods answer as of an empty store, and none of them waits for a lock that
+/// a thread of the parent's may have held. The child inherits the lock on the directory and keeps it until it ends or
+/// executes another program: a parent that dies before leaves the directory [`Locked`](ErrorKind::Locked).
+///
 /// # Examples
 ///
 /// ```
@@ -239,27 +246,34 @@ impl Store {
         self.check_value_len(batch.longest_value())
     }
 
-    /// Whether `key` has a value. Answered from memory.
+    /// Whether `key` has a value. Answered from memory; `false` in a forked child.
     #[must_use]
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> bool {
-        self.core().keydir.get(key.as_ref()).is_some()
+        self.value_len(key).is_some()
     }
 
-    /// Number of keys that have a value. Answered from memory.
+    /// Number of keys that have a value. Answered from memory; 0 in a forked child.
     #[must_use]
     pub fn len(&self) -> usize {
+        if self.core().is_forked() {
+            return 0;
+        }
         usize::try_from(self.core().keydir.len()).unwrap_or(usize::MAX)
     }
 
-    /// Whether no key has a value.
+    /// Whether no key has a value. `true` in a forked child.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Length of the value of `key` in bytes. Answered from memory.
+    /// Length of the value of `key` in bytes. Answered from memory; `None` in a forked child.
     #[must_use]
     pub fn value_len(&self, key: impl AsRef<[u8]>) -> Option<u64> {
+        // The keydir has locks.
+        if self.core().is_forked() {
+            return None;
+        }
         self.core().keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
     }
 
@@ -320,20 +334,35 @@ impl Store {
     }
 
     /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back
-    /// meanwhile.
+    /// meanwhile. Does nothing in a forked child.
     pub fn pause_compaction(&self) {
-        self.core().maintenance.pause(true);
+        self.pause(true);
     }
 
-    /// Lets compaction go on.
+    /// Lets compaction go on. Does nothing in a forked child.
     pub fn resume_compaction(&self) {
-        self.core().maintenance.pause(false);
+        self.pause(false);
     }
 
-    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path.
+    fn pause(&self, paused: bool) {
+        if !self.core().is_forked() {
+            self.core().maintenance.pause(paused);
+        }
+    }
+
+    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path. In a forked child all of
+    /// them are 0, but for the engine's name.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let core = self.core();
+        let engine = match core.io.kind() {
+            IoKind::Uring => "io_uring",
+            IoKind::Threads => "threads",
+            IoKind::Sim => "sim",
+        };
+        if core.is_forked() {
+            return Stats { engine, ..Stats::default() };
+        }
         let (counters, staged_bytes) = core.log.counters();
         let segments: Vec<SegmentStats> = core
             .registry
@@ -352,11 +381,7 @@ impl Store {
         let (commit, read) = (&core.commit_counters, ReadCounts::of(&core.read_counters));
         let compaction = &core.compaction_counters;
         Stats {
-            engine: match core.io.kind() {
-                IoKind::Uring => "io_uring",
-                IoKind::Threads => "threads",
-                IoKind::Sim => "sim",
-            },
+            engine,
             engine_fallback: core.engine_fallback.clone(),
             keys: core.keydir.len(),
             live_bytes,
