@@ -44,6 +44,9 @@ pub enum Recovery {
     /// The open succeeds without the damaged records, and
     /// [`RecoveryReport::damage`](crate::RecoveryReport::damage) lists what is gone. An older value of a key whose
     /// newest record was lost becomes visible again.
+    ///
+    /// What is cut off the end of the segment that was being written is kept in a file of its own, if there is space:
+    /// [`RecoveryReport::cut_copy`](crate::RecoveryReport::cut_copy).
     Salvage,
 }
 

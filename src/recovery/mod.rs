@@ -11,6 +11,7 @@
 //! | what is found | what is done |
 //! |---|---|
 //! | active segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
+//! | the same, under `Salvage` | also copied to a file beside the segment, as it may have been acknowledged |
 //! | invalid bytes in a sealed segment that has to be scanned | `Corrupt`; under `Salvage` stepped over and listed |
 //! | invalid bytes in the active segment, where a later frame says that they were durable | the same |
 //! | a segment without footer that was not being written: another one, or one with a hint of its own | the same |
@@ -208,7 +209,8 @@ impl<'a> Opening<'a> {
             next_seq += LOST_NUMBERS;
         }
         if let Some(tail) = &tail {
-            // First, for a full disk may have no space but what the tail gives back.
+            // Before the list is written: a full disk may have no space but what the tail gives back.
+            self.keep_cut(tail).await?;
             self.cut_tail(tail).await?;
         }
         catalog.spend_ids_up_to(names.highest_id_near(catalog.durable_next_segment_id()));
@@ -293,7 +295,7 @@ impl<'a> Opening<'a> {
                     self.report.foreign_files.push(entry.name);
                 }
                 (FileName::Foreign, _) | (_, EntryKind::Other) => self.report.foreign_files.push(entry.name),
-                (FileName::Lock, _) => {}
+                (FileName::Lock | FileName::Cut, _) => {}
                 (FileName::Manifest, _) => names.has_manifest = true,
                 (FileName::Reserve, _) => names.has_reserve = true,
                 (FileName::Leftover, _) => names.leftovers.push(entry.name),

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringcask::format::RecordKind;
+use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -496,4 +498,79 @@ fn a_segment_of_another_store_is_refused() {
             }
         }
     });
+}
+
+/// A store that was killed, and garbage behind its last record; the name for the copy of it, and the garbage.
+fn torn(seed: u64) -> (Image, String, Vec<u8>) {
+    let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
+    let (image, name) = world.run_until(async {
+        let store = Store::builder("/sim").world(Arc::new(world.clone())).open().await.unwrap();
+        for number in 0..4 {
+            store.put(format!("key-{number}"), "value").await.unwrap();
+        }
+        let image = world.kill_image(&mut Draws::new(seed));
+        let name = image.names().find(|name| name.ends_with(".seg")).unwrap().to_owned();
+        (image, name)
+    });
+    world.shutdown();
+    let (mut image, garbage) = (image, Rng::new(seed).bytes(20_000));
+    assert!(image.edit(&name, |bytes| bytes.extend_from_slice(&garbage)));
+    (image, format!("{name}.cut"), garbage)
+}
+
+/// Opens `image`, looks at the store, closes it; what a crash would find, and the name of the copy.
+fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimWorld, Option<String>) {
+    let world = SimWorld::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
+    let copy = world.run_until(async {
+        let builder = Store::builder("/sim").world(Arc::new(world.clone())).recovery(recovery);
+        let store = builder.open().await.unwrap();
+        let report = store.recovery_report().clone();
+        assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");
+        for number in 0..4 {
+            assert_eq!(store.get(format!("key-{number}")).await.unwrap().as_deref(), Some(&b"value"[..]));
+        }
+        store.close().await.unwrap();
+        report.cut_copy
+    });
+    world.shutdown();
+    assert_eq!(world.panics(), Vec::<String>::new());
+    (world, copy)
+}
+
+/// What is behind the last whole record may have been acknowledged. A salvage used to throw it away.
+#[test]
+fn a_salvage_keeps_a_copy_of_what_it_cuts_whenever_it_is_cut_off_itself() {
+    let (torn, name, garbage) = torn(5);
+    let (world, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
+    assert_eq!(copy.as_deref(), Some(&name[..]));
+    assert_eq!(world.image().bytes(&name), Some(&garbage[..]));
+    let (journal, mut rng, mut states, mut made_again) = (world.take_journal(), Draws::new(7), 0, 0);
+    for step in 0..=journal.len() {
+        let mut left: Vec<_> = journal.crash_images(step, 6, &mut rng).collect();
+        left.push(journal.kill_image(step, &mut rng));
+        for image in left {
+            let (world, copy) = open_torn(image, Recovery::Salvage, None);
+            let image = world.image();
+            assert!(image.bytes(&name) == Some(&garbage[..]), "step {step}, {}", journal.describe(step));
+            assert!(!image.names().any(|name| name.ends_with(".tmp")), "step {step}");
+            made_again += u64::from(copy.is_some());
+            states += 1;
+            // And it is nobody's business from then on.
+            let (world, copy) = open_torn(image, Recovery::Strict, None);
+            assert_eq!((copy, world.image().bytes(&name)), (None, Some(&garbage[..])));
+        }
+    }
+    assert!(made_again > 20 && states > made_again, "{made_again} of {states} cut once more");
+}
+
+#[test]
+fn a_strict_open_and_a_full_disk_make_no_copy_of_what_is_cut() {
+    let (torn, name, _) = torn(5);
+    let (world, copy) = open_torn(torn.clone(), Recovery::Strict, None);
+    assert_eq!((copy, world.image().bytes(&name)), (None, None));
+    let used = torn.total_bytes();
+    let (world, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
+    let image = world.image();
+    assert_eq!((copy, image.bytes(&name)), (None, None));
+    assert!(!image.names().any(|name| name.ends_with(".tmp")));
 }
