@@ -25,6 +25,7 @@ mod full_disk;
 mod gate;
 mod lifecycle;
 mod linearizability;
+mod order;
 mod panics;
 #[path = "../proof/mod.rs"]
 mod proof;
