@@ -18,6 +18,7 @@ mod bad_input;
 mod cancel;
 mod cancel_points;
 mod compaction;
+mod compat;
 mod concurrency;
 mod durability;
 mod fork;
