@@ -241,6 +241,31 @@ impl CompactOptions {
 ///
 /// Setters never fail; [`open`](Builder::open) checks every option and names the option, its value and its range.
 /// All options may change from one open to the next.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> ringcask::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # pollster::block_on(async {
+/// use ringcask::{Compaction, Durability, Engine, ErrorKind, Store};
+///
+/// let store = Store::builder(dir.path().join("db"))
+///     .durability(Durability::Written)
+///     .engine(Engine::Auto)
+///     .segment_bytes(64 << 20)
+///     .compaction(Compaction::new().trigger(0.4))
+///     .open()
+///     .await?;
+/// store.put("key", "value").await?;
+///
+/// // Options are checked by `open`, which names the range.
+/// let error = Store::builder(dir.path().join("other")).segment_bytes(1).open().await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+/// # store.close().await
+/// # })
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {

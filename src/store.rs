@@ -135,6 +135,21 @@ impl Store {
     /// # Cancel safety
     ///
     /// Reading changes nothing; a dropped read is finished by the engine and its result thrown away.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("answer", "42").await?;
+    /// assert_eq!(store.get("answer").await?.as_deref(), Some(&b"42"[..]));
+    /// assert_eq!(store.get("question").await?, None);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
         Get::new(Arc::clone(self.core()), key.as_ref())
     }
@@ -166,6 +181,27 @@ impl Store {
     }
 
     /// As [`put`](Store::put), with options of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let buffered = PutOptions::new().durability(Durability::Buffered);
+    /// let mut last = store.put_with("page:0", "seen", buffered.clone()).await?;
+    /// for page in 1..100 {
+    ///     last = store.put_with(format!("page:{page}"), "seen", buffered.clone()).await?;
+    /// }
+    /// store.wait_durable(last).await?; // the hundred of them are on stable storage
+    /// assert_eq!(store.len(), 100);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: PutOptions) -> Put {
         let (key, value) = (key.as_ref(), value.as_ref());
         let op = self.check(key, value.len()).map(|()| Prepared::put(pooled_buffer(), key, value));
@@ -188,6 +224,21 @@ impl Store {
     ///
     /// Durability, errors and cancel safety are those of [`put`](Store::put). On a full disk deletes go on for as long
     /// as the reserve lasts (see [`Builder::reserve_bytes`]).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("session", "alice").await?;
+    /// assert!(store.delete("session").await?);
+    /// assert!(!store.delete("session").await?, "it is gone already");
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "remove")]
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Delete {
         self.delete_with(key, PutOptions::new())
@@ -206,6 +257,26 @@ impl Store {
     ///
     /// A batch takes up to 1 GiB of log. Durability, errors and cancel safety are those of [`put`](Store::put). An
     /// empty batch does nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::Batch;
+    ///
+    /// store.put("balance:a", "100").await?;
+    /// let mut batch = Batch::new();
+    /// batch.put("balance:a", "90").put("balance:b", "10").delete("pending");
+    /// let version = store.write(batch).await?;
+    /// assert!(store.durable_version() >= version);
+    /// assert_eq!(store.get("balance:b").await?.as_deref(), Some(&b"10"[..]));
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn write(&self, batch: Batch) -> Write {
         let core = Arc::clone(self.core());
         if batch.is_empty() {
@@ -294,6 +365,24 @@ impl Store {
     /// # Cancel safety
     ///
     /// Waiting changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let written = PutOptions::new().durability(Durability::Written);
+    /// let version = store.put_with("key", "value", written).await?; // survives a kill of the process
+    /// store.wait_durable(version).await?; // and now a power cut
+    /// assert!(store.durable_version() >= version);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn wait_durable(&self, version: Version) -> WaitDurable {
         WaitDurable::new(Arc::clone(self.core()), version.0)
     }
@@ -307,6 +396,23 @@ impl Store {
     /// # Cancel safety
     ///
     /// A sync that was asked for happens, with or without the caller.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let buffered = PutOptions::new().durability(Durability::Buffered);
+    /// let version = store.put_with("key", "value", buffered).await?;
+    /// assert!(store.sync().await? >= version);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "flush", alias = "persist")]
     pub fn sync(&self) -> Sync {
         Sync::new(Arc::clone(self.core()))
@@ -328,6 +434,25 @@ impl Store {
     /// # Cancel safety
     ///
     /// Dropping the future stops it: the segments are the old ones or the new ones, and nothing is lost either way.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::CompactOptions;
+    ///
+    /// store.put("counter", "1").await?;
+    /// store.put("counter", "2").await?;
+    /// let report = store.compact(CompactOptions::new()).await?;
+    /// assert!(report.bytes_freed > 0);
+    /// assert_eq!(store.get("counter").await?.as_deref(), Some(&b"2"[..]));
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "merge", alias = "vacuum")]
     pub fn compact(&self, options: CompactOptions) -> Compact {
         Compact::new(Arc::clone(self.core()), options)
@@ -416,6 +541,25 @@ impl Store {
     }
 
     /// How the store was found when it was opened.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("key", "value").await?;
+    /// store.close().await?;
+    ///
+    /// let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// let report = store.recovery_report();
+    /// assert_eq!((report.keys, report.segments, report.truncated_bytes), (1, 1, 0));
+    /// assert!(report.damage.is_empty());
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[must_use]
     pub fn recovery_report(&self) -> &RecoveryReport {
         &self.core().report
