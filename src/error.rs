@@ -31,7 +31,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// An option is outside its range; the message names the option, the value and the range.
     InvalidConfig,
-    /// The directory was written by a newer version of the format. Nothing was changed.
+    /// The directory was written by a newer version of the format, or with features that this version does not know.
+    /// Nothing was changed.
     IncompatibleFormat,
     /// The host cannot do what the options demand (io_uring forbidden, for instance).
     Unsupported,
@@ -66,12 +67,54 @@ struct Inner {
 
 impl Error {
     /// What went wrong.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{ErrorKind, Store};
+    ///
+    /// let error = store.put("", "value").await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    /// // One handle at a time has the directory.
+    /// let error = Store::open(store.path()).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Locked);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
     /// What is known of the write that got this error. Errors of anything but a write are [`Outcome::NotApplied`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::Outcome;
+    ///
+    /// if let Err(error) = store.put("key", vec![0; 100]).await {
+    ///     match error.outcome() {
+    ///         Outcome::NotApplied => println!("it did not happen: {error}"),
+    ///         _ => println!("only a reopening tells: {error}"),
+    ///     }
+    /// }
+    /// store.close().await?;
+    /// // Whatever is refused because the store is closed has not happened.
+    /// assert_eq!(store.put("key", "value").await.unwrap_err().outcome(), Outcome::NotApplied);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.0.outcome

@@ -44,7 +44,9 @@
 //!   takes no more writes; reopening decides). A failed sync is never retried.
 //! - **Dropping a future is safe**; what it means is written at each method.
 //! - **Damage is found and told apart**: a torn end of the log is cut off at the next open, any other bad byte is
-//!   [`ErrorKind::Corrupt`] with segment and offset, and costs the records it touches.
+//!   [`ErrorKind::Corrupt`] with segment and offset, and costs the records it touches. One flipped bit in the last group
+//!   before a kill or a power cut reads as a torn end, though, and takes the group with it, acknowledged or not:
+//!   [`RecoveryReport::truncated_bytes`] tells that something was cut.
 //! - **io_uring where it is allowed, threads where it is not**, with the same guarantees; [`Stats::engine`] says which.
 //!
 //! # Limits

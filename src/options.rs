@@ -48,6 +48,9 @@ pub enum Recovery {
     /// The open succeeds without the damaged records, and
     /// [`RecoveryReport::damage`](crate::RecoveryReport::damage) lists what is gone. An older value of a key whose
     /// newest record was lost becomes visible again.
+    ///
+    /// What is cut off the end of the segment that was being written is kept in a file of its own, if there is space:
+    /// [`RecoveryReport::cut_copy`](crate::RecoveryReport::cut_copy).
     Salvage,
 }
 
@@ -242,6 +245,31 @@ impl CompactOptions {
 ///
 /// Setters never fail; [`open`](Builder::open) checks every option and names the option, its value and its range.
 /// All options may change from one open to the next.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> ringcask::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # pollster::block_on(async {
+/// use ringcask::{Compaction, Durability, Engine, ErrorKind, Store};
+///
+/// let store = Store::builder(dir.path().join("db"))
+///     .durability(Durability::Written)
+///     .engine(Engine::Auto)
+///     .segment_bytes(64 << 20)
+///     .compaction(Compaction::new().trigger(0.4))
+///     .open()
+///     .await?;
+/// store.put("key", "value").await?;
+///
+/// // Options are checked by `open`, which names the range.
+/// let error = Store::builder(dir.path().join("other")).segment_bytes(1).open().await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+/// # store.close().await
+/// # })
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
@@ -368,8 +396,9 @@ impl Builder {
     ///
     /// More lets more deletes through; less leaves more of a small disk to puts. 0 removes the file. A smaller number
     /// than at the last open gives the difference back only once the reserve has been used. Where the file system has
-    /// no `fallocate` there is no reserve, nor where something else has taken the name `RESERVE`: a directory, a link
-    /// or a file with bytes in it is reported as a foreign file and left alone.
+    /// no `fallocate` there is no reserve, nor where no file may become that large (`RLIMIT_FSIZE`), nor where something
+    /// else has taken the name `RESERVE`: a directory, a link or a file with bytes in it is reported as a foreign file and
+    /// left alone.
     pub fn reserve_bytes(mut self, bytes: u64) -> Self {
         self.options.reserve_bytes = bytes;
         self

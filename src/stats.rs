@@ -172,8 +172,12 @@ pub struct RecoveryReport {
     /// Records read by these scans.
     pub records_scanned: u64,
     /// Bytes cut from the end of the segment that was being written when the store stopped: a torn tail, which holds
-    /// nothing that was acknowledged as durable.
+    /// nothing that was acknowledged as durable, unless the last group of writes was damaged on the disk.
     pub truncated_bytes: u64,
+    /// The file in the directory that [`Recovery::Salvage`](crate::Recovery::Salvage) has copied these bytes to, since they
+    /// may be damaged rather than torn: `*.seg.cut`. None if nothing was cut, or there was no space for a copy. The store
+    /// never reads the file nor removes it.
+    pub cut_copy: Option<String>,
     /// Leftovers of an interrupted open, seal or compaction that were removed.
     pub removed_files: Vec<String>,
     /// Names in the directory that are not the store's. They are never touched.

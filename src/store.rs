@@ -33,6 +33,13 @@ const MAX_BATCH_BYTES: u64 = 1 << 30;
 /// thread that drops it for as long as that takes (on one of the store's own threads, where a task may be dropped by its
 /// waker, it does not wait). Dropping cannot report an error: [`close`](Store::close) can.
 ///
+/// # Forks
+///
+/// A handle works in the process that opened the store, and in no other. In a child of `fork` every future answers
+/// [`Forked`](ErrorKind::Forked), the other methods answer as of an empty store, and none of them waits for a lock that
+/// a thread of the parent's may have held. The child inherits the lock on the directory and keeps it until it ends or
+/// executes another program: a parent that dies before leaves the directory [`Locked`](ErrorKind::Locked).
+///
 /// # Examples
 ///
 /// ```
@@ -129,6 +136,21 @@ impl Store {
     /// # Cancel safety
     ///
     /// Reading changes nothing; a dropped read is finished by the engine and its result thrown away.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("answer", "42").await?;
+    /// assert_eq!(store.get("answer").await?.as_deref(), Some(&b"42"[..]));
+    /// assert_eq!(store.get("question").await?, None);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
         Get::new(Arc::clone(self.core()), key.as_ref())
     }
@@ -193,6 +215,27 @@ impl Store {
     }
 
     /// As [`put`](Store::put), with options of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let buffered = PutOptions::new().durability(Durability::Buffered);
+    /// let mut last = store.put_with("page:0", "seen", buffered.clone()).await?;
+    /// for page in 1..100 {
+    ///     last = store.put_with(format!("page:{page}"), "seen", buffered.clone()).await?;
+    /// }
+    /// store.wait_durable(last).await?; // the hundred of them are on stable storage
+    /// assert_eq!(store.len(), 100);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: PutOptions) -> Put {
         let (key, value) = (key.as_ref(), value.as_ref());
         let op = self.check(key, value.len()).map(|()| Prepared::put(pooled_buffer(), key, value));
@@ -215,6 +258,21 @@ impl Store {
     ///
     /// Durability, errors and cancel safety are those of [`put`](Store::put). On a full disk deletes go on for as long
     /// as the reserve lasts (see [`Builder::reserve_bytes`]).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("session", "alice").await?;
+    /// assert!(store.delete("session").await?);
+    /// assert!(!store.delete("session").await?, "it is gone already");
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "remove")]
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Delete {
         self.delete_with(key, PutOptions::new())
@@ -233,6 +291,26 @@ impl Store {
     ///
     /// A batch takes up to 1 GiB of log. Durability, errors and cancel safety are those of [`put`](Store::put). An
     /// empty batch does nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::Batch;
+    ///
+    /// store.put("balance:a", "100").await?;
+    /// let mut batch = Batch::new();
+    /// batch.put("balance:a", "90").put("balance:b", "10").delete("pending");
+    /// let version = store.write(batch).await?;
+    /// assert!(store.durable_version() >= version);
+    /// assert_eq!(store.get("balance:b").await?.as_deref(), Some(&b"10"[..]));
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn write(&self, batch: Batch) -> Write {
         let core = Arc::clone(self.core());
         if batch.is_empty() {
@@ -273,27 +351,34 @@ impl Store {
         self.check_value_len(batch.longest_value())
     }
 
-    /// Whether `key` has a value. Answered from memory.
+    /// Whether `key` has a value. Answered from memory; `false` in a forked child.
     #[must_use]
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> bool {
-        self.core().keydir.get(key.as_ref()).is_some()
+        self.value_len(key).is_some()
     }
 
-    /// Number of keys that have a value. Answered from memory.
+    /// Number of keys that have a value. Answered from memory; 0 in a forked child.
     #[must_use]
     pub fn len(&self) -> usize {
+        if self.core().is_forked() {
+            return 0;
+        }
         usize::try_from(self.core().keydir.len()).unwrap_or(usize::MAX)
     }
 
-    /// Whether no key has a value.
+    /// Whether no key has a value. `true` in a forked child.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Length of the value of `key` in bytes. Answered from memory.
+    /// Length of the value of `key` in bytes. Answered from memory; `None` in a forked child.
     #[must_use]
     pub fn value_len(&self, key: impl AsRef<[u8]>) -> Option<u64> {
+        // The keydir has locks.
+        if self.core().is_forked() {
+            return None;
+        }
         self.core().keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
     }
 
@@ -314,6 +399,24 @@ impl Store {
     /// # Cancel safety
     ///
     /// Waiting changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let written = PutOptions::new().durability(Durability::Written);
+    /// let version = store.put_with("key", "value", written).await?; // survives a kill of the process
+    /// store.wait_durable(version).await?; // and now a power cut
+    /// assert!(store.durable_version() >= version);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     pub fn wait_durable(&self, version: Version) -> WaitDurable {
         WaitDurable::new(Arc::clone(self.core()), version.0)
     }
@@ -327,6 +430,23 @@ impl Store {
     /// # Cancel safety
     ///
     /// A sync that was asked for happens, with or without the caller.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::{Durability, PutOptions};
+    ///
+    /// let buffered = PutOptions::new().durability(Durability::Buffered);
+    /// let version = store.put_with("key", "value", buffered).await?;
+    /// assert!(store.sync().await? >= version);
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "flush", alias = "persist")]
     pub fn sync(&self) -> Sync {
         Sync::new(Arc::clone(self.core()))
@@ -348,26 +468,60 @@ impl Store {
     /// # Cancel safety
     ///
     /// Dropping the future stops it: the segments are the old ones or the new ones, and nothing is lost either way.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// use ringcask::CompactOptions;
+    ///
+    /// store.put("counter", "1").await?;
+    /// store.put("counter", "2").await?;
+    /// let report = store.compact(CompactOptions::new()).await?;
+    /// assert!(report.bytes_freed > 0);
+    /// assert_eq!(store.get("counter").await?.as_deref(), Some(&b"2"[..]));
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[doc(alias = "merge", alias = "vacuum")]
     pub fn compact(&self, options: CompactOptions) -> Compact {
         Compact::new(Arc::clone(self.core()), options)
     }
 
     /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back
-    /// meanwhile.
+    /// meanwhile. Does nothing in a forked child.
     pub fn pause_compaction(&self) {
-        self.core().maintenance.pause(true);
+        self.pause(true);
     }
 
-    /// Lets compaction go on.
+    /// Lets compaction go on. Does nothing in a forked child.
     pub fn resume_compaction(&self) {
-        self.core().maintenance.pause(false);
+        self.pause(false);
     }
 
-    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path.
+    fn pause(&self, paused: bool) {
+        if !self.core().is_forked() {
+            self.core().maintenance.pause(paused);
+        }
+    }
+
+    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path. In a forked child all of
+    /// them are 0, but for the engine's name.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let core = self.core();
+        let engine = match core.io.kind() {
+            IoKind::Uring => "io_uring",
+            IoKind::Threads => "threads",
+            IoKind::Sim => "sim",
+        };
+        if core.is_forked() {
+            return Stats { engine, ..Stats::default() };
+        }
         let (counters, staged_bytes) = core.log.counters();
         let segments: Vec<SegmentStats> = core
             .registry
@@ -386,11 +540,7 @@ impl Store {
         let (commit, read) = (&core.commit_counters, ReadCounts::of(&core.read_counters));
         let compaction = &core.compaction_counters;
         Stats {
-            engine: match core.io.kind() {
-                IoKind::Uring => "io_uring",
-                IoKind::Threads => "threads",
-                IoKind::Sim => "sim",
-            },
+            engine,
             engine_fallback: core.engine_fallback.clone(),
             keys: core.keydir.len(),
             live_bytes,
@@ -425,6 +575,25 @@ impl Store {
     }
 
     /// How the store was found when it was opened.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// store.put("key", "value").await?;
+    /// store.close().await?;
+    ///
+    /// let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// let report = store.recovery_report();
+    /// assert_eq!((report.keys, report.segments, report.truncated_bytes), (1, 1, 0));
+    /// assert!(report.damage.is_empty());
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
     #[must_use]
     pub fn recovery_report(&self) -> &RecoveryReport {
         &self.core().report

@@ -62,6 +62,9 @@ pub(crate) fn recovered(path: &Path, report: &RecoveryReport) {
         if report.truncated_bytes > 0 {
             event!(WARN, "a torn tail was cut", path = path.display(), bytes = report.truncated_bytes);
         }
+        if let Some(name) = &report.cut_copy {
+            event!(WARN, "what was cut is kept in a file", path = path.display(), file = name.escape_debug());
+        }
         for name in &report.removed_files {
             event!(WARN, "a leftover was removed", path = path.display(), file = name.escape_debug());
         }

@@ -51,8 +51,10 @@ pub enum DecodeError {
         found_major: u16,
         /// Minor version found.
         found_minor: u16,
-        /// Incompatible feature bits found, the known ones among them.
+        /// Feature bits found without which it cannot be read, the known ones among them.
         incompat: u32,
+        /// Feature bits found without which its store cannot be written, the known ones among them.
+        compat: u32,
     },
 }
 
@@ -84,8 +86,8 @@ impl fmt::Display for DecodeError {
             Self::Order => f.write_str("out of order"),
             Self::Sequence => f.write_str("sequence number out of range"),
             Self::Trailing => f.write_str("trailing bytes"),
-            Self::Unsupported { found_major, found_minor, incompat } => {
-                write!(f, "format {found_major}.{found_minor} with features {incompat:#x} not supported")
+            Self::Unsupported { found_major, found_minor, incompat, compat } => {
+                write!(f, "format {found_major}.{found_minor} with features {incompat:#x}, {compat:#x} not supported")
             }
         }
     }

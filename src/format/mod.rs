@@ -41,7 +41,10 @@
 //!
 //! - Another major version, an unknown `incompat` bit or checksum algorithm: `Unsupported`, nothing is touched. None of
 //!   the bits is in use yet.
-//! - An unknown `compat` bit: reported, and the store is only read.
+//! - An unknown `compat` bit: the same, in this version, which cannot open a store for reading alone. One that can may
+//!   read it, and must not write.
+//! - Of these, a hint file is passed over like a damaged one, and written anew: what a version has to say about a store
+//!   stands in its MANIFEST or its segments.
 //! - A newer minor version: read. It may have given reserved bytes of a file's header a meaning that can be ignored.
 //!
 //! # Segment
@@ -326,6 +329,8 @@ pub const KNOWN_INCOMPAT: u32 = 0;
 
 /// Features this version understands that only a writer must understand.
 pub const KNOWN_COMPAT: u32 = 0;
+
+const _: () = assert!(KNOWN_INCOMPAT | KNOWN_COMPAT == 0, "features in use have to be carried into the next MANIFEST");
 
 /// Records start at multiples of this.
 pub const ALIGN: u64 = 8;

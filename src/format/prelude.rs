@@ -63,9 +63,10 @@ impl Prelude {
         let reserved: [u8; 3] = fields.array()?;
         let (incompat, compat) = (fields.u32()?, fields.u32()?);
         let prelude = Self { format_major, format_minor, incompat, compat, store_id: fields.array()? };
-        if format_major != FORMAT_MAJOR || incompat & !KNOWN_INCOMPAT != 0 {
+        // A store is never opened to be read only, so what must not be written is refused like what cannot be read.
+        if format_major != FORMAT_MAJOR || incompat & !KNOWN_INCOMPAT != 0 || compat & !KNOWN_COMPAT != 0 {
             let (found_major, found_minor) = (format_major, format_minor);
-            return Err(DecodeError::Unsupported { found_major, found_minor, incompat });
+            return Err(DecodeError::Unsupported { found_major, found_minor, incompat, compat });
         }
         if checksum != CHECKSUM_CRC32 {
             return Err(DecodeError::ChecksumTag(checksum));
@@ -76,10 +77,5 @@ impl Prelude {
     /// Judges bytes this version writes as zero: a newer minor version may have put there what can be ignored.
     pub(super) fn reserved(&self, bytes: &[u8]) -> Result<(), DecodeError> {
         if self.format_minor > FORMAT_MINOR || is_zero(bytes) { Ok(()) } else { Err(DecodeError::Reserved) }
-    }
-
-    /// The bits of `compat` this version does not know: it may read the file, but not write to its store.
-    pub(super) fn unknown_compat(&self) -> u32 {
-        self.compat & !KNOWN_COMPAT
     }
 }

@@ -65,9 +65,4 @@ impl SegmentHeader {
         check_seq(first_seq)?;
         Ok(Self { format_major, format_minor, incompat, compat, store_id, segment_id, salt, first_seq })
     }
-
-    /// The bits of `compat` this version does not know: with any, the store may be read but not written.
-    pub fn unknown_compat(&self) -> u32 {
-        self.prelude().unknown_compat()
-    }
 }

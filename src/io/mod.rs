@@ -234,7 +234,8 @@ pub trait File: Send + Sync + fmt::Debug {
     }
 
     /// Claims disk space for `offset..offset + len` without changing the file's length, so that writing there cannot
-    /// fail for want of space. `Unsupported` where the file system cannot.
+    /// fail for want of space. `Unsupported` where the file system cannot; `FileTooLarge` beyond the process's limit of a
+    /// file's size.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Cuts or extends the file to `len`, and gives back space claimed beyond it.

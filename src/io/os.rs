@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::advice;
 use super::op::{Op, slot};
@@ -228,6 +229,10 @@ impl File for WorldFile {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        // Of a claim that leaves the file's length alone ext4 does not ask this; of the write that follows it does.
+        if getrlimit(Resource::Fsize).current.is_some_and(|limit| offset.saturating_add(len) > limit) {
+            return Err(Errno::FBIG.into());
+        }
         let claim = || fs::fallocate(&self.file.fd, fs::FallocateFlags::KEEP_SIZE, offset, len);
         match retry_on_intr(claim) {
             Ok(()) => Ok(()),

@@ -11,6 +11,7 @@
 //! | what is found | what is done |
 //! |---|---|
 //! | active segment without footer, invalid bytes at its end | a torn tail: cut, synced, sealed; counted in the report |
+//! | the same, under `Salvage` | also copied to a file beside the segment, as it may have been acknowledged |
 //! | invalid bytes in a sealed segment that has to be scanned | `Corrupt`; under `Salvage` stepped over and listed |
 //! | invalid bytes in the active segment, where a later frame says that they were durable | the same |
 //! | a segment without footer that was not being written: another one, or one with a hint of its own | the same |
@@ -20,7 +21,7 @@
 //! | an unlisted segment with a number the MANIFEST has spent | a leftover, removed |
 //! | an unlisted segment with a later number | removed if it holds no record, otherwise `Corrupt` (files of two ages) |
 //! | a sequence number that no store reaches, under right checksums | `Corrupt`, also under `Salvage`: no write could follow it |
-//! | a newer format, anywhere | `IncompatibleFormat`; nothing is changed |
+//! | a newer format or an unknown feature, in the MANIFEST or a segment | `IncompatibleFormat`; nothing is changed |
 //! | any I/O error | an error, never an end of log |
 //!
 //! Nothing here appends a record to a segment found on disk. Every step can be cut off by a crash and is done again.
@@ -219,7 +220,8 @@ impl<'a> Opening<'a> {
             return Err(Error::new(ErrorKind::Corrupt, error).with_path(&self.options.path));
         }
         if let Some(tail) = &tail {
-            // First, for a full disk may have no space but what the tail gives back.
+            // Before the list is written: a full disk may have no space but what the tail gives back.
+            self.keep_cut(tail).await?;
             self.cut_tail(tail).await?;
         }
         catalog.spend_ids_up_to(names.highest_id_near(catalog.durable_next_segment_id()));
@@ -304,7 +306,7 @@ impl<'a> Opening<'a> {
                     self.report.foreign_files.push(entry.name);
                 }
                 (FileName::Foreign, _) | (_, EntryKind::Other) => self.report.foreign_files.push(entry.name),
-                (FileName::Lock, _) => {}
+                (FileName::Lock | FileName::Cut, _) => {}
                 (FileName::Manifest, _) => names.has_manifest = true,
                 (FileName::Reserve, _) => names.has_reserve = true,
                 (FileName::Leftover, _) => names.leftovers.push(entry.name),

@@ -6,8 +6,10 @@
 //!
 //! Whatever is kept is made durable before it is believed: the file was synced and its clean pages were dropped before
 //! its end was looked at, the cut is synced before the footer is written, and the footer before anything else happens.
+//! Under `Salvage` a copy of what is cut is durable before the cut is made.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +23,12 @@ use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
-use crate::segment::{Extent, Facts, Found, Scan, Segment, Stop, segment_file_name};
+use crate::segment::{
+    Extent, Facts, Found, Scan, Segment, Stop, cut_file_name, lacks_space, segment_file_name, tmp_name,
+};
+
+/// Bytes copied at a time.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// What the tail was found to hold.
 pub(super) struct Scanned {
@@ -82,6 +89,23 @@ impl Opening<'_> {
         self.report.records_scanned += records;
         self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
         Ok(Scanned { candidate: tail, file, extent, has_damage })
+    }
+
+    /// Under `Salvage`, copies what [`cut_tail`](Self::cut_tail) is about to cut off to a file beside the segment: it may be
+    /// a group that was acknowledged and then damaged, which nobody can tell from one that was torn.
+    pub(super) async fn keep_cut(&mut self, tail: &Scanned) -> Result<()> {
+        let (end, len) = (tail.extent.end, tail.candidate.len);
+        if self.options.recovery != Recovery::Salvage || end >= len {
+            return Ok(());
+        }
+        let name = cut_file_name(tail.id());
+        match copy_cut(&*self.dir, &*tail.file, end..len, &name).await {
+            Ok(()) => self.report.cut_copy = Some(name),
+            // The records that are whole shall be had on a full disk, too.
+            Err(error) if lacks_space(&error) => {}
+            Err(error) => return Err(self.io_error("copy the end of the active segment", error, Some(tail.id()))),
+        }
+        Ok(())
     }
 
     /// Cuts the tail off behind its last whole record, durably, and gives back the space that was claimed there.
@@ -165,6 +189,39 @@ async fn cut(file: &dyn File, end: u64) -> io::Result<()> {
         file.sync(SyncKind::All).await?;
     }
     Ok(())
+}
+
+/// Writes the bytes at `range` of `file` to the file `name`, durably.
+///
+/// One that is there was made, whole, by an open that was cut off before it had cut the tail, and stays: the bytes were the
+/// same then.
+async fn copy_cut(dir: &dyn Dir, file: &dyn File, range: Range<u64>, name: &str) -> io::Result<()> {
+    match dir.open(name, OpenMode::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        there => return there.map(drop),
+    }
+    let tmp = tmp_name(name);
+    match dir.unlink(&tmp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let copied = async {
+        let copy = dir.open(&tmp, OpenMode::CreateNew)?;
+        let mut offset = range.start;
+        while offset < range.end {
+            let piece = util::read_exact(file, offset, util::to_usize((range.end - offset).min(COPY_BYTES))).await?;
+            let len = piece.len() as u64;
+            util::write_all(&*copy, vec![Bytes::from(piece)], offset - range.start).await?;
+            offset += len;
+        }
+        copy.sync(SyncKind::All).await?;
+        dir.rename(&tmp, name)?;
+        dir.sync()
+    };
+    copied.await.inspect_err(|_| {
+        // Best effort; the next open removes it too.
+        let _ = dir.unlink(&tmp);
+    })
 }
 
 async fn write_footer(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()> {

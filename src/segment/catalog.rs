@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{MANIFEST_FILE, tmp_name};
+use super::{MANIFEST_FILE, lacks_space, tmp_name};
 use crate::format::{Manifest, ManifestSegment};
 use crate::io::{Dir, OpenMode, SyncKind, util};
 use crate::mutant::{self, Mutant};
@@ -144,8 +144,11 @@ async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), CatalogErro
         let _ = dir.unlink(&tmp);
         CatalogError::NotChanged(error)
     })?;
-    // A rename that failed may have happened all the same.
-    dir.rename(&tmp, MANIFEST_FILE).map_err(CatalogError::Unknown)?;
+    dir.rename(&tmp, MANIFEST_FILE).map_err(|error| {
+        // It may have happened all the same; but not if there was no space for it, and the file still has its first name.
+        let is_undone = lacks_space(&error) && dir.unlink(&tmp).is_ok();
+        if is_undone { CatalogError::NotChanged(error) } else { CatalogError::Unknown(error) }
+    })?;
     if mutant::is(Mutant::NoDirectorySync) {
         return Ok(());
     }

@@ -12,7 +12,8 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
 pub(crate) use names::{
-    FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, RESERVE_FILE, hint_file_name, segment_file_name, tmp_name,
+    FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, RESERVE_FILE, cut_file_name, hint_file_name, segment_file_name,
+    tmp_name,
 };
 pub(crate) use registry::Registry;
 pub(crate) use reserve::{Loan, Reserve, lacks_space};

@@ -9,6 +9,8 @@ pub(crate) const RESERVE_FILE: &str = "RESERVE";
 /// Ending of hint files.
 pub(crate) const HINT_SUFFIX: &str = ".hint";
 const SEGMENT_SUFFIX: &str = ".seg";
+/// Behind a segment's name: what a salvage has cut off its end.
+const CUT_SUFFIX: &str = ".cut";
 const TMP_SUFFIX: &str = ".tmp";
 const ID_DIGITS: usize = 20;
 
@@ -20,6 +22,8 @@ pub(crate) enum FileName {
     Reserve,
     Segment(u64),
     Hint(u64),
+    /// Kept for people to look at. The store neither reads nor removes it.
+    Cut,
     /// A file of the store's that was being written when it stopped.
     Leftover,
     /// Not the store's.
@@ -36,12 +40,18 @@ impl FileName {
         }
         if let Some(stem) = name.strip_suffix(TMP_SUFFIX) {
             return match Self::parse(stem) {
-                Self::Manifest | Self::Hint(_) => Self::Leftover,
+                Self::Manifest | Self::Hint(_) | Self::Cut => Self::Leftover,
                 _ => Self::Foreign,
             };
         }
         if let Some(id) = name.strip_suffix(SEGMENT_SUFFIX).and_then(parse_id) {
             return Self::Segment(id);
+        }
+        if let Some(stem) = name.strip_suffix(CUT_SUFFIX) {
+            return match Self::parse(stem) {
+                Self::Segment(_) => Self::Cut,
+                _ => Self::Foreign,
+            };
         }
         name.strip_suffix(HINT_SUFFIX).and_then(parse_id).map_or(Self::Foreign, Self::Hint)
     }
@@ -59,6 +69,10 @@ pub(crate) fn segment_file_name(id: u32) -> String {
 
 pub(crate) fn hint_file_name(id: u32) -> String {
     format!("{id:020}{HINT_SUFFIX}")
+}
+
+pub(crate) fn cut_file_name(id: u32) -> String {
+    format!("{}{CUT_SUFFIX}", segment_file_name(id))
 }
 
 /// The name under which `name` is written before it is renamed into place.
@@ -81,6 +95,10 @@ mod tests {
             ("00000000000000000007.seg", FileName::Segment(7)),
             ("00000000000000000007.hint", FileName::Hint(7)),
             ("00000000000000000007.hint.tmp", FileName::Leftover),
+            ("00000000000000000007.seg.cut", FileName::Cut),
+            ("00000000000000000007.seg.cut.tmp", FileName::Leftover),
+            ("00000000000000000007.hint.cut", FileName::Foreign),
+            ("MANIFEST.cut", FileName::Foreign),
             ("7.seg", FileName::Foreign),
             ("00000000000000000007 (copy).seg", FileName::Foreign),
             ("._00000000000000000007.seg", FileName::Foreign),
@@ -93,6 +111,7 @@ mod tests {
             assert_eq!(FileName::parse(name), expected, "{name}");
         }
         assert_eq!(FileName::parse(&segment_file_name(u32::MAX)), FileName::Segment(u64::from(u32::MAX)));
+        assert_eq!(FileName::parse(&cut_file_name(3)), FileName::Cut);
         assert_eq!(FileName::parse(&tmp_name(&hint_file_name(3))), FileName::Leftover);
     }
 }

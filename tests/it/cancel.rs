@@ -15,8 +15,8 @@ use ringcask::{Batch, Durability, ErrorKind, Result, Store};
 
 use crate::gate::{GatedWorld, Kind};
 use crate::support::{
-    DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_engine, get, is_child,
-    open, poll_once, print_report, put, put_at, rerun,
+    DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_engine, for_each_world,
+    get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
 pub type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -349,7 +349,7 @@ fn a_close_dropped_at_any_poll_closes_all_the_same() {
 
 #[test]
 fn forgotten_futures_harm_nobody() {
-    for_each_engine(|env| {
+    for_each_world(|env| {
         let store = env.open();
         // Writes are accepted in their first poll when there is a segment to go to.
         put(&store, "segment", "exists");

@@ -60,3 +60,28 @@ pub fn in_child(child: impl FnOnce() -> i32) -> i32 {
     assert!(libc::WIFEXITED(status), "the child of the fork ended by signal {}", libc::WTERMSIG(status));
     libc::WEXITSTATUS(status)
 }
+
+/// Runs `meanwhile` while a forked child lives that does nothing.
+pub fn beside_child(meanwhile: impl FnOnce()) {
+    // SAFETY: as in `in_child`; the child calls nothing but `alarm`, which takes any number, and `pause`, which returns
+    // only from a signal's handler, and is ended by a signal.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        loop {
+            // SAFETY: see above.
+            unsafe {
+                libc::alarm(PATIENCE_SECONDS);
+                libc::pause();
+            }
+        }
+    }
+    meanwhile();
+    let mut status = 0;
+    // SAFETY: `pid` is our child, which nobody has waited for yet, and `status` outlives the call.
+    let waited = unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, &raw mut status, 0)
+    };
+    assert_eq!(waited, pid, "waitpid: {}", std::io::Error::last_os_error());
+}

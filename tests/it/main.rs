@@ -18,6 +18,7 @@ mod bad_input;
 mod cancel;
 mod cancel_points;
 mod compaction;
+mod compat;
 mod concurrency;
 mod counting;
 mod durability;
@@ -27,6 +28,7 @@ mod gate;
 mod leaks;
 mod lifecycle;
 mod linearizability;
+mod order;
 mod panics;
 #[path = "../proof/mod.rs"]
 mod proof;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ringcask::format::{Manifest, RecordKind};
+use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -392,38 +394,55 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
     });
 }
 
-/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksum right again.
-fn patch_prelude(bytes: &mut [u8], header_len: usize, at: usize, value: &[u8]) {
+/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksums right again.
+fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
+    let mut bytes = fs::read(path).unwrap();
+    let (name, end) = (path.file_name().unwrap().to_str().unwrap(), bytes.len());
+    let header_len = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("seg") => ringcask::format::SEGMENT_HEADER_LEN,
+        Some("hint") => ringcask::format::HINT_HEADER_LEN,
+        _ => ringcask::format::MANIFEST_HEADER_LEN,
+    };
     bytes[at..at + value.len()].copy_from_slice(value);
     let crc = crc32fast::hash(&bytes[..header_len - 4]);
     bytes[header_len - 4..header_len].copy_from_slice(&crc.to_le_bytes());
+    if name == "MANIFEST" {
+        let crc = crc32fast::hash(&bytes[header_len - 4..end - 4]);
+        bytes[end - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+/// Where the prelude says that another version wrote the file, and what it says then.
+fn newer_formats() -> [(usize, Vec<u8>); 3] {
+    let major = (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
+    let feature = (1_u32 << 31).to_le_bytes().to_vec();
+    [(8, major), (16, feature.clone()), (20, feature)]
 }
 
 #[test]
 fn a_newer_format_is_refused_and_nothing_is_modified() {
     for_each_engine(|env| {
         let (pristine, segments, _) = sealed(env);
-        let newer_major = (8, (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec());
-        let unknown_feature = (16, (1_u32 << 31).to_le_bytes().to_vec());
-        for (at, value) in [newer_major, unknown_feature] {
-            for target in [PathBuf::from("MANIFEST")].iter().chain(&segments) {
+        let manifest = PathBuf::from("MANIFEST");
+        for (at, value) in newer_formats() {
+            for (target, has_manifest) in
+                [(&manifest, true)].into_iter().chain(segments.iter().flat_map(|path| [(path, true), (path, false)]))
+            {
                 let path = fresh_copy(env, &pristine);
                 let target = path.join(target.file_name().unwrap());
-                let mut bytes = fs::read(&target).unwrap();
-                if target.ends_with("MANIFEST") {
-                    patch_prelude(&mut bytes, ringcask::format::MANIFEST_HEADER_LEN, at, &value);
-                    let end = bytes.len() - 4;
-                    let crc = crc32fast::hash(&bytes[..end]);
-                    bytes[end..].copy_from_slice(&crc.to_le_bytes());
-                } else {
-                    patch_prelude(&mut bytes, ringcask::format::SEGMENT_HEADER_LEN, at, &value);
-                }
-                fs::write(&target, bytes).unwrap();
+                patch_prelude(&target, at, &value);
                 fs::write(path.join("MANIFEST.tmp"), "a leftover").unwrap();
+                let mut refusing = vec![Recovery::Strict, Recovery::Salvage];
+                if !has_manifest {
+                    // Made anew by a salvage alone, which must look before it writes.
+                    fs::remove_file(path.join("MANIFEST")).unwrap();
+                    refusing = vec![Recovery::Salvage];
+                }
                 let before = contents(&path);
-                for recovery in [Recovery::Strict, Recovery::Salvage] {
+                for recovery in refusing {
                     let error = open_error(env.builder().recovery(recovery));
-                    assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{target:?}: {error:?}");
+                    assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{at}, {target:?}: {error:?}");
                     assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
                     assert!(contents(&path) == before, "{target:?} under {recovery}: something was modified");
                 }
@@ -465,6 +484,29 @@ fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
     });
 }
 
+/// Whatever its version, a hint says nothing that its segment does not.
+#[test]
+fn a_hint_of_a_newer_format_is_passed_over_and_written_anew() {
+    for_each_engine(|env| {
+        let (pristine, segments, model) = sealed(env);
+        for (at, value) in newer_formats() {
+            let path = fresh_copy(env, &pristine);
+            for hint in files_with(&path, "hint") {
+                patch_prelude(&hint, at, &value);
+            }
+            let store = open(env.builder());
+            let report = store.recovery_report();
+            assert_eq!((report.hints_loaded, report.segments_scanned), (0, segments.len()), "{at}: {report:?}");
+            assert_holds(&store, &model);
+            close(store);
+            let store = open(env.builder());
+            assert_eq!(store.recovery_report().hints_loaded, segments.len(), "{at}: written anew");
+            assert_holds(&store, &model);
+            close(store);
+        }
+    });
+}
+
 #[test]
 fn a_segment_of_another_store_is_refused() {
     for_each_engine(|env| {
@@ -489,4 +531,79 @@ fn a_segment_of_another_store_is_refused() {
             }
         }
     });
+}
+
+/// A store that was killed, and garbage behind its last record; the name for the copy of it, and the garbage.
+fn torn(seed: u64) -> (Image, String, Vec<u8>) {
+    let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
+    let (image, name) = world.run_until(async {
+        let store = Store::builder("/sim").world(Arc::new(world.clone())).open().await.unwrap();
+        for number in 0..4 {
+            store.put(format!("key-{number}"), "value").await.unwrap();
+        }
+        let image = world.kill_image(&mut Draws::new(seed));
+        let name = image.names().find(|name| name.ends_with(".seg")).unwrap().to_owned();
+        (image, name)
+    });
+    world.shutdown();
+    let (mut image, garbage) = (image, Rng::new(seed).bytes(20_000));
+    assert!(image.edit(&name, |bytes| bytes.extend_from_slice(&garbage)));
+    (image, format!("{name}.cut"), garbage)
+}
+
+/// Opens `image`, looks at the store, closes it; what a crash would find, and the name of the copy.
+fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimWorld, Option<String>) {
+    let world = SimWorld::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
+    let copy = world.run_until(async {
+        let builder = Store::builder("/sim").world(Arc::new(world.clone())).recovery(recovery);
+        let store = builder.open().await.unwrap();
+        let report = store.recovery_report().clone();
+        assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");
+        for number in 0..4 {
+            assert_eq!(store.get(format!("key-{number}")).await.unwrap().as_deref(), Some(&b"value"[..]));
+        }
+        store.close().await.unwrap();
+        report.cut_copy
+    });
+    world.shutdown();
+    assert_eq!(world.panics(), Vec::<String>::new());
+    (world, copy)
+}
+
+/// What is behind the last whole record may have been acknowledged. A salvage used to throw it away.
+#[test]
+fn a_salvage_keeps_a_copy_of_what_it_cuts_whenever_it_is_cut_off_itself() {
+    let (torn, name, garbage) = torn(5);
+    let (world, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
+    assert_eq!(copy.as_deref(), Some(&name[..]));
+    assert_eq!(world.image().bytes(&name), Some(&garbage[..]));
+    let (journal, mut rng, mut states, mut made_again) = (world.take_journal(), Draws::new(7), 0, 0);
+    for step in 0..=journal.len() {
+        let mut left: Vec<_> = journal.crash_images(step, 6, &mut rng).collect();
+        left.push(journal.kill_image(step, &mut rng));
+        for image in left {
+            let (world, copy) = open_torn(image, Recovery::Salvage, None);
+            let image = world.image();
+            assert!(image.bytes(&name) == Some(&garbage[..]), "step {step}, {}", journal.describe(step));
+            assert!(!image.names().any(|name| name.ends_with(".tmp")), "step {step}");
+            made_again += u64::from(copy.is_some());
+            states += 1;
+            // And it is nobody's business from then on.
+            let (world, copy) = open_torn(image, Recovery::Strict, None);
+            assert_eq!((copy, world.image().bytes(&name)), (None, Some(&garbage[..])));
+        }
+    }
+    assert!(made_again > 20 && states > made_again, "{made_again} of {states} cut once more");
+}
+
+#[test]
+fn a_strict_open_and_a_full_disk_make_no_copy_of_what_is_cut() {
+    let (torn, name, _) = torn(5);
+    let (world, copy) = open_torn(torn.clone(), Recovery::Strict, None);
+    assert_eq!((copy, world.image().bytes(&name)), (None, None));
+    let used = torn.total_bytes();
+    let (world, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
+    let image = world.image();
+    assert_eq!((copy, image.bytes(&name)), (None, None));
+    assert!(!image.names().any(|name| name.ends_with(".tmp")));
 }

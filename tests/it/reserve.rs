@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use ringcask::sim::{Rng as SimRng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorld};
 use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
@@ -534,6 +534,41 @@ fn writers_that_come_together_are_answered_each_by_its_own_rule() {
             store.close().await.unwrap();
         });
         assert_eq!(world.panics(), Vec::<String>::new());
+        world.shutdown();
+    }
+}
+
+/// A new MANIFEST that there is no room for in the directory has not replaced the old one. The store used to be poisoned.
+#[test]
+fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
+    for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
+        let world = SimWorld::new(SimConfig::default());
+        let builder = || Store::builder("/sim").world(Arc::new(world.clone())).reserve_bytes(0);
+        let left = world.run_until(async {
+            let store = builder().open().await.unwrap();
+            world.inject(Fault::once(OpClass::Rename, world.op_count(OpClass::Rename), kind));
+            // The first write starts a segment, which the MANIFEST has to list.
+            let error = store.put("refused", "v").await.unwrap_err();
+            assert_eq!(world.fault_count(), 1, "{kind:?}: {error:?}");
+            let expected = if poisons { ErrorKind::Poisoned } else { ErrorKind::NoSpace };
+            assert_eq!((error.kind(), error.outcome()), (expected, Outcome::NotApplied), "{kind:?}: {error:?}");
+            assert_eq!(store.stats().poisoned, poisons, "{kind:?}");
+            if !poisons {
+                store.put("fits", "v").await.unwrap();
+                store.close().await.unwrap();
+            }
+            drop(store);
+            world.image()
+        });
+        world.shutdown();
+        assert!(!left.names().any(|name| name.ends_with(".tmp")) || poisons, "{:?}", left.names().collect::<Vec<_>>());
+        let world = SimWorld::from_image(left, SimConfig::default());
+        let builder = Store::builder("/sim").world(Arc::new(world.clone()));
+        world.run_until(async {
+            let store = builder.open().await.unwrap();
+            assert_eq!((store.contains_key("refused"), store.contains_key("fits")), (false, !poisons), "{kind:?}");
+            store.close().await.unwrap();
+        });
         world.shutdown();
     }
 }

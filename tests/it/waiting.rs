@@ -9,7 +9,7 @@ use std::thread;
 use ringcask::io::Io;
 use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
-use crate::fork::{in_child, release_wakers, stuck_count, stuck_waker};
+use crate::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
     at, block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
@@ -186,4 +186,67 @@ fn fork_with_waiting_futures(engine: Engine, path: &Path) {
         // Begun before the close, or refused by it: here they only must not hang.
         drop(block_on(future));
     }
+}
+
+/// Methods that are no futures used to lock in the child too, and hung there when a thread of the parent's had been in
+/// the log or in the maintenance task's queue.
+#[test]
+fn methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked() {
+    const NAME: &str = "waiting::methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked";
+    if is_child() {
+        let (engine, path) = child_env();
+        return fork_with_locks_held(engine, &path);
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
+}
+
+fn fork_with_locks_held(engine: Engine, path: &Path) {
+    let Crowded { store, gate, held, first, .. } = Crowded::new(engine, path);
+    let engine_name = store.stats().engine;
+    assert!(store.contains_key("k") && store.stats().puts > 0);
+    let mut waiting = boxed(store.wait_durable(held));
+    let poll = move || waiting.as_mut().poll(&mut Context::from_waker(&stuck_waker())).is_pending();
+    let stuck = thread::spawn(poll);
+    eventually("the log's lock is held", || stuck_count() == 1);
+    let status = in_child(|| {
+        store.pause_compaction();
+        store.resume_compaction();
+        let stats = store.stats();
+        let answers = [
+            !store.contains_key("k"),
+            store.value_len("k").is_none(),
+            store.is_empty(),
+            (stats.engine, stats.keys, stats.puts, stats.segments.len()) == (engine_name, 0, 0, 0),
+            store.durable_version() < held,
+            store.recovery_report().damage.is_empty(),
+            format!("{store:?}").contains("keys: 0"),
+        ];
+        answers.iter().position(|is_right| !is_right).map_or(0, |index| index as i32 + 1)
+    });
+    assert_eq!(status, 0, "the answer that is wrong in the child");
+    release_wakers();
+    assert!(stuck.join().unwrap());
+    gate.open(Kind::Write);
+    block_on(first).unwrap();
+    assert!(store.contains_key("k"), "the parent goes on");
+    close(store);
+}
+
+/// The lock lies on a file description that the child shares.
+#[test]
+fn a_child_of_a_fork_keeps_the_directory_locked_until_it_ends() {
+    const NAME: &str = "waiting::a_child_of_a_fork_keeps_the_directory_locked_until_it_ends";
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine));
+        put(&store, "k", "v");
+        beside_child(|| {
+            close(store);
+            let error = block_on(Store::builder(&path).engine(engine).open()).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Locked, "{error:?}");
+        });
+        close(open(Store::builder(&path).engine(engine)));
+        return;
+    }
+    for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
 }

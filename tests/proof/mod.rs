@@ -39,25 +39,25 @@ pub const STAGES: &[Stage] = &[
     stage(
         "crash states, log",
         "RINGCASK_CRASH_STATES",
-        60_000,
+        200_000,
         600_000,
         "no crash of a simulated disk takes what was acknowledged",
     ),
     stage(
         "crash states, compaction",
         "RINGCASK_COMPACTION_STATES",
-        100_000,
+        250_000,
         1_100_000,
         "nor does one while segments are rewritten",
     ),
     stage(
         "swarm seeds",
         "RINGCASK_SWARM_SEEDS",
-        1_500,
+        2_500,
         20_000,
         "no world, however its sizes, timing and troubles are drawn, breaks a promise",
     ),
-    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 30_000, 400_000, "nor does a crash in one of them"),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 50_000, 400_000, "nor does a crash in one of them"),
     stage(
         "state machine cases",
         "RINGCASK_MACHINE_CASES",
@@ -88,8 +88,8 @@ pub const STAGES: &[Stage] = &[
     ),
     stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
     // Real kernel.
-    stage("kills, threads", "RINGCASK_KILLS_THREADS", 150, 2_000, "a killed process loses nothing the kernel had"),
-    stage("kills, uring", "RINGCASK_KILLS_URING", 150, 2_000, "the same on the ring"),
+    stage("kills, threads", "RINGCASK_KILLS_THREADS", 250, 2_000, "a killed process loses nothing the kernel had"),
+    stage("kills, uring", "RINGCASK_KILLS_URING", 250, 2_000, "the same on the ring"),
     stage(
         "power cuts, ext4",
         "RINGCASK_POWER_CUTS_EXT4",
