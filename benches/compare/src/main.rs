@@ -9,6 +9,7 @@
 //! The table has medians over the rounds. YCSB's load E scans ranges, which a store without an order does not have.
 
 mod drive;
+mod html;
 mod peers;
 mod report;
 mod work;
@@ -67,6 +68,9 @@ struct Options {
     /// Writes all runs to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Writes a page with charts to this file
+    #[arg(long)]
+    html: Option<PathBuf>,
 }
 
 /// One store in one round.
@@ -249,6 +253,16 @@ fn compare(options: &Options) -> Result<String, Failure> {
         fs::write(path, serde_json::to_string_pretty(&runs)?)?;
     }
     let place_of = |name: &str| WORKS.iter().position(|work| work.name == name).map_or(0, |place| place + 1);
+    if let Some(path) = &options.html {
+        let Options { rounds, seconds, keys, value_len, .. } = options;
+        let cores = std::thread::available_parallelism()?;
+        let about = format!(
+            "{keys} keys of {} bytes, values of {value_len} bytes, {rounds} rounds of {seconds} s, {cores} cores, Linux {}",
+            work::KEY_LEN,
+            fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
+        );
+        fs::write(path, html::page(&runs, &about, &place_of))?;
+    }
     Ok(report::table(&runs, &peers, &place_of))
 }
 

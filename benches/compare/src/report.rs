@@ -59,7 +59,7 @@ fn best(
     rows
 }
 
-fn thousands(per_second: f64) -> String {
+pub fn thousands(per_second: f64) -> String {
     if per_second >= 1e6 {
         format!("{:.2} M", per_second / 1e6)
     } else if per_second >= 1e4 {
