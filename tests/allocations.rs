@@ -1,0 +1,191 @@
+//! How often the calling thread asks the allocator for memory, operation by operation: what is promised as free of
+//! allocations stays so. What the store's own threads allocate is shared by a whole group of records, and not counted.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    unsafe_code,
+    reason = "a test stops where it fails, and counts what its allocator does"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use ringcask::{Durability, Engine, PutOptions, Store};
+
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+thread_local! {
+    // Constant and without a destructor: it is there before the thread's first allocation and after its last.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+}
+
+// SAFETY: every call goes to the system's allocator unchanged, which keeps the contract; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's layout, as it was given.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's block, which the system's allocator handed out with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's layout, as it was given.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's block, layout and size, as they were given.
+        unsafe { System.realloc(memory, layout, new_size) }
+    }
+}
+
+/// An executor that allocates nothing after it was made.
+struct Executor(Waker);
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Executor {
+    fn new() -> Self {
+        Self(Waker::from(Arc::new(Unpark(std::thread::current()))))
+    }
+
+    fn finish<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            match future.as_mut().poll(&mut Context::from_waker(&self.0)) {
+                Poll::Ready(value) => return value,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+}
+
+const OPERATIONS: u32 = 10_000;
+const SYNCED: u32 = 100;
+const VALUE: [u8; 256] = [0x5A; 256];
+
+fn key(number: u32) -> [u8; 16] {
+    let mut key = *b"test-key--------";
+    key[12..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// How many allocations each of some operations took.
+#[derive(Debug)]
+struct Allocations {
+    least: u64,
+    most: u64,
+    mean: f64,
+}
+
+impl Allocations {
+    fn of(what: &str, operations: u32, mut operation: impl FnMut(u32)) -> Self {
+        let (mut least, mut most, mut total) = (u64::MAX, 0, 0_u32);
+        for number in 0..operations {
+            let before = ALLOCATIONS.get();
+            operation(number);
+            let count = ALLOCATIONS.get() - before;
+            (least, most, total) = (least.min(count), most.max(count), total + u32::try_from(count).unwrap());
+        }
+        let mean = f64::from(total) / f64::from(operations);
+        println!("{what:28} {mean:8.4} allocations, {least} to {most}");
+        Self { least, most, mean }
+    }
+
+    #[track_caller]
+    fn assert_each(&self, count: u64) {
+        assert_eq!((self.least, self.most), (count, count), "allocations of each operation: {self:?}");
+    }
+
+    #[track_caller]
+    fn assert_mean_at_most(&self, bound: f64) {
+        assert!(self.mean <= bound, "more than {bound} allocations an operation: {self:?}");
+    }
+}
+
+fn writes(store: &Store, executor: &Executor) {
+    let put = |number, durability| {
+        let options = PutOptions::new().durability(durability);
+        assert!(executor.finish(store.put_with(key(number), VALUE, options)).is_ok());
+    };
+    let buffered = |number| put(number, Durability::Buffered);
+    // The keydir's shards double, each by itself, which is cheap only for those that have some thousand keys.
+    Allocations::of("Buffered put, first keys", OPERATIONS, buffered).assert_mean_at_most(0.2);
+    (OPERATIONS..20 * OPERATIONS).for_each(buffered);
+    let new_key = |number| buffered(20 * OPERATIONS + number);
+    Allocations::of("Buffered put, new key", OPERATIONS, new_key).assert_mean_at_most(0.01);
+    // None, but that the log's buffer grows in a few steps where the disk falls behind further than it did so far.
+    Allocations::of("Buffered put, known key", OPERATIONS, buffered).assert_mean_at_most(0.005);
+    // What a caller waits with. A list that has to grow once is not worth a failure.
+    Allocations::of("Synced put", SYNCED, |number| put(number, Durability::Synced)).assert_mean_at_most(2.1);
+}
+
+fn reads(store: &Store, executor: &Executor) {
+    let get = |number| executor.finish(store.get(key(number))).unwrap();
+    drop(get(0));
+    let before = store.stats().gets_from_cache;
+    Allocations::of("cached get", OPERATIONS, |number| assert!(get(number).is_some())).assert_each(1);
+    assert_eq!(store.stats().gets_from_cache - before, u64::from(OPERATIONS), "none is served from elsewhere");
+    Allocations::of("absent get", OPERATIONS, |number| assert!(get(u32::MAX - number).is_none())).assert_each(0);
+    Allocations::of("contains_key", OPERATIONS, |number| assert!(store.contains_key(key(number)))).assert_each(0);
+    let value_len = |number| assert_eq!(store.value_len(key(number)), Some(VALUE.len() as u64));
+    Allocations::of("value_len", OPERATIONS, value_len).assert_each(0);
+}
+
+fn on(engine: Engine) {
+    let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let executor = Executor::new();
+    let open = Store::builder(dir.path().join("store")).engine(engine).open();
+    let store = match executor.finish(open) {
+        Err(error) if engine == Engine::Uring && error.kind() == ringcask::ErrorKind::Unsupported => {
+            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {error}");
+            return println!("SKIPPED: allocations on the ring: {error}");
+        }
+        opened => opened.unwrap(),
+    };
+    println!("{engine:?}");
+    writes(&store, &executor);
+    executor.finish(store.sync()).unwrap();
+    reads(&store, &executor);
+    executor.finish(store.close()).unwrap();
+}
+
+#[test]
+fn operations_allocate_no_more_than_they_promise_on_threads() {
+    on(Engine::Threads);
+}
+
+#[test]
+fn operations_allocate_no_more_than_they_promise_on_the_ring() {
+    on(Engine::Uring);
+}
