@@ -9,10 +9,10 @@
 //! thread that calls, `all` the store's threads too, whose work depends on how many records happen to be in a group.
 //! Valgrind knows no rings, so the engine is `Engine::Threads`; and system calls count as what leads up to them.
 //!
-//! Another compiler makes other instructions: where it is not the one that the file names, what differs is shown and the
-//! exit code is 0. Another C library or processor chooses other `memcpy`s, which is within the margins. The dependency on
-//! itself turns the feature `sim` on, as in all benches: some tens of instructions an operation look for mistakes that
-//! are built in for tests.
+//! Another compiler makes other instructions, and by the processor's abilities code is chosen as the program runs: where
+//! they are not those that the file names, what differs is shown and the exit code is 0. The dependency on itself turns the
+//! feature `sim` on, as in all benches: some tens of instructions an operation look for mistakes that are built in for
+//! tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -282,10 +282,17 @@ fn measure() -> Vec<Figure> {
     figures
 }
 
-/// The compiler that makes the figures; cargo and rustup see to it that it is the one that made this program.
+/// What makes the figures: the compiler (cargo and rustup see to it that it is the one that made this program), and the
+/// processor, by whose abilities the C library and the checksums choose their code.
 fn compiler() -> String {
     let output = Command::new("rustc").arg("-V").output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let of_cpu = |what: &str| {
+        let line = cpu.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == what));
+        line.and_then(|line| line.split(": ").nth(1)).unwrap_or("?").to_owned()
+    };
+    let (name, family, model) = (of_cpu("model name"), of_cpu("cpu family"), of_cpu("model"));
+    format!("{} on {name}, family {family}, model {model}", String::from_utf8(output.stdout).unwrap().trim())
 }
 
 /// The compiler and the figures of the file.

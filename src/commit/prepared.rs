@@ -111,7 +111,8 @@ impl Prepared {
     }
 
     pub(crate) fn batch(batch: &Batch) -> Self {
-        let mut bytes = vec![0; BATCH_FRAME_LEN];
+        let mut bytes = Vec::with_capacity(BATCH_FRAME_LEN + to_usize(batch.byte_len()));
+        bytes.resize(BATCH_FRAME_LEN, 0);
         let mut members = Vec::with_capacity(batch.len());
         for (kind, key, value) in batch.iter() {
             let (header, member) = draft(kind, key, value);
