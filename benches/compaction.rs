@@ -22,6 +22,8 @@
     reason = "a benchmark stops at the first error, and its figures are for reading"
 )]
 
+mod shared;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -35,35 +37,11 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use pollster::block_on;
 use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
-use tempfile::TempDir;
+use shared::{Numbers, key, median, place};
 
 const SEGMENT: u64 = 64 << 20;
 const RESERVE: u64 = 1 << 20;
 const MIB: f64 = 1024.0 * 1024.0;
-
-fn key(number: u64) -> [u8; 16] {
-    let mut key = *b"bench-key-------";
-    key[8..].copy_from_slice(&number.to_be_bytes());
-    key
-}
-
-/// Numbers that jump about.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn place() -> TempDir {
-    let parent = Path::new("target");
-    let parent = if parent.is_dir() { parent.to_path_buf() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("compaction-").tempdir_in(parent).unwrap()
-}
 
 fn open(path: &Path, compaction: Compaction) -> Store {
     let builder = Store::builder(path).segment_bytes(SEGMENT).reserve_bytes(RESERVE).compaction(compaction);
@@ -113,7 +91,7 @@ fn overwrite(store: &Store) {
 }
 
 fn space() -> bool {
-    let dir = place();
+    let dir = place("compaction");
     let path = dir.path().join("store");
     let store = open(&path, Compaction::new());
     let done = AtomicBool::new(false);
@@ -235,13 +213,8 @@ fn turn(runtime: &tokio::runtime::Runtime, store: &Store) -> Figures {
     Figures { puts_per_second: puts.len() as f64 / seconds, gets_per_second: gets.len() as f64 / seconds, puts, gets }
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 fn foreground() -> bool {
-    let dir = place();
+    let dir = place("compaction");
     let path = dir.path().join("store");
     let store = open(&path, Compaction::new().automatic(false));
     for number in 0..KEYS * 2 {
@@ -330,7 +303,7 @@ fn copy(files: &[std::path::PathBuf], to: &Path) -> u64 {
 
 fn rate_of(value_len: usize) -> bool {
     const BYTES: u64 = 768 << 20;
-    let dir = place();
+    let dir = place("compaction");
     let path = dir.path().join("store");
     let store = open(&path, Compaction::new().automatic(false).bytes_per_second(None));
     let value = vec![7; value_len];

@@ -21,6 +21,8 @@
     reason = "a benchmark stops at the first error, and its figures are for reading"
 )]
 
+mod shared;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -32,7 +34,7 @@ use hdrhistogram::Histogram;
 use pollster::block_on;
 use ringcask::bytes::Bytes;
 use ringcask::{Durability, PutOptions, Store};
-use tempfile::TempDir;
+use shared::{Numbers, key, median, place};
 use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
@@ -76,36 +78,8 @@ impl Options {
     }
 }
 
-fn key(number: u64) -> [u8; 16] {
-    let mut key = *b"bench-key-------";
-    key[8..].copy_from_slice(&number.to_be_bytes());
-    key
-}
-
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn place() -> TempDir {
-    let parent = Path::new("target");
-    let parent = if parent.is_dir() { parent.to_path_buf() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("disk-").tempdir_in(parent).unwrap()
-}
-
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 fn verdict(name: &str, ratio: f64, holds: bool) -> bool {
@@ -213,7 +187,7 @@ fn cold_child(path: &Path, time: Duration) {
 }
 
 fn cold(options: &Options) -> bool {
-    let dir = place();
+    let dir = place("disk");
     let path = dir.path().join("store");
     let store = block_on(Store::builder(&path).durability(Durability::Buffered).open()).unwrap();
     for number in 0..COLD_KEYS {
@@ -292,11 +266,11 @@ fn large(options: &Options) -> bool {
     let runtime = runtime();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        let dir = place();
+        let dir = place("disk");
         ours.push(put_large(&runtime, &dir.path().join("store")));
         drop(dir);
         rustix::fs::sync();
-        let dir = place();
+        let dir = place("disk");
         let file = dir.path().join("file").display().to_string();
         let size = format!("--size={LARGE_BYTES}");
         let mut command = Command::new("fio");
@@ -354,7 +328,7 @@ fn turn(runtime: &Runtime, store: &Store, time: Duration, with_writers: bool) ->
 }
 
 fn beside(options: &Options) -> bool {
-    let (dir, runtime) = (place(), runtime());
+    let (dir, runtime) = (place("disk"), runtime());
     let store = block_on(Store::open(dir.path().join("store"))).unwrap();
     let buffered = PutOptions::new().durability(Durability::Buffered);
     for number in 0..BESIDE_KEYS {

@@ -69,7 +69,8 @@ mod imp {
         arenas: Box<[Padded<RwLock<Arena>>]>,
     }
 
-    /// Locks the table and the arena of a shard, for `read` or for `write`. A macro, since the table's type has no name here.
+    /// Locks the table and the arena of a shard, for `read` or for `write`. Both are bound to names, so that the arena is let
+    /// go of first, as locals are in the reverse of their order. A macro, since the table's type has no name here.
     macro_rules! lock {
         ($map:expr, $shard:expr, $mode:ident) => {{
             let table = $map.places.shards()[$shard].$mode();
@@ -287,11 +288,14 @@ mod imp {
         pub(in crate::keydir) fn retain(&self, mut stays: impl FnMut(Slot) -> bool) {
             for shard in 0..self.arenas.len() {
                 let mut doomed: Vec<Vec<u8>> = Vec::new();
-                lock!(self, shard, read).1.for_each(|key, slot| {
-                    if !stays(slot) {
-                        doomed.push(key.to_vec());
-                    }
-                });
+                {
+                    let (_table, arena) = lock!(self, shard, read);
+                    arena.for_each(|key, slot| {
+                        if !stays(slot) {
+                            doomed.push(key.to_vec());
+                        }
+                    });
+                }
                 for key in doomed {
                     self.remove_if(&key, |slot| !stays(slot));
                 }
@@ -300,7 +304,8 @@ mod imp {
 
         pub(in crate::keydir) fn for_each(&self, mut each: impl FnMut(&[u8], Slot)) {
             for shard in 0..self.arenas.len() {
-                lock!(self, shard, read).1.for_each(&mut each);
+                let (_table, arena) = lock!(self, shard, read);
+                arena.for_each(&mut each);
             }
         }
     }

@@ -5,10 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringcask::sim::{Rng as Draws, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, Compaction, Durability, Store};
 
-use crate::support::{Model, assert_holds, at, block_on, close, copy_store, files_with, for_each_engine, open, put};
+use crate::support::{
+    Env, Model, assert_holds, at, block_on, close, copy_store, files_with, for_each_engine, open, put,
+};
 
 fn fixture(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version)
@@ -31,9 +33,7 @@ fn model_of_v1() -> Model {
 }
 
 /// Written by 0.1.0: segment 1 sealed, with a hint; segment 2 not, as a kill leaves it.
-#[test]
-#[ignore = "makes the fixture of this version's format anew: only while the version is not out"]
-fn make_the_fixture_of_v1() {
+fn write_v1() -> Image {
     let world = SimWorld::new(SimConfig { seed: 1, ..SimConfig::default() });
     let image = world.run_until(async {
         let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(4096);
@@ -66,39 +66,59 @@ fn make_the_fixture_of_v1() {
         world.kill_image(&mut Draws::new(1))
     });
     world.shutdown();
-    let path = fixture("v1");
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path).unwrap();
+    image
+}
+
+fn write_image(image: &Image, path: &Path) {
+    fs::create_dir_all(path).unwrap();
     for name in image.names() {
         fs::write(path.join(name), image.bytes(name).unwrap()).unwrap();
     }
-    println!("{:?}", image.names().map(|name| (name, image.bytes(name).unwrap().len())).collect::<Vec<_>>());
+}
+
+/// While this is the version, what it writes is what the fixture holds. With `RINGCASK_WRITE_FIXTURE` the fixture is made
+/// anew: only while the version is not out.
+#[test]
+fn this_version_writes_what_the_fixture_holds() {
+    let image = write_v1();
+    if std::env::var_os("RINGCASK_WRITE_FIXTURE").is_some() {
+        let _ = fs::remove_dir_all(fixture("v1"));
+        write_image(&image, &fixture("v1"));
+    }
+    for_each_engine(|env| {
+        write_image(&image, &env.path());
+        opens_and_lives_on(env);
+    });
 }
 
 #[test]
 fn a_directory_of_v1_opens_and_lives_on() {
     for_each_engine(|env| {
         copy_store(&fixture("v1"), &env.path());
-        assert_eq!((files_with(&env.path(), "seg").len(), files_with(&env.path(), "hint").len()), (2, 1));
-        let mut model = model_of_v1();
-        let store = open(env.builder());
-        let report = store.recovery_report();
-        assert_eq!((report.segments, report.hints_loaded, report.segments_scanned), (2, 1, 1), "{report:?}");
-        assert_eq!((report.truncated_bytes, report.damage.len(), report.foreign_files.len()), (0, 0, 0), "{report:?}");
-        assert_holds(&store, &model);
-        for gone in ["deleted", "deleted across segments", "dead", "no such key"] {
-            assert!(!store.contains_key(gone), "{gone}");
-        }
-        let report = block_on(store.compact(CompactOptions::new())).unwrap();
-        assert!(report.segments_read >= 2 && report.bytes_freed > 1000, "{report:?}");
-        assert_holds(&store, &model);
-        put(&store, "a later version", "writes on");
-        model.insert(b"a later version".to_vec(), b"writes on".to_vec());
-        close(store);
-        let store = open(env.builder());
-        assert_holds(&store, &model);
-        close(store);
+        opens_and_lives_on(env);
     });
+}
+
+fn opens_and_lives_on(env: &Env) {
+    assert_eq!((files_with(&env.path(), "seg").len(), files_with(&env.path(), "hint").len()), (2, 1));
+    let mut model = model_of_v1();
+    let store = open(env.builder());
+    let report = store.recovery_report();
+    assert_eq!((report.segments, report.hints_loaded, report.segments_scanned), (2, 1, 1), "{report:?}");
+    assert_eq!((report.truncated_bytes, report.damage.len(), report.foreign_files.len()), (0, 0, 0), "{report:?}");
+    assert_holds(&store, &model);
+    for gone in ["deleted", "deleted across segments", "dead", "no such key"] {
+        assert!(!store.contains_key(gone), "{gone}");
+    }
+    let report = block_on(store.compact(CompactOptions::new())).unwrap();
+    assert!(report.segments_read >= 2 && report.bytes_freed > 1000, "{report:?}");
+    assert_holds(&store, &model);
+    put(&store, "a later version", "writes on");
+    model.insert(b"a later version".to_vec(), b"writes on".to_vec());
+    close(store);
+    let store = open(env.builder());
+    assert_holds(&store, &model);
+    close(store);
 }
 
 /// The same without hints: the segment says it all.
