@@ -147,6 +147,7 @@ impl Core {
                 reserve_bytes: self.options.reserve_bytes,
                 flush_interval: self.options.flush_interval,
                 sync_interval: self.options.sync_interval,
+                fill_ahead: self.options.fill_ahead,
             },
             Arc::clone(&self.commit_counters),
             Box::new(move |segment: Arc<Segment>| {

@@ -101,6 +101,10 @@ pub enum Mutant {
     KeyNotCompared,
     /// A directory is repaired before it is locked.
     LockAfterRecovery,
+    /// Filler is written over records that no sync has covered yet.
+    FillerOverRecords,
+    /// A segment is sealed with filler behind its footer.
+    FillerNotCut,
 }
 
 #[cfg(feature = "sim")]

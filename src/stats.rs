@@ -69,6 +69,8 @@ pub struct Stats {
     pub group_records: u64,
     /// Bytes written to segments, headers and footers included.
     pub bytes_written: u64,
+    /// Bytes of filler written ahead of the log; see [`fill_ahead`](crate::Builder::fill_ahead).
+    pub bytes_filled: u64,
     /// Syncs of segment files that the commit task asked for.
     pub syncs: u64,
     /// Bytes of records that wait for the kernel now.
@@ -102,11 +104,12 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Bytes written to the disk for each byte that the log has taken in; 1.0 without compaction.
+    /// Bytes written to the disk for each byte that the log has taken in; 1.0 without compaction and without filler.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio of byte counts")]
     pub fn write_amplification(&self) -> f64 {
-        let written = self.bytes_written.saturating_add(self.compaction_bytes_written);
+        let written =
+            self.bytes_written.saturating_add(self.bytes_filled).saturating_add(self.compaction_bytes_written);
         if self.bytes_written == 0 { 1.0 } else { written as f64 / self.bytes_written as f64 }
     }
 
@@ -172,7 +175,8 @@ pub struct RecoveryReport {
     /// Records read by these scans.
     pub records_scanned: u64,
     /// Bytes cut from the end of the segment that was being written when the store stopped: a torn tail, which holds
-    /// nothing that was acknowledged as durable, unless the last group of writes was damaged on the disk.
+    /// nothing that was acknowledged as durable, unless the last group of writes was damaged on the disk. Filler
+    /// behind it ([`fill_ahead`](crate::Builder::fill_ahead)) is cut off too, and not counted.
     pub truncated_bytes: u64,
     /// The file in the directory that [`Recovery::Salvage`](crate::Recovery::Salvage) has copied these bytes to, since they
     /// may be damaged rather than torn: `*.seg.cut`. None if nothing was cut, or there was no space for a copy. The store

@@ -62,7 +62,8 @@ const UNLINKING: [(&str, &str); 9] = [
 ];
 
 /// Who writes to files, and what.
-const WRITING: [(&str, &str); 6] = [
+const WRITING: [(&str, &str); 7] = [
+    ("commit/ahead.rs", "filler to the active segment"),
     ("commit/rotate.rs", "header and footer of the active segment"),
     ("commit/task.rs", "groups to the active segment"),
     ("compaction/output.rs", "segments that nobody sees yet"),

@@ -52,6 +52,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH", default_value_t = WritePath::Thread)]
     pub(crate) write_path: WritePath,
 
+    /// Write no filler ahead of small groups.
+    #[arg(long)]
+    pub(crate) no_fill_ahead: bool,
+
     /// End with the figures as one line of JSON on stdout; everything else goes to stderr
     #[arg(long)]
     pub(crate) json: bool,

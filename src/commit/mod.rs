@@ -21,6 +21,7 @@
 //! A group is whatever came while the last sync was under way (and, where that pays, the writers just released, who are
 //! about to come back: [`linger`]). There is one sync at a time, and it vouches only for writes whose completion came before it was submitted.
 
+mod ahead;
 mod group;
 mod linger;
 mod log;

@@ -192,18 +192,26 @@ impl Committer {
         };
         let encoded = footer.encode(&active.segment.binding, active.end, active.max_seq, active.records);
         let (file, end) = (Arc::clone(&active.file), active.end);
+        let sealed_len = end + FOOTER_LEN as u64;
+        // The footer's own place stays claimed.
+        let has_filler = active.filled_end > end && !mutant::is(Mutant::FillerNotCut);
+        if has_filler && let Err(error) = file.truncate(sealed_len) {
+            return Ok(Err(self.place_error("seal", error)));
+        }
         if let Err(error) = write_footer(&*file, &encoded, end, &self.reserve).await {
             // The same bytes will be written at the same place, or the next open cuts them off.
             return Ok(Err(self.place_error("seal", error)));
         }
         CommitCounters::add(&self.counters.syncs, 1);
-        if let Err(error) = file.sync(SyncKind::Data).await {
+        let kind = if has_filler { SyncKind::All } else { SyncKind::Data };
+        if let Err(error) = file.sync(kind).await {
             return Err(self.poison("sync the footer", error));
         }
         CommitCounters::add(&self.counters.bytes_written, FOOTER_LEN as u64);
-        let sealed_len = end + FOOTER_LEN as u64;
-        // Gives back the claimed space behind the footer; if it fails, the space stays claimed, nothing else.
-        let _ = file.truncate(sealed_len);
+        if !has_filler {
+            // Gives back the claimed space behind the footer; if it fails, the space stays claimed, nothing else.
+            let _ = file.truncate(sealed_len);
+        }
         if let Some(active) = self.active.take() {
             active.segment.set_written_end(sealed_len);
             let Active { max_seq, tombstone_bytes, .. } = active;
@@ -287,6 +295,7 @@ impl Committer {
 
     fn activate(&mut self, id: u32, salt: u64, first_seq: u64, file: Arc<dyn File>, header: &[u8]) {
         let end = SEGMENT_HEADER_LEN as u64;
+        let fills = self.options.fill_ahead && file.writes_in_place();
         let segment = Arc::new(Segment::new(id, salt, first_seq, end, Some(Arc::clone(&file))));
         let mut crc = Hasher::new();
         crc.update(header);
@@ -297,6 +306,8 @@ impl Committer {
             file,
             end,
             durable_end: end,
+            filled_end: end,
+            fills,
             crc,
             records: 0,
             min_seq: 0,

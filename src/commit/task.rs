@@ -41,6 +41,7 @@ const DIED_DIVISOR: u64 = 4;
 pub(crate) struct CommitOptions {
     pub(crate) segment_bytes: u64,
     pub(crate) reserve_bytes: u64,
+    pub(crate) fill_ahead: bool,
     pub(crate) flush_interval: Duration,
     pub(crate) sync_interval: Duration,
 }
@@ -51,6 +52,7 @@ pub(crate) struct CommitCounters {
     pub(crate) groups: AtomicU64,
     pub(crate) group_records: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
+    pub(crate) bytes_filled: AtomicU64,
     pub(crate) syncs: AtomicU64,
     /// What a sync takes, as a moving average in nanoseconds; 0 before the first.
     pub(crate) sync_nanos: AtomicU64,
@@ -70,6 +72,10 @@ pub(super) struct Active {
     pub(super) end: u64,
     /// Everything before this offset is durable.
     pub(super) durable_end: u64,
+    /// Up to here there may be filler behind `end`; see [`ahead`](super::ahead).
+    pub(super) filled_end: u64,
+    /// Whether there should be.
+    pub(super) fills: bool,
     /// Checksum of the bytes before `end`.
     pub(super) crc: Hasher,
     pub(super) records: u32,
@@ -227,6 +233,9 @@ impl Committer {
         }
         let syncs = self.sync.is_none() && self.wants_sync(demand.closing);
         if syncs {
+            if self.awaits_sync() {
+                self.fill_ahead().await;
+            }
             self.start_sync();
             self.io.flush();
         }
@@ -496,6 +505,7 @@ impl Committer {
         let cut = match &mut self.active {
             Some(active) => {
                 active.retired = true;
+                active.filled_end = active.end;
                 cut_back(&*active.file, active.end).await
             }
             None => Ok(()),

@@ -107,7 +107,9 @@
 //! every record by itself is right.
 //!
 //! A header of nothing but zeroes was never written. Zeroes and old bytes after the last record of the segment that was
-//! active at a crash are what a torn write leaves; in a sealed segment they are damage. After damage the next record is
+//! active at a crash are what a torn write leaves; in a sealed segment they are damage. So is filler, bytes of
+//! [`FILLER`] that may lie behind the records of an active segment for later ones to overwrite: as headers they are
+//! of a kind that there is not, should their checksum ever be right by chance. After damage the next record is
 //! found by trying each multiple of 8: see [`find_record`].
 //!
 //! A put of "apple" = "green" at offset 512, sequence number 40, ordinal 0, namespace 2, expiring at 1,700,000,000,000:
@@ -334,6 +336,10 @@ const _: () = assert!(KNOWN_INCOMPAT | KNOWN_COMPAT == 0, "features in use have 
 
 /// Records start at multiples of this.
 pub const ALIGN: u64 = 8;
+
+/// What may lie behind the last record of a segment that is being written. Not zero, so that bytes that were lost can be
+/// told from bytes that were never written, and because some disks keep no blocks for zeroes.
+pub const FILLER: u8 = 0xA5;
 
 /// Bytes of a segment's header: one sector, the least that a disk writes whole.
 pub const SEGMENT_HEADER_LEN: usize = 512;

@@ -241,6 +241,12 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Cuts or extends the file to `len`, and gives back space claimed beyond it.
     fn truncate(&self, len: u64) -> io::Result<()>;
 
+    /// Whether bytes written over others go to the same blocks of the disk, as far as is known: then a sync of them has no
+    /// metadata to write.
+    fn writes_in_place(&self) -> bool {
+        false
+    }
+
     /// Drops clean cached pages, so that the next read asks the disk. A hint: errors are not reported.
     fn evict(&self);
 }

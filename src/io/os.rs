@@ -37,6 +37,9 @@ pub(super) const MAX_IO_BYTES: usize = 1 << 30;
 /// `RWF_DONTCACHE`, which rustix does not have: what the read brings into the page cache does not stay there.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Files replaced under our hands while locking, after which something else is wrong.
+/// Magic numbers of ext4 and XFS. Others, which copy on write, or whose syncs cost nothing, gain nothing.
+const WRITE_IN_PLACE: [fs::FsWord; 2] = [0xEF53, 0x5846_5342];
+
 const MAX_LOCK_TRIES: usize = 100;
 
 /// Calls again what a signal interrupted, but not for ever: a file system that says nothing else would have this thread
@@ -243,6 +246,10 @@ impl File for WorldFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         Ok(retry_on_intr(|| fs::ftruncate(&self.file.fd, len))?)
+    }
+
+    fn writes_in_place(&self) -> bool {
+        fs::fstatfs(&self.file.fd).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
     }
 
     fn evict(&self) {

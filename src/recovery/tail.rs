@@ -18,7 +18,7 @@ use super::hints::read_header;
 use super::tally::Tally;
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader};
+use crate::format::{Binding, FILLER, FOOTER_LEN, Footer, HintHeader};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::mutant::{self, Mutant};
@@ -33,6 +33,8 @@ const COPY_BYTES: u64 = 1 << 20;
 /// What the tail was found to hold.
 pub(super) struct Scanned {
     candidate: Candidate,
+    /// What lies behind it was never anything but filler.
+    cut_end: u64,
     file: Arc<dyn File>,
     extent: Extent,
     has_damage: bool,
@@ -84,22 +86,24 @@ impl Opening<'_> {
         if mutant::is(Mutant::SealAfterTornTail) {
             extent.end = tail.len.next_multiple_of(8);
         }
+        let cut_end = without_filler(&*file, extent.end..tail.len).await;
+        let cut_end = cut_end.map_err(|error| self.io_error("scan the active segment", error, Some(id)))?;
         self.report.segments += 1;
         self.report.segments_scanned += 1;
         self.report.records_scanned += records;
-        self.report.truncated_bytes += tail.len.saturating_sub(extent.end);
-        Ok(Scanned { candidate: tail, file, extent, has_damage })
+        self.report.truncated_bytes += cut_end.saturating_sub(extent.end);
+        Ok(Scanned { candidate: tail, cut_end, file, extent, has_damage })
     }
 
     /// Under `Salvage`, copies what [`cut_tail`](Self::cut_tail) is about to cut off to a file beside the segment: it may be
     /// a group that was acknowledged and then damaged, which nobody can tell from one that was torn.
     pub(super) async fn keep_cut(&mut self, tail: &Scanned) -> Result<()> {
-        let (end, len) = (tail.extent.end, tail.candidate.len);
-        if self.options.recovery != Recovery::Salvage || end >= len {
+        let (end, cut_end) = (tail.extent.end, tail.cut_end);
+        if self.options.recovery != Recovery::Salvage || end >= cut_end {
             return Ok(());
         }
         let name = cut_file_name(tail.id());
-        match copy_cut(&*self.dir, &*tail.file, end..len, &name).await {
+        match copy_cut(&*self.dir, &*tail.file, end..cut_end, &name).await {
             Ok(()) => self.report.cut_copy = Some(name),
             // The records that are whole shall be had on a full disk, too.
             Err(error) if lacks_space(&error) => {}
@@ -117,7 +121,7 @@ impl Opening<'_> {
     /// Seals the tail, which has been cut. Returns the segment if it may get a hint: one with damage gets none, so that it is never taken
     /// for a whole one.
     pub(super) async fn seal_tail(&mut self, tail: Scanned) -> Result<Option<Arc<Segment>>> {
-        let Scanned { candidate, file, extent, has_damage } = tail;
+        let Scanned { candidate, file, extent, has_damage, .. } = tail;
         let id = candidate.id;
         let mut len = extent.end;
         // With damage it gets no footer: every strict open refuses it.
@@ -170,6 +174,20 @@ impl Opening<'_> {
             None => Ok(false),
         }
     }
+}
+
+/// Where `range` ends without the filler at its end. Only for bytes behind the last record: one may end with such bytes.
+async fn without_filler(file: &dyn File, range: Range<u64>) -> io::Result<u64> {
+    let mut end = range.end;
+    while end > range.start {
+        let start = end.saturating_sub(COPY_BYTES).max(range.start);
+        let piece = util::read_exact(file, start, util::to_usize(end - start)).await?;
+        if let Some(last) = piece.iter().rposition(|byte| *byte != FILLER) {
+            return Ok(start + last as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(end)
 }
 
 /// Whether the segment has a hint of its own: then it was sealed, durably, before the hint was written.

@@ -303,6 +303,10 @@ impl File for GatedFile {
         self.inner.allocate(offset, len)
     }
 
+    fn writes_in_place(&self) -> bool {
+        self.inner.writes_in_place()
+    }
+
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.inner.truncate(len)
     }

@@ -22,6 +22,7 @@ mod compat;
 mod concurrency;
 mod counting;
 mod durability;
+mod filler;
 mod fork;
 mod full_disk;
 mod gate;

@@ -61,7 +61,7 @@ enum Net {
     SecondHandle,
 }
 
-const MUTANTS: [(Mutant, Net); 36] = [
+const MUTANTS: [(Mutant, Net); 38] = [
     (Mutant::NoDirectorySync, Net::Crashes),
     (Mutant::NoTruncateOnOpen, Net::Crashes),
     (Mutant::TailNotSynced, Net::Crashes),
@@ -98,6 +98,8 @@ const MUTANTS: [(Mutant, Net); 36] = [
     (Mutant::BatchFrameCopied, Net::Compactions),
     (Mutant::KeyNotCompared, Net::LyingHint),
     (Mutant::LockAfterRecovery, Net::SecondHandle),
+    (Mutant::FillerOverRecords, Net::Crashes),
+    (Mutant::FillerNotCut, Net::Crashes),
 ];
 
 /// Ways to fail that tell mistakes from each other; the others cost time.

@@ -134,6 +134,10 @@ impl File for SimFile {
         Ok(())
     }
 
+    fn writes_in_place(&self) -> bool {
+        self.shared.lock().config.in_place
+    }
+
     fn evict(&self) {
         let mut state = self.shared.lock();
         if !state.off && state.disk.has_lost_pages(self.ino) {

@@ -93,6 +93,8 @@ pub struct SimConfig {
     pub late_percent: u8,
     /// Whether the file system can claim space in advance.
     pub allocate: bool,
+    /// What [`File::writes_in_place`](crate::io::File::writes_in_place) says.
+    pub in_place: bool,
     /// How many bytes the disk has; `None` for no limit.
     pub capacity_bytes: Option<u64>,
     /// Whether events are kept for a [`Journal`].
@@ -110,6 +112,7 @@ impl Default for SimConfig {
             interrupt_percent: 0,
             late_percent: 0,
             allocate: true,
+            in_place: true,
             capacity_bytes: None,
             journal: true,
         }

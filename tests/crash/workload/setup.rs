@@ -37,6 +37,7 @@ impl Setup {
                 interrupt_percent: if rough { 10 } else { 0 },
                 late_percent: 0,
                 allocate: !rng.percent(10),
+                in_place: !rng.percent(20),
                 capacity_bytes: None,
                 journal: true,
             },
