@@ -36,6 +36,9 @@ use crate::segment::{Registry, Reserve, Segment, SharedCatalog};
 /// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
 const DIED_DIVISOR: u64 = 4;
 
+/// Groups from this size on are on their way to the disk before anybody asks for a sync.
+const WRITEBACK_BYTES_MIN: u64 = 1 << 20;
+
 /// What the task needs to know of the options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommitOptions {
@@ -321,6 +324,7 @@ impl Committer {
                 return self.roll_back(taken, error).await;
             }
             self.account(&taken);
+            self.start_writeback(&taken);
             self.publish_written(&mut taken);
             self.log.release_run(&taken);
             taken.group.advance(Phase::Written);
@@ -378,6 +382,19 @@ impl Committer {
             }
         }
         Ok(result)
+    }
+
+    /// Has the disk begin with a large group now, while the next one is copied: at a seal, or when a second is over,
+    /// hundreds of MiB would wait for it. Not with small ones, whose last page the next group goes on with.
+    fn start_writeback(&self, taken: &Taken) {
+        let len = taken.end - taken.base;
+        let is_synced_next = taken.wants_sync && self.sync.is_none();
+        if len >= WRITEBACK_BYTES_MIN
+            && !is_synced_next
+            && let Some(active) = &self.active
+        {
+            active.file.start_writeback(taken.base, len);
+        }
     }
 
     fn account(&mut self, taken: &Taken) {

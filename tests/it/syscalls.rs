@@ -381,6 +381,42 @@ fn a_refused_flag_costs_one_system_call() {
     assert_eq!(count(&lines, |line| line.contains("pread64(") && line.ends_with("= 7")), 20, "{lines:#?}");
 }
 
+/// The disk begins with large groups at once, so that the sync of a full segment does not find all of it to do.
+#[test]
+fn large_written_values_are_on_their_way_to_the_disk_before_a_sync() {
+    const NAME: &str = "syscalls::large_written_values_are_on_their_way_to_the_disk_before_a_sync";
+    const VALUES: usize = 10;
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine).sync_interval(Duration::from_secs(60)));
+        put(&store, "first", "creates the segment");
+        mark("before");
+        for (phase, level, len) in [
+            ("small", Durability::Written, 1000),
+            ("large", Durability::Written, 2 << 20),
+            ("synced", Durability::Synced, 2 << 20),
+        ] {
+            for index in 0..VALUES as u32 {
+                put_at(&store, level, index.to_le_bytes(), vec![1; len]);
+            }
+            mark(phase);
+        }
+        return close(store);
+    }
+    if !strace_is_here() {
+        return;
+    }
+    for_each_engine(|env| {
+        let trace = env.dir.path().join("trace");
+        let calls = "trace=sync_file_range,openat";
+        expect_success(rerun_traced(NAME, env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
+        let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
+        let begun = ["small", "large", "synced"]
+            .map(|phase| count(&phases[phase], |line| line.contains("sync_file_range(") && line.contains(".seg>")));
+        assert_eq!(begun, [0, VALUES, 0], "small groups, large ones, and large ones whose sync follows");
+    });
+}
+
 /// Reads that have to wait for the disk reach the kernel in one call, however many keys were asked for.
 #[test]
 fn the_reads_of_many_keys_are_submitted_together() {
