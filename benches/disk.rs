@@ -5,8 +5,9 @@
 //! under `target`. Rounds go in turn with what they are compared to; medians.
 //!
 //! - `cold`: 64 tasks get random keys of a store of 1 GiB, in a process whose memory, page cache included, is limited to
-//!   256 MiB. `fio` reads 4 KiB at random places of the same files, 64 at a time, under the same limit: through the page
-//!   cache as the store does, and past it. A record has 4,096 bytes and does not begin at a page, so a get needs two pages.
+//!   256 MiB. `fio` reads 4 KiB of the same files at random, 64 at a time, under the same limit: through the page cache at
+//!   any sector, as records lie, and at pages; and past the cache. A record has 4,096 bytes and does not begin at a page,
+//!   so a get needs two pages.
 //! - `large`: a GiB of `Written` puts of 1 MiB each, from four tasks, a new store each time; `fio` writes a new file of the
 //!   same size in pieces of 1 MiB through the page cache.
 //! - `beside`: 8 readers that rest a millisecond after 16 gets, alone and beside 64 `Synced` writers.
@@ -197,10 +198,10 @@ fn cold(options: &Options) -> bool {
     let Some(limit) = has_fio().then(|| Limit::new(COLD_LIMIT)).flatten() else { return true };
     let names = segments(&path).iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":");
     let seconds = options.time.as_secs();
-    let fio_of = |direct: u8| {
+    let fio_of = |direct: u8, align: u32| {
         let arguments = format!(
             "--name=cold --readonly --rw=randread --bs=4k --iodepth=64 --ioengine=io_uring --direct={direct} \
-             --norandommap --fadvise_hint=random --time_based --runtime={seconds} --minimal --filename={names}"
+             --blockalign={align} --norandommap --fadvise_hint=random --time_based --runtime={seconds} --minimal --filename={names}"
         );
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
         fio(&mut limit.run(Path::new("fio"), &arguments), 8)
@@ -216,20 +217,22 @@ fn cold(options: &Options) -> bool {
         let figures: Vec<f64> = text.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
         <[f64; 4]>::try_from(figures).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)))
     };
-    let (mut ours, mut cached, mut direct) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut cached, mut at_pages, mut direct) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         forget(&path);
         ours.push(child());
         forget(&path);
-        cached.push(fio_of(0));
+        cached.push(fio_of(0, 512));
         forget(&path);
-        direct.push(fio_of(1));
+        at_pages.push(fio_of(0, 4096));
+        forget(&path);
+        direct.push(fio_of(1, 4096));
     }
     let of = |index: usize| median(ours.iter().map(|figures| figures[index]).collect());
-    let (cached, direct) = (median(cached), median(direct));
+    let (cached, at_pages, direct) = (median(cached), median(at_pages), median(direct));
     println!(
         "cold: {:.0} gets/s, p50 {:.0} µs, p99 {:.0} µs, {:.0} % from the disk; fio {cached:.0}/s through the page cache, \
-         {direct:.0}/s past it",
+         {at_pages:.0}/s at pages, {direct:.0}/s past it",
         of(0),
         of(1),
         of(2),
