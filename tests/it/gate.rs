@@ -22,6 +22,8 @@ pub enum Kind {
     Sync,
     /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight through.
     Read,
+    /// Tasks, which have their threads but are not at work yet.
+    Start,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +41,7 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: [Lane; 3],
+    lanes: [Lane; 4],
 }
 
 /// The shared controls.
@@ -177,7 +179,13 @@ impl Io for GatedWorld {
     }
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
-        self.inner.spawn(name, priority, task)
+        let gate = self.gate.clone();
+        let held = async move {
+            if gate.pass(Kind::Start).await.is_ok() {
+                task.await;
+            }
+        };
+        self.inner.spawn(name, priority, Box::pin(held))
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
