@@ -26,6 +26,7 @@ mod group;
 mod linger;
 mod log;
 mod prepared;
+mod publish;
 mod rotate;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]

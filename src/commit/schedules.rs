@@ -11,8 +11,9 @@ use shuttle::rand::Rng;
 use shuttle::thread;
 
 use super::group::{Group, Phase, WaitFor};
-use super::log::{Accepted, Limits, Log, OfferWait, publish};
+use super::log::{Accepted, Limits, Log, OfferWait};
 use super::prepared::Prepared;
+use super::publish::publish;
 use super::stage::{Place, PublishWhen, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keydir::Keydir;

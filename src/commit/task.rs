@@ -24,7 +24,8 @@ use crc32fast::Hasher;
 
 use super::group::Phase;
 use super::linger::Linger;
-use super::log::{Demand, Log, publish};
+use super::log::{Demand, Log};
+use super::publish::publish_many;
 use super::rotate::MAX_CLAIM_STEP_BYTES;
 use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
@@ -423,11 +424,9 @@ impl Committer {
     }
 
     fn publish(&self, taken: &Taken, when: PublishWhen) {
-        let publish_all = || {
-            for publication in taken.publications.iter().filter(|publication| publication.when == when) {
-                publish(&self.keydir, &self.registry, &taken.segment, taken.key(publication), publication);
-            }
-        };
+        let due = taken.publications.iter().filter(|publication| publication.when == when);
+        let records = due.map(|publication| (taken.key(publication), publication));
+        let publish_all = || publish_many(&self.keydir, &self.registry, &taken.segment, records);
         if taken.has_batch {
             self.keydir.atomically(publish_all);
         } else {

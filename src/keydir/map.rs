@@ -243,11 +243,14 @@ mod imp {
         ) {
             self.shard_by_shard(hashes, |shard, indices| {
                 let (mut table, mut arena) = lock!(self, shard, write);
-                for (likely, index) in find_likely!(table, hashes, indices) {
+                let mut likely = [None; LOCKED_LOOKUPS];
+                for (sure, (handle, index)) in likely.iter_mut().zip(find_likely!(table, hashes, indices)) {
+                    *sure = handle.filter(|&handle| arena.is_of(handle, key(index)));
+                }
+                for (likely, &index) in likely.into_iter().zip(indices) {
                     let (hash, key) = (hashes[index], key(index));
                     // One of the keys before may have been the same.
-                    let found =
-                        likely.filter(|&handle| arena.is_of(handle, key)).or_else(|| find!(table, arena, hash, key));
+                    let found = likely.or_else(|| find!(table, arena, hash, key));
                     let mut change = |found: Option<&mut Slot>| change(index, found);
                     change_or_insert!(table, arena, found, hash, key, slot(index), change);
                 }

@@ -5,9 +5,10 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use super::{Accepted, Log, OfferWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed, publish};
+use super::{Accepted, Log, OfferWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed};
 use crate::commit::group::WaitFor;
 use crate::commit::prepared::Prepared;
+use crate::commit::publish::publish;
 use crate::commit::stage::{Publication, PublishWhen};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};

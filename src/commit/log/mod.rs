@@ -33,11 +33,10 @@ use crate::commit::group::{Group, WaitFor};
 use crate::commit::prepared::Member;
 use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::RecordKind;
 use crate::io::Io;
-use crate::keydir::{Keydir, Location, Published};
+use crate::keydir::Keydir;
 use crate::promise::Promise;
-use crate::segment::{Registry, Segment};
+use crate::segment::Registry;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 use crate::waiters::{Slot, Waiters};
@@ -343,36 +342,6 @@ impl Publication {
             seq,
             offset: offset + member.position as u64,
             when,
-        }
-    }
-}
-
-/// Puts one record into the keydir and moves the bytes that live and die with that.
-pub(in crate::commit) fn publish(
-    keydir: &Keydir,
-    registry: &Registry,
-    segment: &Arc<Segment>,
-    key: &[u8],
-    publication: &Publication,
-) {
-    let member = publication.member;
-    let Published { applied, replaced } = match member.kind {
-        RecordKind::Put => {
-            // Segments end long before a location's reach; see the limit on `segment_bytes` and on a value.
-            let Some(location) = Location::new(segment.id, publication.offset, member.value_len) else { return };
-            keydir.publish(key, publication.seq, location)
-        }
-        _ => keydir.bury(key, publication.seq),
-    };
-    if applied && member.kind == RecordKind::Put {
-        segment.add_live(member.record_len());
-    }
-    if let Some(replaced) = replaced {
-        let dead = replaced.record_len(key.len());
-        if replaced.segment == segment.id {
-            segment.remove_live(dead);
-        } else {
-            registry.record_died(replaced.segment, dead);
         }
     }
 }
