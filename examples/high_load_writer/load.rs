@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ringcask::{Durability, Error, Outcome, PutOptions, Stats, Store};
 use tokio::task::{JoinSet, yield_now};
 
+use crate::arrivals::{self, Arrivals};
 use crate::data::{self, Rng};
 use crate::options::Options;
 use crate::report::{Latency, Phase, Progress};
@@ -127,20 +128,16 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
     let begun = Instant::now();
     let deadline = begun + options.seconds;
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
+    let mut arrivals =
+        arrivals::for_tasks(options.writers + options.readers, options.rate, begun, deadline).into_iter();
     let per_yield = if options.readers == 0 { ops_per_yield_alone(options.writers) } else { PUTS_PER_YIELD };
-    for task in 0..options.writers {
-        writers.spawn(write(
-            Arc::clone(run),
-            run.slice(task, options.writers),
-            Arc::clone(&put_counts),
-            task,
-            per_yield,
-            deadline,
-        ));
+    for (task, arrivals) in (0..options.writers).zip(&mut arrivals) {
+        let owned = run.slice(task, options.writers);
+        writers.spawn(write(Arc::clone(run), owned, Arc::clone(&put_counts), task, per_yield, arrivals));
     }
     let per_yield = if options.writers == 0 { ops_per_yield_alone(options.readers) } else { GETS_PER_YIELD };
-    for task in 0..options.readers {
-        readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, per_yield, deadline));
+    for (task, arrivals) in (0..options.readers).zip(&mut arrivals) {
+        readers.spawn(read(Arc::clone(run), Arc::clone(&get_counts), task, per_yield, arrivals));
     }
     let mut outcome = LoadOutcome {
         puts: Phase::default(),
@@ -190,7 +187,7 @@ async fn write(
     counts: Arc<[Counter]>,
     task: usize,
     per_yield: u64,
-    deadline: Instant,
+    mut arrivals: Arrivals,
 ) -> TaskEnd {
     let mut end = TaskEnd::default();
     let mut rng = Rng::new(task);
@@ -201,7 +198,7 @@ async fn write(
         let generation = acknowledged.load(Ordering::Relaxed) + 1;
         data::fill(&mut value, index, generation);
 
-        let called = Instant::now();
+        let Some(called) = arrivals.next().await else { break };
         let result = run.store.put(data::key(index), &value).await;
         let resolved = Instant::now();
 
@@ -214,9 +211,6 @@ async fn write(
         acknowledged.store(generation, Ordering::Release);
         end.latency.record(resolved - called);
         counts[task].0.store(puts, Ordering::Relaxed);
-        if resolved >= deadline {
-            break;
-        }
         if puts.is_multiple_of(per_yield) {
             yield_now().await;
         }
@@ -224,15 +218,15 @@ async fn write(
     end
 }
 
-async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64, deadline: Instant) -> TaskEnd {
+async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64, mut arrivals: Arrivals) -> TaskEnd {
     let mut end = TaskEnd::default();
     let mut rng = Rng::new(!task);
     for gets in 1.. {
         let index = rng.below(run.acknowledged.len());
         let acknowledged = &run.acknowledged[index];
+        let Some(called) = arrivals.next().await else { break };
         let oldest = acknowledged.load(Ordering::Acquire);
 
-        let called = Instant::now();
         let result = run.store.get(data::key(index)).await;
         let resolved = Instant::now();
 
@@ -251,9 +245,6 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64
         }
         end.latency.record(resolved - called);
         counts[task].0.store(gets, Ordering::Relaxed);
-        if resolved >= deadline {
-            break;
-        }
         if gets.is_multiple_of(per_yield) {
             yield_now().await;
         }

@@ -10,11 +10,12 @@
 //! its generation (how many times that key was put), so that all of its bytes can be checked without keeping it, and
 //! four bytes per key remember which generation was acknowledged last.
 //!
-//! What the figures are: latency runs from the call to the resolved future, and two clock readings per operation are
+//! What the figures are: latency runs from the call to the resolved future (with `--rate`, from the request's arrival), and two clock readings per operation are
 //! the only ones; throughput is acknowledged operations over the time from the first call to the last answer. A task
 //! yields to its executor every 64 puts or 8 gets (up to 512 without the other kind), since operations that are ready at once (`Buffered` puts, cached gets)
 //! would otherwise never let another task of the same thread run.
 
+mod arrivals;
 mod data;
 mod lines;
 mod load;

@@ -31,6 +31,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = run_length, allow_negative_numbers = true)]
     pub(crate) seconds: Duration,
 
+    /// Requests a second in all, which arrive at random whether or not earlier ones were answered; latency counts from the
+    /// arrival. Default: every task makes its next request when it has the last answer
+    #[arg(long, value_name = "REQUESTS", value_parser = request_rate, allow_negative_numbers = true)]
+    pub(crate) rate: Option<u64>,
+
     /// Length of every value in bytes, 0 to 67108864
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = value_length, allow_negative_numbers = true)]
     pub(crate) value_bytes: usize,
@@ -52,7 +57,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH", default_value_t = WritePath::Thread)]
     pub(crate) write_path: WritePath,
 
-    /// Write no filler ahead of small groups.
+    /// Write no filler ahead of small groups
     #[arg(long)]
     pub(crate) no_fill_ahead: bool,
 
@@ -95,6 +100,10 @@ fn task_count(text: &str) -> Result<usize, String> {
 
 fn key_count(text: &str) -> Result<usize, String> {
     whole_number(text, 1, 1_000_000_000)
+}
+
+fn request_rate(text: &str) -> Result<u64, String> {
+    whole_number(text, 1, 10_000_000).map(|rate| rate as u64)
 }
 
 fn value_length(text: &str) -> Result<usize, String> {

@@ -84,9 +84,10 @@ impl Report {
         let setting = match &options.file {
             Some(file) => format!("lines of {}, {} writers, {}", file.display(), options.writers, options.durability),
             None => format!(
-                "{} writers, {} readers, {}, values of {} bytes, {} keys",
+                "{} writers, {} readers{}, {}, values of {} bytes, {} keys",
                 options.writers,
                 options.readers,
+                options.rate.map(|rate| format!(", {} requests a second", grouped(rate))).unwrap_or_default(),
                 options.durability,
                 options.value_bytes,
                 grouped(options.keys as u64)
@@ -105,7 +106,7 @@ impl Report {
             groups: after.groups - before.groups,
             group_records: after.group_records - before.group_records,
             fsyncs: after.syncs - before.syncs,
-            bytes_written: after.bytes_written - before.bytes_written,
+            bytes_written: after.bytes_written + after.bytes_filled - before.bytes_written - before.bytes_filled,
             cpu_idle: None,
             recovery: None,
             verified_keys: 0,
