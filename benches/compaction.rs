@@ -22,6 +22,8 @@
     reason = "a benchmark stops at the first error, and its figures are for reading"
 )]
 
+#[path = "shared/keys.rs"]
+mod keys;
 mod shared;
 
 use std::fs::{self, File};
@@ -35,9 +37,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use keys::{Numbers, key};
 use pollster::block_on;
 use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
-use shared::{Numbers, key, median, place};
+use shared::{median, place};
 
 const SEGMENT: u64 = 64 << 20;
 const RESERVE: u64 = 1 << 20;

@@ -22,6 +22,8 @@
     reason = "a benchmark stops at the first error, and its figures are for reading"
 )]
 
+#[path = "shared/keys.rs"]
+mod keys;
 mod shared;
 
 use std::fs;
@@ -32,10 +34,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use keys::{Numbers, key};
 use pollster::block_on;
 use ringcask::bytes::Bytes;
 use ringcask::{Durability, PutOptions, Store};
-use shared::{Numbers, key, median, place};
+use shared::{median, place};
 use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;

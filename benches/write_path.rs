@@ -1,0 +1,191 @@
+//! What a durable group costs, by how its bytes and its sync reach the disk and by what lies in the file before.
+//!
+//! `cargo bench --bench write_path -- [--rounds N] [--groups N]`. One thread writes groups of a few sizes, one after the
+//! other, to a file in a fresh directory under `target`:
+//!
+//! - *calls*: `pwrite` and `fdatasync`; `pwritev2` with `RWF_DSYNC`; `pwrite` past the page cache to a file that was opened
+//!   with `O_DIRECT` and `O_DSYNC`, in whole blocks of 4 KiB, so that the block a group ends in is written again by the next.
+//! - *file*: empty; its blocks claimed behind its end (`fallocate`, size kept); claimed and its length set; written before.
+//! - *processors*: idle; all of them busy with loops that never wait.
+//!
+//! Each cell is the median over rounds, which go through all cells in turn, of a round's median, and of its p99.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a benchmark stops at the first error, and its figures are for reading"
+)]
+
+mod shared;
+
+use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::ReadWriteFlags;
+use shared::{median, place};
+
+const BLOCK: usize = 4096;
+const FILE_BYTES: u64 = 64 << 20;
+/// A lone record of 256 bytes, and the groups of 64 and of 450 writers.
+const GROUPS: [usize; 3] = [360, 20_000, 140_000];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Calls {
+    WriteAndSync,
+    DsyncWrite,
+    DirectDsync,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Content {
+    Empty,
+    Claimed,
+    ClaimedWithLength,
+    Written,
+}
+
+const CALLS: [(Calls, &str); 3] = [
+    (Calls::WriteAndSync, "pwrite, fdatasync"),
+    (Calls::DsyncWrite, "pwritev2, RWF_DSYNC"),
+    (Calls::DirectDsync, "O_DIRECT, O_DSYNC"),
+];
+const CONTENTS: [(Content, &str); 4] = [
+    (Content::Empty, "empty"),
+    (Content::Claimed, "claimed"),
+    (Content::ClaimedWithLength, "claimed, length set"),
+    (Content::Written, "written before"),
+];
+
+/// Makes the file and opens it for `calls`.
+fn prepare(path: &Path, calls: Calls, content: Content) -> File {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap();
+    let claim = |flags| rustix::fs::fallocate(&file, flags, 0, FILE_BYTES).unwrap();
+    match content {
+        Content::Empty => {}
+        Content::Claimed => claim(FallocateFlags::KEEP_SIZE),
+        Content::ClaimedWithLength => claim(FallocateFlags::empty()),
+        Content::Written => {
+            let piece = vec![0xA5; 1 << 20];
+            (0..FILE_BYTES).step_by(piece.len()).for_each(|offset| file.write_all_at(&piece, offset).unwrap());
+        }
+    }
+    file.sync_all().unwrap();
+    if calls != Calls::DirectDsync {
+        return file;
+    }
+    let flags = OFlags::DIRECT | OFlags::DSYNC;
+    OpenOptions::new().write(true).custom_flags(flags.bits().cast_signed()).open(path).unwrap()
+}
+
+/// A buffer whose bytes from the returned place on lie at a block's boundary.
+fn aligned(len: usize) -> (Vec<u8>, usize) {
+    let buffer = vec![7; len + 2 * BLOCK];
+    let start = buffer.as_ptr().align_offset(BLOCK);
+    (buffer, start)
+}
+
+/// Writes `count` groups; the median and the 99th percentile of the microseconds each took.
+fn run(path: &Path, calls: Calls, content: Content, len: usize, count: usize) -> (f64, f64) {
+    let file = prepare(path, calls, content);
+    let (buffer, start) = aligned(len + BLOCK);
+    let (mut offset, mut taken) = (0, Vec::with_capacity(count));
+    for _ in 0..count {
+        let begun = Instant::now();
+        match calls {
+            Calls::WriteAndSync => {
+                file.write_all_at(&buffer[start..start + len], offset).unwrap();
+                file.sync_data().unwrap();
+            }
+            Calls::DsyncWrite => {
+                let bytes = [IoSlice::new(&buffer[start..start + len])];
+                assert_eq!(rustix::io::pwritev2(&file, &bytes, offset, ReadWriteFlags::DSYNC).unwrap(), len);
+            }
+            Calls::DirectDsync => {
+                let first = offset / BLOCK as u64 * BLOCK as u64;
+                let blocks = ((offset - first) as usize + len).next_multiple_of(BLOCK);
+                file.write_all_at(&buffer[start..start + blocks], first).unwrap();
+            }
+        }
+        taken.push(begun.elapsed().as_nanos() as f64 / 1e3);
+        offset += len as u64;
+        if offset + (len + BLOCK) as u64 > FILE_BYTES {
+            offset = 0;
+        }
+    }
+    taken.sort_by(f64::total_cmp);
+    (taken[count / 2], taken[count * 99 / 100])
+}
+
+/// Keeps every processor busy until dropped.
+struct Busy(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
+
+impl Busy {
+    fn all() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let loops = (0..thread::available_parallelism().unwrap().get()).map(|_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || while !stop.load(Ordering::Relaxed) {})
+        });
+        let loops = loops.collect();
+        Self(stop, loops)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.drain(..).for_each(|busy| busy.join().unwrap());
+    }
+}
+
+fn number(name: &str, default: usize) -> usize {
+    let arguments: Vec<String> = std::env::args().collect();
+    let value = arguments.iter().position(|argument| argument == name).and_then(|index| arguments.get(index + 1));
+    value.map_or(default, |value| value.parse().unwrap())
+}
+
+fn main() {
+    let (rounds, groups) = (number("--rounds", 3), number("--groups", 400));
+    let dir = place("write-path");
+    let path = dir.path().join("log");
+    for is_busy in [false, true] {
+        // A turn of the scheduler each: enough groups would take minutes.
+        let count = if is_busy { groups / 8 } else { groups };
+        let _busy = is_busy.then(Busy::all);
+        println!("\nprocessors {}: µs a group, median (p99)\n", if is_busy { "busy" } else { "idle" });
+        println!("| calls | file |{}", GROUPS.map(|len| format!(" {len} bytes |")).concat());
+        println!("|---|---|{}", GROUPS.map(|_| "---|").concat());
+        let mut cells = vec![(Vec::new(), Vec::new()); CALLS.len() * CONTENTS.len() * GROUPS.len()];
+        for _ in 0..rounds {
+            let mut each = cells.iter_mut();
+            for (calls, _) in CALLS {
+                for (content, _) in CONTENTS {
+                    for len in GROUPS {
+                        let (p50, p99) = run(&path, calls, content, len, count);
+                        let cell = each.next().unwrap();
+                        cell.0.push(p50);
+                        cell.1.push(p99);
+                    }
+                }
+            }
+        }
+        let mut each = cells.into_iter();
+        for (_, calls) in CALLS {
+            for (_, content) in CONTENTS {
+                let row = GROUPS.map(|_| {
+                    let (p50, p99) = each.next().unwrap();
+                    format!(" {:.0} ({:.0}) |", median(p50), median(p99))
+                });
+                println!("| {calls} | {content} |{}", row.concat());
+            }
+        }
+    }
+}
