@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use super::{Accepted, Log, OfferWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed};
 use crate::commit::group::WaitFor;
-use crate::commit::prepared::Prepared;
-use crate::commit::publish::publish;
-use crate::commit::stage::{Publication, PublishWhen};
+use crate::commit::prepared::{Member, Prepared};
+use crate::commit::publish::{publish, publish_many};
+use crate::commit::stage::{Publication, PublishWhen, is_delete};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
@@ -175,26 +175,36 @@ impl Log {
         (position, offset): (usize, u64),
         first_seq: u64,
     ) {
-        let resolved = self.resolved_seq.load(Ordering::Acquire);
-        let publish_members = |state: &mut State| {
-            for (member, seq) in op.members().iter().zip(first_seq..) {
-                let key = member.key(&op.bytes);
-                let publication = Publication::new(member, position, offset, seq, PublishWhen::SweepOnly);
-                publish(&self.keydir, &self.registry, segment, key, &publication);
-                if member.kind == RecordKind::Tombstone {
-                    // An older write of the key may still be published; until then the tombstone entry stays.
-                    if state.last_unresolved[self.bucket(key)] > resolved {
-                        state.stage.publish_later(publication);
-                    } else {
-                        self.keydir.sweep(key, seq);
-                    }
-                }
-            }
+        let of = |(member, seq): (&Member, u64)| {
+            let key = member.key(&op.bytes);
+            (key, Publication::new(member, position, offset, seq, PublishWhen::SweepOnly))
         };
+        let members = || op.members().iter().zip(first_seq..).map(of);
         if op.is_batch() {
-            self.keydir.atomically(|| publish_members(state));
+            let all: Vec<_> = members().collect();
+            self.keydir.atomically(|| {
+                let records = all.iter().map(|(key, publication)| (*key, publication));
+                publish_many(&self.keydir, &self.registry, segment, records);
+                self.bury_at_once(state, all.iter().copied());
+            });
         } else {
-            publish_members(state);
+            for (key, publication) in members() {
+                publish(&self.keydir, &self.registry, segment, key, &publication);
+            }
+            self.bury_at_once(state, members());
+        }
+    }
+
+    /// Removes the tombstone entries of deletes that were published, but for those of keys whose older writes may still
+    /// be published: they stay until then.
+    fn bury_at_once<'a>(&self, state: &mut State, published: impl Iterator<Item = (&'a [u8], Publication)>) {
+        let resolved = self.resolved_seq.load(Ordering::Acquire);
+        for (key, publication) in published.filter(|(_, publication)| is_delete(publication)) {
+            if state.last_unresolved[self.bucket(key)] > resolved {
+                state.stage.publish_later(publication);
+            } else {
+                self.keydir.sweep(key, publication.seq);
+            }
         }
     }
 
