@@ -113,7 +113,8 @@ async fn open(options: &Options, place: &Place) -> Result<Store, Failure> {
     let builder = Store::builder(place.path())
         .durability(options.durability)
         .engine(options.engine)
-        .write_path(options.write_path);
+        .write_path(options.write_path)
+        .cache_bytes(options.cache_bytes);
     Ok(or_hang("open", builder.open()).await?)
 }
 
