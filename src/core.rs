@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 
+use crate::cache::BlockCache;
 use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
 use crate::compaction::{CompactionCounters, Compactor, Settings};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
     pub(crate) read_counters: Striped<ReadCounters>,
+    /// Blocks of the log in memory, if the options say so.
+    pub(crate) cache: Option<BlockCache>,
     pub(crate) report: RecoveryReport,
     pub(crate) maintenance: Arc<Maintenance>,
     fork_generation: u64,
@@ -91,6 +94,7 @@ impl Core {
             commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
             read_counters: Striped::default(),
+            cache: BlockCache::new(options.cache_bytes, options.segment_bytes),
             report,
             maintenance,
             fork_generation: fork::fork_generation(),
@@ -187,7 +191,13 @@ impl Core {
     }
 
     pub(crate) fn sources(&self) -> Sources<'_> {
-        Sources { keydir: &self.keydir, registry: &self.registry, log: &self.log, counters: &self.read_counters }
+        Sources {
+            keydir: &self.keydir,
+            registry: &self.registry,
+            log: &self.log,
+            cache: self.cache.as_ref(),
+            counters: &self.read_counters,
+        }
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------

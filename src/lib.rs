@@ -62,6 +62,7 @@
 pub use bytes;
 
 mod batch;
+mod cache;
 mod commit;
 mod compaction;
 mod core;

@@ -1,9 +1,15 @@
-//! Reading one record: from the staging buffer, from the page cache on the caller's thread, or through the engine.
+//! Reading one record: from the staging buffer, from the block cache or the page cache on the caller's thread, or through the
+//! engine.
 //!
-//! Whatever came from a file is believed only when the header's checksum (bound to segment and offset), the key, the
+//! Whatever came from a file, by whichever way, is believed only when the header's checksum (bound to segment and offset), the key, the
 //! sequence number and the payload's checksum are right.
 //!
-//! # What a cached read costs
+//! # What a read of the block cache costs
+//!
+//! The cache misses of the look-up and of the block, and one allocation: the record is verified where it lies, and its
+//! value alone is copied. What it finds wrong there it does not report: it forgets the block and reads the file.
+//!
+//! # What a read of the page cache costs
 //!
 //! The system call, the cache misses of the look-up, one allocation, and as few writes to memory that other readers
 //! write too as can be, for each of them takes a cache line from another core. So no handle on the segment is taken, and
@@ -15,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
 
+use crate::cache::{BlockCache, Framed, Span};
 use crate::commit::Log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Binding, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind};
@@ -28,6 +35,7 @@ use crate::striped::Striped;
 #[derive(Debug, Default)]
 pub(crate) struct ReadCounters {
     from_staging: AtomicU64,
+    from_block_cache: AtomicU64,
     from_cache: AtomicU64,
     from_disk: AtomicU64,
     /// Those that found nothing, or failed before it was clear where to read.
@@ -39,6 +47,7 @@ pub(crate) struct ReadCounters {
 pub(crate) struct ReadCounts {
     pub(crate) gets: u64,
     pub(crate) from_staging: u64,
+    pub(crate) from_block_cache: u64,
     pub(crate) from_cache: u64,
     pub(crate) from_disk: u64,
 }
@@ -48,10 +57,13 @@ impl ReadCounts {
         let mut counts = Self::default();
         for stripe in counters.iter() {
             let from_staging = stripe.from_staging.load(Ordering::Relaxed);
+            let from_block_cache = stripe.from_block_cache.load(Ordering::Relaxed);
             let from_cache = stripe.from_cache.load(Ordering::Relaxed);
             let from_disk = stripe.from_disk.load(Ordering::Relaxed);
-            counts.gets += from_staging + from_cache + from_disk + stripe.from_nowhere.load(Ordering::Relaxed);
+            let from_nowhere = stripe.from_nowhere.load(Ordering::Relaxed);
+            counts.gets += from_staging + from_block_cache + from_cache + from_disk + from_nowhere;
             counts.from_staging += from_staging;
+            counts.from_block_cache += from_block_cache;
             counts.from_cache += from_cache;
             counts.from_disk += from_disk;
         }
@@ -79,6 +91,7 @@ pub(crate) struct Sources<'a> {
     pub(crate) keydir: &'a Keydir,
     pub(crate) registry: &'a Registry,
     pub(crate) log: &'a Log,
+    pub(crate) cache: Option<&'a BlockCache>,
     pub(crate) counters: &'a Striped<ReadCounters>,
 }
 
@@ -89,7 +102,7 @@ struct Place {
     binding: Binding,
 }
 
-/// What a reader needs of a segment.
+/// What a reader needs of a segment to read its file.
 struct Seen {
     binding: Binding,
     written_end: u64,
@@ -115,29 +128,89 @@ impl Seen {
     }
 }
 
+/// A record that should be in the cache.
+struct Cached<'a> {
+    cache: &'a BlockCache,
+    framed: Framed,
+    binding: Binding,
+}
+
+impl<'a> Cached<'a> {
+    fn of(cache: Option<&'a BlockCache>, segment: &Segment, entry: Entry, key: &[u8]) -> Option<Self> {
+        let (cache, offset, len) = (cache?, entry.location.offset(), record_len(entry, key));
+        let span = cache.span(segment.id, offset, len, segment.written_end())?;
+        let framed = cache.find(span, &segment.slots)?;
+        Some(Self { cache, framed, binding: segment.binding })
+    }
+
+    /// The value. `None` if the record is not there any more, or not as it should be: its file will tell.
+    fn value(&self, key: &[u8], entry: Entry) -> Option<Bytes> {
+        let Self { cache, framed, binding } = self;
+        let place = Place { entry, binding: *binding };
+        let value = if framed.is_in_one_block() {
+            let value_of = |record: &[u8]| Bytes::copy_from_slice(&record[RECORD_HEADER_LEN + key.len()..]);
+            cache.read(framed, |record| check(record, key, place).map(|()| value_of(record)))?
+        } else {
+            verify(cache.copy(framed)?, key, place)
+        };
+        value.inspect_err(|_| cache.forget(framed)).ok()
+    }
+}
+
+/// Bytes of a record without its padding.
+fn record_len(entry: Entry, key: &[u8]) -> usize {
+    RECORD_HEADER_LEN + key.len() + entry.location.value_len as usize
+}
+
 /// Looks `key` up and reads what can be read without waiting.
 pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
-    let Sources { keydir, registry, log, counters } = sources;
-    let counters = counters.mine();
-    let find = |entry: Entry| registry.with(entry.location.segment, |segment| Seen::of(registry, segment));
-    let (entry, seen) = match follow(|| keydir.get(key), find) {
-        Ok(Some(found)) => found,
-        Ok(None) => {
-            count(&counters.from_nowhere);
-            return Ok(Lookup::Ready(None));
-        }
-        Err(lost) => {
-            count(&counters.from_nowhere);
-            let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is gone");
-            return Err(at(error, lost).with_path(&registry.path));
+    let Sources { registry, cache, counters, .. } = sources;
+    let see = |segment: &Arc<Segment>| Seen::of(registry, segment);
+    let found = find(sources, key, |entry, segment| Cached::of(cache, segment, entry, key).ok_or_else(|| see(segment)));
+    let (entry, seen) = match found? {
+        None => return Ok(Lookup::Ready(None)),
+        Some((entry, Err(seen))) => (entry, seen),
+        Some((entry, Ok(cached))) => {
+            if let Some(value) = cached.value(key, entry) {
+                count(&counters.mine().from_block_cache);
+                return Ok(Lookup::Ready(Some(value)));
+            }
+            // By now its segment may have been retired.
+            match find(sources, key, |_, segment| see(segment))? {
+                Some(found) => found,
+                None => return Ok(Lookup::Ready(None)),
+            }
         }
     };
-    let location = entry.location;
-    let value_len = location.value_len as usize;
-    let len = RECORD_HEADER_LEN + key.len() + value_len;
+    read_log(sources, key, entry, seen)
+}
+
+/// The entry of `key`, and what `look` makes of it and its segment. Counts a get that ends here.
+fn find<T>(sources: Sources<'_>, key: &[u8], look: impl Fn(Entry, &Arc<Segment>) -> T) -> Result<Option<(Entry, T)>> {
+    let Sources { keydir, registry, counters, .. } = sources;
+    let find = |entry: Entry| registry.with(entry.location.segment, |segment| look(entry, segment));
+    match follow(|| keydir.get(key), find) {
+        Ok(Some(found)) => Ok(Some(found)),
+        Ok(None) => {
+            count(&counters.mine().from_nowhere);
+            Ok(None)
+        }
+        Err(lost) => {
+            count(&counters.mine().from_nowhere);
+            let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is gone");
+            Err(at(error, lost).with_path(&registry.path))
+        }
+    }
+}
+
+/// Reads a record from the staging buffers or from its file, as far as that needs no waiting.
+fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Result<Lookup> {
+    let Sources { registry, log, cache, .. } = sources;
+    let counters = sources.counters.mine();
+    let (location, len) = (entry.location, record_len(entry, key));
     if location.offset() + len as u64 > seen.written_end {
         let value_offset = location.offset() + (RECORD_HEADER_LEN + key.len()) as u64;
-        if let Some(value) = log.read_staged(location.segment, value_offset, value_len) {
+        if let Some(value) = log.read_staged(location.segment, value_offset, location.value_len as usize) {
             count(&counters.from_staging);
             return Ok(Lookup::Ready(Some(value)));
         }
@@ -151,12 +224,38 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
     let place = Place { entry, binding: seen.binding };
     // Whatever the reason of an error was, the engine's read will meet it again, or not.
     let filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
-    if filled == len {
-        count(&counters.from_cache);
-        return verify(buf, key, place).map(|value| Lookup::Ready(Some(value)));
+    if filled < len {
+        count(&counters.from_disk);
+        return Ok(Lookup::Disk(DiskRead { place, file, buf, filled }));
     }
-    count(&counters.from_disk);
-    Ok(Lookup::Disk(DiskRead { place, file, buf, filled }))
+    count(&counters.from_cache);
+    let value = verify(buf, key, place)?;
+    if let Some(cache) = cache
+        && let Some(span) = cache.span(location.segment, location.offset(), len, seen.written_end)
+        && cache.admits()
+    {
+        fill(cache, registry, &*file, span);
+    }
+    Ok(Lookup::Ready(Some(value)))
+}
+
+/// Brings what the cache lacks of `span`, as far as the page cache has it.
+fn fill(cache: &BlockCache, registry: &Registry, file: &dyn File, span: Span) {
+    for block in span.blocks() {
+        let is_wanted = registry.with(block.segment, |segment| {
+            let Segment { slots, .. } = &**segment;
+            !cache.holds(block, slots) && cache.make_slots(slots, block.number, segment.written_end())
+        });
+        if is_wanted != Some(true) {
+            continue;
+        }
+        let read = |bytes: &mut [u8], offset| file.read_nowait(bytes, offset).unwrap_or(0);
+        let Some(filled) = cache.fill(block, read) else { continue };
+        if let Some(evicted) = filled.evicted {
+            registry.with(evicted.segment, |segment| segment.slots.clear(evicted.number, filled.frame));
+        }
+        registry.with(block.segment, |segment| segment.slots.set(block.number, filled.frame));
+    }
 }
 
 fn count(counter: &AtomicU64) {
@@ -214,14 +313,22 @@ impl DiskRead {
 
 /// The value in `buf`, which begins at the record's header and ends with its value.
 fn verify(buf: Vec<u8>, key: &[u8], place: Place) -> Result<Bytes> {
+    check(&buf, key, place)?;
+    let mut value = Bytes::from(buf);
+    value.advance(RECORD_HEADER_LEN + key.len());
+    Ok(value)
+}
+
+/// Whether `record` is, from its header to the end of its value, the one that the keydir has under `key`.
+fn check(record: &[u8], key: &[u8], place: Place) -> Result<()> {
     let Place { entry, binding } = place;
     let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), entry);
-    let header = RecordHeader::decode(&buf, &binding, entry.location.offset());
+    let header = RecordHeader::decode(record, &binding, entry.location.offset());
     let header = header.map_err(|error| corrupt(error.to_string()))?;
     if header.kind != RecordKind::Put || header.seq != entry.seq || header.value_len != entry.location.value_len {
         return Err(corrupt("another record lies there".into()));
     }
-    let payload = &buf[RECORD_HEADER_LEN..];
+    let payload = &record[RECORD_HEADER_LEN..];
     let is_its_key = usize::from(header.key_len) == key.len() && payload.starts_with(key);
     if !is_its_key && !mutant::is(Mutant::KeyNotCompared) {
         return Err(corrupt("a record of another key lies there".into()));
@@ -232,9 +339,7 @@ fn verify(buf: Vec<u8>, key: &[u8], place: Place) -> Result<Bytes> {
     if crc.finish() != header.payload_crc {
         return Err(corrupt("bad payload checksum".into()));
     }
-    let mut value = Bytes::from(buf);
-    value.advance(RECORD_HEADER_LEN + key.len());
-    Ok(value)
+    Ok(())
 }
 
 fn at(error: Error, entry: Entry) -> Error {

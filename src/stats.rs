@@ -59,10 +59,14 @@ pub struct Stats {
     pub gets: u64,
     /// Gets answered from records that had not reached the kernel.
     pub gets_from_staging: u64,
+    /// Gets answered from the store's own cache of blocks; see [`cache_bytes`](crate::Builder::cache_bytes).
+    pub gets_from_block_cache: u64,
     /// Gets answered by the page cache on the caller's thread.
     pub gets_from_cache: u64,
     /// Gets that waited for the disk.
     pub gets_from_disk: u64,
+    /// Memory that the store's own cache has taken so far; see [`cache_bytes`](crate::Builder::cache_bytes).
+    pub cache_held_bytes: u64,
     /// Commit groups written: each one contiguous write.
     pub groups: u64,
     /// Records in these groups; divided by `groups`, the mean size of a group.

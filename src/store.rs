@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::batch::Batch;
+use crate::cache::BlockCache;
 use crate::commit::Prepared;
 use crate::compaction;
 use crate::core::Core;
@@ -552,8 +553,10 @@ impl Store {
             batches: counters.batches,
             gets: read.gets,
             gets_from_staging: read.from_staging,
+            gets_from_block_cache: read.from_block_cache,
             gets_from_cache: read.from_cache,
             gets_from_disk: read.from_disk,
+            cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
             groups: commit.groups.load(Ordering::Relaxed),
             group_records: commit.group_records.load(Ordering::Relaxed),
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),

@@ -49,6 +49,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LEVEL", default_value_t = Durability::Synced)]
     pub(crate) durability: Durability,
 
+    /// Memory that the store may use for blocks of its log: 0 for none, or 1048576 and more
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub(crate) cache_bytes: u64,
+
     /// What carries out the I/O: auto, uring or threads
     #[arg(long, value_name = "ENGINE", default_value_t = Engine::Auto)]
     pub(crate) engine: Engine,

@@ -21,6 +21,7 @@ pub(crate) use retired::{Retired, Unlinkable};
 pub(crate) use scan::{Extent, Found, Scan, Stop, Stored};
 pub(crate) use window::ReadAhead;
 
+use crate::cache::Slots;
 use crate::format::{Binding, FOOTER_LEN};
 use crate::io::File;
 use crate::sync::RwLock;
@@ -61,6 +62,8 @@ pub(crate) struct Segment {
     /// Compactions that could not read it.
     failed_reads: AtomicU64,
     hint_bytes: AtomicU64,
+    /// Where the cache has its blocks.
+    pub(crate) slots: Slots,
     /// Set when it is retired: who is told when the last reader is gone.
     retired_to: OnceLock<Retired>,
     file: RwLock<Option<Arc<dyn File>>>,
@@ -82,6 +85,7 @@ impl Segment {
             damaged: AtomicBool::new(false),
             failed_reads: AtomicU64::new(0),
             hint_bytes: AtomicU64::new(0),
+            slots: Slots::default(),
             retired_to: OnceLock::new(),
             file: RwLock::new(file),
             last_used: AtomicU64::new(0),

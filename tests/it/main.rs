@@ -15,6 +15,7 @@
 
 mod api;
 mod bad_input;
+mod cache;
 mod cancel;
 mod cancel_points;
 mod compaction;

@@ -13,6 +13,7 @@ use super::pick;
 pub struct Setup {
     pub world: SimConfig,
     pub segment_bytes: u64,
+    pub cache_bytes: u64,
     pub reserve_bytes: u64,
     pub compaction: Compaction,
     pub is_automatic: bool,
@@ -42,6 +43,8 @@ impl Setup {
                 journal: true,
             },
             segment_bytes: pick(rng, &[1024, 1500, 2048, 4096]),
+            // By the seed, so that worlds without a cache are what they were before there was one.
+            cache_bytes: [0, 1024, 8192][(seed % 3) as usize],
             reserve_bytes: pick(rng, &[0, 0, 1024, 8192]),
         }
     }
@@ -55,6 +58,7 @@ impl Setup {
         builder
             .world(io)
             .segment_bytes(self.segment_bytes)
+            .cache_bytes(self.cache_bytes)
             .reserve_bytes(self.reserve_bytes)
             .compaction(self.compaction.clone())
     }

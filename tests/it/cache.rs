@@ -1,0 +1,268 @@
+//! The cache of blocks: whatever it holds, a store with one answers as a store without.
+
+use std::fs;
+
+use ringcask::{CompactOptions, Compaction, Engine, ErrorKind, Store};
+
+use crate::support::{
+    Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_engine,
+    for_each_world, get, is_child, open, put, rerun_traced, skip,
+};
+
+/// Every key once, in order.
+#[track_caller]
+fn get_all(store: &Store, model: &Model) {
+    for (key, value) in model {
+        assert!(get(store, key).as_deref() == Some(&value[..]), "{}", String::from_utf8_lossy(key));
+    }
+}
+
+fn fill(store: &Store, keys: u32, len: usize) -> Model {
+    let mut model = Model::new();
+    for number in 0..keys {
+        let (key, value) = (format!("key {number:06}").into_bytes(), vec![number as u8; len]);
+        put(store, &key, &value);
+        model.insert(key, value);
+    }
+    block_on(store.sync()).unwrap();
+    model
+}
+
+#[test]
+fn what_was_read_once_is_read_from_the_cache() {
+    for_each_engine(|env| {
+        let store = open(env.builder().cache_bytes(4 << 20));
+        let model = fill(&store, 500, 200);
+        assert_eq!(store.stats().cache_held_bytes, 0, "writes bring nothing");
+        get_all(&store, &model);
+        let before = store.stats();
+        assert!((32 << 10..4 << 20).contains(&before.cache_held_bytes), "{}", before.cache_held_bytes);
+        get_all(&store, &model);
+        let after = store.stats();
+        let hits = after.gets_from_block_cache - before.gets_from_block_cache;
+        // 500 records of 250 bytes are seven whole blocks, and the end of the segment.
+        assert!((430..500).contains(&hits), "{hits} of 500");
+        assert_eq!(after.gets - before.gets, 500);
+        let (keys, before) = (model.keys().take(100), after);
+        let values = block_on(store.multi_get(keys)).unwrap();
+        assert!(values.iter().zip(model.values()).all(|(found, value)| found.as_deref() == Some(&value[..])));
+        assert!(store.stats().gets_from_block_cache - before.gets_from_block_cache >= 90, "multi_get uses it too");
+        close(store);
+    });
+}
+
+#[test]
+fn values_of_every_length_are_right_over_the_edges_of_blocks() {
+    for_each_engine(|env| {
+        let store = open(env.builder().cache_bytes(64 << 20));
+        let mut model = Model::new();
+        for (number, len) in
+            [0, 1, 100, 5000, 16_000, 16_384, 20_000, 32_000, 33_000, 50_000, 200_000].iter().enumerate()
+        {
+            for copy in 0..7_u8 {
+                let (key, value) = (format!("{number} {copy}").into_bytes(), vec![copy ^ number as u8; *len]);
+                put(&store, &key, &value);
+                model.insert(key, value);
+            }
+        }
+        for _ in 0..3 {
+            get_all(&store, &model);
+        }
+        let stats = store.stats();
+        assert!(stats.gets_from_block_cache > 80, "{stats:?}");
+        close(store);
+    });
+}
+
+/// Overwrites, deletes, rotations, compactions and reopenings under a cache of a few blocks.
+#[test]
+fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
+    for_each_world(|env| {
+        let mut rng = Rng::seeded("tiny cache");
+        let (mut model, mut hits) = (Model::new(), 0);
+        for life in 0..4 {
+            let compaction = Compaction::new().automatic(life % 2 == 0).bytes_per_second(None);
+            let builder = env.builder().segment_bytes(8 << 10).cache_bytes([4 << 10, 16 << 10][life % 2]);
+            let store = open(builder.compaction(compaction));
+            assert_holds(&store, &model);
+            for step in 0..600 {
+                let key = format!("key {}", rng.below(60)).into_bytes();
+                match rng.below(10) {
+                    0..3 => {
+                        let value = vec![step as u8; rng.below(400) as usize];
+                        put(&store, &key, &value);
+                        model.insert(key, value);
+                    }
+                    3 => assert_eq!(delete(&store, &key), model.remove(&key).is_some()),
+                    _ => assert_eq!(get(&store, &key), model.get(&key).cloned(), "step {step}"),
+                }
+                if step % 200 == 199 {
+                    block_on(store.compact(CompactOptions::new())).unwrap();
+                    assert_holds(&store, &model);
+                }
+            }
+            let stats = store.stats();
+            assert!(stats.cache_held_bytes <= 16 << 10, "{stats:?}");
+            hits += stats.gets_from_block_cache;
+            close(store);
+        }
+        // Simulated reads are short or interrupted now and then, and then most misses bring nothing for a while.
+        let least = if env.engine_name() == "sim" { 10 } else { 100 };
+        assert!(hits > least, "{hits}");
+    });
+}
+
+/// What is in the cache is right although the file is damaged by now; what is not there is an error with its place.
+#[test]
+fn damage_of_the_file_under_a_cached_store_is_never_a_wrong_value() {
+    for_each_engine(|env| {
+        let store = open(env.builder().segment_bytes(64 << 10).cache_bytes(64 << 10));
+        let model = fill(&store, 1000, 100);
+        get_all(&store, &model);
+        for path in files_with(&env.path(), "seg") {
+            let mut bytes = fs::read(&path).unwrap();
+            // Behind the header, every byte of every second 512.
+            for (offset, byte) in bytes.iter_mut().enumerate().skip(512) {
+                *byte ^= u8::from(offset / 512 % 2 == 0);
+            }
+            use std::os::unix::fs::FileExt;
+            fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&bytes, 0).unwrap();
+        }
+        let (mut right, mut refused) = (0, 0);
+        for _ in 0..3 {
+            for (key, value) in &model {
+                match block_on(store.get(key)) {
+                    Ok(found) => {
+                        assert_eq!(found.as_deref(), Some(&value[..]));
+                        right += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+                        assert!(error.segment().is_some() && error.offset().is_some(), "{error:?}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        println!("{right} right, {refused} refused");
+        assert!(right > 300 && refused > 1000);
+    });
+}
+
+/// Damage that was brought into the cache is looked for in the file, which has been put right.
+#[test]
+fn damage_in_a_cached_block_is_no_error_if_the_file_is_right() {
+    for_each_engine(|env| {
+        let store = open(env.builder().cache_bytes(1 << 20));
+        let model = fill(&store, 200, 200);
+        let path = files_with(&env.path(), "seg").remove(0);
+        let pristine = fs::read(&path).unwrap();
+        let write = |bytes: &[u8]| {
+            use std::os::unix::fs::FileExt;
+            fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(bytes, 0).unwrap();
+        };
+        // One record is damaged; reading its neighbour brings the block that both lie in.
+        let (damaged, neighbour) = (b"key 000010".as_slice(), b"key 000012".as_slice());
+        let mut bytes = pristine.clone();
+        let at = bytes.windows(damaged.len()).position(|window| window == damaged).unwrap() + 50;
+        bytes[at] ^= 1;
+        write(&bytes);
+        assert_eq!(get(&store, neighbour).as_ref(), model.get(neighbour));
+        assert!(store.stats().cache_held_bytes > 0);
+        assert_eq!(block_on(store.get(damaged)).unwrap_err().kind(), ErrorKind::Corrupt, "the file is damaged too");
+        assert_eq!(get(&store, neighbour).as_ref(), model.get(neighbour), "brings it once more");
+        write(&pristine);
+        assert_eq!(get(&store, damaged).as_ref(), model.get(damaged), "the file is right");
+        let before = store.stats();
+        assert_eq!(get(&store, damaged).as_ref(), model.get(damaged));
+        assert_eq!(
+            store.stats().gets_from_block_cache,
+            before.gets_from_block_cache + 1,
+            "and the block has come anew"
+        );
+        close(store);
+    });
+}
+
+#[test]
+fn threads_that_read_while_everything_moves_see_right_values() {
+    for_each_engine(|env| {
+        let compaction = Compaction::new().bytes_per_second(None).trigger(0.1).threshold(0.05);
+        let store = open(env.builder().segment_bytes(32 << 10).cache_bytes(24 << 10).compaction(compaction));
+        let value = |key: u32, round: u32| [key.to_le_bytes(), round.to_le_bytes()].concat().repeat(20);
+        for key in 0..300_u32 {
+            put(&store, key.to_le_bytes(), value(key, 0));
+        }
+        std::thread::scope(|scope| {
+            for reader in 0..3_u32 {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut newest = vec![0; 300];
+                    for turn in 0..12_000_u32 {
+                        let key = turn.wrapping_mul(7919 + 2 * reader) % 300;
+                        let found = get(store, key.to_le_bytes()).unwrap();
+                        let round = u32::from_le_bytes(found[4..8].try_into().unwrap());
+                        assert_eq!(found, value(key, round));
+                        assert!(round >= newest[key as usize], "key {key} went back to {round}");
+                        newest[key as usize] = round;
+                    }
+                });
+            }
+            for round in 1..6 {
+                for key in (0..300_u32).filter(|key| key % 3 != round % 3) {
+                    put(&store, key.to_le_bytes(), value(key, round));
+                }
+            }
+        });
+        let stats = store.stats();
+        assert!(stats.gets_from_block_cache > 1000, "{stats:?}");
+        close(store);
+    });
+}
+
+#[test]
+fn a_cache_out_of_range_is_refused_with_its_range() {
+    let env = Env::new(Engine::Threads);
+    for bytes in [1, 1023, (1 << 40) + 1, u64::MAX] {
+        let error = block_on(env.builder().cache_bytes(bytes).open()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        let text = error.to_string();
+        assert!(text.contains("cache_bytes") && text.contains(&bytes.to_string()), "{text}");
+    }
+    for bytes in [0, 1024, 1 << 40] {
+        close(open(env.builder().cache_bytes(bytes)));
+    }
+}
+
+#[test]
+fn strace_sees_no_system_call_in_a_get_from_the_cache() {
+    const NAME: &str = "cache::strace_sees_no_system_call_in_a_get_from_the_cache";
+    if is_child() {
+        let (engine, path) = child_env();
+        let store = open(Store::builder(&path).engine(engine).cache_bytes(4 << 20));
+        let model = fill(&store, 500, 200);
+        let keys: Vec<_> = model.keys().take(300).collect();
+        let read = || keys.iter().for_each(|key| assert!(get(&store, key).is_some()));
+        read();
+        let _ = fs::File::open("/ringcask-begin");
+        read();
+        let _ = fs::File::open("/ringcask-end");
+        assert!(store.stats().gets_from_block_cache >= 300);
+        return close(store);
+    }
+    if !std::process::Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        return skip("system calls", "strace is not installed");
+    }
+    let env = Env::new(Engine::Threads);
+    let trace = env.dir.path().join("trace");
+    expect_success(rerun_traced(
+        NAME,
+        &env,
+        &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", "trace=openat,preadv2,pread64"],
+    ));
+    let trace = fs::read_to_string(&trace).unwrap();
+    let read = trace.split_once("/ringcask-begin").unwrap().1.split_once("/ringcask-end").unwrap().0;
+    let reads = |text: &str| text.lines().filter(|line| line.contains("pread")).count();
+    assert!(reads(&trace) >= 300 / 60, "the first time it reads blocks");
+    assert_eq!(reads(read), 0, "{read}");
+}
