@@ -433,13 +433,14 @@ impl Builder {
     /// no cache; otherwise 1 MiB to 1 TiB.
     ///
     /// Worth it where the same records are read often and there is memory for them twice, for the kernel's page cache has
-    /// them too: such a get takes about two thirds of the time. Blocks of 16 KiB come from the page cache as they are read, so
-    /// what is read often should lie together or fit as a whole; once the cache is full, one miss in 32 brings its block.
-    /// Values beyond some 32 KiB are not kept. Of a log of more than 256 times the
-    /// cache, some segments are left out.
+    /// them too. Blocks of 16 KiB come from the page cache as gets read there, so it helps most where what is read often
+    /// fits as a whole, or lies together. One miss in 64 brings its block, and while there is room, one more for every
+    /// eight hits: a cache warms up within some sixteen gets for each of its blocks. Records beyond some 32 KiB are not kept,
+    /// and of a log of more than 256 times the cache only a part.
     ///
-    /// The memory is taken as blocks come, and kept until the store is closed. In stores of small segments (below 512 KiB)
-    /// blocks are smaller.
+    /// The memory is taken as blocks come, kept until the store is closed, and counted in
+    /// [`Stats::cache_held_bytes`](crate::Stats::cache_held_bytes). In stores of small segments (below 512 KiB) blocks are
+    /// smaller.
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.options.cache_bytes = bytes;
         self

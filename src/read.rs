@@ -173,6 +173,7 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
         Some((entry, Ok(cached))) => {
             if let Some(value) = cached.value(key, entry) {
                 count(&counters.mine().from_block_cache);
+                cached.cache.count_hit();
                 return Ok(Lookup::Ready(Some(value)));
             }
             // By now its segment may have been retired.

@@ -153,8 +153,9 @@ fn writes(store: &Store, executor: &Executor) {
 fn reads(store: &Store, executor: &Executor, is_cached: bool) {
     let get = |number| executor.finish(store.get(key(number))).unwrap();
     if is_cached {
-        // The second time finds the blocks that the first has brought.
-        (0..OPERATIONS).for_each(|number| drop(get(number)));
+        // Blocks come one by one as they are read, and when they are whole.
+        executor.finish(store.put("behind them", [0; 32 << 10])).unwrap();
+        (0..10 * OPERATIONS).for_each(|number| drop(get(number % OPERATIONS)));
     }
     drop(get(0));
     let before = store.stats();

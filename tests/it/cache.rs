@@ -17,6 +17,20 @@ fn get_all(store: &Store, model: &Model) {
     }
 }
 
+/// Gets every key until the cache has what it can have: one miss in 64 brings its block, and some of the hits another.
+#[track_caller]
+fn warm_up(store: &Store, model: &Model) {
+    (0..20).for_each(|_| get_all(store, model));
+}
+
+/// Gets a key until it comes from the cache.
+#[track_caller]
+fn get_cached(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
+    let before = store.stats().gets_from_block_cache;
+    let mut values = (0..200).map(|_| get(store, key));
+    values.find(|_| store.stats().gets_from_block_cache > before).expect("one miss in 64 brings its block")
+}
+
 fn fill(store: &Store, keys: u32, len: usize) -> Model {
     let mut model = Model::new();
     for number in 0..keys {
@@ -29,12 +43,12 @@ fn fill(store: &Store, keys: u32, len: usize) -> Model {
 }
 
 #[test]
-fn what_was_read_once_is_read_from_the_cache() {
+fn what_is_read_often_is_read_from_the_cache() {
     for_each_engine(|env| {
         let store = open(env.builder().cache_bytes(4 << 20));
         let model = fill(&store, 500, 200);
         assert_eq!(store.stats().cache_held_bytes, 0, "writes bring nothing");
-        get_all(&store, &model);
+        warm_up(&store, &model);
         let before = store.stats();
         assert!((32 << 10..4 << 20).contains(&before.cache_held_bytes), "{}", before.cache_held_bytes);
         get_all(&store, &model);
@@ -65,11 +79,12 @@ fn values_of_every_length_are_right_over_the_edges_of_blocks() {
                 model.insert(key, value);
             }
         }
-        for _ in 0..3 {
-            get_all(&store, &model);
-        }
-        let stats = store.stats();
-        assert!(stats.gets_from_block_cache > 80, "{stats:?}");
+        warm_up(&store, &model);
+        let before = store.stats().gets_from_block_cache;
+        get_all(&store, &model);
+        let hits = store.stats().gets_from_block_cache - before;
+        // Of the eleven lengths the first eight fit three blocks wherever they lie.
+        assert!((50..=63).contains(&hits), "{hits} of 77");
         close(store);
     });
 }
@@ -97,6 +112,7 @@ fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
                     _ => assert_eq!(get(&store, &key), model.get(&key).cloned(), "step {step}"),
                 }
                 if step % 200 == 199 {
+                    warm_up(&store, &model);
                     block_on(store.compact(CompactOptions::new())).unwrap();
                     assert_holds(&store, &model);
                 }
@@ -118,7 +134,7 @@ fn damage_of_the_file_under_a_cached_store_is_never_a_wrong_value() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(64 << 10).cache_bytes(64 << 10));
         let model = fill(&store, 1000, 100);
-        get_all(&store, &model);
+        warm_up(&store, &model);
         for path in files_with(&env.path(), "seg") {
             let mut bytes = fs::read(&path).unwrap();
             // Behind the header, every byte of every second 512.
@@ -167,19 +183,12 @@ fn damage_in_a_cached_block_is_no_error_if_the_file_is_right() {
         let at = bytes.windows(damaged.len()).position(|window| window == damaged).unwrap() + 50;
         bytes[at] ^= 1;
         write(&bytes);
-        assert_eq!(get(&store, neighbour).as_ref(), model.get(neighbour));
-        assert!(store.stats().cache_held_bytes > 0);
+        assert_eq!(get_cached(&store, neighbour).as_ref(), model.get(neighbour));
         assert_eq!(block_on(store.get(damaged)).unwrap_err().kind(), ErrorKind::Corrupt, "the file is damaged too");
-        assert_eq!(get(&store, neighbour).as_ref(), model.get(neighbour), "brings it once more");
+        assert_eq!(get_cached(&store, neighbour).as_ref(), model.get(neighbour), "brings it once more");
         write(&pristine);
         assert_eq!(get(&store, damaged).as_ref(), model.get(damaged), "the file is right");
-        let before = store.stats();
-        assert_eq!(get(&store, damaged).as_ref(), model.get(damaged));
-        assert_eq!(
-            store.stats().gets_from_block_cache,
-            before.gets_from_block_cache + 1,
-            "and the block has come anew"
-        );
+        assert_eq!(get_cached(&store, damaged).as_ref(), model.get(damaged), "and its block comes anew");
         close(store);
     });
 }
@@ -243,7 +252,7 @@ fn strace_sees_no_system_call_in_a_get_from_the_cache() {
         let model = fill(&store, 500, 200);
         let keys: Vec<_> = model.keys().take(300).collect();
         let read = || keys.iter().for_each(|key| assert!(get(&store, key).is_some()));
-        read();
+        (0..20).for_each(|_| read());
         let _ = fs::File::open("/ringcask-begin");
         read();
         let _ = fs::File::open("/ringcask-end");

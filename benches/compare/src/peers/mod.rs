@@ -19,7 +19,7 @@ pub use surrealkv::Surrealkv;
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What every cache of a store may take: more than the data, so that reads are of memory.
+/// What every cache of a store may take, ours too: more than the data, so that reads are of memory.
 pub const CACHE_BYTES: usize = 2 << 30;
 
 /// A store whose calls return when they are done.

@@ -3,9 +3,9 @@ use std::path::Path;
 use ringcask::bytes::Bytes;
 use ringcask::{Durability, PutOptions, Store};
 
-use super::{Awaited, Failure};
+use super::{Awaited, CACHE_BYTES, Failure};
 
-/// Ourselves, with default options. A put that need not be durable is `Buffered`, or `Written` where that is asked for:
+/// Ourselves, with default options but for a cache as large as every peer's. A put that need not be durable is `Buffered`, or `Written` where that is asked for:
 /// most peers hand an unsynced put to the kernel before they return.
 pub struct Ringcask {
     store: Store,
@@ -14,8 +14,9 @@ pub struct Ringcask {
 
 impl Ringcask {
     pub async fn open(path: &Path, written: bool) -> Result<Self, Failure> {
+        let store = Store::builder(path.join("ringcask")).cache_bytes(CACHE_BYTES as u64).open().await?;
         let relaxed = if written { Durability::Written } else { Durability::Buffered };
-        Ok(Self { store: Store::open(path.join("ringcask")).await?, relaxed })
+        Ok(Self { store, relaxed })
     }
 }
 
