@@ -74,6 +74,10 @@ const HITS_A_BLOCK: u64 = 8;
 /// Hits that are remembered until there are misses.
 const MAX_EARNED: u64 = 64 * HITS_A_BLOCK;
 
+/// Frames that are looked at for one block. Where all of them were read lately, the block is not brought; the hand has moved
+/// on, and the next one may be.
+const SWEEP_FRAMES_MAX: u64 = 128;
+
 /// What part of its bytes the cache gives to slots at the most.
 const SLOTS_PART: u64 = 16;
 
@@ -388,8 +392,8 @@ impl BlockCache {
 
     /// Puts a block into a frame, and tells what had been there; or cannot, and gives back what it was given.
     fn insert(&self, mut new: Held) -> (Option<Filled>, Held) {
-        // Twice round: the first time it may only clear what was referenced.
-        for _ in 0..2 * u64::from(self.capacity) {
+        // Twice round, for the first time it may only clear what was referenced; but not far, as a get waits for it.
+        for _ in 0..SWEEP_FRAMES_MAX.min(2 * u64::from(self.capacity)) {
             let Some((number, frame)) = self.next_frame() else { continue };
             let Ok(mut held) = frame.held.try_write() else { continue };
             std::mem::swap(&mut *held, &mut new);
@@ -490,6 +494,25 @@ mod tests {
 
     fn slots(segments: usize) -> Vec<Slots> {
         (0..segments).map(|_| Slots::default()).collect()
+    }
+
+    #[test]
+    fn nobody_sweeps_a_whole_cache_for_one_block() {
+        let frames = 1000_u32;
+        let (cache, slots) = (cache_of(u64::from(frames)), (0..60).map(|_| Slots::default()).collect::<Vec<_>>());
+        let all = || (0..).flat_map(|segment| (0..20).map(move |number| block(segment, number)));
+        for block in all().take(frames as usize) {
+            bring(&cache, &slots, block).unwrap();
+        }
+        // All were referenced when they came. So the hand goes round once, a sweep at a time, before a frame is free.
+        let hand = || u64::from(cache.hand.load(Ordering::Relaxed));
+        let mut refused = 0;
+        for block in all().skip(frames as usize).take(20) {
+            let before = hand();
+            refused += u64::from(bring(&cache, &slots, block).is_none());
+            assert!(hand() - before <= SWEEP_FRAMES_MAX);
+        }
+        assert_eq!(refused, u64::from(frames) / SWEEP_FRAMES_MAX);
     }
 
     #[test]
