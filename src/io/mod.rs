@@ -226,8 +226,8 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Asks the kernel to begin writing `offset..offset + len` to the disk, so that a later sync finds less to do.
     ///
     /// It promises nothing: not that anything is written, and never that anything is durable, which is for
-    /// [`sync`](Self::sync) alone to say. Does not wait for the disk, but may for room in the disk's queue: for a
-    /// background task, and for a few MiB at a time. A hint: errors are not reported, and a failed write is the later
+    /// [`sync`](Self::sync) alone to say. Does not wait for the disk, but may for room in the disk's queue: for bytes that
+    /// are many compared with such a wait, and for whole pages, as whoever writes to one again may wait for it. A hint: errors are not reported, and a failed write is the later
     /// sync's to report.
     fn start_writeback(&self, offset: u64, len: u64) {
         let _ = (offset, len);
