@@ -39,7 +39,7 @@ const NARROW: [(&str, &[&str]); 4] = [
 
 /// What may be named under these paths alone.
 const CONFINED: [(&str, &[&str]); 11] = [
-    ("unsafe ", &["io/uring/", "io/fork.rs", "io/advice.rs"]),
+    ("unsafe ", &["io/uring/", "io/fork.rs", "io/advice.rs", "keydir/prefetch.rs"]),
     ("std::fs", &["io/"]),
     ("std::net", &[]),
     ("std::process", &[]),

@@ -17,6 +17,7 @@ mod imp {
     use dashmap::{DashMap, SharedValue};
 
     use super::super::arena::{Arena, Handle};
+    use super::super::prefetch::prefetch;
     use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
 
@@ -69,6 +70,16 @@ mod imp {
         arenas: Box<[Padded<RwLock<Arena>>]>,
     }
 
+    /// Asks for the place where a table has the entry of a hash, or nearly: a table that is not full has most of them within
+    /// a few places of the one that its hash names, and eight share a line. The other line that a look-up needs, that of
+    /// the tags, is asked for by the look-up itself, so that the two misses are one.
+    macro_rules! prefetch_place {
+        ($table:expr, $hash:expr) => {{
+            let index = to_usize(table_hash($hash)) & ($table.buckets() - 1);
+            prefetch($table.data_end().as_ptr().wrapping_sub(index + 1));
+        }};
+    }
+
     /// Locks the table and the arena of a shard, for `read` or for `write`. Both are bound to names, so that the arena is let
     /// go of first, as locals are in the reverse of their order. A macro, since the table's type has no name here.
     macro_rules! lock {
@@ -94,6 +105,7 @@ mod imp {
     macro_rules! find_likely {
         ($table:expr, $hashes:expr, $indices:expr) => {{
             let mut likely = [None; LOCKED_LOOKUPS];
+            $indices.iter().for_each(|&index| prefetch_place!($table, $hashes[index]));
             for (handle, &index) in likely.iter_mut().zip($indices) {
                 let hash = $hashes[index];
                 let found = $table.get(table_hash(hash), |(place, _)| place.has_hash(hash));
@@ -181,6 +193,7 @@ mod imp {
         pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
             let hash = self.hasher.hash_one(key);
             let (table, arena) = lock!(self, self.shard_of(hash), read);
+            prefetch_place!(table, hash);
             find!(table, arena, hash, key).and_then(|handle| arena.slot(handle))
         }
 
@@ -193,6 +206,7 @@ mod imp {
         ) -> T {
             let hash = self.hasher.hash_one(key);
             let (mut table, mut arena) = lock!(self, self.shard_of(hash), write);
+            prefetch_place!(table, hash);
             change_or_insert!(table, arena, find!(table, arena, hash, key), hash, key, slot, change)
         }
 

@@ -1,0 +1,35 @@
+//! Asking for a cache line before it is needed.
+//!
+//! In a large keydir a look-up misses the processor's cache three times, and each time what it finds says where to look
+//! next, so that the misses wait for each other: nearly half of the time of a get from memory. But where the table's first
+//! two are is known at once, from the hash.
+#![allow(unsafe_code)]
+
+/// Has the processor bring the line of `address`, which may be any.
+#[inline]
+pub(super) fn prefetch<T>(address: *const T) {
+    // SAFETY: the instruction reads nothing that the program could see and never faults, whatever the address: no memory
+    // is owned or borrowed by it, now or later.
+    // Shown by `any_address_may_be_asked_for`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_address_may_be_asked_for() {
+        let local = 1_u64;
+        for address in [&raw const local, std::ptr::null(), std::ptr::without_provenance(usize::MAX)] {
+            prefetch(address);
+        }
+        assert_eq!(local, 1);
+    }
+}
