@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::peers::{Awaited, Blocking, Failure};
-use crate::work::{Choice, Numbers, Op, Script, Work, Zipf, fill, is_value_of, key};
+use crate::work::{Choice, KEY_LEN, Numbers, Op, Script, Work, Zipf, fill, is_value_of, key};
 
 /// What is to be done, by how many, for how long.
 pub struct Plan<'a> {
@@ -38,11 +38,15 @@ struct Client {
     script: Script,
     value: Vec<u8>,
     durable: bool,
+    is_counted: bool,
     latency: Histogram<u64>,
 }
 
 impl Client {
     fn record(&mut self, start: Instant) {
+        if !self.is_counted {
+            return;
+        }
         let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // It grows with what it is given, so it refuses nothing.
         let _ = self.latency.record(nanos);
@@ -56,6 +60,7 @@ fn clients(plan: &Plan<'_>) -> Vec<Client> {
         script: Script::new(plan.work, zipf.as_ref(), plan.keys, index, count, plan.seed),
         value: vec![0; plan.value_len],
         durable: plan.work.durable,
+        is_counted: !plan.work.writes_aside(index),
         // Three digits; its constructor refuses only other numbers of them.
         latency: Histogram::new(3).expect("three digits"),
     };
@@ -205,8 +210,13 @@ async fn run<S: Awaited>(store: &S, op: Op, value: &[u8], durable: bool) -> Resu
     }
 }
 
-/// Puts every key once, from one thread or task after the other's answer.
-pub fn load(store: &Arc<dyn Blocking>, keys: u64, value_len: usize) -> Result<f64, Failure> {
+/// Puts every key once, from one thread or task after the other's answer; `key` gives their order.
+pub fn load(
+    store: &Arc<dyn Blocking>,
+    keys: u64,
+    value_len: usize,
+    key: fn(u64) -> [u8; KEY_LEN],
+) -> Result<f64, Failure> {
     let (mut numbers, mut value) = (Numbers::new(7), vec![0; value_len]);
     let start = Instant::now();
     for number in 0..keys {
@@ -221,6 +231,7 @@ pub fn load_awaited<S: Awaited>(
     store: &Arc<S>,
     keys: u64,
     value_len: usize,
+    key: fn(u64) -> [u8; KEY_LEN],
     runtime: &Runtime,
 ) -> Result<f64, Failure> {
     let store = Arc::clone(store);

@@ -15,9 +15,10 @@ mod report;
 mod work;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -33,6 +34,8 @@ fn usual_clients(work: &Work) -> &'static [usize] {
     match work.name {
         "fillsync" => &[1, 16, 64, 256, 1024],
         "readrandom" | "mixed" => &[1, 8, 64],
+        // One of them writes.
+        "readwhilewriting" => &[9],
         "overwrite" => &[1, 8],
         _ => &[8],
     }
@@ -53,6 +56,15 @@ struct Options {
     /// Bytes of a value
     #[arg(long, default_value_t = 256)]
     value_len: usize,
+    /// Seconds that each load runs uncounted where it only reads, so that what a store keeps in memory is there
+    #[arg(long, default_value_t = 5.0)]
+    warm_up: f64,
+    /// Threads that do nothing but keep processors busy meanwhile
+    #[arg(long, default_value_t = 0)]
+    busy: usize,
+    /// Also load an empty store with keys in their order
+    #[arg(long)]
+    fillseq: bool,
     /// Only these loads, by name
     #[arg(long, value_delimiter = ',')]
     works: Vec<String>,
@@ -101,6 +113,18 @@ impl Turn<'_> {
         Plan { work, clients, keys, value_len, time, seed: self.round as u64 * 1_000_003 }
     }
 
+    /// The plan to warm up by before the first of several loads that only read what is in memory: the same, with as many
+    /// clients as any of them has.
+    fn warm_up<'w>(&self, index: usize, plans: &'w [(Work, usize)]) -> Option<Plan<'w>> {
+        let (work, _) = &plans[index];
+        let mut same = plans.iter().filter(|(other, _)| other.name == work.name);
+        let clients = same.clone().map(|(_, clients)| *clients).max()?;
+        let is_first = same.next().is_some_and(|first| std::ptr::eq(first, &plans[index]));
+        let time = Duration::from_secs_f64(self.options.warm_up);
+        let plan = Plan { time, seed: self.round as u64 + 1, ..self.plan(work, clients) };
+        (is_first && work.only_reads() && !time.is_zero()).then_some(plan)
+    }
+
     fn note(&mut self, work: &str, clients: usize, called: &'static str, done: &Done) {
         let micros = |percent| done.latency.value_at_percentile(percent) as f64 / 1e3;
         let run = Run {
@@ -140,12 +164,25 @@ impl Turn<'_> {
         self.runs.push(run);
     }
 
+    /// Another directory, for as long as it is wanted.
+    fn beside(&self) -> Result<TempDir, Failure> {
+        Ok(TempDir::with_prefix_in("compare-", &self.options.dir)?)
+    }
+
     fn blocking(&mut self) -> Result<(), Failure> {
         let Options { keys, value_len, .. } = *self.options;
         let path = self.dir.path().to_owned();
-        let open = |durable| self.peer.open_blocking(&path, durable)?.ok_or(Failure::from("it does not block"));
-        let store = open(false)?;
-        let loaded = drive::load(&store, keys, value_len)?;
+        let peer = self.peer;
+        let open = |path: &Path| peer.open_blocking(path, false)?.ok_or(Failure::from("it does not block"));
+        if self.options.fillseq {
+            let dir = self.beside()?;
+            let store = open(dir.path())?;
+            let loaded = drive::load(&store, keys, value_len, work::key_in_order)?;
+            self.note_figure("fillseq", loaded);
+            store.settle()?;
+        }
+        let store = open(&path)?;
+        let loaded = drive::load(&store, keys, value_len, work::key)?;
         self.note_figure("fillrandom", loaded);
         store.settle()?;
         drop(store);
@@ -160,11 +197,15 @@ impl Turn<'_> {
             if !durable {
                 self.note_figure("open", keys as f64 / start.elapsed().as_secs_f64());
             }
-            for (work, clients) in plans {
-                let done = drive::threads(&store, &self.plan(&work, clients))?;
-                self.note(work.name, clients, "threads", &done);
-                let done = drive::service(&store, &self.plan(&work, clients), self.runtime)?;
-                self.note(work.name, clients, "service", &done);
+            for (index, (work, clients)) in plans.iter().enumerate() {
+                if let Some(plan) = self.warm_up(index, &plans) {
+                    drive::threads(&store, &plan)?;
+                }
+                let plan = self.plan(work, *clients);
+                let done = drive::threads(&store, &plan)?;
+                self.note(work.name, *clients, "threads", &done);
+                let done = drive::service(&store, &plan, self.runtime)?;
+                self.note(work.name, *clients, "service", &done);
             }
             store.settle()?;
         }
@@ -174,45 +215,56 @@ impl Turn<'_> {
     /// `open` makes the store and opens it again, or only makes it where it says that it keeps nothing.
     fn awaited<S: Awaited>(
         &mut self,
-        open: &dyn Fn() -> Result<Arc<S>, Failure>,
+        open: &dyn Fn(&Path) -> Result<Arc<S>, Failure>,
         is_kept: bool,
     ) -> Result<(), Failure> {
         let Options { keys, value_len, .. } = *self.options;
-        let mut store = open()?;
-        let loaded = drive::load_awaited(&store, keys, value_len, self.runtime)?;
+        if self.options.fillseq {
+            let dir = self.beside()?;
+            let store = open(dir.path())?;
+            let loaded = drive::load_awaited(&store, keys, value_len, work::key_in_order, self.runtime)?;
+            self.note_figure("fillseq", loaded);
+            self.runtime.block_on(store.close())?;
+        }
+        let path = self.dir.path().to_owned();
+        let mut store = open(&path)?;
+        let loaded = drive::load_awaited(&store, keys, value_len, work::key, self.runtime)?;
         self.note_figure("fillrandom", loaded);
         if is_kept {
             self.runtime.block_on(store.close())?;
             drop(store);
             let start = Instant::now();
-            store = open()?;
+            store = open(&path)?;
             self.runtime.block_on(store.get(&work::key(0)))?;
             self.note_figure("open", keys as f64 / start.elapsed().as_secs_f64());
         }
-        for (work, clients) in self.plans(false).into_iter().chain(self.plans(true)) {
-            let done = drive::tasks(&store, &self.plan(&work, clients), self.runtime)?;
-            self.note(work.name, clients, "tasks", &done);
+        let plans: Vec<_> = self.plans(false).into_iter().chain(self.plans(true)).collect();
+        for (index, (work, clients)) in plans.iter().enumerate() {
+            if let Some(plan) = self.warm_up(index, &plans) {
+                drive::tasks(&store, &plan, self.runtime)?;
+            }
+            let done = drive::tasks(&store, &self.plan(work, *clients), self.runtime)?;
+            self.note(work.name, *clients, "tasks", &done);
         }
         self.runtime.block_on(store.close())
     }
 
     fn run(mut self) -> Result<Vec<Run>, Failure> {
-        let path = self.dir.path().to_owned();
         let runtime = self.runtime;
         match self.peer {
             Peer::Ringcask | Peer::RingcaskWritten => {
                 let written = self.peer == Peer::RingcaskWritten;
-                self.awaited(&|| Ok(Arc::new(runtime.block_on(Ringcask::open(&path, written))?)), true)?;
+                self.awaited(&|path| Ok(Arc::new(runtime.block_on(Ringcask::open(path, written))?)), true)?;
             }
             Peer::Surrealkv => {
-                let open = || {
+                let open = |path: &Path| {
                     let _inside = runtime.enter();
-                    Ok(Arc::new(Surrealkv::open(&path)?))
+                    Ok(Arc::new(Surrealkv::open(path)?))
                 };
                 self.awaited(&open, true)?;
             }
-            Peer::TokioUring => self.awaited(&|| Ok(Arc::new(TokioUring::create(&path)?)), false)?,
-            Peer::TokioFs => self.awaited(&|| Ok(Arc::new(runtime.block_on(TokioFs::create(&path))?)), false)?,
+            Peer::TokioUring => self.awaited(&|path| Ok(Arc::new(TokioUring::create(path)?)), false)?,
+            Peer::TokioFs => self.awaited(&|path| Ok(Arc::new(runtime.block_on(TokioFs::create(path))?)), false)?,
             _ => self.blocking()?,
         }
         Ok(self.runs)
@@ -230,7 +282,32 @@ fn chosen<T: Copy>(names: &[String], all: &[T], name_of: impl Fn(T) -> &'static 
     names.iter().map(find).collect()
 }
 
+/// Threads that never wait, until dropped.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn start(threads: usize) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        for _ in 0..threads {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(is_over)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn compare(options: &Options) -> Result<String, Failure> {
+    let _busy = Busy::start(options.busy);
     let peers = chosen(&options.peers, PEERS, Peer::name)?;
     let indexes = chosen(&options.works, &(0..WORKS.len()).collect::<Vec<_>>(), |index| WORKS[index].name)?;
     let works: Vec<Work> = indexes.into_iter().map(|index| WORKS[index].clone()).collect();
@@ -254,10 +331,11 @@ fn compare(options: &Options) -> Result<String, Failure> {
     }
     let place_of = |name: &str| WORKS.iter().position(|work| work.name == name).map_or(0, |place| place + 1);
     if let Some(path) = &options.html {
-        let Options { rounds, seconds, keys, value_len, .. } = options;
+        let Options { rounds, seconds, keys, value_len, busy, .. } = options;
         let cores = std::thread::available_parallelism()?;
         let about = format!(
-            "{keys} keys of {} bytes, values of {value_len} bytes, {rounds} rounds of {seconds} s, {cores} cores, Linux {}",
+            "{keys} keys of {} bytes, values of {value_len} bytes, {rounds} rounds of {seconds} s, {cores} cores, \
+             {busy} threads besides that never wait, Linux {}",
             work::KEY_LEN,
             fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
         );

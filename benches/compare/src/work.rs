@@ -45,6 +45,13 @@ pub fn key(number: u64) -> [u8; KEY_LEN] {
     key
 }
 
+/// The same number's key where keys are put in their order.
+pub fn key_in_order(number: u64) -> [u8; KEY_LEN] {
+    let mut key = [0; KEY_LEN];
+    key[8..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
 /// Fills `value` so that it names its key, and nothing in it compresses.
 pub fn fill(value: &mut [u8], number: u64, numbers: &mut Numbers) {
     let mut chunks = value.chunks_exact_mut(8);
@@ -117,6 +124,8 @@ pub struct Work {
     pub inserts: bool,
     /// Gets are of keys that never were.
     pub missing: bool,
+    /// The first client puts all the time, and is not counted.
+    pub beside_a_writer: bool,
     pub choice: Choice,
     /// Puts return when they are on stable storage.
     pub durable: bool,
@@ -128,6 +137,7 @@ const PLAIN: Work = Work {
     read_then_write: 0,
     inserts: false,
     missing: false,
+    beside_a_writer: false,
     choice: Choice::Uniform,
     durable: false,
 };
@@ -139,6 +149,7 @@ pub const WORKS: &[Work] = &[
     Work { name: "readrandom", gets: 100, ..PLAIN },
     Work { name: "readhot", gets: 100, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "readmissing", gets: 100, missing: true, ..PLAIN },
+    Work { name: "readwhilewriting", gets: 100, beside_a_writer: true, ..PLAIN },
     Work { name: "mixed", gets: 50, ..PLAIN },
     Work { name: "ycsb-a", gets: 50, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "ycsb-b", gets: 95, choice: Choice::Zipfian, ..PLAIN },
@@ -146,6 +157,18 @@ pub const WORKS: &[Work] = &[
     Work { name: "ycsb-d", gets: 95, inserts: true, choice: Choice::Latest, ..PLAIN },
     Work { name: "ycsb-f", gets: 50, read_then_write: 50, choice: Choice::Zipfian, ..PLAIN },
 ];
+
+impl Work {
+    /// Whether client number `client` only puts, beside those that are counted.
+    pub fn writes_aside(&self, client: u64) -> bool {
+        self.beside_a_writer && client == 0
+    }
+
+    /// Whether it does nothing but read what is there, so that what lies in memory decides.
+    pub fn only_reads(&self) -> bool {
+        self.gets == 100 && !self.missing && !self.beside_a_writer
+    }
+}
 
 /// One operation, on the key of this number.
 #[derive(Clone, Copy)]
@@ -171,7 +194,15 @@ impl Script {
     /// Of client `client` of `clients`; `zipf` where the choice needs one. `inserted` keys were inserted before.
     pub fn new(work: &Work, zipf: Option<&Zipf>, keys: u64, client: u64, clients: u64, seed: u64) -> Self {
         let numbers = Numbers::new(seed ^ (client << 32));
-        Self { work: work.clone(), zipf: zipf.cloned(), numbers, keys, next_insert: keys + client, stride: clients }
+        let gets = if work.writes_aside(client) { 0 } else { work.gets };
+        Self {
+            work: Work { gets, ..work.clone() },
+            zipf: zipf.cloned(),
+            numbers,
+            keys,
+            next_insert: keys + client,
+            stride: clients,
+        }
     }
 
     pub fn next(&mut self) -> Op {
