@@ -106,6 +106,8 @@ fn encode(binding: &Binding, key: &[u8], buffer: &mut Vec<u8>) {
 
 fn record(criterion: &mut Criterion) {
     let (binding, mut buffer, mut number) = (Binding::new(7, 1), Vec::with_capacity(1024), 1);
+    // There to be decoded when nothing is encoded.
+    encode(&binding, &key(0), &mut buffer);
     let mut group = criterion.benchmark_group("record");
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode", |bencher| {
