@@ -21,8 +21,10 @@
 //!
 //! # Room
 //!
-//! Frames are made as blocks come, up to a number that follows from the bytes that were asked for. Then the hand of a
-//! clock goes round: a frame that was read since it last came by is passed over, once.
+//! Address space for all blocks is taken at once, one piece in large pages ([`pages`](crate::io::pages)), and memory as blocks
+//! come: frames are made one after the other, up to a number that follows from the bytes that were asked for. Then the hand
+//! of a clock goes round: a frame that was read since it last came by is passed over, once. Each frame has its block of the
+//! piece for good. So where a record lies follows from its frame's number, and can be asked for before the frame is looked at.
 //!
 //! # Who brings a block
 //!
@@ -41,14 +43,17 @@
 //! # Locks
 //!
 //! One for each frame, for which nobody waits: if it is being filled a reader goes the ordinary way, and if it is being read
-//! the hand goes on to the next. Held to look at the block and to exchange its memory, never while a file is read. Slots
+//! the hand goes on to the next. Held to look at the block and to copy another into its memory, never while a file is read. Slots
 //! are set after their frames are filled, and cleared after a frame was given to another block, under no lock of a frame's.
 //! Whatever comes between these steps leaves a slot that is stale, or a frame that no slot names: a miss, until the hand
 //! comes by.
 
+use std::io;
 use std::sync::{Arc, OnceLock, PoisonError, TryLockError};
 
+use crate::io::pages::{Block, Region};
 use crate::io::util::to_usize;
+use crate::prefetch::prefetch;
 use crate::striped::Striped;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -61,6 +66,12 @@ const MIN_BLOCKS_A_SEGMENT: u64 = 32;
 
 /// Blocks that one record may lie in. A longer one is not looked for: it costs more than a system call anyway.
 pub(crate) const MAX_SPAN: usize = 3;
+
+/// Bytes of a record that are asked for ahead.
+const PREFETCHED_BYTES: usize = 512;
+
+/// Bytes of a line of the processor's cache.
+const LINE_BYTES: usize = 64;
 
 /// Frames that are made at a time, empty.
 const CHUNK_FRAMES: usize = 64;
@@ -179,11 +190,11 @@ impl Framed {
     }
 }
 
-/// A block and its memory.
+/// A block and the memory it is in.
 #[derive(Debug)]
 struct Held {
     owner: BlockId,
-    bytes: Box<[u8]>,
+    bytes: Block,
 }
 
 #[derive(Debug)]
@@ -194,8 +205,8 @@ struct Frame {
 }
 
 impl Frame {
-    fn empty() -> Self {
-        Self { held: RwLock::new(Held { owner: NOBODY, bytes: Box::default() }), is_referenced: AtomicBool::new(false) }
+    fn new(bytes: Block) -> Self {
+        Self { held: RwLock::new(Held { owner: NOBODY, bytes }), is_referenced: AtomicBool::new(false) }
     }
 }
 
@@ -228,20 +239,29 @@ pub(crate) struct BlockCache {
     max_slot_bytes: u64,
     slot_bytes: Arc<AtomicU64>,
     accounts: Striped<Account>,
-    /// Memory of a block that nobody has.
+    /// Memory for a block to be read into.
     spare: Mutex<Option<Box<[u8]>>>,
+    /// Blocks of memory for frames to be made.
+    region: Mutex<Region>,
+    /// Where the memory of the first frame begins; the others follow in their order.
+    address: usize,
 }
 
 impl BlockCache {
-    /// A cache of up to `bytes` for segments of `segment_bytes`. `None` where that is not one block.
-    pub(crate) fn new(bytes: u64, segment_bytes: u64) -> Option<Self> {
+    /// A cache of up to `bytes` for segments of `segment_bytes`. `None` where that is not one block; an error if there is not
+    /// so much address space.
+    pub(crate) fn new(bytes: u64, segment_bytes: u64) -> io::Result<Option<Self>> {
         let block_bytes = (segment_bytes / MIN_BLOCKS_A_SEGMENT).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
         let block_shift = block_bytes.ilog2();
         let max_slot_bytes = bytes / SLOTS_PART;
         // The spare one aside.
         let for_frames = (bytes - max_slot_bytes).saturating_sub(1 << block_shift);
         let capacity = u32::try_from(for_frames / frame_bytes(block_shift)).unwrap_or(u32::MAX - 1);
-        (capacity > 0).then(|| Self {
+        if capacity == 0 {
+            return Ok(None);
+        }
+        let region = Region::new(capacity as usize, 1 << block_shift)?;
+        Ok(Some(Self {
             block_shift,
             segment_bytes,
             chunks: (0..(capacity as usize).div_ceil(CHUNK_FRAMES)).map(|_| OnceLock::new()).collect(),
@@ -252,7 +272,9 @@ impl BlockCache {
             slot_bytes: Arc::default(),
             accounts: Striped::default(),
             spare: Mutex::new(None),
-        })
+            address: region.address(),
+            region: Mutex::new(region),
+        }))
     }
 
     /// Bytes of blocks, frames and slots that are held now.
@@ -281,7 +303,17 @@ impl BlockCache {
         for (frame, block) in frames.iter_mut().zip(span.blocks()) {
             *frame = slots.frame_of(block.number)?;
         }
+        self.prefetch(frames[0], span);
         Some(Framed { span, frames })
+    }
+
+    /// Asks for the first lines of a stretch, if `frame` has its block: before the frame is asked, as that is a miss too.
+    fn prefetch(&self, frame: u32, span: Span) {
+        let begin = self.address + ((frame as usize) << self.block_shift) + span.start;
+        // The lines behind them the processor asks for by itself when it sees them read in order.
+        for line in (begin..begin + span.len.min(PREFETCHED_BYTES)).step_by(LINE_BYTES) {
+            prefetch(std::ptr::without_provenance::<u8>(line));
+        }
     }
 
     /// What `look` makes of a stretch that lies within one block, in place. `None` if its frame has another block by now.
@@ -365,12 +397,9 @@ impl BlockCache {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut bytes = spare.unwrap_or_else(|| vec![0; 1 << self.block_shift].into_boxed_slice());
         let is_whole = read(&mut bytes, u64::from(block.number) << self.block_shift) == bytes.len();
-        let new = Held { owner: block, bytes };
-        let (filled, old) = if is_whole { self.insert(new) } else { (None, new) };
-        if !old.bytes.is_empty() {
-            let surplus = self.spare.lock().unwrap_or_else(PoisonError::into_inner).replace(old.bytes);
-            drop(surplus);
-        }
+        let filled = if is_whole { self.insert(block, &bytes) } else { None };
+        let surplus = self.spare.lock().unwrap_or_else(PoisonError::into_inner).replace(bytes);
+        drop(surplus);
         filled
     }
 
@@ -390,19 +419,20 @@ impl BlockCache {
         slots.frame_of(block.number).is_some_and(|frame| self.look(frame, block, |_| ()).is_some())
     }
 
-    /// Puts a block into a frame, and tells what had been there; or cannot, and gives back what it was given.
-    fn insert(&self, mut new: Held) -> (Option<Filled>, Held) {
+    /// Puts a block into a frame, if it can have one, and tells what had been there.
+    fn insert(&self, block: BlockId, bytes: &[u8]) -> Option<Filled> {
         // Twice round, for the first time it may only clear what was referenced; but not far, as a get waits for it.
         for _ in 0..SWEEP_FRAMES_MAX.min(2 * u64::from(self.capacity)) {
             let Some((number, frame)) = self.next_frame() else { continue };
             let Ok(mut held) = frame.held.try_write() else { continue };
-            std::mem::swap(&mut *held, &mut new);
+            let old = std::mem::replace(&mut held.owner, block);
+            held.bytes.copy_from_slice(bytes);
             drop(held);
             frame.is_referenced.store(true, Ordering::Relaxed);
-            let evicted = (new.owner != NOBODY).then_some(new.owner);
-            return (Some(Filled { frame: number, evicted }), new);
+            let evicted = (old != NOBODY).then_some(old);
+            return Some(Filled { frame: number, evicted });
         }
-        (None, new)
+        None
     }
 
     /// A frame for another block: a new one, or the one under the hand if it was not read since the hand came by.
@@ -424,10 +454,14 @@ impl BlockCache {
     }
 
     fn make_frame(&self, number: u32) -> Option<&Frame> {
-        let chunk = self.chunks.get(number as usize / CHUNK_FRAMES)?;
-        if chunk.get().is_none() {
-            // Somebody else may have been quicker.
-            let _ = chunk.set((0..CHUNK_FRAMES).map(|_| Frame::empty()).collect());
+        if self.frame(number).is_none() {
+            let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+            // In their order, so that frame and memory have the same number, whoever comes first.
+            for chunk in self.chunks.iter().take(number as usize / CHUNK_FRAMES + 1) {
+                if chunk.get().is_none() {
+                    let _ = chunk.set(region.by_ref().take(CHUNK_FRAMES).map(Frame::new).collect());
+                }
+            }
         }
         self.frame(number)
     }
@@ -456,10 +490,15 @@ mod tests {
         (offset..offset + len as u64).map(|offset| byte(segment, offset)).collect()
     }
 
+    fn new(bytes: u64, segment_bytes: u64) -> Option<BlockCache> {
+        BlockCache::new(bytes, segment_bytes).expect("address space")
+    }
+
     fn cache_of(frames: u64) -> BlockCache {
         let frames_bytes = frames * frame_bytes(8) + BLOCK as u64;
         // What is left when slots have had their part.
-        let cache = BlockCache::new((frames_bytes * SLOTS_PART).div_ceil(SLOTS_PART - 1), SEGMENT_BYTES).unwrap();
+        let bytes = (frames_bytes * SLOTS_PART).div_ceil(SLOTS_PART - 1);
+        let cache = new(bytes, SEGMENT_BYTES).expect("room for a block");
         assert_eq!((u64::from(cache.capacity), cache.block_shift), (frames, 8));
         BlockCache { max_slot_bytes: 1 << 20, ..cache }
     }
@@ -579,7 +618,7 @@ mod tests {
 
     #[test]
     fn memory_stays_below_the_bound_and_comes_with_the_blocks() {
-        let cache = BlockCache::new(1 << 20, 1 << 20).unwrap();
+        let cache = new(1 << 20, 1 << 20).unwrap();
         let all: Vec<Slots> = slots(300);
         assert_eq!((cache.block_shift, cache.held_bytes()), (14, 0));
         for segment in 0..300 {
@@ -601,9 +640,8 @@ mod tests {
 
     #[test]
     fn less_than_a_block_is_no_cache() {
-        assert!(BlockCache::new(0, 256 << 20).is_none());
-        assert!(BlockCache::new(16 << 10, 256 << 20).is_none());
-        assert!(BlockCache::new(1 << 20, 256 << 20).is_some());
+        let is_one = |bytes| new(bytes, 256 << 20).is_some();
+        assert!(!is_one(0) && !is_one(16 << 10) && is_one(1 << 20));
     }
 
     #[test]
@@ -671,5 +709,26 @@ mod tests {
         });
         assert!(hits.load(Ordering::Relaxed) > 1000, "{hits:?}");
         assert!(cache.held_bytes() <= 5 * frame_bytes(8) + 4 * 32 * 4);
+    }
+
+    #[test]
+    fn whoever_makes_a_frame_its_memory_has_its_number() {
+        let frames = 1000_u32;
+        let (cache, slots) = (cache_of(u64::from(frames)), slots(40));
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (cache, slots) = (&cache, &slots);
+                scope.spawn(move || {
+                    (0..10).for_each(|segment| {
+                        (0..25).for_each(|number| _ = bring(cache, slots, block(thread * 10 + segment, number)));
+                    });
+                });
+            }
+        });
+        assert_eq!(cache.used.load(Ordering::Relaxed), frames);
+        for number in 0..frames {
+            let held = cache.frame(number).unwrap().held.read().unwrap();
+            assert_eq!(held.bytes.as_ptr().addr(), cache.address + number as usize * BLOCK, "frame {number}");
+        }
     }
 }

@@ -67,6 +67,11 @@ impl Core {
         if let Some(reason) = &engine_fallback {
             trace::fell_back(&options.path, reason);
         }
+        // Before anything is touched that would have to be left in order.
+        let cache = BlockCache::new(options.cache_bytes, options.segment_bytes).map_err(|error| {
+            let message = format!("open: address space for a cache of {} bytes (cache_bytes)", options.cache_bytes);
+            Error::io(message, error).with_path(&options.path)
+        })?;
         let recovered = recovery::open(&options, &io).await.inspect_err(|error| {
             if error.kind() == ErrorKind::Corrupt {
                 trace::refused(&options.path, error);
@@ -94,7 +99,7 @@ impl Core {
             commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
             read_counters: Striped::default(),
-            cache: BlockCache::new(options.cache_bytes, options.segment_bytes),
+            cache,
             report,
             maintenance,
             fork_generation: fork::fork_generation(),

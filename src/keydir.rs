@@ -19,8 +19,6 @@
 #[cfg(not(feature = "shuttle"))]
 mod arena;
 mod map;
-#[cfg(not(feature = "shuttle"))]
-mod prefetch;
 
 use std::hash::BuildHasher;
 use std::sync::PoisonError;

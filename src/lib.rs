@@ -90,6 +90,7 @@ pub mod mutant;
 #[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
 mod mutant;
 mod options;
+mod prefetch;
 mod promise;
 mod read;
 mod recovery;

@@ -438,9 +438,10 @@ impl Builder {
     /// eight hits: a cache warms up within some sixteen gets for each of its blocks. Records beyond some 32 KiB are not kept,
     /// and of a log of more than 256 times the cache only a part.
     ///
-    /// The memory is taken as blocks come, kept until the last handle is dropped, and counted in
-    /// [`Stats::cache_held_bytes`](crate::Stats::cache_held_bytes). In stores of small segments (below 512 KiB) blocks are
-    /// smaller.
+    /// Address space is taken when the store is opened, which fails with [`ErrorKind::Io`](crate::ErrorKind::Io) where there
+    /// is not so much; memory as blocks come, in large pages of 2 MiB where the kernel has them. It is kept until the last
+    /// handle is dropped, and counted in [`Stats::cache_held_bytes`](crate::Stats::cache_held_bytes), but for what is free of
+    /// the last large page. In stores of small segments (below 512 KiB) blocks are smaller.
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.options.cache_bytes = bytes;
         self

@@ -1,15 +1,30 @@
-//! One thing in several copies, so that threads that write to it do not take its cache line from each other.
+//! One thing in several copies, so that threads that write to it, or lock it, do not take its cache line from each other.
 
+#[cfg(not(feature = "shuttle"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// More threads than this share copies, which costs them speed and nothing else.
-const STRIPES: usize = 16;
+/// More threads than this share copies, which costs them speed and nothing else. (Two are all the schedule explorer needs.)
+const STRIPES: usize = if cfg!(feature = "shuttle") { 2 } else { 16 };
 
+#[cfg(not(feature = "shuttle"))]
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
+#[cfg(not(feature = "shuttle"))]
 thread_local! {
     /// This thread's copy, in turn.
     static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+}
+
+/// A thread that is ending has no number any more.
+#[cfg(not(feature = "shuttle"))]
+fn mine() -> usize {
+    MINE.try_with(|index| *index).unwrap_or(0)
+}
+
+/// The explorer's threads are all one thread of the system.
+#[cfg(feature = "shuttle")]
+fn mine() -> usize {
+    shuttle::current::get_current_task().map_or(0, |task| usize::from(task) % STRIPES)
 }
 
 /// Two cache lines: processors fetch them in pairs.
@@ -22,11 +37,9 @@ struct Padded<T>(T);
 pub(crate) struct Striped<T>([Padded<T>; STRIPES]);
 
 impl<T> Striped<T> {
-    /// The copy of the calling thread and of every sixteenth other.
+    /// The copy of the calling thread, and of every other whose number leaves the same remainder.
     pub(crate) fn mine(&self) -> &T {
-        // A thread that is ending has no number any more.
-        let index = MINE.try_with(|index| *index).unwrap_or(0);
-        &self.0[index].0
+        &self.0[mine()].0
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -36,7 +49,7 @@ impl<T> Striped<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 

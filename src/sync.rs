@@ -12,10 +12,10 @@
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use futures_util::task::AtomicWaker;
 #[cfg(not(feature = "shuttle"))]
-pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
 
 #[cfg(feature = "shuttle")]
-pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
 
 /// One waker, behind one of the explorer's locks: registering and waking are two steps of two threads.
 #[cfg(feature = "shuttle")]

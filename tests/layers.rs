@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("state", &["keydir", "segment", "cache"]),
     ("bytes", &["format"]),
     ("world", &["io"]),
-    ("small", &["promise", "waiters", "wake", "striped", "sync", "trace", "mutant"]),
+    ("small", &["promise", "waiters", "wake", "striped", "sync", "prefetch", "trace", "mutant"]),
 ];
 
 /// Who may name what lies above. Life and work answer in the words of the face, and events are told in everybody's.
@@ -32,14 +32,14 @@ const UPWARD: [(&str, &[&str]); 7] = [
 /// Modules that may name these modules of the crate and no others.
 const NARROW: [(&str, &[&str]); 4] = [
     ("format", &[]),
-    ("keydir", &["format", "io::util", "mutant", "sync"]),
-    ("cache", &["io::util", "striped", "sync"]),
+    ("keydir", &["format", "io::util", "mutant", "prefetch", "sync"]),
+    ("cache", &["io::pages", "io::util", "prefetch", "striped", "sync"]),
     ("io", &["mutant", "sync"]),
 ];
 
 /// What may be named under these paths alone.
 const CONFINED: [(&str, &[&str]); 11] = [
-    ("unsafe ", &["io/uring/", "io/fork.rs", "io/advice.rs", "keydir/prefetch.rs"]),
+    ("unsafe ", &["io/uring/", "io/fork.rs", "io/advice.rs", "io/pages.rs", "prefetch.rs"]),
     ("std::fs", &["io/"]),
     ("std::net", &[]),
     ("std::process", &[]),

@@ -24,6 +24,7 @@ mod engine;
 pub(crate) mod fork;
 pub(crate) mod op;
 mod os;
+pub(crate) mod pages;
 pub mod probe;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -17,9 +17,9 @@ mod imp {
     use dashmap::{DashMap, SharedValue};
 
     use super::super::arena::{Arena, Handle};
-    use super::super::prefetch::prefetch;
     use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
+    use crate::prefetch::prefetch;
 
     /// Look-ups under one hold of a shard's lock: a few microseconds.
     const LOCKED_LOOKUPS: usize = 32;

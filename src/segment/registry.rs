@@ -14,8 +14,9 @@ use std::sync::{Arc, PoisonError};
 use super::{Retired, Segment, Unlinkable, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
 use crate::mutant::{self, Mutant};
-use crate::sync::RwLock;
+use crate::striped::Striped;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{RwLock, RwLockReadGuard};
 
 /// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
 #[derive(Default)]
@@ -38,10 +39,14 @@ impl Hasher for IdHasher {
     }
 }
 
+type Segments = HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>;
+
 pub(crate) struct Registry {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) path: PathBuf,
-    segments: RwLock<HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>>,
+    /// The same list in every copy: each get takes a lock of it, and readers that took the same one would take its cache
+    /// line from each other. Changed a few times for each segment's life, one copy after the other.
+    segments: Striped<RwLock<Segments>>,
     pub(crate) retired: Retired,
     max_open_files: usize,
     open_files: AtomicUsize,
@@ -56,7 +61,7 @@ impl Registry {
         Self {
             dir,
             path,
-            segments: RwLock::default(),
+            segments: Striped::default(),
             retired: Retired::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
@@ -65,13 +70,25 @@ impl Registry {
         }
     }
 
+    /// The list as this thread sees it.
+    fn mine(&self) -> RwLockReadGuard<'_, Segments> {
+        self.segments.mine().read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the list for every thread. Some see it changed before others do, until this returns.
+    fn change(&self, change: impl Fn(&mut Segments)) {
+        for copy in self.segments.iter() {
+            change(&mut copy.write().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
     pub(crate) fn get(&self, id: u32) -> Option<Arc<Segment>> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.mine().get(&id).cloned()
     }
 
     /// What `look` makes of segment `id`. Spares a reader a handle of its own; holds the list's lock, so `look` is quick.
     pub(crate) fn with<R>(&self, id: u32, look: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(look)
+        self.mine().get(&id).map(look)
     }
 
     /// A record of `bytes` in segment `id` has died. The segment may be gone by now.
@@ -92,7 +109,7 @@ impl Registry {
 
     /// All segments, ascending by id.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
-        let mut all: Vec<_> = self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> = self.mine().values().cloned().collect();
         all.sort_by_key(|segment| segment.id);
         all
     }
@@ -101,7 +118,7 @@ impl Registry {
         if segment.open_file().is_some() {
             self.open_files.fetch_add(1, Ordering::Relaxed);
         }
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
+        self.change(|segments| drop(segments.insert(segment.id, Arc::clone(&segment))));
         self.close_surplus();
     }
 
@@ -112,7 +129,7 @@ impl Registry {
             true => self.retired.push(Unlinkable::of(&segment)),
             false => self.retired.pin(&segment),
         }
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&segment.id);
+        self.change(|segments| drop(segments.remove(&segment.id)));
         // Readers that have it keep its file open for as long as they need it.
         if segment.file.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {
             self.open_files.fetch_sub(1, Ordering::Relaxed);
@@ -157,9 +174,7 @@ impl Registry {
     fn close_surplus(&self) {
         while self.open_files.load(Ordering::Relaxed) > self.max_open_files {
             let oldest = self
-                .segments
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
+                .mine()
                 .values()
                 .filter(|segment| segment.is_sealed() && segment.open_file().is_some())
                 .min_by_key(|segment| segment.last_used.load(Ordering::Relaxed))

@@ -6,7 +6,7 @@ use ringcask::{CompactOptions, Compaction, Engine, ErrorKind, Store};
 
 use crate::support::{
     Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_engine,
-    for_each_world, get, is_child, open, put, rerun_traced, skip,
+    for_each_world, get, is_child, open, put, rerun, rerun_traced, skip,
 };
 
 /// Every key once, in order.
@@ -241,6 +241,29 @@ fn a_cache_out_of_range_is_refused_with_its_range() {
     for bytes in [0, 1024, 1 << 40] {
         close(open(env.builder().cache_bytes(bytes)));
     }
+}
+
+#[test]
+fn a_cache_without_address_space_is_refused_before_anything_is_touched() {
+    const NAME: &str = "cache::a_cache_without_address_space_is_refused_before_anything_is_touched";
+    const CACHE_BYTES: u64 = 1 << 38;
+    if is_child() {
+        let (engine, path) = child_env();
+        let maximum = rustix::process::getrlimit(rustix::process::Resource::As).maximum;
+        let limit = rustix::process::Rlimit { current: Some(1 << 37), maximum };
+        rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();
+        let path = path.join("store");
+        let builder = || Store::builder(&path).engine(engine);
+        let error = block_on(builder().cache_bytes(CACHE_BYTES).open()).unwrap_err();
+        assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(libc::ENOMEM)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("cache_bytes") && text.contains(&CACHE_BYTES.to_string()), "{text}");
+        assert!(!path.exists(), "nothing was made");
+        return close(open(builder().cache_bytes(1 << 20)));
+    }
+    for_each_engine(|env: &Env| {
+        expect_success(rerun(NAME, env));
+    });
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Asking for a cache line before it is needed.
 //!
-//! In a large keydir a look-up misses the processor's cache three times, and each time what it finds says where to look
-//! next, so that the misses wait for each other: nearly half of the time of a get from memory. But where the table's first
-//! two are is known at once, from the hash.
+//! A get from memory misses the processor's cache five times, and most times what it finds says where to look next, so that
+//! the misses wait for each other: most of the get's time. But where the keydir's first two are is known at once, from the
+//! hash; and where a record lies in the block cache, with the number of its frame, before the frame is looked at.
 #![allow(unsafe_code)]
 
 /// Has the processor bring the line of `address`, which may be any.
 #[inline]
-pub(super) fn prefetch<T>(address: *const T) {
+pub(crate) fn prefetch<T>(address: *const T) {
     // SAFETY: the instruction reads nothing that the program could see and never faults, whatever the address: no memory
     // is owned or borrowed by it, now or later.
     // Shown by `any_address_may_be_asked_for`.
