@@ -29,7 +29,7 @@ use crate::format::{self, ALIGN};
 use crate::mutant::{self, Mutant};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use map::Map;
+use map::{Map, Walk};
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,39 @@ pub(crate) struct Move<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) seq: u64,
     pub(crate) to: Location,
+}
+
+/// A record that a key points at, without the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) seq: u64,
+    pub(crate) location: Location,
+    pub(crate) key_len: u16,
+}
+
+impl Live {
+    /// Offset of the first byte behind the record.
+    pub(crate) fn end(self) -> u64 {
+        self.location.offset() + self.location.record_len(usize::from(self.key_len))
+    }
+}
+
+/// A walk over all keys, for the records in some segments that they point at. No lock is held for long on the way.
+///
+/// Of sealed segments it finds all that will ever matter. Their records were all published before they were sealed, so a
+/// key that does not point at one of them when it is looked at has a newer record, and will not come back to it; and a key
+/// that is removed and comes again has a new record in another segment.
+pub(crate) struct LiveWalk {
+    segments: Vec<u32>,
+    /// One for every shard.
+    walks: Vec<Walk<Live>>,
+}
+
+impl LiveWalk {
+    /// What was found, in no order.
+    pub(crate) fn found(self) -> impl Iterator<Item = Live> {
+        self.walks.into_iter().flat_map(Walk::into_picked)
+    }
 }
 
 /// A key that a future holds: up to 22 bytes in place, longer ones on the heap.
@@ -372,6 +405,29 @@ impl Keydir {
         );
     }
 
+    /// Begins a walk over all keys, for the records in `segments` (ascending) that they point at.
+    pub(crate) fn walk(&self, segments: Vec<u32>) -> LiveWalk {
+        LiveWalk { segments, walks: (0..self.map.shards()).map(|_| Walk::new()).collect() }
+    }
+
+    /// Goes on with a walk by some keys of every shard; `true` at its end.
+    ///
+    /// From shard to shard, and not one after the other: a shard's lock prefers readers, so whoever takes it again at once
+    /// keeps a writer waiting as if it had never let go.
+    pub(crate) fn go_on(&self, walk: &mut LiveWalk) -> bool {
+        let LiveWalk { segments, walks } = walk;
+        let under_way = walks.iter_mut().enumerate().filter(|(_, walk)| !walk.is_over());
+        under_way.for_each(|(shard, walk)| {
+            self.map.step(shard, walk, |key, slot| {
+                let location = slot.live().filter(|location| segments.binary_search(&location.segment).is_ok())?;
+                // No record has a longer key.
+                let key_len = u16::try_from(key.len()).unwrap_or(u16::MAX);
+                Some(Live { seq: slot.seq(), location, key_len })
+            });
+        });
+        walks.iter().all(Walk::is_over)
+    }
+
     /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
         self.map.for_each(|key, slot| {
@@ -471,6 +527,28 @@ mod tests {
         for (key, seq) in puts.iter().filter(|(_, seq)| seq % 3 != 0) {
             assert_eq!(keydir.get(key), Some(Entry { seq: *seq, location: to(*seq) }));
         }
+    }
+
+    #[test]
+    fn what_lives_in_some_segments_is_found_without_the_keys() {
+        let keydir = keydir();
+        let key = |number: u64| format!("{number:>width$}", width = usize::try_from(number % 50).unwrap()).into_bytes();
+        let place = |number: u64| Location::new(u32::try_from(number % 7).unwrap(), number * 8, 10).unwrap();
+        for number in 1..9000 {
+            keydir.publish(&key(number), number, place(number));
+        }
+        for number in (1..9000).step_by(5) {
+            keydir.bury(&key(number), 10_000 + number);
+        }
+        let mut walk = keydir.walk(vec![2, 5]);
+        while !keydir.go_on(&mut walk) {}
+        let mut found: Vec<Live> = walk.found().collect();
+        found.sort_unstable_by_key(|live| live.seq);
+        let is_expected = |number: &u64| number % 5 != 1 && (number % 7 == 2 || number % 7 == 5);
+        let key_len = |number| u16::try_from(key(number).len()).unwrap();
+        let live = |number| Live { seq: number, location: place(number), key_len: key_len(number) };
+        assert_eq!(found, (1..9000).filter(is_expected).map(live).collect::<Vec<_>>());
+        assert_eq!(found[0].end(), found[0].location.offset() + 56, "a header, a key and a value, padded");
     }
 
     /// Whoever chooses the keys must not be able to choose where they go.

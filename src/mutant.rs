@@ -65,6 +65,8 @@ pub enum Mutant {
     SpentIdNotDurable,
     /// A record counts as dead because its key is being written, although that write may fail.
     BusyKeySkipped,
+    /// Of a segment that a compaction does not read whole, a record that is alive is left out.
+    LiveRecordLeftOut,
     /// Files of segments that were compacted away go in any order.
     RetiredInAnyOrder,
     /// The sequence numbers of records that a compaction has removed may be given out again.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::output::Finished;
 use super::rewrite::Rewrite;
+use super::sparse::{Input, plan};
 use super::{Compactor, JobError, Report};
 use crate::error::{Error, ErrorKind};
 use crate::io::Priority;
@@ -34,6 +35,11 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    /// Nothing, because of `error`.
+    fn nothing(error: JobError) -> Self {
+        Self { finished: Vec::new(), unfinished: Vec::new(), report: Report::default(), result: Err(error) }
+    }
+
     fn join(mut self, other: Self) -> Self {
         self.finished.extend(other.finished);
         self.unfinished.extend(other.unfinished);
@@ -48,19 +54,26 @@ impl Copied {
     }
 }
 
-/// Copies what `inputs` have to keep.
-pub(super) async fn copy_all(compactor: &Arc<Compactor>, inputs: &[Arc<Segment>], terms: Terms, gate: &Gate) -> Copied {
-    if !is_worth_two(compactor, inputs) {
-        return copy_some(compactor, inputs, terms, gate).await;
+/// Copies what `segments` have to keep.
+pub(super) async fn copy_all(
+    compactor: &Arc<Compactor>,
+    segments: &[Arc<Segment>],
+    terms: Terms,
+    gate: &Gate,
+) -> Copied {
+    let inputs = match plan(compactor, segments, gate).await {
+        Ok(inputs) => Arc::<[Input]>::from(inputs),
+        Err(error) => return Copied::nothing(error),
+    };
+    if !is_worth_two(compactor, segments) {
+        return copy_some(compactor, inputs.iter(), terms, gate).await;
     }
-    let of_parity = |parity| inputs.iter().skip(parity).step_by(2).cloned().collect::<Vec<_>>();
-    let (mine, others) = (of_parity(0), of_parity(1));
-    match start_helper(compactor, others, terms, gate) {
+    match start_helper(compactor, &inputs, terms, gate) {
         Some(helper) => {
-            let copied = copy_some(compactor, &mine, terms, gate).await;
+            let copied = copy_some(compactor, inputs.iter().step_by(2), terms, gate).await;
             copied.join(poll_fn(|cx| helper.poll(cx)).await)
         }
-        None => copy_some(compactor, inputs, terms, gate).await,
+        None => copy_some(compactor, inputs.iter(), terms, gate).await,
     }
 }
 
@@ -70,7 +83,7 @@ fn is_worth_two(compactor: &Compactor, inputs: &[Arc<Segment>]) -> bool {
     inputs.len() > 1 && compactor.is_unlimited() && live_bytes >= 2 * compactor.settings.segment_bytes
 }
 
-async fn copy_some(compactor: &Compactor, inputs: &[Arc<Segment>], terms: Terms, gate: &Gate) -> Copied {
+async fn copy_some(compactor: &Compactor, inputs: impl Iterator<Item = &Input>, terms: Terms, gate: &Gate) -> Copied {
     let mut rewrite = Rewrite::new(compactor, terms);
     let mut result = Ok(());
     for input in inputs {
@@ -86,20 +99,18 @@ async fn copy_some(compactor: &Compactor, inputs: &[Arc<Segment>], terms: Terms,
     Copied { finished, unfinished: open.iter().map(super::output::Output::id).collect(), report, result }
 }
 
-/// Starts the second thread; `None` where there is none to be had.
+/// Starts the second thread, for every other one of `inputs`; `None` where there is none to be had.
 fn start_helper(
     compactor: &Arc<Compactor>,
-    inputs: Vec<Arc<Segment>>,
+    inputs: &Arc<[Input]>,
     terms: Terms,
     gate: &Gate,
 ) -> Option<Promise<Copied>> {
-    let (compactor_too, gate) = (Arc::clone(compactor), gate.of_the_helper());
-    let task = async move { copy_some(&compactor_too, &inputs, terms, &gate).await };
+    let (compactor_too, inputs, gate) = (Arc::clone(compactor), Arc::clone(inputs), gate.of_the_helper());
+    let task = async move { copy_some(&compactor_too, inputs.iter().skip(1).step_by(2), terms, &gate).await };
     // Of one that panicked, the outputs are leftovers for the next open.
     let error = Error::new(ErrorKind::Poisoned, "compact: the copying thread ended early");
-    let (finished, unfinished, report) = (Vec::new(), Vec::new(), Report::default());
-    let lost = Copied { finished, unfinished, report, result: Err(JobError::Failed(error)) };
-    spawn_helper(compactor, task, lost)
+    spawn_helper(compactor, task, Copied::nothing(JobError::Failed(error)))
 }
 
 /// Runs `task` on a thread of its own, and promises what comes of it, or `lost` if it panics; `None` where there is no

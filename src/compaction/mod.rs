@@ -3,7 +3,8 @@
 //! It runs on the maintenance task, beside the commit task and without a lock that a reader or writer would wait for.
 //!
 //! - [`picker`] — which segments, as a pure function.
-//! - [`rewrite`] — which records, and copying them; [`copying`] — on how many threads.
+//! - [`rewrite`] — which records, and copying them; [`copying`] — on how many threads; [`sparse`] — what need not be
+//!   looked at.
 //! - [`output`] — the new segments; [`moving`] — pointing the keys at them.
 //! - [`pace`] — how fast.
 //! - here — a job from its beginning to the moment when the new segments have taken the old ones' place.
@@ -11,8 +12,10 @@
 //! # The life of a job
 //!
 //! 1. `first_seq` is fixed: every write with a smaller number is published by now.
-//! 2. The inputs are read and verified whole; what is alive is copied to new segments, each sealed, synced and with a
-//!    hint file. Their ids are spent in the MANIFEST before their files exist.
+//! 2. The inputs are read, and what is alive is verified and copied to new segments, each sealed, synced and with a hint
+//!    file. Their ids are spent in the MANIFEST before their files exist. An input is read and verified whole, unless less
+//!    than half of it is alive and it has no tombstones: then a walk over the keydir tells what is, and the rest is not
+//!    looked at.
 //! 3. Everything accepted so far is made durable. What was left behind as dead is dead because of a newer write; were
 //!    that lost in a power cut, the older one would have to be there.
 //! 4. The directory is synced. The MANIFEST is replaced by one that lists the outputs and not the inputs: from here on
@@ -40,6 +43,7 @@ mod output;
 mod pace;
 pub(crate) mod picker;
 mod rewrite;
+mod sparse;
 
 use std::future::poll_fn;
 use std::io;

@@ -1,6 +1,8 @@
-//! From old segments to new ones: reads in large steps, verifies every record, and copies what must be kept.
+//! From old segments to new ones: reads in large steps, verifies every record that it looks at, and copies what must be
+//! kept.
 //!
-//! What must be kept is decided for each record by itself, when it is read:
+//! Of a sparse input ([`sparse`]) that is known beforehand, and no other record is looked at. Otherwise it is decided for
+//! each record by itself, when it is read:
 //!
 //! - a put, if the keydir points at this very record;
 //! - a tombstone, unless no segment outside this job can hold a record that it hides;
@@ -11,18 +13,21 @@
 //! Records keep their sequence numbers, times of expiry and the checksums of their payloads, which are verified before
 //! the copy and never computed anew: bytes that go bad on the way stay bad in the eyes of every reader.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::copying::Terms;
 use super::output::{Finished, Identity, Output};
+use super::sparse::{self, Input};
 use super::{Compactor, Gate, JobError, Report};
 use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
 use crate::io::File;
 use crate::io::util::{self, to_usize};
+use crate::keydir::Live;
 use crate::mutant::{self, Mutant};
-use crate::segment::{ReadAhead, Scan, Segment, Stored, segment_file_name};
+use crate::segment::{ReadAhead, Scan, Segment, Stop, Stored, segment_file_name};
 
 /// Bytes of records read, sorted out and written between two looks at the world. Short where there is a limit, so that
 /// the commit task finds neither processor nor disk taken for long; longer where there is none, for more look-ups at once.
@@ -130,41 +135,118 @@ impl<'a> Rewrite<'a> {
         Self { compactor, terms, open: None, finished: Vec::new(), report: Report::default() }
     }
 
-    /// Copies what `segment` has to keep. All of it is read and verified, whatever it holds.
-    pub(super) async fn copy(&mut self, segment: &Segment, gate: &Gate) -> Result<(), JobError> {
+    /// Copies what `input` has to keep.
+    pub(super) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
+        let segment = &*input.segment;
         let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
         let file = self.compactor.registry.file(segment).map_err(|error| fail("open a segment", error))?;
         let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
         let header = header.map_err(|error| fail("read a segment", error))?;
-        let data_end = segment.data_end();
         let ahead = ReadAhead::Once(READS_AHEAD);
-        let mut scan = Scan::reading_ahead(Arc::clone(&file), segment.binding, &header, data_end, ahead);
+        let scan = Scan::reading_ahead(Arc::clone(&file), segment.binding, &header, segment.data_end(), ahead);
+        match &input.live {
+            None => self.copy_whole(scan, &*file, segment, gate).await,
+            Some(live) => self.copy_live(live, scan, &*file, segment, gate).await,
+        }
+    }
+
+    /// All of it is read and verified, whatever it holds.
+    async fn copy_whole(
+        &mut self,
+        mut scan: Scan,
+        file: &dyn File,
+        segment: &Segment,
+        gate: &Gate,
+    ) -> Result<(), JobError> {
         let mut is_over = false;
         while !is_over {
             gate.pass().await?;
             let (mut step, before) = (Step::default(), scan.bytes_read());
             let tombstones_go_below = self.terms.tombstones_go_below;
-            let step_bytes = if self.compactor.is_unlimited() { STEP_BYTES_UNLIMITED } else { STEP_BYTES };
-            let ran = scan.run_raw(step_bytes, |record| {
+            let ran = scan.run_raw(self.step_bytes(), |record| {
                 if may_keep(&record, tombstones_go_below) {
                     step.take(&record);
                 } else if record.header.kind == RecordKind::Tombstone {
                     step.tombstones_dropped += 1;
                 }
             });
-            is_over = match ran.await {
-                Ok(Ok(is_over)) => is_over,
-                Ok(Err(stop)) => return Err(JobError::damaged(segment, stop.offset, &stop.error.to_string())),
-                Err(error) => return Err(fail("read a segment", error)),
-            };
+            is_over = self.as_read(ran.await, segment)?;
             step.drop_dead(self.compactor, segment.id);
-            let read = scan.bytes_read() - before;
-            self.report.bytes_read += read;
-            self.report.tombstones_dropped += step.tombstones_dropped;
-            let written = self.write_step(step, &*file, segment, gate).await?;
-            self.compactor.pace(read + written, gate).await?;
+            self.end_step(step, scan.bytes_read() - before, file, segment, gate).await?;
         }
         Ok(())
+    }
+
+    /// Of what is `live` every record is read and verified; all else is read over, or left out where that is much.
+    async fn copy_live(
+        &mut self,
+        live: &[Live],
+        mut scan: Scan,
+        file: &dyn File,
+        segment: &Segment,
+        gate: &Gate,
+    ) -> Result<(), JobError> {
+        for run in sparse::runs(live) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            scan.go_to(first.location.offset()..last.end().min(segment.data_end()));
+            let mut records = run.iter().peekable();
+            while let Some(next) = records.peek() {
+                gate.pass().await?;
+                let (mut step, before) = (Step::default(), scan.bytes_read());
+                let step_end = next.location.offset().saturating_add(self.step_bytes());
+                while let Some(live) = records.next_if(|live| live.location.offset() < step_end) {
+                    self.take_live(live, &mut scan, &mut step, segment).await?;
+                }
+                self.end_step(step, scan.bytes_read() - before, file, segment, gate).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one record that a key points at.
+    async fn take_live(
+        &self,
+        live: &Live,
+        scan: &mut Scan,
+        step: &mut Step,
+        segment: &Segment,
+    ) -> Result<(), JobError> {
+        let record = self.as_read(scan.read_at(live.location.offset()).await, segment)?;
+        if !sparse::is_meant(live, &record.header) {
+            return Err(JobError::damaged(segment, record.offset, "not the record that a key points at"));
+        }
+        if !mutant::is(Mutant::BusyKeySkipped) || !self.compactor.log.is_unresolved(record.key) {
+            step.take(&record);
+        }
+        Ok(())
+    }
+
+    fn step_bytes(&self) -> u64 {
+        if self.compactor.is_unlimited() { STEP_BYTES_UNLIMITED } else { STEP_BYTES }
+    }
+
+    /// What a scan has read of `segment`, or what that means for the job.
+    fn as_read<T>(&self, read: io::Result<Result<T, Stop>>, segment: &Segment) -> Result<T, JobError> {
+        match read {
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(stop)) => Err(JobError::damaged(segment, stop.offset, &stop.error.to_string())),
+            Err(error) => Err(JobError::reading(self.compactor, "read a segment", error, segment)),
+        }
+    }
+
+    /// Writes what a step keeps, of so many bytes that were read for it, and waits as long as it must.
+    async fn end_step(
+        &mut self,
+        step: Step,
+        read: u64,
+        file: &dyn File,
+        segment: &Segment,
+        gate: &Gate,
+    ) -> Result<(), JobError> {
+        self.report.bytes_read += read;
+        self.report.tombstones_dropped += step.tombstones_dropped;
+        let written = self.write_step(step, file, segment, gate).await?;
+        self.compactor.pace(read + written, gate).await
     }
 
     /// Gives the records of a step their places and writes them; returns how many bytes that were, but for those that
@@ -299,22 +381,26 @@ mod tests {
     use crate::io::sim::{SimConfig, SimWorld};
     use crate::{CompactOptions, Compaction, Store};
 
-    /// Values that do not fit the window are read beside it: a rate that did not know of them would be none.
+    /// Values that do not fit the window are read beside it: a rate that did not know of them would be none. Of the first
+    /// segment more than half is alive, of the second less.
     #[test]
     fn what_is_read_of_large_values_counts() {
         const VALUE: usize = 3 << 20;
-        let world = SimWorld::new(SimConfig::default());
-        let report = world.run_until(async {
-            let builder = Store::builder("/db").world(Arc::new(world.clone()));
-            let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
-            for value in [vec![7; VALUE], vec![7]] {
-                store.put("k", value).await.unwrap();
-            }
-            let report = store.compact(CompactOptions::new()).await.unwrap();
-            store.close().await.unwrap();
-            report
-        });
-        assert_eq!((report.segments_read, report.records_copied), (1, 1), "{report:?}");
-        assert!(report.bytes_read > VALUE as u64, "{report:?}");
+        for dead in [1, 3] {
+            let world = SimWorld::new(SimConfig::default());
+            let report = world.run_until(async {
+                let builder = Store::builder("/db").world(Arc::new(world.clone()));
+                let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
+                for len in [VALUE * dead / 2, VALUE] {
+                    store.put("k", vec![7; len]).await.unwrap();
+                }
+                let report = store.compact(CompactOptions::new()).await.unwrap();
+                assert_eq!(store.get("k").await.unwrap().as_deref(), Some(&[7; VALUE][..]));
+                store.close().await.unwrap();
+                report
+            });
+            assert_eq!((report.segments_read, report.records_copied), (1, 1), "{report:?}");
+            assert!(report.bytes_read > 2 * VALUE as u64, "verified, and copied: {report:?}");
+        }
     }
 }

@@ -7,6 +7,11 @@
 //! Entries are appended to chunks. A removed one leaves a gap. Once gaps make up a quarter of the whole, the chunk that
 //! has most of them is emptied: its other entries move to the end, and its memory is given back. So a removal moves at
 //! most a chunk's worth, and no lock is held for longer than that takes.
+//!
+//! For the same reason a [`Walk`] over all entries takes one chunk at a time, between changes of the arena. What is
+//! appended or removed meanwhile it may see or not. What is moved it would miss, or see twice, where it had passed one
+//! of the two places and not the other: so the arena counts the times it has moved something, and a walk that finds the
+//! count changed begins again.
 
 use super::{Location, Slot};
 
@@ -102,6 +107,8 @@ pub(super) struct Arena {
     /// Bytes of all entries and gaps.
     bytes: usize,
     gaps: usize,
+    /// How often entries were moved.
+    moves: u64,
 }
 
 fn entry_bytes(key_len: usize) -> usize {
@@ -226,6 +233,7 @@ impl Arena {
         if self.current == Some(number) {
             self.current = None;
         }
+        self.moves += 1;
         let chunk = std::mem::take(&mut self.chunks[number].bytes);
         let mut at = 0;
         while let Some((slot, key, len)) = chunk.get(at..).and_then(split) {
@@ -242,15 +250,62 @@ impl Arena {
 
     /// Calls `each` with every entry.
     pub(super) fn for_each(&self, mut each: impl FnMut(&[u8], Slot)) {
-        for chunk in &self.chunks {
-            let mut at = 0;
-            while let Some((slot, key, len)) = chunk.bytes.get(at..).and_then(split) {
-                if let Some(slot) = slot {
-                    each(key, slot);
-                }
-                at += len;
+        self.chunks.iter().for_each(|chunk| chunk.for_each(&mut each));
+    }
+}
+
+impl Chunk {
+    fn for_each(&self, mut each: impl FnMut(&[u8], Slot)) {
+        let mut at = 0;
+        while let Some((slot, key, len)) = self.bytes.get(at..).and_then(split) {
+            if let Some(slot) = slot {
+                each(key, slot);
             }
+            at += len;
         }
+    }
+}
+
+/// After so many beginnings a walk no longer lets go between chunks.
+const WALKS_APART: u32 = 4;
+
+/// A walk over the entries of one arena, a chunk at a time, for what is picked of them.
+pub(super) struct Walk<T> {
+    next_chunk: usize,
+    /// The arena's count of moves when this walk began.
+    moves: Option<u64>,
+    beginnings: u32,
+    is_over: bool,
+    picked: Vec<T>,
+}
+
+impl<T> Walk<T> {
+    pub(super) fn new() -> Self {
+        Self { next_chunk: 0, moves: None, beginnings: 0, is_over: false, picked: Vec::new() }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Looks at the next chunk, or at all that are left if it had to begin again too often. Between two calls anything may
+    /// happen to the arena.
+    pub(super) fn step(&mut self, arena: &Arena, mut pick: impl FnMut(&[u8], Slot) -> Option<T>) {
+        if self.moves != Some(arena.moves) {
+            self.picked.clear();
+            (self.next_chunk, self.moves) = (0, Some(arena.moves));
+            self.beginnings += 1;
+        }
+        let count = if self.beginnings > WALKS_APART { usize::MAX } else { 1 };
+        for chunk in arena.chunks.iter().skip(self.next_chunk).take(count) {
+            chunk.for_each(|key, slot| self.picked.extend(pick(key, slot)));
+            self.next_chunk += 1;
+        }
+        self.is_over = self.next_chunk >= arena.chunks.len();
+    }
+
+    pub(super) fn into_picked(self) -> Vec<T> {
+        self.picked
     }
 }
 
@@ -350,6 +405,75 @@ mod tests {
         assert_eq!(arena.gaps, entry_bytes(key(2).len()));
         arena.remove(handles[1]);
         assert_eq!(arena.gaps, entry_bytes(key(2).len()), "what was removed twice is one gap");
+    }
+
+    /// An arena of some full chunks, with the handle of each entry by its number.
+    fn chunks() -> (Arena, Vec<Handle>) {
+        let mut arena = Arena::default();
+        let handles = (0..8000).map(|number| arena.insert(&[7; 50], slot(number))).collect();
+        assert!(arena.chunks.len() > 6);
+        (arena, handles)
+    }
+
+    fn numbers_of(walk: Walk<u64>) -> Vec<u64> {
+        let mut numbers = walk.into_picked();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    #[test]
+    fn a_walk_sees_every_entry_although_some_are_moved_to_where_it_has_been() {
+        let (mut arena, handles) = chunks();
+        let pick = |_: &[u8], slot: Slot| Some(slot.seq());
+        let mut walk = Walk::new();
+        walk.step(&arena, pick);
+        walk.step(&arena, pick);
+        // All of the first chunk goes, and what is appended takes its number. Of a late chunk nearly all goes, and of the
+        // others a third: so the rest of the late one moves, from where the walk has not been to where it has.
+        let (first, late) = (handles[0].chunk(), handles[7000].chunk());
+        let mut late_left = 10;
+        let (mut kept, mut moved) = (Vec::new(), Vec::new());
+        for (number, &handle) in (0_u64..).zip(&handles) {
+            let stays = match handle.chunk() {
+                chunk if chunk == first => false,
+                chunk if chunk == late => late_left > 0,
+                _ => number % 3 > 0,
+            };
+            late_left -= usize::from(stays && handle.chunk() == late);
+            if stays {
+                kept.push(number);
+            } else {
+                arena.remove(handle);
+            }
+        }
+        assert_eq!(arena.vacant, [first]);
+        while arena.insert(&[7; 50], slot(9999)).chunk() != first {}
+        assert!(arena.tidy(|_, old, new| moved.push((old.chunk(), new.chunk()))));
+        assert_eq!(moved, [(late, first); 10]);
+        while !walk.is_over() {
+            walk.step(&arena, pick);
+        }
+        let beginnings = walk.beginnings;
+        let mut seen = numbers_of(walk);
+        // What came during the walk need not be seen.
+        seen.retain(|&number| number != 9999);
+        assert_eq!(seen.len(), kept.len());
+        assert!(seen == kept, "an entry was missed or seen twice");
+        assert_eq!(beginnings, 2);
+    }
+
+    #[test]
+    fn a_walk_comes_to_an_end_however_often_entries_are_moved() {
+        let (mut arena, _) = chunks();
+        let mut walk = Walk::new();
+        let mut steps = 0;
+        while !walk.is_over() {
+            arena.moves += 1;
+            walk.step(&arena, |_, slot| Some(slot.seq()));
+            steps += 1;
+        }
+        assert_eq!(steps, WALKS_APART + 1);
+        assert_eq!(numbers_of(walk), (0..8000).collect::<Vec<_>>());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! explorer could neither switch nor see who waits; under the feature `shuttle` there is a plain one of the explorer's
 //! locks instead, so that what happens under a shard's lock is explored too.
 
-pub(super) use imp::Map;
+pub(super) use imp::{Map, Walk};
 
 use super::{KeyedSip, Slot};
 
@@ -16,6 +16,7 @@ mod imp {
 
     use dashmap::{DashMap, SharedValue};
 
+    pub(in crate::keydir) use super::super::arena::Walk;
     use super::super::arena::{Arena, Handle};
     use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
@@ -332,6 +333,21 @@ mod imp {
                 arena.for_each(&mut each);
             }
         }
+
+        pub(in crate::keydir) fn shards(&self) -> usize {
+            self.arenas.len()
+        }
+
+        /// Goes on with the walk over a shard, by one chunk of its entries.
+        pub(in crate::keydir) fn step<T>(
+            &self,
+            shard: usize,
+            walk: &mut Walk<T>,
+            pick: impl FnMut(&[u8], Slot) -> Option<T>,
+        ) {
+            let (_table, arena) = lock!(self, shard, read);
+            walk.step(&arena, pick);
+        }
     }
 
     #[cfg(test)]
@@ -371,6 +387,9 @@ mod imp {
     use super::{KeyedSip, Slot};
     use crate::sync::RwLock;
 
+    /// Each shard is a place to switch at for whoever visits all of them, and more than a few show nothing new.
+    const SHARDS_MAX: usize = 4;
+
     type Shard = RwLock<HashMap<Box<[u8]>, Slot, KeyedSip>>;
 
     pub(in crate::keydir) struct Map {
@@ -378,9 +397,30 @@ mod imp {
         shards: Vec<Shard>,
     }
 
+    /// A walk over the entries of a shard, in one step.
+    pub(in crate::keydir) struct Walk<T> {
+        is_over: bool,
+        picked: Vec<T>,
+    }
+
+    impl<T> Walk<T> {
+        pub(in crate::keydir) fn new() -> Self {
+            Self { is_over: false, picked: Vec::new() }
+        }
+
+        pub(in crate::keydir) fn is_over(&self) -> bool {
+            self.is_over
+        }
+
+        pub(in crate::keydir) fn into_picked(self) -> Vec<T> {
+            self.picked
+        }
+    }
+
     impl Map {
         pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
-            let shards = (0..shards).map(|_| RwLock::new(HashMap::with_hasher(hasher.clone()))).collect();
+            let shards =
+                (0..shards.min(SHARDS_MAX)).map(|_| RwLock::new(HashMap::with_hasher(hasher.clone()))).collect();
             Self { hasher, shards }
         }
 
@@ -465,6 +505,21 @@ mod imp {
                 let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
                 shard.iter().for_each(|(key, slot)| each(key, *slot));
             }
+        }
+
+        pub(in crate::keydir) fn shards(&self) -> usize {
+            self.shards.len()
+        }
+
+        pub(in crate::keydir) fn step<T>(
+            &self,
+            shard: usize,
+            walk: &mut Walk<T>,
+            mut pick: impl FnMut(&[u8], Slot) -> Option<T>,
+        ) {
+            let shard = self.shards[shard].read().unwrap_or_else(PoisonError::into_inner);
+            walk.picked = shard.iter().filter_map(|(key, slot)| pick(key, *slot)).collect();
+            walk.is_over = true;
         }
     }
 }

@@ -5,6 +5,7 @@
 //! damage) is decided by the caller.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crc32fast::Hasher;
@@ -159,18 +160,40 @@ impl Scan {
                 Ok(_) => return Ok(Err(Stop { offset, error: DecodeError::Order })),
                 Err(error) => return Ok(Err(Stop { offset, error })),
             };
-            let Read { header, len } = read;
-            if header.kind == RecordKind::Footer {
-                return Ok(Err(Stop { offset, error: DecodeError::Kind(header.kind.tag()) }));
+            if read.header.kind == RecordKind::Footer {
+                return Ok(Err(Stop { offset, error: DecodeError::Kind(read.header.kind.tag()) }));
             }
-            let key = read.key(&self.window, offset);
-            let is_whole = len <= CHUNK_BYTES as u64;
-            let bytes = self.window.from(offset).get(..to_usize(len)).filter(|_| is_whole);
-            each(Stored { header, offset, key, bytes });
+            each(self.stored(&read, offset));
             self.extent.records += 1;
-            self.extent.end = offset + len;
+            self.extent.end = offset + read.len;
         }
         Ok(Ok(self.extent.end >= self.limit()))
+    }
+
+    /// The record as it lies in the window.
+    fn stored(&self, read: &Read, offset: u64) -> Stored<'_> {
+        let is_whole = read.len <= CHUNK_BYTES as u64;
+        let bytes = self.window.from(offset).get(..to_usize(read.len)).filter(|_| is_whole);
+        Stored { header: read.header, offset, key: read.key(&self.window, offset), bytes }
+    }
+
+    /// Goes on with [`read_at`](Self::read_at), of records in `part` of the file.
+    pub(crate) fn go_to(&mut self, part: Range<u64>) {
+        self.extent.end = part.start;
+        self.window.go_to(part.start, part.end);
+    }
+
+    /// The record at `offset`, behind all that were read before. What lies between them is read over, and not looked at.
+    pub(crate) async fn read_at(&mut self, offset: u64) -> io::Result<Result<Stored<'_>, Stop>> {
+        if offset < self.extent.end {
+            return Ok(Err(Stop { offset, error: DecodeError::Order }));
+        }
+        let read = match self.read(offset, &mut None).await? {
+            Ok(read) => read,
+            Err(error) => return Ok(Err(Stop { offset, error })),
+        };
+        self.extent.end = offset + read.len;
+        Ok(Ok(self.stored(&read, offset)))
     }
 
     /// Goes on from `offset`, where [`find_next`](Self::find_next) found a record.

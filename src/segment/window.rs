@@ -1,7 +1,7 @@
 //! A window that slides over a file, reading ahead of itself if asked to.
 //!
 //! The one who looks asks for bytes from an offset on and gets them in one piece. Going forward costs one read for each
-//! chunk; going anywhere else is right too, only slower.
+//! chunk, and what is not asked for on the way is read over; going anywhere else is right too, only slower.
 
 use std::collections::VecDeque;
 use std::io;
@@ -104,11 +104,13 @@ impl Window {
     pub(crate) async fn fill(&mut self, offset: u64, wanted: usize) -> io::Result<usize> {
         let left = to_usize(self.limit.saturating_sub(offset));
         let wanted = wanted.min(left);
-        if offset < self.start || offset > self.end() {
-            self.bytes.clear();
-            (self.begin, self.start) = (0, offset);
-            // Their results are wanted by nobody; they run to their end by themselves.
-            self.ahead.clear();
+        if offset < self.start || offset > self.end() && !self.is_on_its_way(offset) {
+            self.go_to(offset, self.limit);
+        }
+        while self.end() < offset {
+            // Nothing of the window is wanted any more.
+            (self.begin, self.start) = (self.bytes.len(), self.end());
+            self.read_chunk().await?;
         }
         if self.from(offset).len() < wanted {
             self.begin += to_usize(offset - self.start);
@@ -118,6 +120,19 @@ impl Window {
             }
         }
         Ok(self.from(offset).len().min(left))
+    }
+
+    /// Begins again at `start`, and reads nothing at or behind `limit`.
+    pub(crate) fn go_to(&mut self, start: u64, limit: u64) {
+        self.bytes.clear();
+        (self.begin, self.start, self.limit) = (0, start, limit);
+        // Their results are wanted by nobody; they run to their end by themselves.
+        self.ahead.clear();
+    }
+
+    /// Whether the byte at `offset`, behind the window, is being read.
+    fn is_on_its_way(&self, offset: u64) -> bool {
+        self.ahead.back().is_some_and(|last| offset < last.offset + last.len as u64)
     }
 
     /// Appends the next chunk.
@@ -190,5 +205,40 @@ impl Window {
             let done = self.file.read_once(buf, HEADROOM, offset);
             self.ahead.push_back(Ahead { offset, len, done });
         }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+#[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
+mod tests {
+    use super::*;
+    use crate::io::sim::{OpClass, SimConfig, SimWorld};
+    use crate::io::{Io, OpenMode};
+
+    #[test]
+    fn what_is_read_over_is_not_read_again() {
+        const CHUNK: u64 = CHUNK_ONCE_BYTES as u64;
+        let world = SimWorld::new(SimConfig::default());
+        let dir = world.open_dir("/db".as_ref(), true).unwrap();
+        let file = dir.open("file", OpenMode::CreateNew).unwrap();
+        let byte_at = |offset: u64| u8::try_from(offset % 251).unwrap();
+        let limit = 6 * CHUNK;
+        world.run_until(async {
+            let bytes: Vec<u8> = (0..limit).map(byte_at).collect();
+            util::write_all(&*file, vec![bytes.into()], 0).await.unwrap();
+            let reads_before = world.op_count(OpClass::Read);
+            let mut window = Window::new(file, 100, limit, ReadAhead::Once(2));
+            // Within a chunk, over its end by little, by more than a chunk, and back.
+            for offset in [100, 5000, CHUNK - 10, CHUNK + 300, 3 * CHUNK + 7, 3 * CHUNK + 5, limit - 20] {
+                let filled = window.fill(offset, 1000).await.unwrap();
+                let expected: Vec<u8> = (offset..limit).map(byte_at).take(1000).collect();
+                assert!(filled >= expected.len() && window.from(offset).starts_with(&expected), "at {offset}");
+            }
+            let chunks = world.op_count(OpClass::Read) - reads_before;
+            assert_eq!((chunks, window.bytes_read()), (6, limit - 100), "each chunk once");
+            window.go_to(1000, 3000);
+            assert_eq!(window.fill(1000, 5000).await.unwrap(), 2000);
+            assert_eq!(window.bytes_read(), limit - 100 + 2000, "nothing behind the limit");
+        });
     }
 }

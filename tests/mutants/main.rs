@@ -61,7 +61,7 @@ enum Net {
     SecondHandle,
 }
 
-const MUTANTS: [(Mutant, Net); 38] = [
+const MUTANTS: [(Mutant, Net); 39] = [
     (Mutant::NoDirectorySync, Net::Crashes),
     (Mutant::NoTruncateOnOpen, Net::Crashes),
     (Mutant::TailNotSynced, Net::Crashes),
@@ -91,6 +91,7 @@ const MUTANTS: [(Mutant, Net); 38] = [
     (Mutant::InputErrorIsEnd, Net::Compactions),
     (Mutant::SpentIdNotDurable, Net::Compactions),
     (Mutant::BusyKeySkipped, Net::CompactionFailures),
+    (Mutant::LiveRecordLeftOut, Net::Compactions),
     (Mutant::RetiredInAnyOrder, Net::Compactions),
     (Mutant::SpentNumbersForgotten, Net::Compactions),
     (Mutant::HeaderUnverified, Net::Crashes),
