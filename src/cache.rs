@@ -473,6 +473,7 @@ fn frame_bytes(block_shift: u32) -> u64 {
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed check is a failed test")]
 mod tests {
     use super::*;
 

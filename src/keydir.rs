@@ -263,6 +263,11 @@ impl Keydir {
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 
+    /// Brings into the processor's cache what a publication of `key` will look at, and tells nothing.
+    pub(crate) fn bring(&self, key: &[u8]) {
+        std::hint::black_box(self.map.get(key).is_some());
+    }
+
     /// Runs `publish` so that readers see all of what it publishes or nothing.
     pub(crate) fn atomically(&self, publish: impl FnOnce()) {
         let _gate = self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! What callers ask of the log: to accept a write, to sync, to wait, to read what is staged, to close.
 
-use std::sync::Arc;
+use std::sync::{Arc, TryLockError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -34,7 +34,7 @@ impl Log {
         cx: &Context<'_>,
     ) -> Poll<Result<Accepted>> {
         let replaced;
-        let mut state = self.lock();
+        let mut state = self.lock_to_publish(op, durability);
         match &state.status {
             Status::Open => {}
             Status::Closing => return Poll::Ready(Err(closed())),
@@ -68,6 +68,22 @@ impl Log {
         self.ring_if_due(state);
         drop(left);
         Poll::Ready(Ok(accepted))
+    }
+
+    /// Takes the lock. Whoever would have to wait for it brings meanwhile what its publication will need of the keydir, so
+    /// that the processor's cache misses of one caller are not waited for by all.
+    fn lock_to_publish(&self, op: &Prepared, durability: Durability) -> MutexGuard<'_, State> {
+        match self.state.try_lock() {
+            Ok(state) => return state,
+            Err(TryLockError::Poisoned(state)) => return state.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if durability == Durability::Buffered
+            && let [member] = op.members()
+        {
+            self.keydir.bring(member.key(&op.bytes));
+        }
+        self.lock()
     }
 
     /// Whether the key of the only member of `op` exists; `None` while that is being decided.
