@@ -70,18 +70,17 @@ impl Log {
         Poll::Ready(Ok(accepted))
     }
 
-    /// Takes the lock. Whoever would have to wait for it brings meanwhile what its publication will need of the keydir, so
-    /// that the processor's cache misses of one caller are not waited for by all.
+    /// Takes the lock. Whoever would have to wait for it, and publishes under it, brings meanwhile what that will need of the
+    /// keydir, so that the processor's cache misses of one caller are not waited for by all.
     fn lock_to_publish(&self, op: &Prepared, durability: Durability) -> MutexGuard<'_, State> {
-        match self.state.try_lock() {
-            Ok(state) => return state,
-            Err(TryLockError::Poisoned(state)) => return state.into_inner(),
-            Err(TryLockError::WouldBlock) => {}
-        }
         if durability == Durability::Buffered
             && let [member] = op.members()
         {
-            self.keydir.bring(member.key(&op.bytes));
+            match self.state.try_lock() {
+                Ok(state) => return state,
+                Err(TryLockError::Poisoned(state)) => return state.into_inner(),
+                Err(TryLockError::WouldBlock) => self.keydir.bring(member.key(&op.bytes)),
+            }
         }
         self.lock()
     }
