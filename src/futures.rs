@@ -31,6 +31,7 @@ use crate::promise::Promise;
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
 use crate::store::Store;
+use crate::striped::Share;
 use crate::waiters::Slot;
 
 /// Record buffers kept for the next write of this thread, so that a write allocates nothing.
@@ -64,7 +65,7 @@ pub(crate) fn polled_after_completion<T>() -> Poll<Result<T>> {
 
 /// A write on its way: offered to the log, then waited for.
 pub(crate) struct WriteOp {
-    core: Arc<Core>,
+    core: Share<Core>,
     durability: Durability,
     /// A delete: without its key there is nothing to write.
     must_exist: bool,
@@ -81,7 +82,7 @@ enum WriteState {
 }
 
 impl WriteOp {
-    pub(crate) fn new(core: Arc<Core>, durability: Durability, must_exist: bool, op: Result<Prepared>) -> Self {
+    pub(crate) fn new(core: Share<Core>, durability: Durability, must_exist: bool, op: Result<Prepared>) -> Self {
         let state = match op {
             Ok(op) => WriteState::Offered(op, OfferWait::default()),
             Err(error) => WriteState::Invalid(error),
@@ -190,7 +191,7 @@ pub struct Write(pub(crate) WriteInner);
 pub(crate) enum WriteInner {
     Op(WriteOp),
     /// An empty batch: there is nothing to do, but the store must be open.
-    Empty(Arc<Core>),
+    Empty(Share<Core>),
 }
 
 impl Future for Write {
@@ -207,7 +208,7 @@ impl Future for Write {
 /// The future of [`Store::get`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Get {
-    core: Arc<Core>,
+    core: Share<Core>,
     state: GetState,
 }
 
@@ -218,7 +219,7 @@ enum GetState {
 }
 
 impl Get {
-    pub(crate) fn new(core: Arc<Core>, key: &[u8]) -> Self {
+    pub(crate) fn new(core: Share<Core>, key: &[u8]) -> Self {
         Self { core, state: GetState::Start(Key::new(key)) }
     }
 }
@@ -263,12 +264,12 @@ impl Drop for Get {
 /// The future of [`Store::sync`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Sync {
-    core: Arc<Core>,
+    core: Share<Core>,
     ticket: Option<Ticket>,
 }
 
 impl Sync {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Share<Core>) -> Self {
         Self { core, ticket: None }
     }
 }
@@ -293,13 +294,13 @@ impl Future for Sync {
 /// The future of [`Store::wait_durable`].
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitDurable {
-    core: Arc<Core>,
+    core: Share<Core>,
     seq: u64,
     slot: Slot,
 }
 
 impl WaitDurable {
-    pub(crate) fn new(core: Arc<Core>, seq: u64) -> Self {
+    pub(crate) fn new(core: Share<Core>, seq: u64) -> Self {
         Self { core, seq, slot: Slot::default() }
     }
 }
@@ -325,7 +326,7 @@ impl Drop for WaitDurable {
 /// The future of [`Store::compact`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Compact {
-    core: Arc<Core>,
+    core: Share<Core>,
     state: CompactState,
 }
 
@@ -336,7 +337,7 @@ enum CompactState {
 }
 
 impl Compact {
-    pub(crate) fn new(core: Arc<Core>, options: CompactOptions) -> Self {
+    pub(crate) fn new(core: Share<Core>, options: CompactOptions) -> Self {
         Self { core, state: CompactState::Start(options) }
     }
 
@@ -389,13 +390,13 @@ impl Drop for Compact {
 /// The future of [`Store::close`].
 #[must_use = "futures do nothing unless polled"]
 pub struct Close {
-    core: Arc<Core>,
+    core: Share<Core>,
     requested: bool,
     slot: Slot,
 }
 
 impl Close {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Share<Core>) -> Self {
         Self { core, requested: false, slot: Slot::default() }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use crate::error::Result;
 use crate::futures::polled_after_completion;
 use crate::keydir::Key;
 use crate::read::{Lookup, look_up};
+use crate::striped::Share;
 
 /// Look-ups made in one poll. Each may copy a value from the page cache, and other tasks wait meanwhile.
 const LOOK_UPS_A_POLL: usize = 128;
@@ -26,7 +26,7 @@ type Read = Pin<Box<dyn Future<Output = (usize, Result<Bytes>)> + Send>>;
 /// The future of [`Store::multi_get`](crate::Store::multi_get).
 #[must_use = "futures do nothing unless polled"]
 pub struct MultiGet {
-    core: Arc<Core>,
+    core: Share<Core>,
     state: State,
 }
 
@@ -48,7 +48,7 @@ struct Reading {
 }
 
 impl MultiGet {
-    pub(crate) fn new<K: AsRef<[u8]>>(core: Arc<Core>, keys: impl IntoIterator<Item = K>) -> Self {
+    pub(crate) fn new<K: AsRef<[u8]>>(core: Share<Core>, keys: impl IntoIterator<Item = K>) -> Self {
         let keys: Vec<Key> = keys.into_iter().map(|key| Key::new(key.as_ref())).collect();
         let values = Vec::with_capacity(keys.len());
         Self { core, state: State::LookingUp(LookingUp { keys, values, reads: Vec::new() }) }

@@ -21,6 +21,7 @@ use crate::multi_get::MultiGet;
 use crate::options::{Builder, CompactOptions, MAX_KEY_LEN, PutOptions};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
+use crate::striped::{Share, Striped};
 
 /// Longest batch, in bytes of log: it is staged as a whole.
 const MAX_BATCH_BYTES: u64 = 1 << 30;
@@ -61,13 +62,17 @@ const MAX_BATCH_BYTES: u64 = 1 << 30;
 pub struct Store(Arc<Handle>);
 
 /// Closes the store when the last clone goes.
-struct Handle(Arc<Core>);
+struct Handle {
+    core: Arc<Core>,
+    /// What futures hold.
+    shares: Striped<Share<Core>>,
+}
 
 impl Drop for Handle {
     fn drop(&mut self) {
         // A forked child has copies of the parent's files and none of its threads: it leaves everything alone.
-        if !self.0.is_forked() {
-            self.0.close_blocking();
+        if !self.core.is_forked() {
+            self.core.close_blocking();
         }
     }
 }
@@ -90,11 +95,16 @@ pub(crate) fn check_key(key: &[u8]) -> Result<()> {
 
 impl Store {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self(Arc::new(Handle(core)))
+        let shares = Striped::shares(&core);
+        Self(Arc::new(Handle { core, shares }))
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.0.0
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    fn share(&self) -> Share<Core> {
+        self.0.shares.mine().clone()
     }
 
     /// Options for opening the store in the directory `path`.
@@ -153,7 +163,7 @@ impl Store {
     /// # }
     /// ```
     pub fn get(&self, key: impl AsRef<[u8]>) -> Get {
-        Get::new(Arc::clone(self.core()), key.as_ref())
+        Get::new(self.share(), key.as_ref())
     }
 
     /// The values of many keys, in the order of the keys; `None` for a key without one.
@@ -186,7 +196,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> MultiGet {
-        MultiGet::new(Arc::clone(self.core()), keys)
+        MultiGet::new(self.share(), keys)
     }
 
     /// Stores `value` under `key`, replacing any earlier value, at the store's durability; returns the write's version.
@@ -252,7 +262,7 @@ impl Store {
 
     fn put_op(&self, op: Result<Prepared>, options: &PutOptions) -> Put {
         let durability = options.durability.unwrap_or(self.core().options.durability);
-        Put(WriteOp::new(Arc::clone(self.core()), durability, false, op))
+        Put(WriteOp::new(self.share(), durability, false, op))
     }
 
     /// Deletes `key`; tells whether it existed. If it did not, nothing is written.
@@ -284,7 +294,7 @@ impl Store {
         let key = key.as_ref();
         let op = self.check(key, 0).map(|()| Prepared::tombstone(pooled_buffer(), key));
         let durability = options.durability.unwrap_or(self.core().options.durability);
-        Delete(WriteOp::new(Arc::clone(self.core()), durability, true, op))
+        Delete(WriteOp::new(self.share(), durability, true, op))
     }
 
     /// Applies `batch` as one: after a crash all of it is there or none, and no `get` sees a part of it. Returns the
@@ -313,7 +323,7 @@ impl Store {
     /// # }
     /// ```
     pub fn write(&self, batch: Batch) -> Write {
-        let core = Arc::clone(self.core());
+        let core = self.share();
         if batch.is_empty() {
             return Write(WriteInner::Empty(core));
         }
@@ -419,7 +429,7 @@ impl Store {
     /// # }
     /// ```
     pub fn wait_durable(&self, version: Version) -> WaitDurable {
-        WaitDurable::new(Arc::clone(self.core()), version.0)
+        WaitDurable::new(self.share(), version.0)
     }
 
     /// Brings everything accepted so far to stable storage; returns the version up to which that holds.
@@ -450,7 +460,7 @@ impl Store {
     /// ```
     #[doc(alias = "flush", alias = "persist")]
     pub fn sync(&self) -> Sync {
-        Sync::new(Arc::clone(self.core()))
+        Sync::new(self.share())
     }
 
     /// Gives the space of overwritten and deleted records back now, whatever the trigger and the hours say: of the whole
@@ -490,7 +500,7 @@ impl Store {
     /// ```
     #[doc(alias = "merge", alias = "vacuum")]
     pub fn compact(&self, options: CompactOptions) -> Compact {
-        Compact::new(Arc::clone(self.core()), options)
+        Compact::new(self.share(), options)
     }
 
     /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back
@@ -621,7 +631,7 @@ impl Store {
     ///
     /// Once polled, the close goes on without the caller.
     pub fn close(&self) -> Close {
-        Close::new(Arc::clone(self.core()))
+        Close::new(self.share())
     }
 }
 

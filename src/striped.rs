@@ -1,5 +1,8 @@
 //! One thing in several copies, so that threads that write to it, or lock it, do not take its cache line from each other.
 
+use std::array;
+use std::ops::Deref;
+use std::sync::Arc;
 #[cfg(not(feature = "shuttle"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -47,11 +50,54 @@ impl<T> Striped<T> {
     }
 }
 
+/// A reference to something that every operation takes one of, and drops again. Counted as those of an [`Arc`] are, but those of
+/// each stripe apart: one count for all would be a cache line that every thread takes from all others twice an operation.
+#[derive(Debug)]
+pub(crate) struct Share<T>(Arc<Padded<Arc<T>>>);
+
+impl<T> Clone for Share<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Deref for Share<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.0
+    }
+}
+
+impl<T> Striped<Share<T>> {
+    /// The first reference of every stripe.
+    pub(crate) fn shares(of: &Arc<T>) -> Self {
+        Self(array::from_fn(|_| Padded(Share(Arc::new(Padded(Arc::clone(of)))))))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+
+    #[test]
+    fn what_is_shared_lives_as_long_as_any_share_of_any_stripe() {
+        let counted = Arc::new(());
+        let shares = Striped::shares(&counted);
+        let held: Vec<Share<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2 * STRIPES).map(|_| scope.spawn(|| shares.mine().clone())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(Arc::strong_count(&counted), 1 + STRIPES, "one for each stripe, however many shares");
+        drop(shares);
+        let stripes = held.iter().map(|share| Arc::as_ptr(&share.0)).collect::<std::collections::HashSet<_>>().len();
+        assert!(stripes > 1 || cfg!(feature = "shuttle"), "each thread has its own");
+        assert_eq!(Arc::strong_count(&counted), 1 + stripes);
+        drop(held);
+        assert_eq!(Arc::strong_count(&counted), 1);
+    }
 
     #[test]
     fn the_copies_of_more_threads_than_stripes_add_up() {
