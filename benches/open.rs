@@ -4,7 +4,8 @@
 //! and 100 bytes, five rounds. A store is filled with `Buffered` puts of 8-byte values and closed, so that every segment
 //! has its hint file. Then child processes open it, one after the other, the page cache warm: each reports the time of
 //! the opening, what its allocator has handed out meanwhile and at the most, and by how much its resident memory grew.
-//! Per key everything counts: map, keys, segments, buffers, threads. Medians of the rounds.
+//! Per key everything counts: map, keys, segments, buffers, threads. But most of the keydir's entries are not the
+//! allocator's: what a key takes is the resident figure. Medians of the rounds.
 
 #![allow(
     clippy::unwrap_used,

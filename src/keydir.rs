@@ -18,6 +18,8 @@
 
 #[cfg(not(feature = "shuttle"))]
 mod arena;
+#[cfg(not(feature = "shuttle"))]
+mod chunk;
 mod map;
 
 use std::hash::BuildHasher;

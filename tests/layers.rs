@@ -32,7 +32,7 @@ const UPWARD: [(&str, &[&str]); 7] = [
 /// Modules that may name these modules of the crate and no others.
 const NARROW: [(&str, &[&str]); 4] = [
     ("format", &[]),
-    ("keydir", &["format", "io::util", "mutant", "prefetch", "sync"]),
+    ("keydir", &["format", "io::pages", "io::util", "mutant", "prefetch", "sync"]),
     ("cache", &["io::pages", "io::util", "prefetch", "striped", "sync"]),
     ("io", &["mutant", "sync"]),
 ];

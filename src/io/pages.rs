@@ -1,4 +1,4 @@
-//! Memory in large pages.
+//! Memory in large pages: that of the block cache, and of the keydir's entries.
 //!
 //! What is read here and there in hundreds of megabytes misses more than the processor's caches: its table of pages has
 //! room for some megabytes, and a miss there is a walk through memory before the read itself. Large pages are few enough
@@ -120,6 +120,23 @@ pub(crate) struct Block {
     _mapping: Arc<Mapping>,
 }
 
+// The schedule explorer's keydir has no chunks.
+#[cfg(not(feature = "shuttle"))]
+impl Block {
+    /// Gives its memory back to the system and keeps its address, if it begins and ends where pages of every size do. What it
+    /// holds from here on is zeros, or what it held.
+    pub(crate) fn clear(&mut self) {
+        let (base, len) = (*self.base.get_mut(), self.len);
+        if !base.addr().is_multiple_of(GRANULE_BYTES) || !len.is_multiple_of(GRANULE_BYTES) {
+            return;
+        }
+        // SAFETY: these are whole pages of the mapping, which it keeps, private and of no file, and nobody else has a byte of
+        // them: what changes is what this borrow could have written, to zeros or not at all.
+        // Shown by `a_cleared_block_takes_no_memory_and_others_stay`.
+        let _ = unsafe { madvise(base.cast(), len, Advice::LinuxDontNeed) };
+    }
+}
+
 impl Deref for Block {
     type Target = [u8];
 
@@ -173,6 +190,24 @@ mod tests {
                 assert!(block.len() == block_bytes && block.iter().all(|byte| *byte == low_byte(all.len())));
             }
         }
+    }
+
+    #[cfg(not(feature = "shuttle"))]
+    #[test]
+    fn a_cleared_block_takes_no_memory_and_others_stay() {
+        let mut blocks: Vec<Block> = Region::new(64, 64 << 10).unwrap().collect();
+        blocks.iter_mut().for_each(|block| block.fill(7));
+        let [before, cleared, after, ..] = &mut blocks[..] else { panic!("64 blocks") };
+        cleared.clear();
+        assert!(before.iter().chain(after.iter()).all(|byte| *byte == 7));
+        assert!(cleared.iter().all(|byte| *byte == 0), "what is left are new pages");
+        cleared.fill(8);
+        assert!(cleared.iter().all(|byte| *byte == 8) && before.iter().chain(after.iter()).all(|byte| *byte == 7));
+        // Less than a page.
+        let mut short: Vec<Block> = Region::new(8, 1000).unwrap().collect();
+        short.iter_mut().for_each(|block| block.fill(7));
+        short[0].clear();
+        assert!(short[1..].iter().flat_map(|block| block.iter()).all(|byte| *byte == 7));
     }
 
     #[test]

@@ -13,10 +13,13 @@
 //! of the two places and not the other: so the arena counts the times it has moved something, and a walk that finds the
 //! count changed begins again.
 
+use std::sync::Arc;
+
+use super::chunk::{Memory, Pool};
 use super::{Location, Slot};
 
 /// Memory is asked for in pieces of so much.
-const CHUNK_BYTES: usize = 64 << 10;
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
 /// Entries begin at multiples of this.
 const UNIT: usize = 2;
@@ -91,14 +94,14 @@ const MAX_CHUNKS: usize = 1 << (Handle::BITS - CHUNK_UNITS_LOG2);
 
 #[derive(Default)]
 struct Chunk {
-    bytes: Vec<u8>,
+    bytes: Memory,
     /// Bytes of gaps.
     gaps: usize,
 }
 
 /// The entries of one shard.
-#[derive(Default)]
 pub(super) struct Arena {
+    pool: Arc<Pool>,
     chunks: Vec<Chunk>,
     /// Numbers of chunks that were given back.
     vacant: Vec<usize>,
@@ -125,6 +128,11 @@ fn split(bytes: &[u8]) -> Option<(Option<Slot>, &[u8], usize)> {
 }
 
 impl Arena {
+    /// An empty one, which has its chunks from `pool`.
+    pub(super) fn new(pool: Arc<Pool>) -> Self {
+        Self { pool, chunks: Vec::new(), vacant: Vec::new(), current: None, bytes: 0, gaps: 0, moves: 0 }
+    }
+
     fn entry(&self, handle: Handle) -> Option<&[u8]> {
         self.chunks.get(handle.chunk())?.bytes.get(handle.at()..)
     }
@@ -159,10 +167,7 @@ impl Arena {
         let number = self.chunk_for(len);
         let bytes = &mut self.chunks[number].bytes;
         let at = bytes.len();
-        bytes.extend_from_slice(&slot.encode());
-        bytes.extend_from_slice(&key_len.to_le_bytes());
-        bytes.extend_from_slice(key);
-        bytes.resize(at + len, 0);
+        bytes.append([&slot.encode(), &key_len.to_le_bytes(), key], len);
         self.bytes += len;
         Handle::new(number, at)
     }
@@ -170,7 +175,7 @@ impl Arena {
     /// A chunk with room for an entry of `len` bytes.
     fn chunk_for(&mut self, len: usize) -> usize {
         if len > OWN_CHUNK_BYTES {
-            return self.add_chunk(Vec::with_capacity(len));
+            return self.add_chunk(Memory::Heap(Vec::with_capacity(len)));
         }
         if let Some(current) = self.current
             && self.chunks[current].bytes.len() + len <= CHUNK_BYTES
@@ -178,13 +183,13 @@ impl Arena {
             return current;
         }
         // The first one grows as it is needed: there are many shards, and small stores.
-        let room = if self.chunks.is_empty() { 0 } else { CHUNK_BYTES };
-        let new = self.add_chunk(Vec::with_capacity(room));
+        let memory = if self.chunks.is_empty() { Memory::default() } else { self.pool.take() };
+        let new = self.add_chunk(memory);
         self.current = Some(new);
         new
     }
 
-    fn add_chunk(&mut self, bytes: Vec<u8>) -> usize {
+    fn add_chunk(&mut self, bytes: Memory) -> usize {
         let chunk = Chunk { bytes, gaps: 0 };
         if let Some(number) = self.vacant.pop() {
             self.chunks[number] = chunk;
@@ -217,6 +222,7 @@ impl Arena {
         let chunk = std::mem::take(&mut self.chunks[number]);
         self.bytes -= chunk.bytes.len();
         self.gaps -= chunk.gaps;
+        self.pool.give_back(chunk.bytes);
         self.vacant.push(number);
         if self.current == Some(number) {
             self.current = None;
@@ -366,7 +372,7 @@ mod tests {
 
     #[test]
     fn entries_stay_what_they_are_while_others_come_and_go() {
-        let (mut arena, mut model) = (Arena::default(), HashMap::new());
+        let (mut arena, mut model) = (Arena::new(Arc::default()), HashMap::new());
         let (mut random, mut moves) = (1_u64, 0);
         for step in 1..24_000_u64 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(step);
@@ -395,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_replaced_in_place() {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new(Arc::default());
         let handles = [1, 2, 3].map(|number| arena.insert(&key(number), slot(number)));
         arena.set(handles[1], slot(20));
         let words = handles.map(|handle| arena.slot(handle).unwrap().word());
@@ -409,7 +415,7 @@ mod tests {
 
     /// An arena of some full chunks, with the handle of each entry by its number.
     fn chunks() -> (Arena, Vec<Handle>) {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new(Arc::default());
         let handles = (0..8000).map(|number| arena.insert(&[7; 50], slot(number))).collect();
         assert!(arena.chunks.len() > 6);
         (arena, handles)
@@ -478,7 +484,7 @@ mod tests {
 
     #[test]
     fn a_short_store_takes_little() {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new(Arc::default());
         arena.insert(b"0123456789abcdef", slot(1));
         let capacity: usize = arena.chunks.iter().map(|chunk| chunk.bytes.capacity()).sum();
         assert!(capacity <= 128, "{capacity} bytes for one entry");

@@ -12,12 +12,13 @@ use super::{KeyedSip, Slot};
 #[cfg(not(feature = "shuttle"))]
 mod imp {
     use std::hash::BuildHasher;
-    use std::sync::{PoisonError, RwLock};
+    use std::sync::{Arc, PoisonError, RwLock};
 
     use dashmap::{DashMap, SharedValue};
 
     pub(in crate::keydir) use super::super::arena::Walk;
     use super::super::arena::{Arena, Handle};
+    use super::super::chunk::Pool;
     use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
     use crate::prefetch::prefetch;
@@ -168,7 +169,9 @@ mod imp {
     impl Map {
         pub(in crate::keydir) fn new(hasher: KeyedSip, shards: usize) -> Self {
             let places = DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher.clone(), shards);
-            let arenas = places.shards().iter().map(|_| Padded(RwLock::default())).collect();
+            let pool = Arc::new(Pool::default());
+            let arena = || Arena::new(Arc::clone(&pool));
+            let arenas = places.shards().iter().map(|_| Padded(RwLock::new(arena()))).collect();
             Self { hasher, places, arenas }
         }
 
