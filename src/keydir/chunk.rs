@@ -9,15 +9,10 @@ use std::sync::PoisonError;
 
 use super::arena::CHUNK_BYTES;
 use crate::io::pages::{Block, Region};
-use crate::prefetch::prefetch;
 use crate::sync::Mutex;
 
 /// Chunks that lie in one piece: that of a large page.
 const REGION_CHUNKS: usize = (2 << 20) / CHUNK_BYTES;
-
-/// So far behind the end of a chunk a line is asked for with every append. New large pages are not in the cache as new small
-/// ones are, whose zeros the kernel has just written; and the lines between are there since the appends before.
-const PREFETCHED_AHEAD_BYTES: usize = 256;
 
 /// Bytes that are appended to, up to the room there was from the start or, on the heap, beyond.
 #[derive(Debug)]
@@ -72,9 +67,6 @@ impl Memory {
                 }
                 rest.fill(0);
                 *used += len;
-                if let Some(ahead) = block.get(*used + PREFETCHED_AHEAD_BYTES) {
-                    prefetch(ahead);
-                }
             }
         }
     }
