@@ -397,6 +397,7 @@ mod tests {
         }
         assert_eq!((arena.bytes, arena.gaps), (0, 0), "an arena without entries holds nothing");
         assert!(arena.chunks.iter().all(|chunk| chunk.bytes.capacity() == 0));
+        assert!(arena.pool.spare() > 0, "no chunk went back to the pool");
     }
 
     #[test]
