@@ -4,6 +4,7 @@
 //! nothing of stores: it wraps any [`Io`]. Everything it does not hold goes straight through.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Poll, Waker};
@@ -42,6 +43,10 @@ struct Lane {
 #[derive(Debug, Default)]
 struct State {
     lanes: [Lane; 4],
+    /// The name of tasks whose reads go first, and how many such tasks there are.
+    first: Option<(&'static str, usize)>,
+    claims: Vec<Range<u64>>,
+    writebacks: Vec<Range<u64>>,
 }
 
 /// The shared controls.
@@ -89,9 +94,46 @@ impl Gate {
         self.state.lock().expect("gate").lanes[kind as usize].panic.take().is_none()
     }
 
+    /// From when a task of this name is spawned until one has panicked or all have ended, reads of other threads are held.
+    pub fn let_read_first(&self, thread: &'static str) {
+        self.state.lock().expect("gate").first = Some((thread, 0));
+    }
+
+    fn spawned(self: &Arc<Self>, name: &'static str) -> Option<FirstReader> {
+        let mut state = self.state.lock().expect("gate");
+        let (_, tasks) = state.first.as_mut().filter(|(first, _)| *first == name)?;
+        *tasks += 1;
+        Some(FirstReader(self.clone()))
+    }
+
+    /// Ready when nobody else's reads go first.
+    async fn take_turn(&self, asked_by: Option<&str>) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.state.lock().expect("gate");
+            match state.first {
+                Some((first, 1..)) if asked_by != Some(first) => {
+                    state.lanes[Kind::Read as usize].held.push(cx.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
     /// Operations of `kind` asked for so far.
     pub fn asked(&self, kind: Kind) -> u64 {
         self.state.lock().expect("gate").lanes[kind as usize].asked
+    }
+
+    /// The disk space claimed so far, a file after the other.
+    pub fn claims(&self) -> Vec<Range<u64>> {
+        self.state.lock().expect("gate").claims.clone()
+    }
+
+    /// What the disk was told to begin with.
+    pub fn writebacks(&self) -> Vec<Range<u64>> {
+        self.state.lock().expect("gate").writebacks.clone()
     }
 
     /// Blocks until `count` operations of `kind` are held.
@@ -150,6 +192,25 @@ impl Gate {
     }
 }
 
+/// A task whose reads go first.
+struct FirstReader(Arc<Gate>);
+
+impl Drop for FirstReader {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock().expect("gate");
+        let has_panicked = std::thread::panicking();
+        if let Some((_, tasks)) = &mut state.first {
+            *tasks -= 1;
+            if *tasks == 0 || has_panicked {
+                state.first = None;
+            }
+        }
+        let held = std::mem::take(&mut state.lanes[Kind::Read as usize].held);
+        drop(state);
+        held.into_iter().for_each(Waker::wake);
+    }
+}
+
 /// A world behind a [`Gate`].
 #[derive(Debug)]
 pub struct GatedWorld {
@@ -180,7 +241,9 @@ impl Io for GatedWorld {
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
         let gate = self.gate.clone();
+        let first = gate.spawned(name);
         let held = async move {
+            let _first = first;
             if gate.pass(Kind::Start).await.is_ok() {
                 task.await;
             }
@@ -266,7 +329,9 @@ impl File for GatedFile {
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Read);
+        let asked_by = std::thread::current();
         Box::pin(async move {
+            gate.take_turn(asked_by.name()).await;
             match gate.pass(Kind::Read).await {
                 Ok(()) => inner.read_at(buf, at, offset).await,
                 Err(error) => ReadDone { result: Err(error), buf },
@@ -277,7 +342,9 @@ impl File for GatedFile {
     fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Read);
+        let asked_by = std::thread::current();
         Box::pin(async move {
+            gate.take_turn(asked_by.name()).await;
             match gate.pass(Kind::Read).await {
                 Ok(()) => inner.read_once(buf, at, offset).await,
                 Err(error) => ReadDone { result: Err(error), buf },
@@ -304,10 +371,12 @@ impl File for GatedFile {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
+        self.gate.state.lock().expect("gate").writebacks.push(offset..offset + len);
         self.inner.start_writeback(offset, len);
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.gate.state.lock().expect("gate").claims.push(offset..offset + len);
         self.inner.allocate(offset, len)
     }
 

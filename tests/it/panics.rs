@@ -187,6 +187,10 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     });
                     let (world, gate) = GatedWorld::around(env.engine);
                     gate.panic_in(kind, thread, spared);
+                    if thread == "ringcask-load" {
+                        // Else the opening may have done everything before its helper is there.
+                        gate.let_read_first(thread);
+                    }
                     let opened = block_on(builder(env, &name).world(world).open());
                     let has_panicked = gate.has_panicked(kind);
                     match opened {
@@ -200,7 +204,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     assert_stock(&store);
                     close(store);
                     panics[index] += u32::from(has_panicked);
-                    // Whether there is something left for a helper is a race.
+                    // An opening has only so many operations.
                     if !has_panicked && thread == "ringcask-open" {
                         break;
                     }
@@ -208,7 +212,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
             }
         }
         println!("{panics:?} panics in the opening and its helpers");
-        assert!(panics[0] >= 3 && panics[1] >= 1, "{panics:?}");
+        assert!(panics[0] >= 3 && panics[1] >= 10, "{panics:?}");
     });
 }
 
