@@ -370,7 +370,8 @@ impl Builder {
 
     /// How long `Buffered` and `Written` records may go without a sync. Default 1 s, range 1 ms to 60 s.
     ///
-    /// More saves syncs; less leaves less to a power cut.
+    /// More saves syncs; less leaves less to a power cut. 16 MiB without a sync get one before the interval is over, so that
+    /// nobody waits for much when their segment is full.
     pub fn sync_interval(mut self, interval: Duration) -> Self {
         self.options.sync_interval = interval;
         self

@@ -10,8 +10,9 @@
 //! So at any moment at most one listed segment lacks a footer, and it is the last one; a footer is never durable before
 //! what it vouches for; and a record is never acknowledged in a segment whose name could still vanish.
 //!
-//! Space is claimed ahead of the log in steps, so that a write that was accepted does not meet a full disk. What is
-//! claimed beyond [`CommitOptions::reserve_bytes`](super::CommitOptions) is for all; the rest is for deletes alone.
+//! Space is claimed ahead of the log in steps, so that a write that was accepted does not meet a full disk; where there is
+//! plenty, half a step before anybody would have to wait for it. What is claimed beyond
+//! [`CommitOptions::reserve_bytes`](super::CommitOptions) is for all; the rest is for deletes alone.
 //!
 //! # On a full disk
 //!
@@ -28,7 +29,7 @@ use crc32fast::Hasher;
 
 use super::log::{Refused, RoomWanted};
 use super::stage::Place;
-use super::task::{Active, CommitCounters, Committer, Fatal};
+use super::task::{Active, CommitCounters, CommitOptions, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
@@ -123,6 +124,22 @@ impl Committer {
             return Some((Refused::Everybody, error));
         }
         refusal
+    }
+
+    /// Claims the segment's next step before anybody waits for it. Not where space was short: there those that wait decide
+    /// who gets what.
+    pub(super) fn claim_ahead(&mut self) {
+        let Some((next_offset, claimed_end)) = self.log.place() else { return };
+        let Some(active) = &self.active else { return };
+        let CommitOptions { segment_bytes, reserve_bytes, .. } = self.options;
+        let step = MAX_CLAIM_STEP_BYTES.min(segment_bytes);
+        let target = claimed_end.saturating_add(step).min(segment_bytes.saturating_add(reserve_bytes));
+        let is_due = next_offset.saturating_add(reserve_bytes + step / 2) > claimed_end && target > claimed_end;
+        let is_easy = self.claim_step == MAX_CLAIM_STEP_BYTES && self.reserve.is_held() && !active.retired;
+        let file = Arc::clone(&active.file);
+        if is_due && is_easy && self.claim_up_to(&*file, claimed_end, target).is_err() {
+            self.claim_step = MAX_CLAIM_STEP_BYTES / 4;
+        }
     }
 
     /// Claims a step, or at least up to `needed`.
@@ -308,6 +325,7 @@ impl Committer {
             durable_end: end,
             filled_end: end,
             fills,
+            writeback_end: end,
             crc,
             records: 0,
             min_seq: 0,

@@ -37,8 +37,12 @@ use crate::segment::{Registry, Reserve, Segment, SharedCatalog};
 /// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
 const DIED_DIVISOR: u64 = 4;
 
-/// Groups from this size on are on their way to the disk before anybody asks for a sync.
+/// So much that waits for no sync is on its way to the disk before anybody asks for one.
 const WRITEBACK_BYTES_MIN: u64 = 1 << 20;
+/// When so much waits for a sync it gets one before its time: who seals the segment waits for no more than that.
+const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
+/// The last page of a write is gone on with by the next one: it is left out of writing back.
+const PAGE_BYTES: u64 = 4096;
 
 /// What the task needs to know of the options.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +84,8 @@ pub(super) struct Active {
     pub(super) filled_end: u64,
     /// Whether there should be.
     pub(super) fills: bool,
+    /// The disk was told to begin with everything before this offset.
+    pub(super) writeback_end: u64,
     /// Checksum of the bytes before `end`.
     pub(super) crc: Hasher,
     pub(super) records: u32,
@@ -230,6 +236,7 @@ impl Committer {
             self.linger.cancel();
             if let Some(taken) = self.log.take(false) {
                 self.commit(taken).await?;
+                self.claim_ahead();
             }
         }
         if !self.io.sync_overlaps() {
@@ -274,6 +281,10 @@ impl Committer {
 
     fn wants_sync(&self, closing: bool) -> bool {
         self.awaits_sync()
+            || self
+                .active
+                .as_ref()
+                .is_some_and(|active| active.end.saturating_sub(active.durable_end) >= UNSYNCED_BYTES_MAX)
             || self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
     }
 
@@ -385,16 +396,16 @@ impl Committer {
         Ok(result)
     }
 
-    /// Has the disk begin with a large group now, while the next one is copied: at a seal, or when a second is over,
-    /// hundreds of MiB would wait for it. Not with small ones, whose last page the next group goes on with.
-    fn start_writeback(&self, taken: &Taken) {
-        let len = taken.end - taken.base;
+    /// Has the disk begin with what has gathered, while the next group is copied: at a seal, or when a second is over,
+    /// hundreds of MiB would wait for it.
+    fn start_writeback(&mut self, taken: &Taken) {
         let is_synced_next = taken.wants_sync && self.sync.is_none();
-        if len >= WRITEBACK_BYTES_MIN
-            && !is_synced_next
-            && let Some(active) = &self.active
-        {
-            active.file.start_writeback(taken.base, len);
+        let Some(active) = &mut self.active else { return };
+        let from = active.writeback_end.max(active.durable_end);
+        let until = active.end / PAGE_BYTES * PAGE_BYTES;
+        if until >= from + WRITEBACK_BYTES_MIN && !is_synced_next {
+            active.file.start_writeback(from, until - from);
+            active.writeback_end = until;
         }
     }
 

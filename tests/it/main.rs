@@ -13,6 +13,7 @@
     reason = "a test that meets something unforeseen should stop there; its helpers are nobody's API"
 )]
 
+mod ahead;
 mod api;
 mod bad_input;
 mod cache;

@@ -1,0 +1,124 @@
+//! What the store does before anybody would have to wait for it: space is claimed, writing back begun, a sync made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringcask::io::Io;
+use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::{Durability, Store};
+
+use crate::gate::{GatedWorld, Kind};
+use crate::support::{at, block_on, close, for_each_engine, open, poll_once, put_at};
+
+const MIB: u64 = 1 << 20;
+const LONG: Duration = Duration::from_secs(60);
+const PAGE: u64 = 4096;
+
+#[test]
+fn no_put_waits_for_space_in_the_segment() {
+    for_each_engine(|env| {
+        let (world, gate) = GatedWorld::around(env.engine);
+        let store = open(env.builder().world(world).segment_bytes(64 * MIB).sync_interval(LONG));
+        let value = vec![7; 64 << 10];
+        // The first one finds no segment.
+        put_at(&store, Durability::Written, "first", &value);
+        let before = gate.claims().len();
+        let mut puts = 0;
+        for round in 0..48 {
+            for number in 0..15 {
+                let mut put = store.put_with(format!("{round}-{number}"), &value, at(Durability::Buffered));
+                assert!(poll_once(&mut put).is_ready(), "{puts} puts of 64 KiB went before this one");
+                puts += 1;
+            }
+            // Keeps the task in step, so that nobody waits for memory.
+            put_at(&store, Durability::Written, "last", &value);
+        }
+        let claims = gate.claims().split_off(before);
+        println!("{puts} puts, space claimed meanwhile: {claims:?}");
+        assert!(claims.len() >= 2, "48 MiB are several steps: {claims:?}");
+        close(store);
+    });
+}
+
+#[test]
+fn no_space_is_claimed_that_the_segment_cannot_use() {
+    for_each_engine(|env| {
+        let (world, gate) = GatedWorld::around(env.engine);
+        let builder = env.builder().world(world).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
+        let store = open(builder);
+        let value = vec![7; 64 << 10];
+        for number in 0..60 {
+            put_at(&store, Durability::Written, format!("{number}"), &value);
+        }
+        let claims = gate.claims();
+        // The first is that of the file RESERVE; the segment's own first step ends beyond its end by what comes before it.
+        let end = claims[1..].iter().map(|claim| claim.end).max().unwrap();
+        println!("{claims:?}");
+        assert!((4 * MIB..=5 * MIB + 4096).contains(&end), "claimed up to {end}");
+        close(store);
+    });
+}
+
+#[test]
+fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
+    for_each_engine(|env| {
+        let (world, gate) = GatedWorld::around(env.engine);
+        let store = open(env.builder().world(world).sync_interval(LONG));
+        let value = vec![7; 100_000];
+        put_at(&store, Durability::Synced, "first", &value);
+        let (syncs, begun) = (gate.asked(Kind::Sync), gate.writebacks().len());
+        for number in 0..100 {
+            put_at(&store, Durability::Written, format!("{number}"), &value);
+        }
+        assert_eq!(gate.asked(Kind::Sync), syncs, "nobody asked for one");
+        let ranges = gate.writebacks().split_off(begun);
+        println!("10 MB in 100 groups: {ranges:?}");
+        assert!(ranges.iter().all(|range| range.end % PAGE == 0), "the last page is gone on with: {ranges:?}");
+        assert!(ranges.iter().all(|range| range.end - range.start >= MIB), "{ranges:?}");
+        assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "{ranges:?}");
+        let covered = ranges.last().unwrap().end - ranges[0].start;
+        assert!(covered >= 10_000_000 - MIB - 100_000, "{covered} bytes of 10,000,000");
+        close(store);
+    });
+}
+
+/// Else whoever seals a segment waits for all that was written since the last interval.
+#[test]
+fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
+    let world = SimWorld::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
+    world.run_until(async {
+        let store = Store::builder("/db").world(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
+        let value = vec![7; 1 << 20];
+        let began = world.now();
+        let mut versions = Vec::new();
+        for number in 0..40 {
+            versions.push(store.put_with(format!("{number}"), &value, at(Durability::Written)).await.unwrap());
+        }
+        // Two times sixteen MiB; the rest has time.
+        store.wait_durable(versions[30]).await.unwrap();
+        let took = world.now() - began;
+        assert!(took < LONG / 2, "{took:?}");
+        store.wait_durable(versions[39]).await.unwrap();
+        let took = world.now() - began;
+        assert!(took >= LONG / 2, "{took:?}: nobody asked for that one");
+        store.close().await.unwrap();
+    });
+    world.shutdown();
+    assert_eq!(world.panics(), Vec::<String>::new());
+}
+
+/// Small writes alone do not bring the store to sync more often than it was told to.
+#[test]
+fn little_that_waits_for_a_sync_has_time() {
+    for_each_engine(|env| {
+        let (world, gate) = GatedWorld::around(env.engine);
+        let store = open(env.builder().world(world).sync_interval(LONG));
+        put_at(&store, Durability::Synced, "first", "value");
+        let syncs = gate.asked(Kind::Sync);
+        for number in 0..1000 {
+            block_on(store.put_with(format!("{number}"), [7; 1000], at(Durability::Written))).unwrap();
+        }
+        assert_eq!(gate.asked(Kind::Sync), syncs);
+        close(store);
+    });
+}
