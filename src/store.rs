@@ -18,7 +18,7 @@ use crate::futures::{
 };
 use crate::io::IoKind;
 use crate::multi_get::MultiGet;
-use crate::options::{Builder, CompactOptions, MAX_KEY_LEN, PutOptions};
+use crate::options::{Builder, CompactOptions, Durability, MAX_KEY_LEN, PutOptions};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
 use crate::striped::{Share, Striped};
@@ -249,20 +249,34 @@ impl Store {
     /// ```
     pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: PutOptions) -> Put {
         let (key, value) = (key.as_ref(), value.as_ref());
-        let op = self.check(key, value.len()).map(|()| Prepared::put(pooled_buffer(), key, value));
-        self.put_op(op, &options)
+        Put(self.write_one(key, value.len(), false, &options, || Prepared::put(pooled_buffer(), key, value)))
     }
 
     /// As [`put`](Store::put); a value of 64 KiB or more is shared with the store until it is written, not copied.
     pub fn put_bytes(&self, key: impl AsRef<[u8]>, value: Bytes) -> Put {
         let key = key.as_ref();
-        let op = self.check(key, value.len()).map(|()| Prepared::put_bytes(pooled_buffer(), key, value));
-        self.put_op(op, &PutOptions::new())
+        let (len, options) = (value.len(), PutOptions::new());
+        Put(self.write_one(key, len, false, &options, || Prepared::put_bytes(pooled_buffer(), key, value)))
     }
 
-    fn put_op(&self, op: Result<Prepared>, options: &PutOptions) -> Put {
+    /// A write of one record, which `prepare` makes. Meanwhile memory brings what publishing it will look at, if that is to
+    /// happen under the log's lock.
+    fn write_one(
+        &self,
+        key: &[u8],
+        value_len: usize,
+        must_exist: bool,
+        options: &PutOptions,
+        prepare: impl FnOnce() -> Prepared,
+    ) -> WriteOp {
         let durability = options.durability.unwrap_or(self.core().options.durability);
-        Put(WriteOp::new(self.share(), durability, false, op))
+        let op = self.check(key, value_len).map(|()| {
+            if durability == Durability::Buffered {
+                self.core().keydir.ask_for_place(key);
+            }
+            prepare()
+        });
+        WriteOp::new(self.share(), durability, must_exist, op)
     }
 
     /// Deletes `key`; tells whether it existed. If it did not, nothing is written.
@@ -292,9 +306,7 @@ impl Store {
     /// As [`delete`](Store::delete), with options of its own.
     pub fn delete_with(&self, key: impl AsRef<[u8]>, options: PutOptions) -> Delete {
         let key = key.as_ref();
-        let op = self.check(key, 0).map(|()| Prepared::tombstone(pooled_buffer(), key));
-        let durability = options.durability.unwrap_or(self.core().options.durability);
-        Delete(WriteOp::new(self.share(), durability, true, op))
+        Delete(self.write_one(key, 0, true, &options, || Prepared::tombstone(pooled_buffer(), key)))
     }
 
     /// Applies `batch` as one: after a crash all of it is there or none, and no `get` sees a part of it. Returns the

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::chunk::{Memory, Pool};
 use super::{Location, Slot};
+use crate::prefetch::prefetch;
 
 /// Memory is asked for in pieces of so much.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
@@ -143,6 +144,13 @@ impl Arena {
         rest.and_then(|rest| rest.split_first_chunk::<2>()).is_some_and(|(key_len, rest)| {
             usize::from(u16::from_le_bytes(*key_len)) == key.len() && rest.starts_with(key)
         })
+    }
+
+    /// Asks for the line in which an entry begins.
+    pub(super) fn ask_for(&self, handle: Handle) {
+        if let Some(entry) = self.entry(handle) {
+            prefetch(entry.as_ptr());
+        }
     }
 
     /// The slot of an entry that is there.

@@ -89,6 +89,19 @@ mod imp {
         };
     }
 
+    /// Asks for the line of the tags, which lie behind the places.
+    macro_rules! prefetch_tags {
+        ($table:expr, $hash:expr) => {
+            prefetch(
+                $table
+                    .data_end()
+                    .as_ptr()
+                    .cast::<u8>()
+                    .wrapping_add(to_usize(table_hash($hash)) & ($table.buckets() - 1)),
+            )
+        };
+    }
+
     /// Locks the table and the arena of a shard, for `read` or for `write`. Both are bound to names, so that the arena is let
     /// go of first, as locals are in the reverse of their order. A macro, since the table's type has no name here.
     macro_rules! lock {
@@ -206,6 +219,27 @@ mod imp {
             let (table, arena) = lock!(self, self.shard_of(hash), read);
             prefetch_place!(table, hash);
             find!(table, arena, hash, key).and_then(|handle| arena.slot(handle))
+        }
+
+        /// Asks for the lines in which the table has the place of a key. Waits for nothing: neither for them nor for a lock.
+        pub(in crate::keydir) fn ask_for_place(&self, key: &[u8]) {
+            let hash = self.hasher.hash_one(key);
+            if let Some(table) = self.places.shards()[self.shard_of(hash)].try_read() {
+                prefetch_tags!(table, hash);
+                prefetch_place!(table, hash);
+            }
+        }
+
+        /// Asks for the line of a key's entry, whose place should be there by now.
+        pub(in crate::keydir) fn ask_for_entry(&self, key: &[u8]) {
+            let hash = self.hasher.hash_one(key);
+            let shard = self.shard_of(hash);
+            if let Some(table) = self.places.shards()[shard].try_read()
+                && let Some((place, _)) = table.get(table_hash(hash), |(place, _)| place.has_hash(hash))
+                && let Ok(arena) = self.arenas[shard].0.try_read()
+            {
+                arena.ask_for(place.handle());
+            }
         }
 
         /// Runs `change` on the slot of `key`, or inserts `slot` and runs it on nothing, under the shard's lock.
@@ -378,6 +412,27 @@ mod imp {
             println!("{near} of 20000 places in the line that is asked for");
             assert!(near > 14_000, "{near}");
         }
+
+        #[test]
+        fn who_asks_ahead_waits_for_no_lock_and_changes_nothing() {
+            let map = Map::new(KeyedSip(1, 2), 2);
+            let slot = |number| Slot::new(number, false, Location::new(1, 8, 1).unwrap());
+            for key in [&b"absent in an empty table"[..], b"there"] {
+                map.ask_for_place(key);
+                map.ask_for_entry(key);
+            }
+            map.change_or_insert(b"there", slot(7), |_| ());
+            for key in [&b"absent"[..], b"there"] {
+                map.ask_for_place(key);
+                map.ask_for_entry(key);
+            }
+            assert_eq!(map.get(b"there").map(Slot::word), Some(slot(7).word()));
+            assert!(map.get(b"absent").is_none());
+            let _locked = lock!(map, map.shard_of(map.hasher.hash_one(&b"there"[..])), write);
+            // This thread has the locks itself: to wait for one would be for ever.
+            map.ask_for_place(b"there");
+            map.ask_for_entry(b"there");
+        }
     }
 }
 
@@ -431,6 +486,10 @@ mod imp {
         pub(in crate::keydir) fn reserve(&self, _keys: usize) {}
 
         pub(in crate::keydir) fn trim(&self) {}
+
+        pub(in crate::keydir) fn ask_for_place(&self, _key: &[u8]) {}
+
+        pub(in crate::keydir) fn ask_for_entry(&self, _key: &[u8]) {}
 
         fn shard(&self, key: &[u8]) -> &Shard {
             let hash = crate::io::util::to_usize(self.hasher.hash_one(key));

@@ -1,6 +1,6 @@
 //! What callers ask of the log: to accept a write, to sync, to wait, to read what is staged, to close.
 
-use std::sync::{Arc, TryLockError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -34,7 +34,12 @@ impl Log {
         cx: &Context<'_>,
     ) -> Poll<Result<Accepted>> {
         let replaced;
-        let mut state = self.lock_to_publish(op, durability);
+        if durability == Durability::Buffered
+            && let [member] = op.members()
+        {
+            self.keydir.ask_for_entry(member.key(&op.bytes));
+        }
+        let mut state = self.lock();
         match &state.status {
             Status::Open => {}
             Status::Closing => return Poll::Ready(Err(closed())),
@@ -68,21 +73,6 @@ impl Log {
         self.ring_if_due(state);
         drop(left);
         Poll::Ready(Ok(accepted))
-    }
-
-    /// Takes the lock. Whoever would have to wait for it, and publishes under it, brings meanwhile what that will need of the
-    /// keydir, so that the processor's cache misses of one caller are not waited for by all.
-    fn lock_to_publish(&self, op: &Prepared, durability: Durability) -> MutexGuard<'_, State> {
-        if durability == Durability::Buffered
-            && let [member] = op.members()
-        {
-            match self.state.try_lock() {
-                Ok(state) => return state,
-                Err(TryLockError::Poisoned(state)) => return state.into_inner(),
-                Err(TryLockError::WouldBlock) => self.keydir.bring(member.key(&op.bytes)),
-            }
-        }
-        self.lock()
     }
 
     /// Whether the key of the only member of `op` exists; `None` while that is being decided.
