@@ -271,7 +271,8 @@ impl Store {
     ) -> WriteOp {
         let durability = options.durability.unwrap_or(self.core().options.durability);
         let op = self.check(key, value_len).map(|()| {
-            if durability == Durability::Buffered {
+            // A fork's child must not even let go of a lock.
+            if durability == Durability::Buffered && !self.core().is_forked() {
                 self.core().keydir.ask_for_place(key);
             }
             prepare()

@@ -39,9 +39,11 @@ const DIED_DIVISOR: u64 = 4;
 
 /// So much that waits for no sync is on its way to the disk before anybody asks for one.
 const WRITEBACK_BYTES_MIN: u64 = 1 << 20;
-/// When so much waits for a sync it gets one before its time: who seals the segment waits for no more than that.
+/// When so much waits for a sync it gets one before its time: who seals the segment waits for that much, and for what came
+/// while the sync before was under way.
 const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
-/// The last page of a write is gone on with by the next one: it is left out of writing back.
+/// The last page of a write is gone on with by the next one: it is left out of writing back. Where pages are larger it is
+/// written twice.
 const PAGE_BYTES: u64 = 4096;
 
 /// What the task needs to know of the options.
@@ -198,7 +200,8 @@ impl Committer {
             if self.registry.have_died(self.options.segment_bytes / DIED_DIVISOR) {
                 (self.died)();
             }
-            let demand = self.log.demand(self.sync.is_some(), self.linger.wanted());
+            let syncs = self.sync.is_some();
+            let demand = self.log.demand(syncs, self.linger.wanted());
             if demand.seal && !demand.closing {
                 // First: under full load there is always something else to do.
                 let sealed = self.seal_for_compaction().await?;
@@ -206,6 +209,11 @@ impl Committer {
                 continue;
             }
             if self.move_on(&demand).await? {
+                // Where there is always something to write, the task never comes to wait for it.
+                if syncs && let Some(result) = self.poll_sync().await {
+                    self.finish_sync(result)?;
+                    self.after_sync();
+                }
                 continue;
             }
             if demand.room.is_some() && !demand.closing {
@@ -465,7 +473,7 @@ impl Committer {
 
     // ---- syncs ---------------------------------------------------------------------------------------------------
 
-    /// A sync that nobody waits for may have a second's worth of writes to bring to the disk: it is done behind the task,
+    /// A sync that nobody waits for may have 16 MiB of writes and more to bring to the disk: it is done behind the task,
     /// which goes on writing.
     fn start_sync(&mut self) {
         let is_awaited = self.awaits_sync();
@@ -500,6 +508,16 @@ impl Committer {
         self.counters.sync_nanos.store(nanos, Ordering::Relaxed);
         self.log.set_durable(sync.seq, sync.end);
         Ok(())
+    }
+
+    /// How the sync in flight ended, if there is one and it did.
+    async fn poll_sync(&mut self) -> Option<io::Result<()>> {
+        let sync = self.sync.as_mut()?;
+        poll_fn(|cx| match sync.op.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
     }
 
     /// Waits for the sync in flight, if there is one.

@@ -54,6 +54,16 @@ struct State {
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// Called by the thread that asks for a write, before it starts.
+    at_writes: Mutex<Option<Hook>>,
+}
+
+struct Hook(Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl Gate {
@@ -124,6 +134,12 @@ impl Gate {
     /// Operations of `kind` asked for so far.
     pub fn asked(&self, kind: Kind) -> u64 {
         self.state.lock().expect("gate").lanes[kind as usize].asked
+    }
+
+    /// Has `hook` called at every write, or nothing.
+    pub fn at_writes(&self, hook: Option<Arc<dyn Fn() + Send + Sync>>) {
+        let before = std::mem::replace(&mut *self.at_writes.lock().expect("gate"), hook.map(Hook));
+        drop(before);
     }
 
     /// The disk space claimed so far, a file after the other.
@@ -270,6 +286,7 @@ impl Io for GatedWorld {
     fn block_until(&self, done: &dyn Fn() -> bool) {
         // A failed test drops its store with the gate closed: it should end with its own message, not hang.
         if std::thread::panicking() {
+            self.gate.state.lock().expect("gate").first = None;
             [Kind::Write, Kind::Sync, Kind::Read].into_iter().for_each(|kind| self.gate.open(kind));
         }
         self.inner.block_until(done);
@@ -355,6 +372,10 @@ impl File for GatedFile {
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Write);
+        let hook = gate.at_writes.lock().expect("gate").as_ref().map(|Hook(hook)| hook.clone());
+        if let Some(hook) = hook {
+            hook();
+        }
         Box::pin(async move {
             gate.pass(Kind::Write).await?;
             inner.write_at(bufs, offset).await

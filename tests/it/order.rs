@@ -57,8 +57,8 @@ fn phase<T>(world: &SimWorld, name: &str, text: &mut String, act: impl Future<Ou
     done
 }
 
-/// The commit task and the maintenance task go on side by side; the seed is one with which no hint is written in the
-/// middle of something else.
+/// The commit task and the maintenance task go on side by side; the seed is one with which a hint comes in the middle
+/// of a MANIFEST once, and nowhere else.
 const SEED: u64 = 49;
 
 const EXPECTED: &str = "\

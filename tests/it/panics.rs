@@ -14,7 +14,7 @@ use ringcask::{Batch, Builder, CompactOptions, Compaction, ErrorKind, Result, St
 
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
-    DEADLINE, Env, LEVELS, at, block_on, close, eventually, for_each_engine, get, open, poll_once, put,
+    DEADLINE, Env, LEVELS, at, block_on, close, eventually, for_each_engine, get, open, poll_once, put, skip,
 };
 
 const KINDS: [Kind; 3] = [Kind::Write, Kind::Sync, Kind::Read];
@@ -212,7 +212,11 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
             }
         }
         println!("{panics:?} panics in the opening and its helpers");
-        assert!(panics[0] >= 3 && panics[1] >= 10, "{panics:?}");
+        assert!(panics[0] >= 3, "{panics:?}");
+        match thread::available_parallelism() {
+            Ok(processors) if processors.get() > 1 => assert!(panics[1] >= 10, "{panics:?}"),
+            _ => skip("panics in an opening's helpers", "it has none on one processor"),
+        }
     });
 }
 
