@@ -36,10 +36,10 @@ pub(super) const MAX_PIECES: usize = 1024;
 pub(super) const MAX_IO_BYTES: usize = 1 << 30;
 /// `RWF_DONTCACHE`, which rustix does not have: what the read brings into the page cache does not stay there.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-/// Files replaced under our hands while locking, after which something else is wrong.
 /// Magic numbers of ext4 and XFS. Others, which copy on write, or whose syncs cost nothing, gain nothing.
 const WRITE_IN_PLACE: [fs::FsWord; 2] = [0xEF53, 0x5846_5342];
 
+/// Files replaced under our hands while locking, after which something else is wrong.
 const MAX_LOCK_TRIES: usize = 100;
 
 /// Calls again what a signal interrupted, but not for ever: a file system that says nothing else would have this thread
