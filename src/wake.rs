@@ -6,6 +6,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
+use crate::prefetch::prefetch;
+
+/// How far ahead of the waker that is called others' data is asked for.
+const ASKED_AHEAD: usize = 8;
+
 /// Wakes one task.
 pub(crate) fn wake_one(waker: Waker) {
     // The panic has been reported by its hook; nothing of the engine's state was in the waker's hands.
@@ -19,9 +24,20 @@ pub(crate) fn give_back(value: impl Sized) {
 
 /// Wakes all of them.
 pub(crate) fn wake_all(wakers: Vec<Waker>) {
+    wakers.iter().take(ASKED_AHEAD).for_each(ask_for);
     let mut wakers = wakers.into_iter();
     // One frame for all of them; a panic costs a second frame for those behind it.
     while wakers.len() > 0 {
-        let _ = catch_unwind(AssertUnwindSafe(|| wakers.by_ref().for_each(Waker::wake)));
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(waker) = wakers.next() {
+                wakers.as_slice().get(ASKED_AHEAD - 1).inspect(|ahead| ask_for(ahead));
+                waker.wake();
+            }
+        }));
     }
+}
+
+/// A waker's data is the task itself in most executors, and in the cache of the processor that ran it last.
+fn ask_for(waker: &Waker) {
+    prefetch(waker.data());
 }

@@ -26,6 +26,10 @@ mod imp {
     /// Look-ups under one hold of a shard's lock: a few microseconds.
     const LOCKED_LOOKUPS: usize = 32;
 
+    /// Parts of so many shards are asked for together: enough for the misses of groups of a few dozen keys, of which a shard
+    /// has one, and little enough for the processor's cache in batches of thousands.
+    const PARTS_ASKED_FOR: usize = 8;
+
     /// Bits of a key's hash that are kept with its place.
     const HASH_BITS: u32 = 64 - Handle::BITS;
 
@@ -123,11 +127,11 @@ mod imp {
     /// For each of some keys of a locked shard, the handle of whatever has its hash, most likely the key's own.
     ///
     /// A pass of its own over all of them, that of the entries being another: in a large keydir every step of a look-up
-    /// misses the cache, and only steps that do not wait for each other can miss it together.
+    /// misses the cache, and only steps that do not wait for each other can miss it together. Most of it was asked for
+    /// before, but not where another held the shard then.
     macro_rules! find_likely {
         ($table:expr, $hashes:expr, $indices:expr) => {{
             let mut likely = [None; LOCKED_LOOKUPS];
-            $indices.iter().for_each(|&index| prefetch_place!($table, $hashes[index]));
             for (handle, &index) in likely.iter_mut().zip($indices) {
                 let hash = $hashes[index];
                 let found = $table.get(table_hash(hash), |(place, _)| place.has_hash(hash));
@@ -242,6 +246,27 @@ mod imp {
             }
         }
 
+        /// Both steps for all keys of some parts, so that misses of many are one.
+        fn ask_for_all(&self, hashes: &[u64], parts: &[(usize, &[usize])]) {
+            for &(shard, indices) in parts {
+                let Some(table) = self.places.shards()[shard].try_read() else { continue };
+                for &index in indices {
+                    prefetch_tags!(table, hashes[index]);
+                    prefetch_place!(table, hashes[index]);
+                }
+            }
+            for &(shard, indices) in parts {
+                let Some(table) = self.places.shards()[shard].try_read() else { continue };
+                let Ok(arena) = self.arenas[shard].0.try_read() else { continue };
+                for &index in indices {
+                    let hash = hashes[index];
+                    if let Some((place, _)) = table.get(table_hash(hash), |(place, _)| place.has_hash(hash)) {
+                        arena.ask_for(place.handle());
+                    }
+                }
+            }
+        }
+
         /// Runs `change` on the slot of `key`, or inserts `slot` and runs it on nothing, under the shard's lock.
         pub(in crate::keydir) fn change_or_insert<T>(
             &self,
@@ -317,7 +342,7 @@ mod imp {
         }
 
         /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
-        /// shard for longer than that takes.
+        /// shard for longer than that takes. What they will be looked for in has been asked for.
         fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[usize])) {
             let mut ends = vec![0; self.arenas.len() + 1];
             hashes.iter().for_each(|&hash| ends[self.shard_of(hash) + 1] += 1);
@@ -332,9 +357,14 @@ mod imp {
                 *end += 1;
             }
             let mut begin = 0;
+            let mut parts = Vec::with_capacity(ends.len());
             for (shard, &end) in ends.iter().enumerate().take(self.arenas.len()) {
-                order[begin..end].chunks(LOCKED_LOOKUPS).for_each(|indices| some(shard, indices));
+                parts.extend(order[begin..end].chunks(LOCKED_LOOKUPS).map(|indices| (shard, indices)));
                 begin = end;
+            }
+            for parts in parts.chunks(PARTS_ASKED_FOR) {
+                self.ask_for_all(hashes, parts);
+                parts.iter().for_each(|&(shard, indices)| some(shard, indices));
             }
         }
 
