@@ -31,6 +31,7 @@ use rustix::fs::FallocateFlags;
 use shared::{median, place};
 
 const MIB: u64 = 1 << 20;
+static FILLER: [u8; MIB as usize] = [0xA5; MIB as usize];
 const FILE_BYTES: u64 = 256 * MIB;
 /// How far filler in a second file may be ahead of the log in the first.
 const AHEAD_BYTES: u64 = 8 * MIB;
@@ -65,44 +66,55 @@ fn claimed(path: &Path) -> File {
 }
 
 fn fill(file: &File, from: u64, until: u64) {
-    let piece = vec![0xA5; MIB as usize];
-    for offset in (from..until).step_by(piece.len()) {
-        let len = piece.len().min((until - offset) as usize);
-        file.write_all_at(&piece[..len], offset).unwrap();
+    for offset in (from..until).step_by(FILLER.len()) {
+        let len = FILLER.len().min((until - offset) as usize);
+        file.write_all_at(&FILLER[..len], offset).unwrap();
     }
 }
 
-/// Writes and syncs pieces of filler, until it is told to stop.
-fn fill_behind(path: &Path, piece: usize, logged: &AtomicU64, stop: &AtomicBool) {
-    let (file, piece) = (claimed(path), vec![0xA5; piece]);
-    let mut filled = 0;
+/// Writes and syncs pieces of filler behind the first [`AHEAD_BYTES`], until it is told to stop.
+fn fill_behind(file: &File, piece: usize, logged: &AtomicU64, stop: &AtomicBool) {
+    let (mut filled, piece) = (AHEAD_BYTES, piece as u64);
     while !stop.load(Ordering::Relaxed) {
-        if filled >= logged.load(Ordering::Relaxed) + AHEAD_BYTES {
+        let wanted = logged.load(Ordering::Relaxed) + AHEAD_BYTES;
+        if filled + piece > wanted.min(FILE_BYTES) {
             thread::sleep(Duration::from_micros(100));
             continue;
         }
-        file.write_all_at(&piece, filled).unwrap();
+        fill(file, filled, filled + piece);
         file.sync_data().unwrap();
-        filled += piece.len() as u64;
+        filled += piece;
+    }
+}
+
+/// Has the other thread stop, also where this one panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
 /// Writes groups of `len` bytes for `time`, or until the file is full.
 fn run(dir: &Path, way: Way, len: usize, time: Duration) -> Figures {
-    let file = claimed(&dir.join("log"));
+    let (file, next) = (claimed(&dir.join("log")), claimed(&dir.join("next")));
     if matches!(way, Way::InPlace | Way::Behind(_)) {
         fill(&file, 0, FILE_BYTES);
     }
+    if matches!(way, Way::Behind(_)) {
+        fill(&next, 0, AHEAD_BYTES);
+    }
     file.sync_all().unwrap();
+    next.sync_all().unwrap();
     let (logged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let taken = thread::scope(|scope| {
         if let Way::Behind(piece) = way {
-            let (path, logged, stop) = (dir.join("next"), &logged, &stop);
-            scope.spawn(move || fill_behind(&path, piece, logged, stop));
+            let (next, logged, stop) = (&next, &logged, &stop);
+            scope.spawn(move || fill_behind(next, piece, logged, stop));
         }
-        let taken = log(&file, way, len, time, &logged);
-        stop.store(true, Ordering::Relaxed);
-        taken
+        let _stop = Stop(&stop);
+        log(&file, way, len, time, &logged)
     });
     figures(taken)
 }
