@@ -164,8 +164,9 @@ fn get_cached(store: &Store, operations: u64) {
         assert!(finish(store.get(key(number * 7_919 % KEYS))).unwrap().is_some());
     }
     let stats = store.stats();
-    // The kernel may want a page back meanwhile. So few that had to be read are no part of a thousand of what is counted.
-    assert!(stats.gets_from_cache >= operations - operations / 1000, "{stats:?}");
+    // The kernel may want a page back meanwhile. A get that has to read costs several others: of so few, about a
+    // hundredth of what is counted, within the margin.
+    assert!(stats.gets_from_cache >= operations - operations / 500, "{stats:?}");
 }
 
 fn get_absent(store: &Store, operations: u64) {

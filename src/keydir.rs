@@ -379,7 +379,7 @@ impl Keydir {
 
     /// Of each put, by key and sequence number, whether it is the newest published record of its key and lies in `segment`.
     ///
-    /// Many at a time: in a large keydir each look-up misses the cache, and those under one lock can do so together.
+    /// Many at a time: in a large keydir each look-up misses the cache, and those of some shards can do so together.
     pub(crate) fn are_newest(&self, puts: &[(&[u8], u64)], segment: u32) -> Vec<bool> {
         let hashes: Vec<u64> = puts.iter().map(|(key, _)| self.hash(key)).collect();
         let mut newest = vec![false; puts.len()];

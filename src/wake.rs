@@ -30,7 +30,9 @@ pub(crate) fn wake_all(wakers: Vec<Waker>) {
     while wakers.len() > 0 {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             while let Some(waker) = wakers.next() {
-                wakers.as_slice().get(ASKED_AHEAD - 1).inspect(|ahead| ask_for(ahead));
+                if let Some(ahead) = wakers.as_slice().get(ASKED_AHEAD - 1) {
+                    ask_for(ahead);
+                }
                 waker.wake();
             }
         }));
@@ -40,4 +42,34 @@ pub(crate) fn wake_all(wakers: Vec<Waker>) {
 /// A waker's data is the task itself in most executors, and in the cache of the processor that ran it last.
 fn ask_for(waker: &Waker) {
     prefetch(waker.data());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::task::Wake;
+
+    use super::*;
+
+    struct Note {
+        number: usize,
+        woken: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Wake for Note {
+        fn wake(self: Arc<Self>) {
+            self.woken.lock().unwrap().push(self.number);
+            assert!(!PANICKING.contains(&self.number), "a waker's own panic");
+        }
+    }
+
+    const PANICKING: [usize; 5] = [0, 1, 9, 12, 24];
+
+    #[test]
+    fn each_is_woken_once_and_in_order_whoever_panics() {
+        let woken = Arc::default();
+        let note = |number| Waker::from(Arc::new(Note { number, woken: Arc::clone(&woken) }));
+        wake_all((0..25).map(note).collect());
+        assert_eq!(*woken.lock().unwrap(), (0..25).collect::<Vec<_>>());
+    }
 }

@@ -38,7 +38,7 @@ pub(super) fn publish(
 /// As [`publish`] for each record of a group, with the keys and publications of `records`.
 ///
 /// In a large keydir every record misses the cache some times. The commit task does nothing else meanwhile, so it has
-/// the misses of many records at once: with a million keys that takes a fifth of the time.
+/// the misses of many records at once: with a million keys that takes a third of the time.
 pub(super) fn publish_many<'a>(
     keydir: &Keydir,
     registry: &Registry,

@@ -26,8 +26,8 @@ mod imp {
     /// Look-ups under one hold of a shard's lock: a few microseconds.
     const LOCKED_LOOKUPS: usize = 32;
 
-    /// Parts of so many shards are asked for together: enough for the misses of groups of a few dozen keys, of which a shard
-    /// has one, and little enough for the processor's cache in batches of thousands.
+    /// So many parts, each of up to [`LOCKED_LOOKUPS`] keys of one shard, are asked for together: for groups of a few dozen
+    /// keys, of which a shard has one. For groups of hundreds more would be better still, or fewer, by a little.
     const PARTS_ASKED_FOR: usize = 8;
 
     /// Bits of a key's hash that are kept with its place.
@@ -128,7 +128,7 @@ mod imp {
     ///
     /// A pass of its own over all of them, that of the entries being another: in a large keydir every step of a look-up
     /// misses the cache, and only steps that do not wait for each other can miss it together. Most of it was asked for
-    /// before, but not where another held the shard then.
+    /// before, but not where another held the shard for writing then.
     macro_rules! find_likely {
         ($table:expr, $hashes:expr, $indices:expr) => {{
             let mut likely = [None; LOCKED_LOOKUPS];
@@ -342,7 +342,7 @@ mod imp {
         }
 
         /// Sorts the indices of `hashes` by shard and hands them on, some of one shard at a time: nobody is kept from a
-        /// shard for longer than that takes. What they will be looked for in has been asked for.
+        /// shard for longer than that takes, or than to ask for what they will be looked for in.
         fn shard_by_shard(&self, hashes: &[u64], mut some: impl FnMut(usize, &[usize])) {
             let mut ends = vec![0; self.arenas.len() + 1];
             hashes.iter().for_each(|&hash| ends[self.shard_of(hash) + 1] += 1);
@@ -462,6 +462,8 @@ mod imp {
             // This thread has the locks itself: to wait for one would be for ever.
             map.ask_for_place(b"there");
             map.ask_for_entry(b"there");
+            let hash = map.hasher.hash_one(&b"there"[..]);
+            map.ask_for_all(&[hash], &[(map.shard_of(hash), &[0][..])]);
         }
     }
 }
