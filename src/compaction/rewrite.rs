@@ -139,7 +139,7 @@ impl<'a> Rewrite<'a> {
     pub(super) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
         let segment = &*input.segment;
         let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
-        let file = self.compactor.registry.file(segment).map_err(|error| fail("open a segment", error))?;
+        let file = self.compactor.registry.open_apart(segment).map_err(|error| fail("open a segment", error))?;
         let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
         let header = header.map_err(|error| fail("read a segment", error))?;
         let ahead = ReadAhead::Once(READS_AHEAD);

@@ -248,6 +248,13 @@ pub trait File: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Says that reads of this file, through this handle, will come from anywhere in it: each should bring in what it asks
+    /// for and nothing beyond. For good. A hint: errors are not reported.
+    ///
+    /// The kernel guesses otherwise from which pages happen to be cached, and under random reads it guesses wrong. But it
+    /// also stops using large pages for what it brings in: who reads from end to end opens the file anew.
+    fn expect_random_reads(&self) {}
+
     /// Drops clean cached pages, so that the next read asks the disk. A hint: errors are not reported.
     fn evict(&self);
 }

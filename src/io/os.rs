@@ -252,6 +252,11 @@ impl File for WorldFile {
         fs::fstatfs(&self.file.fd).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
     }
 
+    fn expect_random_reads(&self) {
+        // A hint: there is nothing to do about a refusal.
+        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::Random);
+    }
+
     fn evict(&self) {
         // A hint: there is nothing to do about a refusal.
         let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::DontNeed);

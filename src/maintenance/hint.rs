@@ -25,7 +25,7 @@ pub(super) async fn write_hint(
     store_id: [u8; 16],
     pauses: Option<&dyn Io>,
 ) -> io::Result<()> {
-    let file = registry.file(segment)?;
+    let file = registry.open_apart(segment)?;
     let Some(hint) = build_hint(file, segment, store_id).await? else { return Ok(()) };
     write_hint_file(&*registry.dir, segment.id, &hint, pauses).await?;
     segment.set_hint_bytes(hint.len() as u64);

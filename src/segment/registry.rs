@@ -115,7 +115,8 @@ impl Registry {
     }
 
     pub(crate) fn insert(&self, segment: Arc<Segment>) {
-        if segment.open_file().is_some() {
+        if let Some(file) = segment.open_file() {
+            file.expect_random_reads();
             self.open_files.fetch_add(1, Ordering::Relaxed);
         }
         self.change(|segments| drop(segments.insert(segment.id, Arc::clone(&segment))));
@@ -146,7 +147,14 @@ impl Registry {
         segment.open_file()
     }
 
-    /// The file of `segment`, opened if need be.
+    /// The file of `segment` for one who reads it from end to end: a handle of its own, which is not kept and does not
+    /// count, for readers have told the kernel that theirs reads at random. The name is there as long as `segment` is held.
+    /// Where none is to be had, for want of descriptors perhaps, the readers' has the same bytes.
+    pub(crate) fn open_apart(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
+        self.dir.open(&segment_file_name(segment.id), OpenMode::Read).or_else(|_| self.file(segment))
+    }
+
+    /// The file of `segment` for reads of single records, opened if need be.
     pub(crate) fn file(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
         if let Some(file) = self.open_file(segment) {
             return Ok(file);
@@ -157,6 +165,7 @@ impl Registry {
                 return Ok(Arc::clone(file));
             }
             let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
+            file.expect_random_reads();
             if segment.is_retired() {
                 // Not kept: no later reader will ask for it, and nobody would count it out again.
                 return Ok(file);
@@ -191,7 +200,25 @@ impl Registry {
 mod tests {
     use super::*;
     use crate::io::Io;
-    use crate::sim::{SimConfig, SimWorld};
+    use crate::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+
+    #[test]
+    fn a_handle_apart_is_not_kept_and_may_be_the_readers() {
+        let world = SimWorld::new(SimConfig::default());
+        let dir = world.open_dir("/db".as_ref(), true).unwrap();
+        for id in 1..=2 {
+            dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
+        }
+        let registry = Registry::new(dir, "/db".into(), 8);
+        let [read, unread] = [1, 2].map(|id| Arc::new(Segment::new(id, 0, 1, 0, None)));
+        let readers = registry.file(&read).unwrap();
+        assert!(!Arc::ptr_eq(&registry.open_apart(&read).unwrap(), &readers));
+        assert_eq!(registry.open_files.load(Ordering::Relaxed), 1);
+        world.inject(Fault::sticky(OpClass::Open, world.op_count(OpClass::Open), FaultKind::EMFILE));
+        assert!(Arc::ptr_eq(&registry.open_apart(&read).unwrap(), &readers), "no descriptor is left");
+        let refused = registry.open_apart(&unread).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EMFILE));
+    }
 
     #[test]
     fn a_reader_of_a_retired_segment_takes_no_descriptor_from_the_others() {

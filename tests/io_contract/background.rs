@@ -150,6 +150,34 @@ fn what_is_read_once_leaves_the_page_cache_as_it_was() {
 }
 
 #[test]
+fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
+    const BLOCKS: u32 = 1024;
+    in_every_world(|stage| {
+        std::fs::create_dir_all(&stage.path).unwrap();
+        let file = stage.cold_file(BLOCKS);
+        let cached = || pages(&stage, "cold", 0, 0).map(|pages| pages.cached);
+        file.evict();
+        match cached() {
+            Ok(0) => {}
+            Ok(_) => return skip("reads at random", "the file system has no disk"),
+            Err(error) => return skip("reads at random", &error.to_string()),
+        }
+        let read_two = || {
+            file.evict();
+            for block in [0, BLOCKS / 2] {
+                check_block(wait(file.read_at(vec![0; 4096], 0, u64::from(block) << 12)), block);
+            }
+            cached().unwrap()
+        };
+        let read_ahead = read_two();
+        println!("{read_ahead} pages for two, if nobody says what is to come");
+        assert!(read_ahead > 2, "where nothing is read ahead, this shows nothing");
+        file.expect_random_reads();
+        undisturbed(read_two, 2);
+    });
+}
+
+#[test]
 fn where_no_read_leaves_the_cache_alone_a_plain_one_serves() {
     let memory = Path::new("/dev/shm");
     if !memory.is_dir() || has_uncached_reads(memory) {

@@ -290,6 +290,26 @@ fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::gate::Gate>, M
 }
 
 #[test]
+fn records_are_read_as_at_random_and_segments_are_not() {
+    for_each_engine(|env| {
+        let (mut store, gate, model) = gated(env, manual());
+        for opened in ["as written", "from its files"] {
+            let before = gate.random_reads();
+            model.keys().for_each(|key| drop(get(&store, key)));
+            let records = gate.random_reads() - before;
+            assert!(records >= model.len() as u64, "{opened}: {records} of {} records", model.len());
+            let (random, asked) = (gate.random_reads(), gate.asked(Kind::Read));
+            assert!(compact_only(&store, &sealed_ids(&store)).segments_read > 0);
+            assert!(gate.asked(Kind::Read) > asked, "the compaction reads");
+            assert_eq!(gate.random_reads(), random, "{opened}: reading ahead is for who reads on");
+            close(store);
+            store = open(builder(env, manual()).world(GatedWorld::behind(env.engine, &gate)));
+        }
+        close(store);
+    });
+}
+
+#[test]
 fn a_dropped_compaction_leaves_the_old_segments() {
     for_each_engine(|env| {
         let (store, _gate, model) = gated(env, manual());

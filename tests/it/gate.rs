@@ -6,6 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -47,6 +48,8 @@ struct State {
     first: Option<(&'static str, usize)>,
     claims: Vec<Range<u64>>,
     writebacks: Vec<Range<u64>>,
+    /// Reads through a handle that had been told to expect random ones.
+    random_reads: u64,
 }
 
 /// The shared controls.
@@ -152,6 +155,11 @@ impl Gate {
         self.state.lock().expect("gate").writebacks.clone()
     }
 
+    /// Reads so far through handles that had been told to expect them at random.
+    pub fn random_reads(&self) -> u64 {
+        self.state.lock().expect("gate").random_reads
+    }
+
     /// Blocks until `count` operations of `kind` are held.
     #[track_caller]
     pub fn wait_for_held(&self, kind: Kind, count: usize) {
@@ -237,12 +245,17 @@ pub struct GatedWorld {
 impl GatedWorld {
     /// Wraps the real world of `engine`.
     pub fn around(engine: Engine) -> (Arc<dyn Io>, Arc<Gate>) {
+        let gate = Arc::new(Gate::default());
+        (Self::behind(engine, &gate), gate)
+    }
+
+    /// Wraps another one, behind the same gate.
+    pub fn behind(engine: Engine, gate: &Arc<Gate>) -> Arc<dyn Io> {
         let inner: Arc<dyn Io> = match engine {
             Engine::Uring => Arc::new(ringcask::io::uring::UringIo::new(64).expect("a ring")),
             _ => Arc::new(ringcask::io::threads::ThreadsIo::new()),
         };
-        let gate = Arc::new(Gate::default());
-        (Arc::new(Self { inner, gate: gate.clone() }), gate)
+        Arc::new(Self { inner, gate: gate.clone() })
     }
 }
 
@@ -305,7 +318,8 @@ impl Dir for GatedDir {
     }
 
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(GatedFile { inner: self.inner.open(name, mode)?, gate: self.gate.clone() }))
+        let inner = self.inner.open(name, mode)?;
+        Ok(Arc::new(GatedFile { inner, gate: self.gate.clone(), expects_random: AtomicBool::new(false) }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -329,6 +343,14 @@ impl Dir for GatedDir {
 struct GatedFile {
     inner: Arc<dyn File>,
     gate: Arc<Gate>,
+    expects_random: AtomicBool,
+}
+
+impl GatedFile {
+    fn count_read(&self) {
+        let is_random = self.expects_random.load(Ordering::Relaxed);
+        self.gate.state.lock().expect("gate").random_reads += u64::from(is_random);
+    }
 }
 
 impl File for GatedFile {
@@ -337,6 +359,7 @@ impl File for GatedFile {
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.count_read();
         if self.gate.is_closed(Kind::Read) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -344,6 +367,7 @@ impl File for GatedFile {
     }
 
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        self.count_read();
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Read);
         let asked_by = std::thread::current();
@@ -357,6 +381,7 @@ impl File for GatedFile {
     }
 
     fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
+        self.count_read();
         let (inner, gate) = (self.inner.clone(), self.gate.clone());
         gate.ask(Kind::Read);
         let asked_by = std::thread::current();
@@ -407,6 +432,11 @@ impl File for GatedFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.inner.truncate(len)
+    }
+
+    fn expect_random_reads(&self) {
+        self.expects_random.store(true, Ordering::Relaxed);
+        self.inner.expect_random_reads();
     }
 
     fn evict(&self) {
