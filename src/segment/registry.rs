@@ -149,7 +149,7 @@ impl Registry {
 
     /// The file of `segment` for one who reads it from end to end: a handle of its own, which is not kept and does not
     /// count, for readers have told the kernel that theirs reads at random. The name is there as long as `segment` is held.
-    /// Where none is to be had, for want of descriptors perhaps, the readers' has the same bytes.
+    /// Where none is to be had, whatever the reason (most likely descriptors), the readers' has the same bytes.
     pub(crate) fn open_apart(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
         self.dir.open(&segment_file_name(segment.id), OpenMode::Read).or_else(|_| self.file(segment))
     }

@@ -17,6 +17,9 @@ use crate::{Stage, check_block, in_every_world, in_task_of, skip, wait};
 const IDLE: libc::c_long = 3 << 13;
 const LOWEST_BEST_EFFORT: libc::c_long = 2 << 13 | 7;
 
+/// `f_type` of tmpfs, from the kernel's <linux/magic.h>.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// The calling thread's nice value.
 fn nice() -> i64 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
@@ -156,11 +159,11 @@ fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(BLOCKS);
         let cached = || pages(&stage, "cold", 0, 0).map(|pages| pages.cached);
-        file.evict();
-        match cached() {
-            Ok(0) => {}
-            Ok(_) => return skip("reads at random", "the file system has no disk"),
-            Err(error) => return skip("reads at random", &error.to_string()),
+        if let Err(error) = cached() {
+            return skip("reads at random", &error.to_string());
+        }
+        if rustix::fs::statfs(&stage.path).unwrap().f_type == TMPFS_MAGIC {
+            return skip("reads at random", "the directory lies in memory");
         }
         let read_two = || {
             file.evict();
@@ -171,7 +174,9 @@ fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
         };
         let read_ahead = read_two();
         println!("{read_ahead} pages for two, if nobody says what is to come");
-        assert!(read_ahead > 2, "where nothing is read ahead, this shows nothing");
+        if read_ahead <= 2 {
+            return skip("reads at random", "nothing is read ahead of others either");
+        }
         file.expect_random_reads();
         undisturbed(read_two, 2);
     });
