@@ -26,7 +26,7 @@ use crate::commit::Log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Binding, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::io::{File, util};
-use crate::keydir::{Entry, Key, Keydir};
+use crate::keydir::{Entry, Key, Keydir, Location};
 use crate::mutant::{self, Mutant};
 use crate::segment::{Registry, Segment};
 use crate::striped::Striped;
@@ -227,6 +227,7 @@ fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Resul
     let filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
     if filled < len {
         count(&counters.from_disk);
+        read_ahead(registry, &*file, location, len as u64);
         return Ok(Lookup::Disk(DiskRead { place, file, buf, filled }));
     }
     count(&counters.from_cache);
@@ -238,6 +239,14 @@ fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Resul
         fill(cache, registry, &*file, span);
     }
     Ok(Lookup::Ready(Some(value)))
+}
+
+/// Who gets what lies in order is spared most waits.
+fn read_ahead(registry: &Registry, file: &dyn File, location: Location, len: u64) {
+    let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
+    if let Some(Some(ahead)) = ahead {
+        file.start_reading(location.offset(), ahead);
+    }
 }
 
 /// Brings what the cache lacks of `span`, as far as the page cache has it.
@@ -352,7 +361,6 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::keydir::Location;
 
     /// Follows a key whose entry, look after look, is in the segments of `script`; those in `there` exist.
     fn follow_script(script: &[Option<u32>], there: &[u32]) -> std::result::Result<Option<u32>, u32> {

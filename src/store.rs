@@ -136,8 +136,8 @@ impl Store {
     /// The value of `key`, or `None` if it has none.
     ///
     /// Reads from the log's buffer or the page cache finish in the first poll, on the caller's thread. Checksum and key
-    /// are verified on every read from a file. A read that waits for the disk brings in its record and nothing ahead of it:
-    /// many keys that are not cached are had sooner by [`multi_get`](Self::multi_get), or by several tasks, also in order.
+    /// are verified on every read from a file. A read that waits for the disk brings in its record
+    /// and nothing beyond it, but a MiB where it goes on behind the segment's last read that waited.
     ///
     /// # Errors
     ///

@@ -255,6 +255,12 @@ pub trait File: Send + Sync + fmt::Debug {
     /// also stops using large pages for what it brings in: who reads from end to end opens the file anew.
     fn expect_random_reads(&self) {}
 
+    /// Has the kernel begin to read `offset..offset + len` into the page cache, as far as the file has it. Does not wait for
+    /// the disk, but may for room in its queue. A hint: errors are not reported, and the reads to come will meet them.
+    fn start_reading(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
     /// Drops clean cached pages, so that the next read asks the disk. A hint: errors are not reported.
     fn evict(&self);
 }

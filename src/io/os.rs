@@ -14,6 +14,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -255,6 +256,10 @@ impl File for WorldFile {
     fn expect_random_reads(&self) {
         // A hint: there is nothing to do about a refusal.
         let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::Random);
+    }
+
+    fn start_reading(&self, offset: u64, len: u64) {
+        let _ = fs::fadvise(&self.file.fd, offset, NonZeroU64::new(len), fs::Advice::WillNeed);
     }
 
     fn evict(&self) {

@@ -1,6 +1,7 @@
 //! Segments: the files of the log, one being appended to, the others sealed for ever.
 
 mod catalog;
+mod in_order;
 mod names;
 mod registry;
 mod reserve;
@@ -21,6 +22,7 @@ pub(crate) use retired::{Retired, Unlinkable};
 pub(crate) use scan::{Extent, Found, Scan, Stop, Stored};
 pub(crate) use window::ReadAhead;
 
+use self::in_order::InOrder;
 use crate::cache::Slots;
 use crate::format::{Binding, FOOTER_LEN};
 use crate::io::File;
@@ -62,6 +64,8 @@ pub(crate) struct Segment {
     /// Compactions that could not read it.
     failed_reads: AtomicU64,
     hint_bytes: AtomicU64,
+    /// Whether its records are being got in order.
+    pub(crate) in_order: InOrder,
     /// Where the cache has its blocks.
     pub(crate) slots: Slots,
     /// Set when it is retired: who is told when the last reader is gone.
@@ -85,6 +89,7 @@ impl Segment {
             damaged: AtomicBool::new(false),
             failed_reads: AtomicU64::new(0),
             hint_bytes: AtomicU64::new(0),
+            in_order: InOrder::default(),
             slots: Slots::default(),
             retired_to: OnceLock::new(),
             file: RwLock::new(file),

@@ -179,6 +179,12 @@ fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
         }
         file.expect_random_reads();
         undisturbed(read_two, 2);
+        let start_reading = || {
+            file.evict();
+            file.start_reading(1 << 20, 1 << 20);
+            cached().unwrap()
+        };
+        undisturbed(start_reading, 256);
     });
 }
 

@@ -314,6 +314,33 @@ fn records_are_read_as_at_random_and_segments_are_not() {
 }
 
 #[test]
+fn gets_in_order_that_wait_have_the_next_stretch_read_ahead() {
+    for_each_engine(|env| {
+        let (world, gate) = GatedWorld::around(env.engine);
+        let store = open(env.builder().compaction(manual()).world(world));
+        for key in ["a", "b", "c", "d", "e"] {
+            put_at(&store, Durability::Synced, key, [7; 100]);
+        }
+        gate.close(Kind::Read);
+        let (mut gets, mut stretches) = (Vec::new(), Vec::new());
+        for key in ["a", "c", "e", "d"] {
+            let mut get = store.get(key);
+            assert!(poll_once(&mut get).is_pending());
+            gets.push(get);
+            stretches.push(gate.read_ahead().len());
+        }
+        assert_eq!(stretches, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
+        let stretch = &gate.read_ahead()[0];
+        assert!(stretch.start >= 512 + 2 * 144 && stretch.end - stretch.start == 1 << 20, "{stretch:?}");
+        gate.open(Kind::Read);
+        for get in gets {
+            assert_eq!(block_on(get).unwrap().as_deref(), Some(&[7; 100][..]));
+        }
+        close(store);
+    });
+}
+
+#[test]
 fn a_dropped_compaction_leaves_the_old_segments() {
     for_each_engine(|env| {
         let (store, _gate, model) = gated(env, manual());

@@ -50,6 +50,7 @@ struct State {
     writebacks: Vec<Range<u64>>,
     /// Reads through a handle that had been told to expect random ones.
     random_reads: u64,
+    read_ahead: Vec<Range<u64>>,
 }
 
 /// The shared controls.
@@ -158,6 +159,11 @@ impl Gate {
     /// Reads so far through handles that had been told to expect them at random.
     pub fn random_reads(&self) -> u64 {
         self.state.lock().expect("gate").random_reads
+    }
+
+    /// What the kernel was asked to begin to read.
+    pub fn read_ahead(&self) -> Vec<Range<u64>> {
+        self.state.lock().expect("gate").read_ahead.clone()
     }
 
     /// Blocks until `count` operations of `kind` are held.
@@ -437,6 +443,11 @@ impl File for GatedFile {
     fn expect_random_reads(&self) {
         self.expects_random.store(true, Ordering::Relaxed);
         self.inner.expect_random_reads();
+    }
+
+    fn start_reading(&self, offset: u64, len: u64) {
+        self.gate.state.lock().expect("gate").read_ahead.push(offset..offset + len);
+        self.inner.start_reading(offset, len);
     }
 
     fn evict(&self) {
