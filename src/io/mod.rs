@@ -255,9 +255,10 @@ pub trait File: Send + Sync + fmt::Debug {
     /// also stops using large pages for what it brings in: who reads from end to end opens the file anew.
     fn expect_random_reads(&self) {}
 
-    /// Has the kernel begin to read `offset..offset + len` into the page cache, as far as the file has it. Does not wait for
-    /// the disk, but may for room in its queue. A hint: errors are not reported, and the reads to come will meet them.
-    fn start_reading(&self, offset: u64, len: u64) {
+    /// Has the kernel begin to read `offset..offset + len` into the page cache, as far as the file has it. On a caller's thread
+    /// this never blocks: memory and room in the disk's queue are found elsewhere, as for [`read_at`](Self::read_at). A hint:
+    /// errors are not reported, and the reads to come will meet them.
+    fn start_reading(&self, offset: u64, len: u32) {
         let _ = (offset, len);
     }
 

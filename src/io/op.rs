@@ -171,6 +171,8 @@ impl<T> Drop for Handle<T> {
 pub(super) enum Op {
     /// Read into `buf[at..]`.
     Read { file: Arc<OsFile>, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags, done: Completer<ReadDone> },
+    /// Begin to read into the page cache. A hint: nobody waits for it, and what comes of it is told to nobody.
+    Advance { file: Arc<OsFile>, offset: u64, len: u32 },
     /// Write `bufs`, none of them empty and not none of them, one after the other.
     Write { file: Arc<OsFile>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
     /// Make completed writes durable.
@@ -186,6 +188,7 @@ impl Op {
                 let result = file.read(buf.get_mut(at..).unwrap_or_default(), offset, flags);
                 done.complete(ReadDone { result, buf });
             }
+            Self::Advance { file, offset, len } => file.start_reading(offset, len),
             Self::Write { file, bufs, offset, done } => {
                 let result = file.write(&bufs, offset);
                 quietly(|| drop(bufs));
@@ -203,8 +206,9 @@ impl Op {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
+    /// Whether it changes nothing.
     pub(super) fn is_read(&self) -> bool {
-        matches!(self, Self::Read { .. })
+        matches!(self, Self::Read { .. } | Self::Advance { .. })
     }
 
     /// Delivers what the kernel said; a count is of bytes.
@@ -214,6 +218,7 @@ impl Op {
                 drop(file);
                 done.complete(ReadDone { result, buf });
             }
+            Self::Advance { .. } => {}
             Self::Write { file, bufs, done, .. } => {
                 drop(file);
                 quietly(|| drop(bufs));
@@ -231,7 +236,7 @@ impl Op {
         match self {
             Self::Read { buf, .. } => mem::forget(mem::take(buf)),
             Self::Write { bufs, .. } => mem::forget(mem::take(bufs)),
-            Self::Sync { .. } => {}
+            Self::Advance { .. } | Self::Sync { .. } => {}
         }
     }
 }

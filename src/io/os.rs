@@ -124,6 +124,13 @@ impl OsFile {
         Ok(rustix::io::pwritev(&self.fd, &pieces, offset)?)
     }
 
+    /// Has the kernel begin to read into the page cache. Finds memory for it and room in the disk's queue first, which may
+    /// take as long as a read.
+    pub(super) fn start_reading(&self, offset: u64, len: u32) {
+        // A hint: there is nothing to do about a refusal.
+        let _ = fs::fadvise(&self.fd, offset, NonZeroU64::new(len.into()), fs::Advice::WillNeed);
+    }
+
     pub(super) fn sync(&self, kind: SyncKind) -> io::Result<()> {
         match kind {
             SyncKind::Data => fs::fdatasync(&self.fd)?,
@@ -258,8 +265,10 @@ impl File for WorldFile {
         let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::Random);
     }
 
-    fn start_reading(&self, offset: u64, len: u64) {
-        let _ = fs::fadvise(&self.file.fd, offset, NonZeroU64::new(len), fs::Advice::WillNeed);
+    fn start_reading(&self, offset: u64, len: u32) {
+        if len > 0 && check_offset(offset).is_ok() {
+            self.dispatch.start(Op::Advance { file: Arc::clone(&self.file), offset, len });
+        }
     }
 
     fn evict(&self) {

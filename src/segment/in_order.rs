@@ -5,12 +5,12 @@
 //! last one ended, or where what was read ahead for it ends, has the next stretch read ahead. So a stretch costs one wait,
 //! and what is found in it costs nothing here.
 //!
-//! Two who go through one segment in order at the same time take the word from each other, and mostly get no help.
+//! Two who go through one segment in order at the same time take the word from each other: each waits once more a stretch.
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes read ahead at a time.
-const STRETCH_BYTES: u64 = 1 << 20;
+const STRETCH_BYTES: u32 = 1 << 20;
 /// Records of others may lie between two that are got one after the other, and so may what has died.
 const GAP_BYTES: u64 = 16 << 10;
 
@@ -20,15 +20,16 @@ pub(crate) struct InOrder(AtomicU64);
 
 impl InOrder {
     /// A get of `len` bytes at `offset` has to wait: how many bytes from there on should be read ahead, if any.
-    pub(crate) fn missed(&self, offset: u64, len: u64) -> Option<u64> {
+    pub(crate) fn missed(&self, offset: u64, len: u64) -> Option<u32> {
         let (known_end, end) = (self.0.load(Ordering::Relaxed), offset + len);
-        if offset < known_end && end <= known_end && known_end - offset <= STRETCH_BYTES {
+        let stretch = u64::from(STRETCH_BYTES);
+        if offset < known_end && end <= known_end && known_end - offset <= stretch {
             // On its way with what was read ahead.
             return None;
         }
         let goes_on = known_end > 0 && known_end <= end && known_end + GAP_BYTES >= offset;
-        let ahead = (goes_on && len < STRETCH_BYTES).then_some(STRETCH_BYTES);
-        self.0.store(offset + ahead.unwrap_or(len), Ordering::Relaxed);
+        let ahead = (goes_on && len < stretch).then_some(STRETCH_BYTES);
+        self.0.store(offset + ahead.map_or(len, u64::from), Ordering::Relaxed);
         ahead
     }
 }
@@ -63,7 +64,11 @@ mod tests {
             assert_eq!(order.missed(offset, 4096), None, "at random");
         }
         assert_eq!(order.missed(1 << 20, 8), None, "back again");
-        assert_eq!(order.missed(1 << 30, 2 * STRETCH_BYTES), None);
-        assert_eq!(order.missed((1 << 30) + 2 * STRETCH_BYTES, 2 * STRETCH_BYTES), None, "it is a stretch by itself");
+        assert_eq!(order.missed(1 << 30, 2 * u64::from(STRETCH_BYTES)), None);
+        assert_eq!(
+            order.missed((1 << 30) + 2 * u64::from(STRETCH_BYTES), 2 * u64::from(STRETCH_BYTES)),
+            None,
+            "it is a stretch by itself"
+        );
     }
 }

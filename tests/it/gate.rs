@@ -445,8 +445,8 @@ impl File for GatedFile {
         self.inner.expect_random_reads();
     }
 
-    fn start_reading(&self, offset: u64, len: u64) {
-        self.gate.state.lock().expect("gate").read_ahead.push(offset..offset + len);
+    fn start_reading(&self, offset: u64, len: u32) {
+        self.gate.state.lock().expect("gate").read_ahead.push(offset..offset + u64::from(len));
         self.inner.start_reading(offset, len);
     }
 

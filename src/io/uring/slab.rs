@@ -41,7 +41,7 @@ impl InFlight {
                     }
                 }
             }
-            Op::Sync { .. } => {}
+            Op::Advance { .. } | Op::Sync { .. } => {}
         }
         in_flight.asked_len = u32::try_from(MAX_IO_BYTES - room).unwrap_or(u32::MAX);
         in_flight
@@ -54,6 +54,12 @@ impl InFlight {
                 let buf = buf.get_mut(*at..).unwrap_or_default().as_mut_ptr();
                 let read = opcode::Read::new(types::Fd(file.raw_fd()), buf, self.asked_len).offset(*offset);
                 read.rw_flags(flags.bits().cast_signed()).build()
+            }
+            // The kernel hands it to a worker: it may block there.
+            Op::Advance { file, offset, len } => {
+                opcode::Fadvise::new(types::Fd(file.raw_fd()), (*len).into(), libc::POSIX_FADV_WILLNEED)
+                    .offset(*offset)
+                    .build()
             }
             Op::Write { file, offset, .. } => match self.pieces.as_slice() {
                 [only] => opcode::Write::new(types::Fd(file.raw_fd()), only.iov_base.cast(), self.asked_len)
@@ -231,7 +237,7 @@ mod tests {
         let pieces: Vec<&[u8]> = match &in_flight.op {
             Op::Read { buf, .. } => vec![&buf[..]],
             Op::Write { bufs, .. } => bufs.iter().map(|buf| &buf[..]).collect(),
-            Op::Sync { .. } => Vec::new(),
+            Op::Advance { .. } | Op::Sync { .. } => Vec::new(),
         };
         let told = in_flight.pieces.iter().map(|piece| piece.iov_base as usize);
         let addresses: Vec<usize> = pieces.iter().map(|piece| piece.as_ptr() as usize).collect();
