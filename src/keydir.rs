@@ -243,13 +243,20 @@ impl Keydir {
 
     /// The newest published record of `key`, seen outside every batch's publication.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
+        self.get_meanwhile(self.hash(key), key, || ())
+    }
+
+    /// As [`get`](Self::get), of a key whose hash is known. Calls `meanwhile` when the processor has been asked for the key's
+    /// entry and before it is looked at, so that what `meanwhile` asks for comes with it. It is called under the shard's lock
+    /// and must be quick, and may be called more than once, or not where there is no entry.
+    pub(crate) fn get_meanwhile(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
             if before % 2 == 1 && !mutant::is(Mutant::BatchEpochIgnored) {
                 drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
-            let found = self.get_ungated(key);
+            let found = self.find(hash, key, &meanwhile);
             // The look-up took the shard's lock after any batch member it saw was put there, and that was after the
             // epoch became odd: so an overlap shows in this second reading.
             fence(Ordering::Acquire);
@@ -261,7 +268,11 @@ impl Keydir {
 
     /// As [`get`](Self::get), for whoever excludes publishers by other means.
     pub(crate) fn get_ungated(&self, key: &[u8]) -> Option<Entry> {
-        let slot = self.map.get(key)?;
+        self.find(self.hash(key), key, || ())
+    }
+
+    fn find(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Entry> {
+        let slot = self.map.get(hash, key, meanwhile)?;
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 

@@ -442,7 +442,8 @@ impl Builder {
     /// Address space is taken when the store is opened, which fails with [`ErrorKind::Io`](crate::ErrorKind::Io) where there
     /// is not so much; memory as blocks come, in large pages of 2 MiB where the kernel has them. It is kept until the last
     /// handle is dropped, and counted in [`Stats::cache_held_bytes`](crate::Stats::cache_held_bytes), but for what is free of
-    /// the last large page. In stores of small segments (below 512 KiB) blocks are smaller.
+    /// the last large page. From 4 MiB on, up to a 64th is for hints of where a key's record was last found, by which the
+    /// processor is asked for it early. In stores of small segments (below 512 KiB) blocks are smaller.
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.options.cache_bytes = bytes;
         self

@@ -2,8 +2,8 @@
 //!
 //! A get from memory misses the processor's cache five times, and most times what it finds says where to look next, so that
 //! the misses wait for each other: most of the get's time. But where the keydir's first two are is known at once, from the
-//! hash; and where a record lies in the block cache, with the number of its frame, before the frame is looked at. Whoever
-//! publishes or wakes many has the misses of some of them together.
+//! hash; where a record lies in the block cache, with the number of its frame, before the frame is looked at, or by a guess
+//! before the keydir's entry is. Whoever publishes or wakes many has the misses of some of them together.
 #![allow(unsafe_code)]
 
 /// Has the processor bring the line of `address`, which may be any.

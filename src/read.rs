@@ -164,9 +164,14 @@ fn record_len(entry: Entry, key: &[u8]) -> usize {
 
 /// Looks `key` up and reads what can be read without waiting.
 pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
-    let Sources { registry, cache, counters, .. } = sources;
+    let Sources { keydir, registry, cache, counters, .. } = sources;
+    let hash = keydir.hash(key);
+    if let Some(cache) = cache {
+        cache.ask_for_hint(hash);
+    }
     let see = |segment: &Arc<Segment>| Seen::of(registry, segment);
-    let found = find(sources, key, |entry, segment| Cached::of(cache, segment, entry, key).ok_or_else(|| see(segment)));
+    let look = |entry, segment: &Arc<Segment>| Cached::of(cache, segment, entry, key).ok_or_else(|| see(segment));
+    let found = find(sources, hash, key, look);
     let (entry, seen) = match found? {
         None => return Ok(Lookup::Ready(None)),
         Some((entry, Err(seen))) => (entry, seen),
@@ -174,10 +179,11 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
             if let Some(value) = cached.value(key, entry) {
                 count(&counters.mine().from_block_cache);
                 cached.cache.count_hit();
+                cached.cache.note(hash, &cached.framed);
                 return Ok(Lookup::Ready(Some(value)));
             }
             // By now its segment may have been retired.
-            match find(sources, key, |_, segment| see(segment))? {
+            match find(sources, hash, key, |_, segment| see(segment))? {
                 Some(found) => found,
                 None => return Ok(Lookup::Ready(None)),
             }
@@ -187,10 +193,20 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
 }
 
 /// The entry of `key`, and what `look` makes of it and its segment. Counts a get that ends here.
-fn find<T>(sources: Sources<'_>, key: &[u8], look: impl Fn(Entry, &Arc<Segment>) -> T) -> Result<Option<(Entry, T)>> {
-    let Sources { keydir, registry, counters, .. } = sources;
+fn find<T>(
+    sources: Sources<'_>,
+    hash: u64,
+    key: &[u8],
+    look: impl Fn(Entry, &Arc<Segment>) -> T,
+) -> Result<Option<(Entry, T)>> {
+    let Sources { keydir, registry, cache, counters, .. } = sources;
+    let ask_for_record = || {
+        if let Some(cache) = cache {
+            cache.ask_for_record(hash);
+        }
+    };
     let find = |entry: Entry| registry.with(entry.location.segment, |segment| look(entry, segment));
-    match follow(|| keydir.get(key), find) {
+    match follow(|| keydir.get_meanwhile(hash, key, ask_for_record), find) {
         Ok(Some(found)) => Ok(Some(found)),
         Ok(None) => {
             count(&counters.mine().from_nowhere);
@@ -361,6 +377,8 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use crate::Store;
+    use crate::io::sim::{SimConfig, SimWorld};
 
     /// Follows a key whose entry, look after look, is in the segments of `script`; those in `there` exist.
     fn follow_script(script: &[Option<u32>], there: &[u32]) -> std::result::Result<Option<u32>, u32> {
@@ -380,5 +398,43 @@ mod tests {
         assert_eq!(follow_script(&[Some(1), Some(2), Some(3), Some(4), Some(5)], &[5]), Ok(Some(5)));
         assert_eq!(follow_script(&[Some(1), Some(2), None], &[3]), Ok(None), "deleted meanwhile");
         assert_eq!(follow_script(&[Some(1), Some(2), Some(2)], &[3]), Err(2), "the same place twice is no retirement");
+    }
+
+    /// A guess that is never made, or wrong, changes no result, only the time.
+    #[test]
+    fn a_get_from_the_cache_leaves_a_hint_of_where_it_found_its_record() {
+        let world = SimWorld::new(SimConfig::default());
+        world.run_until(async {
+            let store = Store::builder("/db").world(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
+            let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_le_bytes).collect();
+            for key in &keys {
+                store.put(key, [7; 200]).await.unwrap();
+            }
+            store.sync().await.unwrap();
+            let core = store.core();
+            let cache = core.cache.as_ref().unwrap();
+            let hint = |key: &[u8]| cache.hint(core.keydir.hash(key));
+            assert!(keys.iter().all(|key| hint(key).is_none()), "nothing was read from the cache");
+            let mut hits: Vec<&[u8; 4]> = Vec::new();
+            for _ in 0..200 {
+                hits.clear();
+                for key in &keys {
+                    let before = store.stats().gets_from_block_cache;
+                    assert_eq!(store.get(key).await.unwrap().unwrap(), [7; 200][..]);
+                    hits.extend((store.stats().gets_from_block_cache > before).then_some(key));
+                }
+            }
+            assert!(hits.len() > 400, "{} of 500 from the cache", hits.len());
+            // Keys of one word share a hint, which is then that of the one that was read last.
+            let line = |place: u64| place % (16 << 10) / 64;
+            let is_right = |key: &[u8]| {
+                let offset = core.keydir.get(key).unwrap().location.offset();
+                hint(key).is_some_and(|place| line(place as u64) == line(offset))
+            };
+            let right = hits.iter().filter(|key| is_right(&key[..])).count();
+            println!("{right} hints of {} are right", hits.len());
+            assert!(right * 10 > hits.len() * 9, "{right} of {}", hits.len());
+            store.close().await.unwrap();
+        });
     }
 }

@@ -65,7 +65,7 @@ pub struct Stats {
     pub gets_from_cache: u64,
     /// Gets that waited for the disk.
     pub gets_from_disk: u64,
-    /// Memory that the blocks in the store's own cache take so far; see [`cache_bytes`](crate::Builder::cache_bytes).
+    /// Memory that the store's own cache takes so far, its blocks and what finds them; see [`cache_bytes`](crate::Builder::cache_bytes).
     pub cache_held_bytes: u64,
     /// Commit groups written: each one contiguous write.
     pub groups: u64,

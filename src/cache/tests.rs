@@ -164,6 +164,54 @@ fn memory_stays_below_the_bound_and_comes_with_the_blocks() {
 }
 
 #[test]
+fn hints_are_a_part_of_the_bound_from_the_first_block_on() {
+    const BYTES: u64 = 8 << 20;
+    let cache = new(BYTES, 1 << 20).unwrap();
+    assert_eq!(cache.held_bytes(), 0);
+    let all: Vec<Slots> = slots(1);
+    for number in 0..64 {
+        bring_in(&cache, &all, number);
+        let slots = cache.slot_bytes.load(Ordering::Relaxed);
+        assert_eq!(cache.held_bytes(), u64::from(number + 1) * frame_bytes(14) + slots + Hints::bytes(BYTES));
+    }
+    let whole = u64::from(cache.capacity) * frame_bytes(14) + BYTES / SLOTS_PART + Hints::bytes(BYTES);
+    assert!((BYTES - (2 << 14)..=BYTES - (1 << 14)).contains(&whole), "{whole} of {BYTES}, and a spare block");
+}
+
+#[test]
+fn a_hint_leads_to_the_lines_of_the_record() {
+    let cache = new(8 << 20, 1 << 20).unwrap();
+    let all: Vec<Slots> = slots(1);
+    (0..64).for_each(|number| bring_in(&cache, &all, number));
+    let mut lines = 0;
+    for (number, offset) in (0..64_u64).map(|number| (number, number * (16 << 10) + number * 200)) {
+        let framed = cache.find(cache.span(0, offset, 300, 1 << 20).unwrap(), &all[0]).unwrap();
+        let hash = number << 50;
+        assert_eq!(cache.hint(hash), None);
+        cache.note(hash, &framed);
+        let address = cache.read(&framed, |record| record.as_ptr().addr()).unwrap();
+        let hinted = cache.address + cache.hint(hash).unwrap();
+        assert!(hinted <= address && address < hinted + LINE_BYTES, "{hinted:x} for {address:x}");
+        lines += 1;
+        cache.ask_for_hint(hash);
+        cache.ask_for_record(hash);
+    }
+    assert_eq!(lines, 64);
+    // Whatever a word says, nothing but time depends on it.
+    for place in [0, (8 << 20) - 1, 1 << 30, (1 << 38) - 65, usize::MAX] {
+        cache.hints.as_ref().unwrap().note(7 << 60, place);
+        cache.ask_for_record(7 << 60);
+    }
+}
+
+/// Brings block `number` of a segment of a MiB.
+fn bring_in(cache: &BlockCache, slots: &[Slots], number: u32) {
+    assert!(cache.make_slots(&slots[0], number, 1 << 20));
+    let filled = cache.fill(block(0, number), |bytes, _| bytes.len()).unwrap();
+    slots[0].set(number, filled.frame);
+}
+
+#[test]
 fn less_than_a_block_is_no_cache() {
     let is_one = |bytes| new(bytes, 256 << 20).is_some();
     assert!(!is_one(0) && !is_one(16 << 10) && is_one(1 << 20));

@@ -1,4 +1,4 @@
-//! Memory in large pages: that of the block cache, and of the keydir's entries.
+//! Memory in large pages: that of the block cache and its hints, and of the keydir's entries.
 //!
 //! What is read here and there in hundreds of megabytes misses more than the processor's caches: its table of pages has
 //! room for some megabytes, and a miss there is a walk through memory before the read itself. Large pages are few enough
@@ -12,7 +12,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -156,6 +156,33 @@ impl DerefMut for Block {
     }
 }
 
+/// Words that any number of threads read and write. They are zeros at first, and take memory where one was written.
+#[derive(Debug)]
+pub(crate) struct Words {
+    mapping: Mapping,
+    count: usize,
+}
+
+impl Words {
+    /// So many of them, one at least.
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        let bytes = count.checked_mul(size_of::<AtomicU32>());
+        let len = bytes.and_then(|bytes| bytes.checked_next_multiple_of(GRANULE_BYTES));
+        Ok(Self { mapping: Mapping::new(len.ok_or(io::ErrorKind::OutOfMemory)?)?, count })
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU32];
+
+    fn deref(&self) -> &[AtomicU32] {
+        // SAFETY: they lie in the mapping, which is kept, begins at a page and was zeros when it was made, and zero is a word.
+        // Nobody else has a byte of it, and whoever borrows the words writes them as atomics.
+        // Shown by `words_are_zeros_and_are_written_by_all`.
+        unsafe { std::slice::from_raw_parts(self.mapping.base().cast(), self.count) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread;
@@ -211,10 +238,34 @@ mod tests {
     }
 
     #[test]
+    fn words_are_zeros_and_are_written_by_all() {
+        for count in [1_u32, 1000, 1 << 14, (1 << 20) + 1] {
+            let words = Words::new(count as usize).unwrap();
+            assert_eq!(words.len(), count as usize);
+            assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0), "new memory");
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for (number, word) in (0..).zip(words.iter()) {
+                            word.fetch_add(number, Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            for (number, word) in (0..).zip(words.iter()) {
+                assert_eq!(word.load(Ordering::Relaxed), 4 * number, "of {count}");
+            }
+        }
+    }
+
+    #[test]
     fn more_than_can_be_mapped_is_an_error() {
         for (blocks, block_bytes) in [(usize::MAX, 2), (usize::MAX / 2, 1), (1 << 50, 16)] {
             let refused = Region::new(blocks, block_bytes).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory, "{refused}");
+        }
+        for count in [usize::MAX, usize::MAX / 4, 1 << 50] {
+            assert_eq!(Words::new(count).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         }
     }
 

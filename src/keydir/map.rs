@@ -218,11 +218,17 @@ mod imp {
             }
         }
 
-        pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
-            let hash = self.hasher.hash_one(key);
+        /// The slot of a key whose hash is known. Calls `meanwhile` while the key's entry is on its way.
+        pub(in crate::keydir) fn get(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Slot> {
             let (table, arena) = lock!(self, self.shard_of(hash), read);
             prefetch_place!(table, hash);
-            find!(table, arena, hash, key).and_then(|handle| arena.slot(handle))
+            let is_of_key = |handle: Handle| {
+                arena.ask_for(handle);
+                meanwhile();
+                arena.is_of(handle, key)
+            };
+            let found = table.get(table_hash(hash), |(place, _)| place.has_hash(hash) && is_of_key(place.handle()));
+            found.and_then(|(place, _)| arena.slot(place.handle()))
         }
 
         /// Asks for the lines in which the table has the place of a key. Waits for nothing: neither for them nor for a lock.
@@ -456,8 +462,9 @@ mod imp {
                 map.ask_for_place(key);
                 map.ask_for_entry(key);
             }
-            assert_eq!(map.get(b"there").map(Slot::word), Some(slot(7).word()));
-            assert!(map.get(b"absent").is_none());
+            let get = |key: &[u8]| map.get(map.hasher.hash_one(key), key, || ());
+            assert_eq!(get(b"there").map(Slot::word), Some(slot(7).word()));
+            assert!(get(b"absent").is_none());
             let _locked = lock!(map, map.shard_of(map.hasher.hash_one(&b"there"[..])), write);
             // This thread has the locks itself: to wait for one would be for ever.
             map.ask_for_place(b"there");
@@ -528,7 +535,12 @@ mod imp {
             &self.shards[hash % self.shards.len()]
         }
 
-        pub(in crate::keydir) fn get(&self, key: &[u8]) -> Option<Slot> {
+        pub(in crate::keydir) fn get(&self, _hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Slot> {
+            meanwhile();
+            self.slot(key)
+        }
+
+        fn slot(&self, key: &[u8]) -> Option<Slot> {
             self.shard(key).read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
         }
 
@@ -552,7 +564,7 @@ mod imp {
             key: impl Fn(usize) -> &'k [u8],
             mut each: impl FnMut(usize, Option<Slot>),
         ) {
-            (0..hashes.len()).for_each(|index| each(index, self.get(key(index))));
+            (0..hashes.len()).for_each(|index| each(index, self.slot(key(index))));
         }
 
         pub(in crate::keydir) fn change_many<'k>(
