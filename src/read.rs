@@ -13,7 +13,9 @@
 //!
 //! The system call, the cache misses of the look-up, one allocation, and as few writes to memory that other readers
 //! write too as can be, for each of them takes a cache line from another core. So no handle on the segment is taken, and
-//! counters come in stripes.
+//! counters come in stripes. While it finds next to nothing, most gets leave it out ([`warmth`]).
+
+mod warmth;
 
 use std::io;
 use std::sync::Arc;
@@ -30,8 +32,9 @@ use crate::keydir::{Entry, Key, Keydir, Location};
 use crate::mutant::{self, Mutant};
 use crate::segment::{Registry, Segment};
 use crate::striped::Striped;
+use warmth::Warmth;
 
-/// Counted by readers: a get counts once.
+/// Counted by readers, where a get counts once, and how warm they have found the page cache.
 #[derive(Debug, Default)]
 pub(crate) struct ReadCounters {
     from_staging: AtomicU64,
@@ -40,6 +43,7 @@ pub(crate) struct ReadCounters {
     from_disk: AtomicU64,
     /// Those that found nothing, or failed before it was clear where to read.
     from_nowhere: AtomicU64,
+    warmth: Warmth,
 }
 
 /// The counters of all threads.
@@ -239,8 +243,12 @@ fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Resul
         at(error, entry)
     })?;
     let place = Place { entry, binding: seen.binding };
+    let looks = counters.warmth.looks();
     // Whatever the reason of an error was, the engine's read will meet it again, or not.
-    let filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
+    let filled = if looks { file.read_nowait(&mut buf, location.offset()).unwrap_or(0) } else { 0 };
+    if looks {
+        counters.warmth.observe(filled == len);
+    }
     if filled < len {
         count(&counters.from_disk);
         read_ahead(registry, &*file, location, len as u64);
@@ -436,5 +444,30 @@ mod tests {
             assert!(right * 10 > hits.len() * 9, "{right} of {}", hits.len());
             store.close().await.unwrap();
         });
+    }
+    /// By the gets that the page cache has answered on the caller's thread, of those that looked or of all.
+    #[test]
+    fn gets_look_into_the_page_cache_while_it_has_something() {
+        const GETS: u32 = 4000;
+        for (missing, answered) in [(0, 4000..=4000), (50, 1700..=2200), (90, 10..=100), (100, 0..=0)] {
+            let world = SimWorld::new(SimConfig { nowait_miss_percent: missing, ..SimConfig::default() });
+            let stats = world.run_until(async {
+                let store = Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap();
+                store.put("key", [7; 200]).await.unwrap();
+                for _ in 0..GETS {
+                    assert_eq!(store.get("key").await.unwrap().unwrap(), [7; 200][..]);
+                }
+                let stats = store.stats();
+                store.close().await.unwrap();
+                stats
+            });
+            let from_cache = stats.gets_from_cache;
+            println!(
+                "{missing} % missing: {from_cache} of {GETS} from the page cache, {} waited",
+                stats.gets_from_disk
+            );
+            assert!(answered.contains(&from_cache), "{missing} % missing: {from_cache} of {GETS}");
+            assert_eq!(from_cache + stats.gets_from_disk, u64::from(GETS), "all were read");
+        }
     }
 }
