@@ -341,7 +341,7 @@ impl BlockCache {
     }
 
     /// The first of two steps by which a get has the record of a key of this `hash` on its way before it is known where it
-    /// lies. Between the two there should be a tenth of a microsecond's work. Neither waits.
+    /// lies. Between the two there should be a tenth of a microsecond's work, for the second reads what the first has asked for.
     pub(crate) fn ask_for_hint(&self, hash: u64) {
         if let Some(word) = self.hints.as_ref().and_then(|hints| hints.word(hash)) {
             prefetch(word);

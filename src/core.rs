@@ -197,6 +197,7 @@ impl Core {
 
     pub(crate) fn sources(&self) -> Sources<'_> {
         Sources {
+            io: &*self.io,
             keydir: &self.keydir,
             registry: &self.registry,
             log: &self.log,

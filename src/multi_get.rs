@@ -1,6 +1,6 @@
 //! The future of [`Store::multi_get`](crate::Store::multi_get).
 //!
-//! Every key is looked up first, and what the page cache has is read on the way. Then the reads that have to wait are
+//! Every key is looked up first, and what the page cache has is read on the way, if gets look there. Then the reads that have to wait are
 //! started together, so that the kernel gets them in one submission, and the disk in whatever order it likes best.
 
 use std::future::Future;

@@ -63,7 +63,8 @@ pub struct Stats {
     pub gets_from_block_cache: u64,
     /// Gets answered by the page cache on the caller's thread.
     pub gets_from_cache: u64,
-    /// Gets that waited for the disk. Where most do, also a few that the page cache has answered, but not on the caller's thread.
+    /// Gets handed to the engine, to wait for the disk. While most are, those that the page cache would have answered are among
+    /// them, for most gets are handed on without a look.
     pub gets_from_disk: u64,
     /// Memory that the store's own cache takes so far, its blocks and what finds them; see [`cache_bytes`](crate::Builder::cache_bytes).
     pub cache_held_bytes: u64,

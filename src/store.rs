@@ -135,8 +135,9 @@ impl Store {
 
     /// The value of `key`, or `None` if it has none.
     ///
-    /// Reads from the log's buffer or the page cache finish in the first poll, on the caller's thread; but while less than
-    /// about a quarter of what is read is cached, most gets are handed on without a look at the page cache. Checksum and key
+    /// Reads from the log's buffer or the page cache finish in the first poll, on the caller's thread. While less than
+    /// a fifth of what is read is cached, most gets are handed to the ring without a look at the page cache, unless the store has
+    /// [a cache of its own](crate::Builder::cache_bytes) or no ring. Checksum and key
     /// are verified on every read from a file. A read that waits for the disk brings in its record
     /// and nothing beyond it, but a MiB where it goes on behind the segment's last read that waited.
     ///

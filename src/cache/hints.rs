@@ -5,7 +5,8 @@
 //! than a guess: lines are asked for by it, and nothing is read by it. Whoever shares a word with another key, or whose record has
 //! moved since, asks for lines in vain.
 //!
-//! Keys of one word write it in turn. A word that is right is not written, so that threads do not take its line from each other.
+//! A word that is right is not written, so that threads do not take its line from each other. Keys of one word write it in
+//! turn, which where there are many more keys than words is most of them.
 
 use std::io;
 // Not those of the schedule explorer: nothing depends on what a hint says.
@@ -15,7 +16,8 @@ use super::LINE_BYTES;
 use crate::io::pages::Words;
 use crate::io::util::to_usize;
 
-/// What part of its bytes the cache gives to hints at the most: with records of 256 bytes, more words than records.
+/// What part of its bytes the cache gives to hints at the most: with a cache of a power of two,
+/// a word for 256 bytes of it.
 const PART: u64 = 64;
 
 /// Less is not worth a mapping of its own.

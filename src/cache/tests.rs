@@ -182,8 +182,8 @@ fn hints_are_a_part_of_the_bound_from_the_first_block_on() {
 fn a_hint_leads_to_the_lines_of_the_record() {
     let cache = new(8 << 20, 1 << 20).unwrap();
     let all: Vec<Slots> = slots(1);
-    (0..64).for_each(|number| bring_in(&cache, &all, number));
-    let mut lines = 0;
+    // So that no frame has its block's number.
+    (0..64).rev().for_each(|number| bring_in(&cache, &all, number));
     for (number, offset) in (0..64_u64).map(|number| (number, number * (16 << 10) + number * 200)) {
         let framed = cache.find(cache.span(0, offset, 300, 1 << 20).unwrap(), &all[0]).unwrap();
         let hash = number << 50;
@@ -192,11 +192,9 @@ fn a_hint_leads_to_the_lines_of_the_record() {
         let address = cache.read(&framed, |record| record.as_ptr().addr()).unwrap();
         let hinted = cache.address + cache.hint(hash).unwrap();
         assert!(hinted <= address && address < hinted + LINE_BYTES, "{hinted:x} for {address:x}");
-        lines += 1;
         cache.ask_for_hint(hash);
         cache.ask_for_record(hash);
     }
-    assert_eq!(lines, 64);
     // Whatever a word says, nothing but time depends on it.
     for place in [0, (8 << 20) - 1, 1 << 30, (1 << 38) - 65, usize::MAX] {
         cache.hints.as_ref().unwrap().note(7 << 60, place);

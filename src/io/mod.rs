@@ -91,6 +91,11 @@ pub trait Io: Send + Sync + fmt::Debug + 'static {
         true
     }
 
+    /// Whether a read of what the page cache has overtakes reads that wait for the disk.
+    fn cached_reads_overtake(&self) -> bool {
+        true
+    }
+
     /// Hands what the calling task has started to the kernel now, instead of when the task next waits.
     fn flush(&self) {}
 

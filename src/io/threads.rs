@@ -65,6 +65,11 @@ impl Io for ThreadsIo {
         false
     }
 
+    /// The threads of the pool are few, and each waits for its own.
+    fn cached_reads_overtake(&self) -> bool {
+        false
+    }
+
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
         let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
         os::open_dir(path, create, dispatch)

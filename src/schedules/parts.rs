@@ -162,7 +162,8 @@ pub(super) fn a_record_that_moves() {
         }
     });
     let counters = Default::default();
-    let sources = Sources { keydir: &keydir, registry: &registry, log: &log, cache: None, counters: &counters };
+    let sources =
+        Sources { io: &world, keydir: &keydir, registry: &registry, log: &log, cache: None, counters: &counters };
     match look_up(sources, b"k").expect("the record is somewhere") {
         Lookup::Ready(value) => assert_eq!(value.as_deref(), Some(&b"value"[..])),
         // It has its file, and would wait for it.

@@ -1,7 +1,7 @@
 //! Whether a segment's records are being got in the order in which they lie, from the disk.
 //!
 //! Readers have told the kernel not to read ahead, as it guesses wrong under random reads. Gets in order are noticed here
-//! instead, by the only ones that are dear anyway: those that have to wait for the disk. One such get that begins where the
+//! instead, by the only ones that are dear anyway: those that wait for the engine. One such get that begins where the
 //! last one ended, or where what was read ahead for it ends, has the next stretch read ahead. So a stretch costs one wait,
 //! and what is found in it costs nothing here.
 //!
@@ -19,6 +19,12 @@ const GAP_BYTES: u64 = 16 << 10;
 pub(crate) struct InOrder(AtomicU64);
 
 impl InOrder {
+    /// Whether a get at `offset` may find what was read ahead, or goes on where the last one that waited ended.
+    pub(crate) fn expects(&self, offset: u64) -> bool {
+        let known_end = self.0.load(Ordering::Relaxed);
+        known_end > 0 && offset <= known_end + GAP_BYTES && offset + u64::from(STRETCH_BYTES) >= known_end
+    }
+
     /// A get of `len` bytes at `offset` has to wait: how many bytes from there on should be read ahead, if any.
     pub(crate) fn missed(&self, offset: u64, len: u64) -> Option<u32> {
         let (known_end, end) = (self.0.load(Ordering::Relaxed), offset + len);
@@ -48,6 +54,20 @@ mod tests {
         }
         // The first record that is not in it as a whole.
         assert_eq!(order.missed(512 + 257 * 4096 - 100, 4096), Some(STRETCH_BYTES));
+    }
+
+    #[test]
+    fn what_was_read_ahead_and_what_goes_on_is_expected() {
+        let order = InOrder::default();
+        assert!(!order.expects(0) && !order.expects(4096), "nobody was here before");
+        let base = 1 << 30;
+        order.missed(base, 4096);
+        assert!(order.expects(base + 4096) && order.expects(base + 4096 + GAP_BYTES));
+        assert!(!order.expects(base + 4097 + GAP_BYTES));
+        order.missed(base + 4096, 4096);
+        let end = base + 4096 + u64::from(STRETCH_BYTES);
+        assert!(order.expects(base + 4096) && order.expects(end - 1) && order.expects(end));
+        assert!(!order.expects(base + 4095) && !order.expects(end + GAP_BYTES + 1));
     }
 
     #[test]
