@@ -438,7 +438,8 @@ fn the_reads_of_many_keys_are_submitted_together() {
             }
         };
         let from_disk = || store.stats().gets_from_disk;
-        for (phase, together) in [("warm", true), ("single", false), ("many", true)] {
+        // Together first: after some hundred misses gets no longer look whether the page cache has what they want.
+        for (phase, together) in [("warm", true), ("many", true), ("single", false)] {
             evict();
             let before = from_disk();
             mark(&format!("before{phase}"));
@@ -476,7 +477,7 @@ fn the_reads_of_many_keys_are_submitted_together() {
     let (single, many) = (submissions("single"), submissions("many"));
     let misses = [said["single"].groups, said["many"].groups];
     println!("{single} submissions for {} single reads, {many} for {} together", misses[0], misses[1]);
-    // One by one, the kernel reads ahead.
+    // One by one, what lies ahead may have been read.
     assert!(misses[0] > 0 && misses[1] >= KEYS as usize / 2, "the page cache answered: {misses:?}");
     assert!(single >= misses[0], "{single} submissions for {} single reads", misses[0]);
     assert!(many <= 4, "{many} submissions for {} reads", misses[1]);
