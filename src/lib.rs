@@ -65,7 +65,6 @@ mod batch;
 mod cache;
 mod commit;
 mod compaction;
-mod core;
 mod error;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
@@ -73,7 +72,6 @@ pub mod format;
 #[cfg(not(feature = "sim"))]
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "the whole format, which tests reach under `sim`")]
 mod format;
-mod futures;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub mod io;
@@ -82,38 +80,31 @@ pub mod io;
 mod io;
 mod keydir;
 mod maintenance;
-mod multi_get;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod mutant;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
-mod mutant;
 mod options;
-mod prefetch;
-mod promise;
 mod read;
 mod recovery;
-#[cfg(test)]
-#[cfg(feature = "shuttle")]
-mod schedules;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod seeded_bug;
+#[cfg(not(feature = "sim"))]
+#[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
+mod seeded_bug;
 mod segment;
 mod stats;
 mod store;
-mod striped;
 mod sync;
+#[cfg(all(test, feature = "shuttle"))]
+mod testing;
 mod trace;
-mod waiters;
-mod wake;
 
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
-pub use futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
-pub use multi_get::MultiGet;
 pub use options::{Builder, CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
 pub use options::{PutOptions, Recovery, WritePath};
 pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::Store;
+pub use store::futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
+pub use store::multi_get::MultiGet;
 
 #[cfg(feature = "sim")]
 pub use io::sim;

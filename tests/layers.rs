@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("state", &["keydir", "segment", "cache"]),
     ("bytes", &["format"]),
     ("world", &["io"]),
-    ("small", &["promise", "waiters", "wake", "striped", "sync", "prefetch", "trace", "mutant"]),
+    ("small", &["promise", "waiters", "wake", "striped", "sync", "prefetch", "trace", "seeded_bug"]),
 ];
 
 /// Who may name what lies above. Life and work answer in the words of the face, and events are told in everybody's.
@@ -32,9 +32,9 @@ const UPWARD: [(&str, &[&str]); 7] = [
 /// Modules that may name these modules of the crate and no others.
 const NARROW: [(&str, &[&str]); 4] = [
     ("format", &[]),
-    ("keydir", &["format", "io::pages", "io::util", "mutant", "prefetch", "sync"]),
+    ("keydir", &["format", "io::pages", "io::util", "seeded_bug", "prefetch", "sync"]),
     ("cache", &["io::pages", "io::util", "prefetch", "striped", "sync"]),
-    ("io", &["mutant", "sync"]),
+    ("io", &["seeded_bug", "sync"]),
 ];
 
 /// What may be named under these paths alone.
@@ -233,7 +233,7 @@ fn the_document_has_the_same_layers() {
     let document = include_str!("../ARCHITECTURE.md");
     for (layer, modules) in LAYERS {
         let row = document.lines().find(|line| line.starts_with(&format!("| {layer} |"))).unwrap();
-        for module in modules.iter().filter(|module| **module != "mutant") {
+        for module in modules.iter().filter(|module| **module != "seeded_bug") {
             let is_there = row.contains(&format!("`{module}.rs`")) || row.contains(&format!("`{module}/`"));
             assert!(is_there, "{module} is not in {row}");
         }
@@ -259,11 +259,11 @@ fn a_rule_that_is_broken_is_found() {
         ("commit/task.rs", "use crate::error::Error;", 0),
         ("commit/mod.rs", "use crate::store::Store;", 1),
         ("commit/mod.rs", "use crate::recovery::Recovered;", 0),
-        ("read.rs", "use crate::core::Core;", 1),
-        ("read.rs", "// use crate::core::Core;", 0),
-        ("read.rs", "use crate::sync::Mutex; // crate::core::Core", 0),
-        ("read.rs", "#[cfg(test)]\nmod tests {\n    use crate::core::Core;\n}", 0),
-        ("read.rs", "#[cfg(test)]\nmod tests;\nuse crate::core::Core;", 1),
+        ("read.rs", "use crate::store::core::Core;", 1),
+        ("read.rs", "// use crate::store::core::Core;", 0),
+        ("read.rs", "use crate::sync::Mutex; // crate::store::core::Core", 0),
+        ("read.rs", "#[cfg(test)]\nmod tests {\n    use crate::store::core::Core;\n}", 0),
+        ("read.rs", "#[cfg(test)]\nmod tests;\nuse crate::store::core::Core;", 1),
         ("read.rs", "fn f() { unsafe { g() } }", 1),
         ("io/fork.rs", "fn f() { unsafe { g() } }", 0),
         ("io/os.rs", "fn f() { unsafe { g() } }", 1),

@@ -8,10 +8,10 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::wake;
 use crate::sync::{Mutex, MutexGuard};
-use crate::wake;
 
 /// How far a group has come. It begins in the log's buffers, with none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,13 +57,13 @@ impl Group {
     /// Whether the group has come as far as the waiter registered at `index` wants; if not, `cx` is the one to wake.
     pub(crate) fn poll(&self, wait: WaitFor, index: usize, cx: &Context<'_>) -> Poll<Result<()>> {
         if let Some(outcome) = self.outcome(wait) {
-            let is_dropped = index > 0 && mutant::is(Mutant::FollowerErrorDropped);
+            let is_dropped = index > 0 && seeded_bug::is(SeededBug::FollowerErrorDropped);
             return Poll::Ready(if is_dropped { Ok(()) } else { outcome });
         }
         let mut waiters = self.lock();
         // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.
         if let Some(outcome) = self.outcome_with(wait, &waiters)
-            && !mutant::is(Mutant::WakerLost)
+            && !seeded_bug::is(SeededBug::WakerLost)
         {
             return Poll::Ready(outcome);
         }

@@ -21,11 +21,11 @@
 //! A group is whatever came while the last sync was under way (and, where that pays, the writers just released, who are
 //! about to come back: [`linger`]). There is one sync at a time, and it vouches only for writes whose completion came before it was submitted.
 
-mod ahead;
+mod delay;
 mod group;
-mod linger;
 mod log;
 mod prepared;
+mod prewrite;
 mod publish;
 mod rotate;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::stage::Publication;
 use crate::format::RecordKind;
 use crate::keydir::{Keydir, Loaded, Location, Published};
-use crate::segment::{Registry, Segment};
+use crate::segment::{Segment, SegmentSet};
 
 impl Publication {
     /// What the keydir is to hold of it.
@@ -22,7 +22,7 @@ impl Publication {
 /// Puts one record into the keydir and moves the bytes that live and die with that.
 pub(super) fn publish(
     keydir: &Keydir,
-    registry: &Registry,
+    registry: &SegmentSet,
     segment: &Arc<Segment>,
     key: &[u8],
     publication: &Publication,
@@ -41,7 +41,7 @@ pub(super) fn publish(
 /// the misses of many records at once: with a million keys that takes a third of the time.
 pub(super) fn publish_many<'a>(
     keydir: &Keydir,
-    registry: &Registry,
+    registry: &SegmentSet,
     segment: &Arc<Segment>,
     records: impl Iterator<Item = (&'a [u8], &'a Publication)>,
 ) {
@@ -55,7 +55,7 @@ pub(super) fn publish_many<'a>(
 }
 
 /// Moves the bytes that live and die with a record that was published in `segment`.
-fn account(registry: &Registry, segment: &Segment, publication: &Publication, published: Published) {
+fn account(registry: &SegmentSet, segment: &Segment, publication: &Publication, published: Published) {
     let member = publication.member;
     let Published { applied, replaced } = published;
     if applied && member.kind == RecordKind::Put {

@@ -33,8 +33,8 @@ use super::task::{Active, CommitCounters, CommitOptions, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
-use crate::mutant::{self, Mutant};
-use crate::segment::{CatalogError, Facts, Loan, Reserve, Segment, lacks_space, segment_file_name};
+use crate::seeded_bug::{self, SeededBug};
+use crate::segment::{Facts, Loan, ManifestError, Reserve, Segment, lacks_space, segment_file_name};
 
 /// Disk space is claimed in steps of up to this size, or the segment's if that is smaller.
 pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
@@ -195,7 +195,7 @@ impl Committer {
             // By another task. What is staged still has its place behind the last record: no footer goes there.
             return Err(Fatal(error));
         }
-        if !mutant::is(Mutant::FooterBeforeData) {
+        if !seeded_bug::is(SeededBug::FooterBeforeData) {
             self.sync_now().await?;
         }
         let Some(active) = &mut self.active else { return Ok(Ok(())) };
@@ -211,7 +211,7 @@ impl Committer {
         let (file, end) = (Arc::clone(&active.file), active.end);
         let sealed_len = end + FOOTER_LEN as u64;
         // The footer's own place stays claimed.
-        let has_filler = active.filled_end > end && !mutant::is(Mutant::FillerNotCut);
+        let has_filler = active.filled_end > end && !seeded_bug::is(SeededBug::FillerNotCut);
         if has_filler && let Err(error) = file.truncate(sealed_len) {
             return Ok(Err(self.place_error("seal", error)));
         }
@@ -299,12 +299,12 @@ impl Committer {
         drop(catalog);
         match edited {
             Ok(()) => {}
-            Err(CatalogError::NotChanged(error)) => {
+            Err(ManifestError::NotChanged(error)) => {
                 let error = Error::io("list a new segment", error).with_path(&self.registry.path);
                 let _ = self.registry.dir.unlink(&name);
                 return Ok(Err(error));
             }
-            Err(CatalogError::Unknown(error)) => return Err(self.poison("sync the directory", error)),
+            Err(ManifestError::Unknown(error)) => return Err(self.poison("sync the directory", error)),
         }
         self.activate(short_id, salt, next_seq, file, &header);
         Ok(Ok(()))
@@ -360,7 +360,7 @@ async fn create_file(dir: &dyn Dir, name: &str, header: &[u8]) -> io::Result<Arc
     util::write_all(&*file, vec![Bytes::copy_from_slice(header)], 0).await?;
     file.sync(SyncKind::All).await?;
     // The name must be there before the MANIFEST that lists it can be.
-    if !mutant::is(Mutant::NoDirectorySync) {
+    if !seeded_bug::is(SeededBug::NoDirectorySync) {
         dir.sync()?;
     }
     Ok(file)

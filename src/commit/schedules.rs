@@ -1,4 +1,4 @@
-//! The commit queue under a schedule explorer: see [`crate::schedules`].
+//! The commit queue under a schedule explorer: see [`crate::testing::schedules`].
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -18,9 +18,9 @@ use super::stage::{Place, PublishWhen, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keydir::Keydir;
 use crate::options::Durability;
-use crate::schedules::world::{Image, World};
-use crate::segment::{Registry, Segment};
-use crate::waiters::Slot;
+use crate::segment::{Segment, SegmentSet};
+use crate::sync::waiters::Slot;
+use crate::testing::schedules::world::{Image, World};
 
 fn failure() -> Error {
     Error::new(ErrorKind::Poisoned, "the sync failed")
@@ -53,7 +53,7 @@ pub(crate) fn one_outcome_for_all() {
 struct Queue {
     log: Log,
     keydir: Arc<Keydir>,
-    registry: Arc<Registry>,
+    registry: Arc<SegmentSet>,
     /// Sequence numbers up to this one were written when the last sync began that has succeeded.
     synced: AtomicU64,
 }
@@ -67,7 +67,7 @@ impl Queue {
     fn with_room(staging_bytes: u64) -> Self {
         let world = World::new(&Image::new());
         let keydir = Arc::new(Keydir::new((1, 2), 2));
-        let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 8));
+        let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
         registry.insert(Arc::clone(&segment));
         let limits = Limits { segment_bytes: 1 << 20, staging_bytes, reserve_bytes: 0 };

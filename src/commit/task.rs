@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use crc32fast::Hasher;
 
+use super::delay::CommitDelay;
 use super::group::Phase;
-use super::linger::Linger;
 use super::log::{Demand, Log};
 use super::publish::publish_many;
 use super::rotate::MAX_CLAIM_STEP_BYTES;
@@ -31,8 +31,8 @@ use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
 use crate::io::{File, Io, OpFuture, SyncKind, util};
 use crate::keydir::Keydir;
-use crate::mutant::{self, Mutant};
-use crate::segment::{Registry, Reserve, Segment, SharedCatalog};
+use crate::seeded_bug::{self, SeededBug};
+use crate::segment::{Reserve, Segment, SegmentSet, SharedManifest};
 
 /// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
 const DIED_DIVISOR: u64 = 4;
@@ -111,8 +111,8 @@ pub(crate) struct Committer {
     pub(super) io: Arc<dyn Io>,
     pub(super) log: Arc<Log>,
     pub(super) keydir: Arc<Keydir>,
-    pub(super) registry: Arc<Registry>,
-    pub(super) catalog: SharedCatalog,
+    pub(super) registry: Arc<SegmentSet>,
+    pub(super) catalog: SharedManifest,
     pub(super) reserve: Arc<Reserve>,
     pub(super) options: CommitOptions,
     pub(super) counters: Arc<CommitCounters>,
@@ -127,7 +127,7 @@ pub(crate) struct Committer {
     sync: Option<SyncInFlight>,
     /// Since when something written waits for a sync that nobody awaits.
     unsynced_since: Option<Duration>,
-    linger: Linger,
+    linger: CommitDelay,
     /// How much disk space is claimed at a time.
     pub(super) claim_step: u64,
 }
@@ -147,8 +147,8 @@ impl Committer {
         io: Arc<dyn Io>,
         log: Arc<Log>,
         keydir: Arc<Keydir>,
-        registry: Arc<Registry>,
-        catalog: SharedCatalog,
+        registry: Arc<SegmentSet>,
+        catalog: SharedManifest,
         reserve: Arc<Reserve>,
         options: CommitOptions,
         counters: Arc<CommitCounters>,
@@ -172,7 +172,7 @@ impl Committer {
             written_seq,
             sync: None,
             unsynced_since: None,
-            linger: Linger::default(),
+            linger: CommitDelay::default(),
             claim_step: MAX_CLAIM_STEP_BYTES,
         }
     }
@@ -237,7 +237,7 @@ impl Committer {
 
     /// Writes what is ripe, starts the sync that is due, and only then publishes and wakes whom the last sync has served:
     /// that way the disk works while the callers are told. Where a sync blocks this thread, or where it pays to wait for
-    /// the callers (see [`Linger`]), they are told first.
+    /// the callers (see [`CommitDelay`]), they are told first.
     async fn move_on(&mut self, demand: &Demand) -> Result<bool, Fatal> {
         let is_due = demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(demand)));
         if is_due {
@@ -335,7 +335,7 @@ impl Committer {
 
     /// Writes a group and moves it on.
     pub(super) async fn commit(&mut self, mut taken: Taken) -> Result<(), Fatal> {
-        if mutant::is(Mutant::SyncCoversInFlight) && self.sync.is_none() {
+        if seeded_bug::is(SeededBug::SyncCoversInFlight) && self.sync.is_none() {
             self.written_seq = taken.last_seq;
             self.start_sync();
         }
@@ -457,7 +457,7 @@ impl Committer {
     fn resolve(&mut self) {
         let durable_seq = self.log.durable_seq();
         while let Some(taken) = self.written.front() {
-            if taken.wants_sync && taken.last_seq > durable_seq && !mutant::is(Mutant::AckBeforeSync) {
+            if taken.wants_sync && taken.last_seq > durable_seq && !seeded_bug::is(SeededBug::AckBeforeSync) {
                 return;
             }
             let Some(taken) = self.written.pop_front() else { return };
@@ -496,7 +496,7 @@ impl Committer {
     fn finish_sync(&mut self, result: io::Result<()>) -> Result<(), Fatal> {
         let Some(sync) = self.sync.take() else { return Ok(()) };
         if let Err(error) = result
-            && !mutant::is(Mutant::SyncErrorDropped)
+            && !seeded_bug::is(SeededBug::SyncErrorDropped)
         {
             return Err(self.poison("sync", error));
         }

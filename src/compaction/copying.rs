@@ -14,9 +14,9 @@ use super::{Compactor, JobError, Report};
 use crate::error::{Error, ErrorKind};
 use crate::io::Priority;
 use crate::maintenance::Gate;
-use crate::mutant::{self, Mutant};
-use crate::promise::Promise;
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
+use crate::sync::promise::Promise;
 
 /// What both threads go by.
 #[derive(Clone, Copy, Debug)]
@@ -88,11 +88,11 @@ async fn copy_some(compactor: &Compactor, inputs: impl Iterator<Item = &Input>, 
     let mut result = Ok(());
     for input in inputs {
         result = rewrite.copy(input, gate).await;
-        if result.is_err() && !mutant::is(Mutant::InputErrorIsEnd) {
+        if result.is_err() && !seeded_bug::is(SeededBug::InputErrorIsEnd) {
             break;
         }
     }
-    if result.is_ok() || mutant::is(Mutant::InputErrorIsEnd) {
+    if result.is_ok() || seeded_bug::is(SeededBug::InputErrorIsEnd) {
         result = rewrite.finish_output().await;
     }
     let Rewrite { finished, open, report, .. } = rewrite;

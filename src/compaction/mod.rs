@@ -40,8 +40,8 @@
 mod copying;
 mod moving;
 mod output;
-mod pace;
 pub(crate) mod picker;
+mod rate;
 mod rewrite;
 mod sparse;
 
@@ -57,16 +57,16 @@ use crate::format::ManifestSegment;
 use crate::io::Io;
 use crate::keydir::Keydir;
 use crate::maintenance::Gate;
-use crate::mutant::{self, Mutant};
-use crate::segment::{CatalogError, Registry, Reserve, Segment, SharedCatalog, hint_file_name, segment_file_name};
+use crate::seeded_bug::{self, SeededBug};
+use crate::segment::{ManifestError, Reserve, Segment, SegmentSet, SharedManifest, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use copying::{Copied, Terms, copy_all};
 use moving::{Moves, move_all};
 use output::Finished;
-use pace::Pace;
 use picker::{Candidate, Pick, Policy, View};
+use rate::Pace;
 
 /// So long after a job, what syncs take is taken for undisturbed.
 const CALM_AFTER: Duration = Duration::from_secs(2);
@@ -192,9 +192,9 @@ pub(crate) struct Compactor {
     pub(crate) io: Arc<dyn Io>,
     pub(crate) log: Arc<Log>,
     pub(crate) keydir: Arc<Keydir>,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Arc<SegmentSet>,
     pub(crate) reserve: Arc<Reserve>,
-    pub(crate) catalog: SharedCatalog,
+    pub(crate) catalog: SharedManifest,
     pub(crate) store_id: [u8; 16],
     pub(crate) settings: Settings,
     pub(crate) commit_counters: Arc<CommitCounters>,
@@ -221,7 +221,7 @@ impl Calm {
 }
 
 /// The segments of a registry as the picker sees them.
-pub(crate) fn view(registry: &Registry) -> View {
+pub(crate) fn view(registry: &SegmentSet) -> View {
     let mut view = View::default();
     for segment in registry.all() {
         match segment.facts().filter(|_| segment.is_sealed()) {
@@ -248,9 +248,9 @@ impl Compactor {
         io: Arc<dyn Io>,
         log: Arc<Log>,
         keydir: Arc<Keydir>,
-        registry: Arc<Registry>,
+        registry: Arc<SegmentSet>,
         reserve: Arc<Reserve>,
-        catalog: SharedCatalog,
+        catalog: SharedManifest,
         store_id: [u8; 16],
         settings: Settings,
         commit_counters: Arc<CommitCounters>,
@@ -266,7 +266,7 @@ impl Compactor {
         inputs.sort_by_key(|segment| (segment.first_seq, segment.id));
         self.begin_pace(gate.is_asked_for());
         // Before anything is looked up: what is the newest record of its key then hides nothing below this.
-        let first_seq = match mutant::is(Mutant::OutputTooYoung) {
+        let first_seq = match seeded_bug::is(SeededBug::OutputTooYoung) {
             true => self.log.next_seq(),
             false => self.log.resolved_seq() + 1,
         };
@@ -306,7 +306,7 @@ impl Compactor {
         gate: &Gate,
     ) -> std::result::Result<(), JobError> {
         gate.pass().await?;
-        if !mutant::is(Mutant::OverwrittenByTheUndurable) {
+        if !seeded_bug::is(SeededBug::OverwrittenByTheUndurable) {
             self.make_all_durable().await.map_err(|error| match error.kind() {
                 ErrorKind::Closed => JobError::Stopped,
                 _ => JobError::Failed(error),
@@ -321,12 +321,12 @@ impl Compactor {
             .map(|output| ManifestSegment { id: u64::from(output.identity.id), salt: output.identity.salt })
             .collect();
         let removed: Vec<u32> = inputs.iter().chain(unread).map(|segment| segment.id).collect();
-        if mutant::is(Mutant::UnlinkedWhileListed) {
+        if seeded_bug::is(SeededBug::UnlinkedWhileListed) {
             removed.iter().for_each(|&id| drop(self.registry.dir.unlink(&segment_file_name(id))));
             let _ = self.registry.dir.sync();
         }
         let mut catalog = self.catalog.lock().await;
-        let next_seq = match mutant::is(Mutant::SpentNumbersForgotten) {
+        let next_seq = match seeded_bug::is(SeededBug::SpentNumbersForgotten) {
             true => catalog.next_seq(),
             false => self.log.next_seq(),
         };
@@ -349,10 +349,10 @@ impl Compactor {
         .await
     }
 
-    fn edited(&self, result: std::result::Result<(), CatalogError>) -> std::result::Result<(), JobError> {
+    fn edited(&self, result: std::result::Result<(), ManifestError>) -> std::result::Result<(), JobError> {
         result.map_err(|error| match error {
-            CatalogError::NotChanged(error) => JobError::Failed(self.error("write the MANIFEST", error)),
-            CatalogError::Unknown(error) => JobError::Fatal(self.error("replace the MANIFEST", error)),
+            ManifestError::NotChanged(error) => JobError::Failed(self.error("write the MANIFEST", error)),
+            ManifestError::Unknown(error) => JobError::Fatal(self.error("replace the MANIFEST", error)),
         })
     }
 
@@ -360,7 +360,7 @@ impl Compactor {
     async fn spend_id(&self) -> std::result::Result<u32, JobError> {
         let mut catalog = self.catalog.lock().await;
         let id = catalog.take_segment_id();
-        if !mutant::is(Mutant::SpentIdNotDurable) {
+        if !seeded_bug::is(SeededBug::SpentIdNotDurable) {
             self.edited(catalog.change(&[], &[], self.log.next_seq()).await)?;
         }
         u32::try_from(id).map_err(|_| {
@@ -378,7 +378,7 @@ impl Compactor {
         mut replaced: Vec<u32>,
     ) {
         replaced.sort_unstable();
-        let retire_early = mutant::is(Mutant::InputsRetiredBeforeKeysMoved);
+        let retire_early = seeded_bug::is(SeededBug::InputsRetiredBeforeKeysMoved);
         inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
         let mut outputs = Vec::with_capacity(finished.len());
         for output in finished {
@@ -387,7 +387,7 @@ impl Compactor {
             segment.set_sealed(Some(facts));
             segment.set_hint_bytes(if has_hint_file { hint.len() as u64 } else { 0 });
             let segment = Arc::new(segment);
-            if mutant::is(Mutant::OutputFoundLate) {
+            if seeded_bug::is(SeededBug::OutputFoundLate) {
                 self.relocate(&segment, &hint, &replaced, &inputs);
             }
             self.registry.insert(Arc::clone(&segment));

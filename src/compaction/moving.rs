@@ -10,7 +10,7 @@ use super::Compactor;
 use super::copying::spawn_helper;
 use crate::format::{HintReader, RecordKind};
 use crate::keydir::{Location, Move};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -73,7 +73,7 @@ impl Compactor {
         let mut moved = Vec::with_capacity(moves.len());
         self.keydir
             .relocate(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
-        if !mutant::is(Mutant::CopiesNotCounted) {
+        if !seeded_bug::is(SeededBug::CopiesNotCounted) {
             output.add_live(moved.iter().map(|(_, len)| len).sum());
         }
         for input in inputs {

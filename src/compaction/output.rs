@@ -15,8 +15,8 @@ use crate::format::{
     SEGMENT_HEADER_LEN, SegmentHeader, patch_header,
 };
 use crate::io::{Dir, File, Io, OpenMode, SyncKind, util};
-use crate::maintenance::write_hint_file;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
+use crate::segment::hint_file::write_hint_file;
 use crate::segment::{Facts, segment_file_name};
 
 /// Bytes of output after which the kernel is asked to begin writing them to the disk, so that the sync at the end, and
@@ -147,7 +147,7 @@ impl Output {
         let footer = Footer { data_len, min_seq, max_seq, record_count, file_crc };
         let footer = footer.encode(&self.binding, data_len, max_seq, record_count);
         self.write(Bytes::copy_from_slice(&footer)).await?;
-        if !mutant::is(Mutant::OutputNotSynced) {
+        if !seeded_bug::is(SeededBug::OutputNotSynced) {
             // A failed sync of a file that is then thrown away loses nothing of anybody's.
             self.file.sync(SyncKind::All).await?;
         }

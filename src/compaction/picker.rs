@@ -18,7 +18,7 @@
 use std::collections::BTreeSet;
 
 use crate::format::{FOOTER_LEN, SEGMENT_HEADER_LEN};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// Bytes of a sealed segment without a record.
 const EMPTY_SEGMENT_BYTES: u64 = (SEGMENT_HEADER_LEN + FOOTER_LEN) as u64;
@@ -136,7 +136,7 @@ impl View {
                 outside.first().map(|(first_seq, _)| *first_seq).into_iter().chain(self.others_first_seq).min();
             let tombstones_go =
                 candidate.tombstone_bytes == 0 || go_below.is_none_or(|below| candidate.max_seq < below);
-            if tombstones_go || mutant::is(Mutant::UnreadWithTombstones) {
+            if tombstones_go || seeded_bug::is(SeededBug::UnreadWithTombstones) {
                 unread.push(candidate.id);
             } else {
                 outside.insert(place);

@@ -26,7 +26,7 @@ use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, Rec
 use crate::io::File;
 use crate::io::util::{self, to_usize};
 use crate::keydir::Live;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{ReadAhead, Scan, Segment, Stop, Stored, segment_file_name};
 
 /// Bytes of records read, sorted out and written between two looks at the world. Short where there is a limit, so that
@@ -45,8 +45,10 @@ const PIECE_BYTES: u64 = 1 << 20;
 fn may_keep(record: &Stored<'_>, tombstones_go_below: u64) -> bool {
     match record.header.kind {
         RecordKind::Put => true,
-        RecordKind::Tombstone => record.header.seq >= tombstones_go_below && !mutant::is(Mutant::TombstoneDropped),
-        RecordKind::Batch => mutant::is(Mutant::BatchFrameCopied),
+        RecordKind::Tombstone => {
+            record.header.seq >= tombstones_go_below && !seeded_bug::is(SeededBug::TombstoneDropped)
+        }
+        RecordKind::Batch => seeded_bug::is(SeededBug::BatchFrameCopied),
         RecordKind::Watermark | RecordKind::Footer => false,
     }
 }
@@ -100,7 +102,7 @@ impl Step {
         let puts = self.records.iter().filter(|record| record.header.kind == RecordKind::Put);
         let puts: Vec<(&[u8], u64)> = puts.map(|record| (record.key(bytes), record.header.seq)).collect();
         let mut alive = compactor.keydir.are_newest(&puts, segment);
-        if mutant::is(Mutant::BusyKeySkipped) {
+        if seeded_bug::is(SeededBug::BusyKeySkipped) {
             let is_busy = puts.iter().map(|(key, _)| compactor.log.is_unresolved(key));
             alive.iter_mut().zip(is_busy).for_each(|(alive, is_busy)| *alive &= !is_busy);
         }
@@ -215,7 +217,7 @@ impl<'a> Rewrite<'a> {
         if !sparse::is_meant(live, &record.header) {
             return Err(JobError::damaged(segment, record.offset, "not the record that a key points at"));
         }
-        if !mutant::is(Mutant::BusyKeySkipped) || !self.compactor.log.is_unresolved(record.key) {
+        if !seeded_bug::is(SeededBug::BusyKeySkipped) || !self.compactor.log.is_unresolved(record.key) {
             step.take(&record);
         }
         Ok(())

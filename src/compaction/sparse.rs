@@ -32,7 +32,7 @@ use std::sync::Arc;
 use super::{Compactor, Gate, JobError};
 use crate::format::{RecordHeader, RecordKind};
 use crate::keydir::Live;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
 
 /// A dead record that is looked at costs as much as so many keys in the walk, or more: 300 to 400 ns against 25.
@@ -68,7 +68,7 @@ pub(super) async fn plan(
     }
     for live in found.values_mut() {
         live.sort_unstable_by_key(|live| live.location.offset());
-        if mutant::is(Mutant::LiveRecordLeftOut) {
+        if seeded_bug::is(SeededBug::LiveRecordLeftOut) {
             live.pop();
         }
     }

@@ -28,7 +28,7 @@ use rustix::io::ReadWriteFlags;
 
 use super::os::OsFile;
 use super::{ReadDone, SyncKind};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A result that can also say that the operation failed.
@@ -136,7 +136,7 @@ impl<T> Future for Handle<T> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let mut state = self.0.lock();
-        if matches!(*state, State::Running(_)) && mutant::is(Mutant::CompletionOverwritten) {
+        if matches!(*state, State::Running(_)) && seeded_bug::is(SeededBug::CompletionOverwritten) {
             drop(state);
             *self.0.lock() = State::Running(Some(cx.waker().clone()));
             return Poll::Pending;

@@ -9,7 +9,7 @@ use std::io;
 use bytes::{Buf, Bytes};
 
 use super::{File, OpFuture, ReadDone};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// `number` as a size in memory; what does not fit saturates, and then fits nowhere.
 pub fn to_usize(number: u64) -> usize {
@@ -78,7 +78,7 @@ pub async fn write_all(file: &dyn File, mut bufs: Vec<Bytes>, mut offset: u64) -
     while !bufs.is_empty() {
         match file.write_at(bufs.clone(), offset).await {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(_) if mutant::is(Mutant::ShortWriteIgnored) => return Ok(()),
+            Ok(_) if seeded_bug::is(SeededBug::ShortWriteIgnored) => return Ok(()),
             Ok(count) => {
                 offset += count as u64;
                 interruptions = 0;

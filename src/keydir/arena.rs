@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::chunk::{Memory, Pool};
 use super::{Location, Slot};
-use crate::prefetch::prefetch;
+use crate::sync::prefetch::prefetch;
 
 /// Memory is asked for in pieces of so much.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;

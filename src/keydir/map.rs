@@ -21,7 +21,7 @@ mod imp {
     use super::super::chunk::Pool;
     use super::{KeyedSip, Slot};
     use crate::io::util::to_usize;
-    use crate::prefetch::prefetch;
+    use crate::sync::prefetch::prefetch;
 
     /// Look-ups under one hold of a shard's lock: a few microseconds.
     const LOCKED_LOOKUPS: usize = 32;

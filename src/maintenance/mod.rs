@@ -7,9 +7,6 @@
 //! of its work are nobody's: without a hint the next open is slower; a job that failed is tried again later, at growing
 //! intervals; a file that could not be removed is removed by the next open.
 
-mod hint;
-mod hours;
-
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -21,14 +18,12 @@ use crate::compaction::picker::{self, Pick};
 use crate::compaction::{self, Compactor, JobError, Report};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Io, OpFuture};
-use crate::promise::Promise;
-use crate::segment::{Segment, hint_file_name, segment_file_name};
+use crate::options::hours::Hours;
+use crate::segment::{Segment, hint_file, hint_file_name, segment_file_name};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::promise::Promise;
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 use crate::trace;
-
-pub(crate) use hint::write_hint_file;
-pub(crate) use hours::Hours;
 
 /// After the first failure a job is tried again after so long; after the next ones after twice, four times, … as long.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -279,7 +274,7 @@ impl Maintainer {
                     if let Some(segment) = registry.get(id).filter(|_| self.compactor.reserve.is_held()) {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
                         let pauses = (!self.shared.lock().closing).then_some(&*self.compactor.io);
-                        let _ = hint::write_hint(registry, &segment, self.compactor.store_id, pauses).await;
+                        let _ = hint_file::write_hint(registry, &segment, self.compactor.store_id, pauses).await;
                     }
                 }
                 Event::Unlink => self.unlink(),

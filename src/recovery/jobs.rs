@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use super::Candidate;
-use super::hints::Part;
+use super::hint_load::Part;
 use super::load::Outcome;
 use crate::sync::Mutex;
 
@@ -111,7 +111,7 @@ impl Jobs {
             let result = change(&mut state);
             (result, std::mem::take(&mut state.waiting))
         };
-        crate::wake::wake_all(waiting);
+        crate::sync::wake::wake_all(waiting);
         result
     }
 }

@@ -6,9 +6,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::hints::{Hint, Loading, Part};
+use super::hint_load::{Hint, Loading, Part};
 use super::jobs::{Job, Jobs};
-use super::tally::Tally;
+use super::live_bytes::LiveByteCounter;
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, record_len};
@@ -16,8 +16,8 @@ use crate::io::util::to_usize;
 use crate::io::{Dir, IoKind, OpenMode, Priority};
 use crate::keydir::Keydir;
 use crate::options::Recovery;
-use crate::promise::Promise;
 use crate::segment::{Facts, Scan, Segment, Stop, segment_file_name};
+use crate::sync::promise::Promise;
 
 /// Bytes of segments for which one more loader is worth its thread.
 const BYTES_A_LOADER: u64 = 16 << 20;
@@ -46,12 +46,12 @@ pub(super) struct Outcome {
     /// Invalid stretches, as stop and length.
     damage: Vec<(Stop, u64)>,
     damage_reason: Option<&'static str>,
-    tally: Tally,
+    tally: LiveByteCounter,
 }
 
 impl Outcome {
     /// Of a segment whose keys came from its hint file.
-    pub(super) fn of_hint(candidate: Candidate, facts: Facts, hint_bytes: u64, tally: Tally) -> Self {
+    pub(super) fn of_hint(candidate: Candidate, facts: Facts, hint_bytes: u64, tally: LiveByteCounter) -> Self {
         let (hint_bytes, records_scanned, damage, damage_reason) = (Some(hint_bytes), 0, Vec::new(), None);
         Self { candidate, facts, hint_bytes, records_scanned, damage, damage_reason, tally }
     }
@@ -192,7 +192,7 @@ impl Loader {
                 self.cut_hint(&*file, &loading).await;
                 self.settle(&loading).await;
             }
-            None => self.scan(candidate, Tally::default()).await,
+            None => self.scan(candidate, LiveByteCounter::default()).await,
         }
     }
 
@@ -210,7 +210,7 @@ impl Loader {
         }
     }
 
-    async fn scan(&self, candidate: Candidate, tally: Tally) {
+    async fn scan(&self, candidate: Candidate, tally: LiveByteCounter) {
         let id = candidate.id;
         match scan_one(&*self.dir, candidate, &self.keydir, self.salvage, tally).await {
             Ok(outcome) => self.jobs.finish(outcome),
@@ -225,7 +225,7 @@ async fn scan_one(
     candidate: Candidate,
     keydir: &Keydir,
     salvage: bool,
-    mut tally: Tally,
+    mut tally: LiveByteCounter,
 ) -> io::Result<Outcome> {
     let limit = candidate.footer.as_ref().map_or(candidate.len, |footer| footer.data_len);
     let binding = Binding::new(candidate.salt, u64::from(candidate.id));

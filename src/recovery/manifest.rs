@@ -9,11 +9,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Manifest, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{OpenMode, util};
 use crate::options::Recovery;
-use crate::segment::{Catalog, CatalogError, MANIFEST_FILE, segment_file_name};
+use crate::segment::{MANIFEST_FILE, ManifestError, ManifestStore, segment_file_name};
 
 impl Opening<'_> {
     /// The list of segments: read, or begun in an empty directory.
-    pub(super) async fn read_catalog(&mut self, names: &Names) -> Result<Catalog> {
+    pub(super) async fn read_catalog(&mut self, names: &Names) -> Result<ManifestStore> {
         if !names.has_manifest {
             if names.segments.is_empty() {
                 return self.begin_catalog().await;
@@ -32,7 +32,7 @@ impl Opening<'_> {
             }
             Ok(manifest) => {
                 let next_segment_id = manifest.next_segment_id;
-                Ok(Catalog::new(Arc::clone(&self.dir), manifest, next_segment_id))
+                Ok(ManifestStore::new(Arc::clone(&self.dir), manifest, next_segment_id))
             }
             Err(error) => {
                 self.refuse_newer(error, MANIFEST_FILE)?;
@@ -42,7 +42,7 @@ impl Opening<'_> {
     }
 
     /// A new store: its identity, and no segments.
-    async fn begin_catalog(&mut self) -> Result<Catalog> {
+    async fn begin_catalog(&mut self) -> Result<ManifestStore> {
         let ((high, low), _) = (self.seed()?, ());
         let mut store_id = [0; 16];
         store_id[..8].copy_from_slice(&high.to_le_bytes());
@@ -50,16 +50,16 @@ impl Opening<'_> {
         let (generation, next_segment_id, next_seq) = (0, 1, 1);
         let nothing =
             Manifest { store_id, generation, next_segment_id, next_seq, active_segment: 0, segments: Vec::new() };
-        let mut catalog = Catalog::new(Arc::clone(&self.dir), nothing, 1);
+        let mut catalog = ManifestStore::new(Arc::clone(&self.dir), nothing, 1);
         catalog.edit(Vec::new(), 0, 1).await.map_err(|error| {
-            let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
+            let (ManifestError::NotChanged(error) | ManifestError::Unknown(error)) = error;
             self.io_error("begin the MANIFEST", error, None)
         })?;
         Ok(catalog)
     }
 
     /// Without the list nobody can say which segments are missing: an error, or a list made from what is there.
-    async fn bad_manifest(&mut self, names: &Names, reason: &str) -> Result<Catalog> {
+    async fn bad_manifest(&mut self, names: &Names, reason: &str) -> Result<ManifestStore> {
         if self.options.recovery == Recovery::Strict {
             let error = Error::new(ErrorKind::Corrupt, format!("open: {reason}"));
             return Err(error.with_path(self.manifest_path()).at_offset(0));
@@ -88,7 +88,7 @@ impl Opening<'_> {
             active_segment: 0,
             segments: listed.collect(),
         };
-        Ok(Catalog::rebuilt(Arc::clone(&self.dir), rebuilt, next_segment_id))
+        Ok(ManifestStore::rebuilt(Arc::clone(&self.dir), rebuilt, next_segment_id))
     }
 
     /// The header of segment `id`, if it is good and says so itself.

@@ -30,12 +30,12 @@
 //! cut, or else into that of the reserve. The reserve itself is claimed last, as far as there is space; no open fails
 //! for it.
 
-mod hints;
+mod hint_load;
 mod jobs;
+mod live_bytes;
 mod load;
 mod manifest;
 mod tail;
-mod tally;
 
 use std::collections::HashMap;
 use std::io;
@@ -47,14 +47,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, DecodeError, FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{Dir, DirLock, EntryKind, File, Io, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
-use crate::mutant::{self, Mutant};
 use crate::options::{Options, Recovery};
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{
-    Catalog, CatalogError, FileName, HINT_SUFFIX, LOCK_FILE, Loan, MANIFEST_FILE, RESERVE_FILE, Registry, Reserve,
-    Segment, lacks_space, segment_file_name,
+    FileName, HINT_SUFFIX, LOCK_FILE, Loan, MANIFEST_FILE, ManifestError, ManifestStore, RESERVE_FILE, Reserve,
+    Segment, SegmentSet, lacks_space, segment_file_name,
 };
 use crate::stats::{Damage, RecoveryReport};
-use tally::Tally;
+use live_bytes::LiveByteCounter;
 
 /// Sequence numbers skipped after an unclean stop, so that the number of a lost `Buffered` write is never given to
 /// another. The sync interval is at most a minute; no store loses this many records in one.
@@ -76,8 +76,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// What opening leaves.
 pub(crate) struct Recovered {
     pub(crate) lock: Box<dyn DirLock>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) catalog: Catalog,
+    pub(crate) registry: Arc<SegmentSet>,
+    pub(crate) catalog: ManifestStore,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) next_seq: u64,
@@ -91,8 +91,8 @@ pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovere
     let started = io.now();
     let path = &options.path;
     let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
-    if mutant::is(Mutant::LockAfterRecovery)
-        && let Ok(Some(stand_in)) = dir.lock("LOCK.mutant")
+    if seeded_bug::is(SeededBug::LockAfterRecovery)
+        && let Ok(Some(stand_in)) = dir.lock("LOCK.seeded_bug")
     {
         drop(Opening::new(options, io, Arc::clone(&dir)).recover(stand_in).await);
     }
@@ -121,12 +121,12 @@ struct Opening<'a> {
     options: &'a Options,
     io: &'a Arc<dyn Io>,
     dir: Arc<dyn Dir>,
-    registry: Arc<Registry>,
+    registry: Arc<SegmentSet>,
     reserve: Arc<Reserve>,
     /// Of the reserve, if this opening had to live on it.
     loan: Option<Loan>,
     report: RecoveryReport,
-    tally: Tally,
+    tally: LiveByteCounter,
     /// Not where the list had to be made anew: then nobody knows what is left over.
     may_remove_segments: bool,
 }
@@ -169,12 +169,12 @@ impl<'a> Opening<'a> {
         Self {
             options,
             io,
-            registry: Arc::new(Registry::new(Arc::clone(&dir), options.path.clone(), options.max_open_files)),
+            registry: Arc::new(SegmentSet::new(Arc::clone(&dir), options.path.clone(), options.max_open_files)),
             reserve: Arc::new(Reserve::new(Arc::clone(&dir), options.reserve_bytes)),
             loan: None,
             dir,
             report: RecoveryReport::default(),
-            tally: Tally::default(),
+            tally: LiveByteCounter::default(),
             may_remove_segments: true,
         }
     }
@@ -212,7 +212,7 @@ impl<'a> Opening<'a> {
         next_seq = next_seq.max(tail.as_ref().map_or(0, tail::Scanned::max_seq) + 1);
         // Records that cannot be read have numbers that nobody knows.
         let may_have_lost = tail.is_some() || !self.report.damage.is_empty();
-        if may_have_lost && !mutant::is(Mutant::SequenceReused) {
+        if may_have_lost && !seeded_bug::is(SeededBug::SequenceReused) {
             next_seq += LOST_NUMBERS;
         }
         if next_seq > NEXT_SEQ_MAX {
@@ -273,7 +273,7 @@ impl<'a> Opening<'a> {
 
     /// Takes out the segment that was being written when the store stopped: the active one, if it has no footer and never
     /// had one. A list that was made anew does not know which that was; it is the newest of these.
-    async fn take_tail(&self, candidates: &mut Vec<Candidate>, catalog: &Catalog) -> Result<Option<Candidate>> {
+    async fn take_tail(&self, candidates: &mut Vec<Candidate>, catalog: &ManifestStore) -> Result<Option<Candidate>> {
         for index in (0..candidates.len()).rev() {
             let Some(candidate) = candidates.get(index).filter(|candidate| candidate.footer.is_none()) else {
                 continue;
@@ -353,7 +353,7 @@ impl<'a> Opening<'a> {
         };
         if is_doubtful {
             // What the disk does not have shall not be seen: it is written, or forgotten.
-            if !mutant::is(Mutant::TailNotSynced) {
+            if !seeded_bug::is(SeededBug::TailNotSynced) {
                 let synced = file.sync(SyncKind::All).await;
                 synced.map_err(|error| self.io_error("sync the active segment", error, Some(id)))?;
                 file.evict();
@@ -403,7 +403,7 @@ impl<'a> Opening<'a> {
 
     /// An unlisted segment with a number that was never spent holds no record, unless the directory was put together
     /// from files of two ages: then removing it would lose data, and leaving it out would too.
-    async fn refuse_mixed_ages(&mut self, names: &Names, catalog: &Catalog) -> Result<()> {
+    async fn refuse_mixed_ages(&mut self, names: &Names, catalog: &ManifestStore) -> Result<()> {
         for &id in names.segments.iter().filter(|&&id| id >= catalog.durable_next_segment_id()) {
             let Ok(id) = u32::try_from(id) else { continue };
             let file = self.dir.open(&segment_file_name(id), OpenMode::Read);
@@ -420,7 +420,7 @@ impl<'a> Opening<'a> {
     /// spends. That comes before the tail is sealed, for a sealed segment no longer shows that the stop was unclean.
     async fn settle_catalog(
         &mut self,
-        catalog: &mut Catalog,
+        catalog: &mut ManifestStore,
         tail: Option<&tail::Scanned>,
         next_seq: u64,
     ) -> Result<()> {
@@ -432,19 +432,19 @@ impl<'a> Opening<'a> {
         self.may_remove_segments = !catalog.is_rebuilt();
         let active = tail.filter(|tail| !tail.is_empty()).map_or(0, tail::Scanned::id);
         let mut edited = catalog.edit(kept.clone(), active, next_seq).await;
-        if let Err(CatalogError::NotChanged(error)) = &edited
+        if let Err(ManifestError::NotChanged(error)) = &edited
             && self.borrow(error)
         {
             edited = catalog.edit(kept, active, next_seq).await;
         }
         edited.map_err(|error| {
-            let (CatalogError::NotChanged(error) | CatalogError::Unknown(error)) = error;
+            let (ManifestError::NotChanged(error) | ManifestError::Unknown(error)) = error;
             self.io_error("write the MANIFEST", error, None)
         })
     }
 
     /// Removes what a crash left. An error leaves it for the next time.
-    async fn remove_leftovers(&mut self, names: &Names, catalog: &Catalog) {
+    async fn remove_leftovers(&mut self, names: &Names, catalog: &ManifestStore) {
         let is_listed = |id: u64| catalog.segments().iter().any(|listed| listed.id == id);
         let next = catalog.durable_next_segment_id();
         let mut leftovers = names.leftovers.clone();

@@ -14,15 +14,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::hints::read_header;
-use super::tally::Tally;
+use super::hint_load::read_header;
+use super::live_bytes::LiveByteCounter;
 use super::{Candidate, Opening};
 use crate::error::Result;
 use crate::format::{Binding, FILLER, FOOTER_LEN, Footer, HintHeader};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
-use crate::mutant::{self, Mutant};
 use crate::options::Recovery;
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{
     Extent, Facts, Found, Scan, Segment, Stop, cut_file_name, lacks_space, segment_file_name, tmp_name,
 };
@@ -64,7 +64,7 @@ impl Opening<'_> {
         let binding = Binding::new(tail.salt, u64::from(id));
         let mut scan = Scan::new(Arc::clone(&file), binding, &tail.header, tail.len);
         let mut records = 0;
-        let (mut has_damage, mut tally) = (false, Tally::default());
+        let (mut has_damage, mut tally) = (false, LiveByteCounter::default());
         // Behind damage the ordinals begin anew.
         let mut resumed = false;
         loop {
@@ -83,7 +83,7 @@ impl Opening<'_> {
         }
         self.tally.add(&tally);
         let mut extent = scan.extent().clone();
-        if mutant::is(Mutant::SealAfterTornTail) {
+        if seeded_bug::is(SeededBug::SealAfterTornTail) {
             extent.end = tail.len.next_multiple_of(8);
         }
         let cut_end = without_filler(&*file, extent.end..tail.len).await;
@@ -200,10 +200,10 @@ pub(super) async fn was_sealed(dir: &dyn Dir, tail: &Candidate, store_id: &[u8; 
 /// Makes the file end at `end`, durably. It may do so already for reads alone, after a sync that failed in an earlier life.
 async fn cut(file: &dyn File, end: u64) -> io::Result<()> {
     // Even a file that ends at `end` may have space claimed behind it.
-    if !mutant::is(Mutant::NoTruncateOnOpen) {
+    if !seeded_bug::is(SeededBug::NoTruncateOnOpen) {
         file.truncate(end)?;
     }
-    if !mutant::is(Mutant::TailNotSynced) {
+    if !seeded_bug::is(SeededBug::TailNotSynced) {
         file.sync(SyncKind::All).await?;
     }
     Ok(())
@@ -247,7 +247,7 @@ async fn write_footer(file: &dyn File, end: u64, footer: &[u8]) -> io::Result<()
 }
 
 async fn make_durable(file: &dyn File) -> io::Result<()> {
-    if mutant::is(Mutant::TailNotSynced) {
+    if seeded_bug::is(SeededBug::TailNotSynced) {
         return Ok(());
     }
     file.sync(SyncKind::All).await

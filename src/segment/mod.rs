@@ -1,28 +1,29 @@
 //! Segments: the files of the log, one being appended to, the others sealed for ever.
 
-mod catalog;
-mod in_order;
+pub(crate) mod hint_file;
+mod manifest;
 mod names;
-mod registry;
+mod obsolete;
 mod reserve;
-mod retired;
 mod scan;
+mod sequential;
+mod set;
 mod window;
 
 use std::sync::{Arc, OnceLock, PoisonError};
 
-pub(crate) use catalog::{Catalog, CatalogError, SharedCatalog};
+pub(crate) use manifest::{ManifestError, ManifestStore, SharedManifest};
 pub(crate) use names::{
     FileName, HINT_SUFFIX, LOCK_FILE, MANIFEST_FILE, RESERVE_FILE, cut_file_name, hint_file_name, segment_file_name,
     tmp_name,
 };
-pub(crate) use registry::Registry;
+pub(crate) use obsolete::{Retired, Unlinkable};
 pub(crate) use reserve::{Loan, Reserve, lacks_space};
-pub(crate) use retired::{Retired, Unlinkable};
 pub(crate) use scan::{Extent, Found, Scan, Stop, Stored};
+pub(crate) use set::SegmentSet;
 pub(crate) use window::ReadAhead;
 
-use self::in_order::InOrder;
+use self::sequential::InOrder;
 use crate::cache::Slots;
 use crate::format::{Binding, FOOTER_LEN};
 use crate::io::File;

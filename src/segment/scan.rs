@@ -17,7 +17,7 @@ use crate::format::{
 };
 use crate::io::util::to_usize;
 use crate::io::{File, util};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// A put or tombstone that counts.
 #[derive(Clone, Copy, Debug)]
@@ -214,14 +214,14 @@ impl Scan {
             let offset = reached.end;
             let read = match self.read(offset, &mut Some(&mut reached.crc)).await {
                 Ok(Ok(read)) => read,
-                Ok(Err(_)) if mutant::is(Mutant::SkipBadRecord) => {
+                Ok(Err(_)) if seeded_bug::is(SeededBug::SkipBadRecord) => {
                     let Some(next) = self.find_next(offset + ALIGN).await? else { return Ok(None) };
                     reached.end = next;
                     in_order = false;
                     continue;
                 }
                 Ok(Err(error)) => return Ok(Some(stop_at(batch.as_ref(), offset, error))),
-                Err(_) if mutant::is(Mutant::ReadErrorIsEnd) => {
+                Err(_) if seeded_bug::is(SeededBug::ReadErrorIsEnd) => {
                     let error = DecodeError::Incomplete { needed: 0 };
                     return Ok(Some(stop_at(batch.as_ref(), offset, error)));
                 }
@@ -262,7 +262,7 @@ impl Scan {
                     reached.tombstone_bytes += read.len;
                 }
                 let key = read.key(&self.window, offset);
-                if mutant::is(Mutant::BatchNotAtomic) {
+                if seeded_bug::is(SeededBug::BatchNotAtomic) {
                     each(Found::new(key, header, offset));
                     return Ok(());
                 }
@@ -286,7 +286,7 @@ impl Scan {
             }
             // A frame, watermark or footer has no business inside a batch.
             _ if batch.is_some() => Err(DecodeError::Kind(kind.tag())),
-            RecordKind::Batch if mutant::is(Mutant::BatchNotAtomic) => Ok(()),
+            RecordKind::Batch if seeded_bug::is(SeededBug::BatchNotAtomic) => Ok(()),
             RecordKind::Batch => {
                 let frame = BatchFrame::decode_value(self.value_of(offset, header))?;
                 let end = reached.end.checked_add(frame.bytes).ok_or(DecodeError::Length)?;
@@ -313,10 +313,10 @@ impl Scan {
         self.window.fill(offset, RECORD_HEADER_LEN + MAX_KEY_LEN).await?;
         let header = match RecordHeader::decode(self.window.from(offset), &self.binding, offset) {
             Ok(header) => header,
-            Err(DecodeError::Zeroes) if mutant::is(Mutant::ZerosDecode) => {
+            Err(DecodeError::Zeroes) if seeded_bug::is(SeededBug::ZerosDecode) => {
                 return Ok(Ok(Read { header: zeros(self.extent.records), len: ALIGN }));
             }
-            Err(DecodeError::HeaderChecksum) if mutant::is(Mutant::HeaderUnverified) => {
+            Err(DecodeError::HeaderChecksum) if seeded_bug::is(SeededBug::HeaderUnverified) => {
                 match unverified(self.window.from(offset), &self.binding, offset) {
                     Ok(header) => header,
                     Err(error) => return Ok(Err(error)),
@@ -325,7 +325,7 @@ impl Scan {
             Err(error) => return Ok(Err(error)),
         };
         let len = header.record_len();
-        if len > self.limit() - offset && !mutant::is(Mutant::LengthUnchecked) {
+        if len > self.limit() - offset && !seeded_bug::is(SeededBug::LengthUnchecked) {
             return Ok(Err(DecodeError::Length));
         }
         if len > CHUNK_BYTES as u64 {
@@ -334,8 +334,9 @@ impl Scan {
         self.window.fill(offset, to_usize(len)).await?;
         let bytes = self.window.from(offset);
         match read_record_of(header, bytes) {
-            Err(DecodeError::PayloadChecksum | DecodeError::Padding) if mutant::is(Mutant::PayloadUnverified) => {}
-            Err(DecodeError::Incomplete { .. }) if mutant::is(Mutant::LengthUnchecked) => {}
+            Err(DecodeError::PayloadChecksum | DecodeError::Padding)
+                if seeded_bug::is(SeededBug::PayloadUnverified) => {}
+            Err(DecodeError::Incomplete { .. }) if seeded_bug::is(SeededBug::LengthUnchecked) => {}
             Err(error) => return Ok(Err(error)),
             Ok(_) => {}
         }

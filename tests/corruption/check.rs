@@ -9,7 +9,7 @@ use crate::stores::{Fixture, Model, Write, builder, fold, world};
 
 /// How a directory was met.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub struct LiveByteCounter {
     pub checked: u64,
     /// Strict opens that were refused.
     pub refused: u64,
@@ -25,7 +25,7 @@ pub struct Tally {
     pub exercised: u64,
 }
 
-impl Tally {
+impl LiveByteCounter {
     pub fn add(&mut self, other: &Self) {
         self.checked += other.checked;
         self.refused += other.refused;
@@ -86,8 +86,8 @@ fn was_issued(writes: &[Write], key: &[u8], value: &[u8]) -> bool {
 }
 
 /// Opens a damaged directory and holds everything it says against what was written.
-pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: bool) -> Result<Tally, String> {
-    let mut tally = Tally { checked: 1, ..Tally::default() };
+pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: bool) -> Result<LiveByteCounter, String> {
+    let mut tally = LiveByteCounter { checked: 1, ..LiveByteCounter::default() };
     let world = world(image.clone(), 1);
     let result = world.run_until(check_strict(&world, fixture, allowed, thorough, &mut tally));
     let panics = world.panics();
@@ -107,7 +107,7 @@ async fn check_strict(
     fixture: &Fixture,
     allowed: Allowance,
     thorough: bool,
-    tally: &mut Tally,
+    tally: &mut LiveByteCounter,
 ) -> Result<(), String> {
     let store = match builder(world, Recovery::Strict).open().await {
         Ok(store) => store,
@@ -210,7 +210,7 @@ async fn exercise(world: &SimWorld, store: Store, keys: &[Vec<u8>], shown: &Answ
 }
 
 /// Opens what a strict open has refused: nothing that was never written, and what is gone is listed.
-fn salvage(fixture: &Fixture, image: &Image, tally: &mut Tally) -> Result<(), String> {
+fn salvage(fixture: &Fixture, image: &Image, tally: &mut LiveByteCounter) -> Result<(), String> {
     let world = world(image.clone(), 2);
     let result = world.run_until(async {
         let store = match builder(&world, Recovery::Salvage).open().await {

@@ -29,9 +29,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use check::{Allowance, Tally, check};
+use check::{Allowance, LiveByteCounter, check};
 use mutation::{Mutation, Sector, all, files};
-use ringcask::mutant::{Mutant, activate};
+use ringcask::seeded_bug::{SeededBug, activate};
 use stores::{Fixture, SHAPES, Shape};
 
 /// One in so many is looked at with everything that takes longer.
@@ -73,14 +73,14 @@ fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowa
 }
 
 /// Damages the store of `seed` with every `stride`th mutation; returns what was seen, or the first failure.
-fn damage(shape: Shape, seed: u64, stride: usize) -> Result<Tally, String> {
+fn damage(shape: Shape, seed: u64, stride: usize) -> Result<LiveByteCounter, String> {
     let fixture = Fixture::new(shape, seed);
     let (names, mutations) = (files(&fixture.image), all(&fixture));
     let first = usize::try_from(seed % stride as u64).unwrap();
     let indices: Vec<usize> = (0..mutations.len()).skip(first).step_by(stride).collect();
-    let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(Tally::default()), Mutex::new(None));
+    let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(LiveByteCounter::default()), Mutex::new(None));
     let work = || {
-        let mut tally = Tally::default();
+        let mut tally = LiveByteCounter::default();
         while let Some(&index) = indices.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mutation = &mutations[index];
             let Some(image) = mutation.apply(&fixture, &names) else { continue };
@@ -108,7 +108,7 @@ fn damage(shape: Shape, seed: u64, stride: usize) -> Result<Tally, String> {
 fn damage_is_detected_or_harmless() {
     let _alone = ALONE.lock().unwrap();
     let stage = proof::begin("corruptions");
-    let (floor, mut total, mut seed) = (stage.floor(), Tally::default(), proof::first_seed());
+    let (floor, mut total, mut seed) = (stage.floor(), LiveByteCounter::default(), proof::first_seed());
     // The floor of a small run is a sample of everything; a larger one does all of it, and goes on with other stores.
     let stride = if proof::is_ci_scale() { 1 } else { 11 };
     while total.checked < floor {
@@ -119,7 +119,7 @@ fn damage_is_detected_or_harmless() {
         }
         seed += 1;
     }
-    let Tally { refused, keys_refused, cut, harmless, salvaged, exercised, .. } = total;
+    let LiveByteCounter { refused, keys_refused, cut, harmless, salvaged, exercised, .. } = total;
     let note = format!(
         "{refused} opens refused, {keys_refused} with keys refused, {cut} with their end gone, {harmless} harmless; \
          {salvaged} salvaged, {exercised} used further"
@@ -134,7 +134,8 @@ fn known_mistakes_are_noticed() {
     let _alone = ALONE.lock().unwrap();
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let mistakes = [Mutant::PayloadUnverified, Mutant::HintUnbound, Mutant::LengthUnchecked, Mutant::SkipBadRecord];
+    let mistakes =
+        [SeededBug::PayloadUnverified, SeededBug::HintUnbound, SeededBug::LengthUnchecked, SeededBug::SkipBadRecord];
     let found = mistakes.map(|mistake| {
         activate(Some(mistake));
         let found = SHAPES.into_iter().find_map(|shape| {

@@ -18,7 +18,7 @@ const DEPTH: usize = 3;
 
 /// What was explored.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub struct LiveByteCounter {
     pub workloads: u64,
     /// Images that were recovered and checked.
     pub states: u64,
@@ -46,7 +46,7 @@ pub struct Tally {
     pub phases: Counts,
 }
 
-impl Tally {
+impl LiveByteCounter {
     pub fn add(&mut self, other: &Self) {
         self.workloads += other.workloads;
         self.states += other.states;
@@ -217,7 +217,7 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
 pub struct Explorer {
     pub explored: Explored,
     pub seed: u64,
-    pub tally: Tally,
+    pub tally: LiveByteCounter,
     /// Replaying: failures come with the steps that led to them.
     is_replay: bool,
 }
@@ -225,7 +225,12 @@ pub struct Explorer {
 impl Explorer {
     pub fn new(seed: u64) -> Result<Self, String> {
         let explored = catch_unwind(|| run_workload(seed)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
-        Ok(Self { explored, seed, tally: Tally { workloads: 1, ..Tally::default() }, is_replay: false })
+        Ok(Self {
+            explored,
+            seed,
+            tally: LiveByteCounter { workloads: 1, ..LiveByteCounter::default() },
+            is_replay: false,
+        })
     }
 
     /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.

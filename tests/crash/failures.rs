@@ -40,7 +40,7 @@ fn may_fail(fault: Option<Fault>) -> bool {
 
 /// What was tried.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub struct LiveByteCounter {
     pub scenarios: u64,
     /// Runs in which an operation failed.
     pub runs: u64,
@@ -51,7 +51,7 @@ pub struct Tally {
     pub compacted: u64,
 }
 
-impl Tally {
+impl LiveByteCounter {
     pub fn add(&mut self, other: &Self) {
         self.scenarios += other.scenarios;
         self.runs += other.runs;
@@ -124,7 +124,7 @@ impl Scenario {
     }
 
     /// Runs with `fault`; says how many operations there were, and how many failed.
-    fn run(&self, fault: Option<Fault>, tally: &mut Tally) -> Result<(u64, u64), String> {
+    fn run(&self, fault: Option<Fault>, tally: &mut LiveByteCounter) -> Result<(u64, u64), String> {
         let world = SimWorld::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
         let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, tally)));
         let panics = no_panics(&world);
@@ -134,7 +134,12 @@ impl Scenario {
         Ok(counts)
     }
 
-    fn run_in(&self, world: &SimWorld, fault: Option<Fault>, tally: &mut Tally) -> Result<(u64, u64), String> {
+    fn run_in(
+        &self,
+        world: &SimWorld,
+        fault: Option<Fault>,
+        tally: &mut LiveByteCounter,
+    ) -> Result<(u64, u64), String> {
         if let Some(fault) = fault {
             world.inject(fault);
         }
@@ -167,7 +172,12 @@ impl Scenario {
         Ok(counts)
     }
 
-    pub fn aftermath(&self, world: &SimWorld, generation: &Generation, tally: &mut Tally) -> Result<(), String> {
+    pub fn aftermath(
+        &self,
+        world: &SimWorld,
+        generation: &Generation,
+        tally: &mut LiveByteCounter,
+    ) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let now = usize::MAX - 1;
         let step = world.step() + 1;
@@ -280,13 +290,13 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
 }
 
 /// The scenario of `seed`, with every operation failing in turn, in each of these ways.
-pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (Tally, Result<(), String>) {
-    let mut tally = Tally { scenarios: 1, ..Tally::default() };
+pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (LiveByteCounter, Result<(), String>) {
+    let mut tally = LiveByteCounter { scenarios: 1, ..LiveByteCounter::default() };
     let result = fail_each(seed, kinds, &mut tally);
     (tally, result)
 }
 
-fn fail_each(seed: u64, kinds: &[FaultKind], tally: &mut Tally) -> Result<(), String> {
+fn fail_each(seed: u64, kinds: &[FaultKind], tally: &mut LiveByteCounter) -> Result<(), String> {
     let scenario = Scenario::from_seed(seed).map_err(|error| format!("scenario {seed}: {error}"))?;
     let (ops, _) = scenario.run(None, tally).map_err(|error| format!("scenario {seed} without a fault: {error}"))?;
     // Every eighth scenario has each operation fail in all ways, the others in a third of them, each in another.

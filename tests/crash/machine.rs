@@ -43,7 +43,7 @@ pub struct Case {
 
 /// What cases did.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
+pub struct LiveByteCounter {
     pub cases: u64,
     pub ops: u64,
     pub crashes: u64,
@@ -52,7 +52,7 @@ pub struct Tally {
     pub troubled: u64,
 }
 
-impl Tally {
+impl LiveByteCounter {
     pub fn add(&mut self, other: &Self) {
         self.cases += other.cases;
         self.ops += other.ops;
@@ -112,13 +112,13 @@ impl Case {
     }
 
     /// Runs all of it; an error is a promise that was broken.
-    pub fn run(&self) -> Result<Tally, String> {
-        let mut tally = Tally { cases: 1, ..Tally::default() };
+    pub fn run(&self) -> Result<LiveByteCounter, String> {
+        let mut tally = LiveByteCounter { cases: 1, ..LiveByteCounter::default() };
         let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut tally)));
         result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| tally)
     }
 
-    fn run_lives(&self, tally: &mut Tally) -> Result<(), String> {
+    fn run_lives(&self, tally: &mut LiveByteCounter) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let (mut image, mut numbers) = (Image::new(), 0);
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
@@ -163,7 +163,7 @@ impl Case {
         life: &[Step],
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,
-        tally: &mut Tally,
+        tally: &mut LiveByteCounter,
     ) -> Result<(Generation, Store), String> {
         let ops: Vec<Op> = life
             .iter()
@@ -223,18 +223,18 @@ impl fmt::Display for Case {
 }
 
 /// The case of `seed`.
-pub fn run_case(seed: u64) -> Result<Tally, String> {
+pub fn run_case(seed: u64) -> Result<LiveByteCounter, String> {
     run_named(&Case::from_seed(seed), || format!("RINGCASK_CASE={seed}"))
 }
 
 /// The case of `input`.
-pub fn run_input(input: &[u8]) -> Result<Tally, String> {
+pub fn run_input(input: &[u8]) -> Result<LiveByteCounter, String> {
     let digits = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     run_named(&Case::from_bytes(input), || format!("RINGCASK_INPUT={}", digits()))
 }
 
 /// Runs `case`; a failure is told with the smallest case that was found.
-fn run_named(case: &Case, name: impl Fn() -> String) -> Result<Tally, String> {
+fn run_named(case: &Case, name: impl Fn() -> String) -> Result<LiveByteCounter, String> {
     case.run().map_err(|error| {
         let least = case.shrunk();
         let last = least.run().err().unwrap_or_default();

@@ -82,9 +82,9 @@ fn over_seeds(
 }
 
 /// Explores the workloads of `first_seed` and its successors, while `goes_on` for a seed and the states there were.
-fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::Tally {
+fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::LiveByteCounter {
     let start = Instant::now();
-    let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Tally::default()));
+    let (states, total) = (AtomicU64::new(0), Mutex::new(explore::LiveByteCounter::default()));
     let failures = over_seeds(
         first_seed,
         |seed| goes_on(seed, states.load(Ordering::Relaxed)),
@@ -110,7 +110,7 @@ fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> 
 
 /// Explores until there were as many states as the stage must have. No phase may drop out: of each there must be one
 /// state in as many as are named with it.
-fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::Tally {
+fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::LiveByteCounter {
     let stage = begin(name);
     let floor = stage.floor();
     let total = explore_while(first_seed, |_, states| states < floor);
@@ -121,12 +121,12 @@ fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explo
     total
 }
 
-fn count_phases(total: &explore::Tally) -> String {
+fn count_phases(total: &explore::LiveByteCounter) -> String {
     let counts = Phase::ALL.iter().zip(total.phases).map(|(phase, count)| format!("{phase:?} {count}"));
     counts.collect::<Vec<_>>().join(", ")
 }
 
-fn check_phases(total: &explore::Tally, phases: &[(Phase, u64)]) {
+fn check_phases(total: &explore::LiveByteCounter, phases: &[(Phase, u64)]) {
     for (phase, one_in) in phases {
         let count = total.phases[*phase as usize];
         assert!(count * one_in >= total.states, "{count} states of {} in phase {phase:?}", total.states);
@@ -173,7 +173,7 @@ fn every_world_of_the_swarm_keeps_the_promises() {
 fn a_store_keeps_its_promises_through_many_lives() {
     let stage = begin("state machine cases");
     let (first, floor) = (first_seed(), stage.floor());
-    let total = Mutex::new(machine::Tally::default());
+    let total = Mutex::new(machine::LiveByteCounter::default());
     let failures = over_seeds(
         first,
         |seed| seed < first + floor,
@@ -191,7 +191,7 @@ const FUZZED_STEPS: usize = 40;
 #[test]
 fn no_bytes_make_operations_that_break_a_promise() {
     let stage = begin("fuzz, operations");
-    let (floor, total) = (stage.floor(), Mutex::new(machine::Tally::default()));
+    let (floor, total) = (stage.floor(), Mutex::new(machine::LiveByteCounter::default()));
     let run = |input: &[u8]| machine::run_input(input).map(|tally| total.lock().unwrap().add(&tally));
     let kept = inputs::corpus("operations");
     kept.iter().for_each(|input| run(input).unwrap());
@@ -250,9 +250,9 @@ fn every_operation_of_a_compaction_can_fail() {
 }
 
 /// Has every operation of scenarios fail, until as many did as the stage must have.
-fn fail_scenarios(name: &str, first_seed: u64) -> failures::Tally {
+fn fail_scenarios(name: &str, first_seed: u64) -> failures::LiveByteCounter {
     let stage = begin(name);
-    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failures::Tally::default()));
+    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failures::LiveByteCounter::default()));
     let failures = over_seeds(
         first_seed,
         |_| runs.load(Ordering::Relaxed) < floor,

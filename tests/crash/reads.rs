@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Store};
 
-use crate::failures::{Scenario, Tally};
+use crate::failures::{LiveByteCounter, Scenario};
 use crate::model::{COMMON_KEYS, identify, key_name};
 use crate::panics::{no_panics, panic_text};
 use crate::workload::Run;
@@ -87,7 +87,7 @@ fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, notic
     if opened {
         run.settle();
         let generation = run.history.generations.last().ok_or("no generation")?.clone();
-        scenario.aftermath(world, &generation, &mut Tally::default())?;
+        scenario.aftermath(world, &generation, &mut LiveByteCounter::default())?;
     }
     Ok(())
 }

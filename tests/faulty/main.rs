@@ -40,7 +40,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fault::{Effect, Fault, Kind};
-use ringcask::mutant::{Mutant, activate};
+use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::{Engine, ErrorKind, Outcome, WritePath};
 use scenario::{Run, Setup};
 use server::{Faulty, serve};
@@ -121,7 +121,7 @@ impl Watchdog {
 }
 
 #[derive(Default)]
-struct Tally {
+struct LiveByteCounter {
     runs: u64,
     errors: u64,
     unopened: u64,
@@ -133,14 +133,14 @@ struct Bench {
     faulty: Faulty,
     watchdog: Watchdog,
     number: u64,
-    tally: Tally,
+    tally: LiveByteCounter,
 }
 
 impl Bench {
     fn new(test: &str) -> Result<Self, String> {
         let faulty = Faulty::mount(test)?;
         let watchdog = Watchdog::start(faulty.server_id());
-        Ok(Self { faulty, watchdog, number: 0, tally: Tally::default() })
+        Ok(Self { faulty, watchdog, number: 0, tally: LiveByteCounter::default() })
     }
 
     /// Runs one case; returns what the file system saw. Counts only where the fault struck.
@@ -273,7 +273,7 @@ fn every_request_can_fail() {
         }
         seed += 1;
     }
-    let Tally { runs, errors, unopened, poisoned, kinds } = &bench.tally;
+    let LiveByteCounter { runs, errors, unopened, poisoned, kinds } = &bench.tally;
     let note = format!(
         "of {possible} possible in {} scenarios: {errors} calls failed, {unopened} stores not opened, {poisoned} poisoned, \
          {kinds:?}, first seed {}",
@@ -403,12 +403,12 @@ fn mistakes_are_noticed() {
         Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
     };
     let mut rng = ringcask::sim::Rng::new(1);
-    // One that takes a failed read for the end of the log is seldom met by one fault; `tests/mutants` shows it.
+    // One that takes a failed read for the end of the log is seldom met by one fault; `tests/seeded_bugs` shows it.
     let mut left = cases(&mut bench, Engine::Threads, 1);
     left.retain(|case| case.fault.is_some_and(|fault| fault.kind == Kind::Write));
     let noticed = (0..TRIES.min(left.len())).find(|_| {
         let case = left.swap_remove(rng.below(left.len()));
-        activate(Some(Mutant::ShortWriteIgnored));
+        activate(Some(SeededBug::ShortWriteIgnored));
         let caught = catch_unwind(AssertUnwindSafe(|| bench.run(case))).is_err();
         activate(None);
         caught
@@ -416,7 +416,7 @@ fn mistakes_are_noticed() {
     println!("ShortWriteIgnored: noticed after {noticed:?} runs");
     assert!(noticed.is_some(), "ShortWriteIgnored was not noticed in {TRIES} runs");
     bench.watchdog.end();
-    activate(Some(Mutant::SyncErrorDropped));
+    activate(Some(SeededBug::SyncErrorDropped));
     let setup = Setup { engine: Engine::Threads, write_path: WritePath::Thread, seed: 2 };
     let caught = catch_unwind(AssertUnwindSafe(|| fail_a_sync(&mut bench, setup))).is_err();
     activate(None);

@@ -13,7 +13,6 @@
     reason = "a test that meets something unforeseen should stop there; its helpers are nobody's API"
 )]
 
-mod ahead;
 mod api;
 mod bad_input;
 mod cache;
@@ -33,6 +32,7 @@ mod lifecycle;
 mod linearizability;
 mod order;
 mod panics;
+mod prewrite;
 #[path = "../proof/mod.rs"]
 mod proof;
 mod recovery;

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use ringcask::mutant::{Mutant, activate};
+use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, Store};
 
 use crate::proof;
@@ -291,7 +291,7 @@ const MISTAKEN: u64 = 2_000;
 fn short_histories_show_a_known_mistake() {
     const NAME: &str = "small_histories::short_histories_show_a_known_mistake";
     if is_child() {
-        activate(Some(Mutant::RelocateUnconditionally));
+        activate(Some(SeededBug::RelocateUnconditionally));
         return (1..MISTAKEN).for_each(simulated);
     }
     let output = rerun(NAME, &Env::new(Engine::Threads)).output().unwrap();

@@ -4,14 +4,14 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::thread;
 
-use ringcask::mutant::{Mutant, activate};
+use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Engine, ErrorKind, Outcome, PutOptions, Store};
 
 use super::{KEYS, Op, Script, State, WRITERS, builder, key_of, now};
 
 /// Mistakes that a child may be told to make, so that the test can show that it would notice.
-const MISTAKES: [Mutant; 4] =
-    [Mutant::AckBeforeSync, Mutant::SyncErrorDropped, Mutant::NoDirectorySync, Mutant::FooterBeforeData];
+const MISTAKES: [SeededBug; 4] =
+    [SeededBug::AckBeforeSync, SeededBug::SyncErrorDropped, SeededBug::NoDirectorySync, SeededBug::FooterBeforeData];
 
 /// Whether this process is a child.
 pub fn is_child() -> bool {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use ringcask::Engine;
-use ringcask::mutant::Mutant;
+use ringcask::seeded_bug::SeededBug;
 
 use super::{DEADLINE, WRITERS};
 
@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// The same, with a known mistake built in.
-    pub fn start_with(test: &str, engine: Engine, path: &Path, seed: u64, mistake: Option<Mutant>) -> Self {
+    pub fn start_with(test: &str, engine: Engine, path: &Path, seed: u64, mistake: Option<SeededBug>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped());
         command.env("RINGCASK_CHILD_ENGINE", engine.to_string()).env("RINGCASK_CHILD_DIR", path);

@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::{Cut, Disk, Kind};
 use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
-use ringcask::mutant::Mutant;
+use ringcask::seeded_bug::SeededBug;
 use ringcask::{CompactOptions, Engine, Store};
 use tempfile::TempDir;
 
@@ -50,7 +50,7 @@ struct Cutter {
     test: &'static str,
     kind: Kind,
     engines: Vec<Engine>,
-    mistake: Option<Mutant>,
+    mistake: Option<SeededBug>,
     rng: Rng,
     totals: Totals,
     journal_flushed: u64,
@@ -62,7 +62,7 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<Mutant>) -> Self {
+    fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<SeededBug>) -> Self {
         let engines = match oracle::uring_refused() {
             None => vec![Engine::Uring, Engine::Threads],
             Some(why) => {
@@ -232,7 +232,7 @@ fn a_mistake_is_noticed() {
     if oracle::is_child() {
         return oracle::child(true);
     }
-    let mistake = Mutant::AckBeforeSync;
+    let mistake = SeededBug::AckBeforeSync;
     let mut cutter = Cutter::new("a_mistake_is_noticed", Kind::Ext4, seed(), Some(mistake));
     let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
     match result {

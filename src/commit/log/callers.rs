@@ -13,14 +13,14 @@ use crate::commit::stage::{Publication, PublishWhen, is_delete};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
-use crate::mutant::{self, Mutant};
 use crate::options::Durability;
-use crate::promise::Promise;
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use crate::waiters::Slot;
-use crate::wake;
+use crate::sync::promise::Promise;
+use crate::sync::waiters::Slot;
+use crate::sync::wake;
 
 impl Log {
     /// Offers a write. `Pending` means that it was *not* accepted: there is no room yet, or (for a delete) an earlier
@@ -284,7 +284,7 @@ impl Log {
             let mut state = self.lock();
             let left = state.forget(wait, now);
             // What was kept for a write that was given up is somebody else's now.
-            let is_offered = !mutant::is(Mutant::RoomNotOffered);
+            let is_offered = !seeded_bug::is(SeededBug::RoomNotOffered);
             let wakers = if is_offered { self.call_waiters(&mut state) } else { Vec::new() };
             if wakers.is_empty() {
                 self.ring_if_due(state);

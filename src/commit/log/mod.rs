@@ -35,11 +35,11 @@ use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Io;
 use crate::keydir::Keydir;
-use crate::promise::Promise;
-use crate::segment::Registry;
+use crate::segment::SegmentSet;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::promise::Promise;
+use crate::sync::waiters::{Slot, Waiters};
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
-use crate::waiters::{Slot, Waiters};
 
 /// A group this large is worth a write of its own while a sync is under way.
 pub(in crate::commit) const WRITE_BEHIND_BYTES: u64 = 256 * 1024;
@@ -52,7 +52,7 @@ pub(crate) struct Log {
     state: Mutex<State>,
     bell: Bell,
     keydir: Arc<Keydir>,
-    registry: Arc<Registry>,
+    registry: Arc<SegmentSet>,
     io: Arc<dyn Io>,
     limits: Limits,
     resolved_seq: AtomicU64,
@@ -208,7 +208,7 @@ impl Log {
     pub(crate) fn new(
         io: Arc<dyn Io>,
         keydir: Arc<Keydir>,
-        registry: Arc<Registry>,
+        registry: Arc<SegmentSet>,
         limits: Limits,
         next_seq: u64,
     ) -> Self {

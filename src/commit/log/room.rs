@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{Refused, RoomWanted};
 use crate::error::Error;
-use crate::waiters::{Slot, Waiters};
+use crate::sync::waiters::{Slot, Waiters};
 
 /// Longer than any executor with work to do takes to run a task it was told to.
 const PATIENCE: Duration = Duration::from_millis(50);

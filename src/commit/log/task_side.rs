@@ -10,10 +10,10 @@ use crate::commit::group::Phase;
 use crate::commit::stage::{Place, Run, Stage, Taken};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::format::Watermark;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::atomic::Ordering;
+use crate::sync::wake;
 use crate::trace;
-use crate::wake;
 
 impl Log {
     /// Ready when a caller rang since the last time it was.
@@ -22,7 +22,7 @@ impl Log {
             return Poll::Ready(());
         }
         self.bell.waker.register(cx.waker());
-        if mutant::is(Mutant::BellNotHeard) {
+        if seeded_bug::is(SeededBug::BellNotHeard) {
             return Poll::Pending;
         }
         if self.bell.rung.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
@@ -255,7 +255,7 @@ mod tests {
     use crate::io::sim::{SimConfig, SimWorld};
     use crate::keydir::Keydir;
     use crate::options::Durability;
-    use crate::segment::{Registry, Segment};
+    use crate::segment::{Segment, SegmentSet};
 
     /// A compaction that fails for good ends the store while the commit task may be about to take the next group, whose
     /// writers have then been told that nothing of it is ever applied.
@@ -263,7 +263,7 @@ mod tests {
     fn what_was_answered_as_not_applied_is_never_written() {
         let world = SimWorld::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
-        let registry = Arc::new(Registry::new(dir, "/db".into(), 8));
+        let registry = Arc::new(SegmentSet::new(dir, "/db".into(), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
         let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
         let log = Log::new(Arc::new(world), Arc::new(Keydir::new((1, 2), 2)), registry, limits, 1);

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::{Found, Scan, Segment, SegmentSet, hint_file_name, tmp_name};
 use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
 use crate::io::{Dir, File, Io, OpenMode, SyncKind, util};
-use crate::segment::{Found, Registry, Scan, Segment, hint_file_name, tmp_name};
 
 /// A hint is written in pieces of this size, with a pause after each where somebody else may want the disk: as one write
 /// of many megabytes it would stand before the commit task's next sync.
@@ -19,8 +19,8 @@ const PIECE_BYTES: usize = 256 << 10;
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// Reads the sealed `segment` and writes its hint file; at leisure if there is a clock to pause by.
-pub(super) async fn write_hint(
-    registry: &Registry,
+pub(crate) async fn write_hint(
+    registry: &SegmentSet,
     segment: &Segment,
     store_id: [u8; 16],
     pauses: Option<&dyn Io>,

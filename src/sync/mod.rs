@@ -9,6 +9,12 @@
 //!
 //! [`Ordering`]: atomic::Ordering
 
+pub(crate) mod prefetch;
+pub(crate) mod promise;
+pub(crate) mod sharded;
+pub(crate) mod waiters;
+pub(crate) mod wake;
+
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use futures_util::task::AtomicWaker;
 #[cfg(not(feature = "shuttle"))]

@@ -21,18 +21,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
-use crate::core::{Core, forked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{OpFuture, Priority, fork, probe};
 use crate::keydir::Key;
 use crate::maintenance::Request;
 use crate::options::{CompactOptions, Durability, Options};
-use crate::promise::Promise;
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
 use crate::store::Store;
-use crate::striped::Share;
-use crate::waiters::Slot;
+use crate::store::core::{Core, forked};
+use crate::sync::promise::Promise;
+use crate::sync::sharded::Share;
+use crate::sync::waiters::Slot;
 
 /// Record buffers kept for the next write of this thread, so that a write allocates nothing.
 const POOLED_BUFFERS: usize = 16;

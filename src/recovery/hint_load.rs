@@ -7,13 +7,13 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 
 use super::Candidate;
+use super::live_bytes::{LiveByteCounter, Publisher};
 use super::load::{Loader, Outcome};
-use super::tally::{Publisher, Tally};
 use crate::format::{Footer, HINT_HEADER_LEN, HintHeader, HintReader, RecordKind, record_len, whole_blocks};
 use crate::io::util::{self, to_usize};
 use crate::io::{Dir, File, OpenMode};
 use crate::keydir::Keydir;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{Facts, Found, hint_file_name};
 use crate::sync::Mutex;
 
@@ -41,7 +41,7 @@ struct Progress {
     hint_bytes: u64,
     entries: u64,
     tombstone_bytes: u64,
-    tally: Tally,
+    tally: LiveByteCounter,
 }
 
 /// Blocks of a hint file.
@@ -57,7 +57,7 @@ pub(super) enum Hint {
     /// All its keys are in the keydir.
     Loaded(Outcome),
     /// It says nothing, or nothing that can be trusted: the segment says the same. What was published of it is right.
-    Useless(Candidate, Tally),
+    Useless(Candidate, LiveByteCounter),
 }
 
 impl Loading {
@@ -65,7 +65,7 @@ impl Loading {
         let segment = candidate.id;
         let max_seq = candidate.footer.as_ref().map_or(0, |footer| footer.max_seq);
         let (is_bad, hint_bytes, entries, tombstone_bytes) = (false, 0, 0, 0);
-        let (candidate, open, tally) = (Some(candidate), 1, Tally::default());
+        let (candidate, open, tally) = (Some(candidate), 1, LiveByteCounter::default());
         let progress = Progress { candidate, open, is_bad, hint_bytes, entries, tombstone_bytes, tally };
         Arc::new(Self { segment, header, max_seq, progress: Mutex::new(progress) })
     }
@@ -94,7 +94,7 @@ impl Loading {
 impl Part {
     /// Publishes its entries.
     pub(super) fn publish(&self, keydir: &Keydir) {
-        let (mut tally, mut entries, mut tombstone_bytes, mut is_bad) = (Tally::default(), 0, 0, false);
+        let (mut tally, mut entries, mut tombstone_bytes, mut is_bad) = (LiveByteCounter::default(), 0, 0, false);
         let mut publisher = Publisher::new(keydir, &mut tally, self.of.segment);
         for entry in HintReader::of_blocks(&self.of.header, self.offset, &self.bytes) {
             // What was published before a bad block is right as far as it goes, and the scan publishes it again. A number
@@ -137,10 +137,10 @@ impl Loader {
     ) -> Option<(Arc<dyn File>, HintHeader)> {
         // A hint that cannot be read is as good as none: the segment says the same, or has the same error.
         let (file, header) = read_header(&*self.dir, candidate.id).await.ok()??;
-        let fits = mutant::is(Mutant::HintUnbound)
+        let fits = seeded_bug::is(SeededBug::HintUnbound)
             || (header.store_id == self.store_id
                 && header.segment_id == u64::from(candidate.id)
-                && (mutant::is(Mutant::StaleHint)
+                && (seeded_bug::is(SeededBug::StaleHint)
                     || (header.salt == candidate.salt
                         && header.data_len == footer.data_len
                         && header.file_crc == footer.file_crc)));

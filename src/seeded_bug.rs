@@ -6,7 +6,7 @@
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Mutant {
+pub enum SeededBug {
     /// The directory is not synced when a segment is created or the MANIFEST renamed.
     NoDirectorySync = 1,
     /// A torn tail is not cut before the segment is sealed.
@@ -113,27 +113,27 @@ pub enum Mutant {
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
-    use super::Mutant;
+    use super::SeededBug;
 
     static ACTIVE: AtomicU8 = AtomicU8::new(0);
 
     /// Switches a mistake on, or all off, for the whole process.
-    pub fn activate(mutant: Option<Mutant>) {
-        ACTIVE.store(mutant.map_or(0, |mutant| mutant as u8), Ordering::SeqCst);
+    pub fn activate(seeded_bug: Option<SeededBug>) {
+        ACTIVE.store(seeded_bug.map_or(0, |seeded_bug| seeded_bug as u8), Ordering::SeqCst);
     }
 
-    /// Whether `mutant` is switched on.
-    pub(crate) fn is(mutant: Mutant) -> bool {
-        ACTIVE.load(Ordering::Relaxed) == mutant as u8
+    /// Whether `seeded_bug` is switched on.
+    pub(crate) fn is(seeded_bug: SeededBug) -> bool {
+        ACTIVE.load(Ordering::Relaxed) == seeded_bug as u8
     }
 }
 
 #[cfg(not(feature = "sim"))]
 mod switch {
-    use super::Mutant;
+    use super::SeededBug;
 
     /// There are no mistakes in earnest.
-    pub(crate) const fn is(_: Mutant) -> bool {
+    pub(crate) const fn is(_: SeededBug) -> bool {
         false
     }
 }

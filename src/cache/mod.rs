@@ -54,18 +54,18 @@
 //! Whatever comes between these steps leaves a slot that is stale, or a frame that no slot names: a miss, until the hand
 //! comes by.
 
-mod hints;
+mod locator;
 
 use std::io;
 use std::sync::{Arc, OnceLock, PoisonError, TryLockError};
 
 use crate::io::pages::{Block, Region};
 use crate::io::util::to_usize;
-use crate::prefetch::prefetch;
-use crate::striped::Striped;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::prefetch::prefetch;
+use crate::sync::sharded::Sharded;
 use crate::sync::{Mutex, RwLock};
-use hints::Hints;
+use locator::Hints;
 
 /// Bytes of a block where segments are not small.
 const MAX_BLOCK_BYTES: u64 = 16 << 10;
@@ -250,7 +250,7 @@ pub(crate) struct BlockCache {
     hand: AtomicU32,
     max_slot_bytes: u64,
     slot_bytes: Arc<AtomicU64>,
-    accounts: Striped<Account>,
+    accounts: Sharded<Account>,
     /// Memory for a block to be read into.
     spare: Mutex<Option<Box<[u8]>>>,
     /// Blocks of memory for frames to be made.
@@ -283,7 +283,7 @@ impl BlockCache {
             hand: AtomicU32::new(0),
             max_slot_bytes,
             slot_bytes: Arc::default(),
-            accounts: Striped::default(),
+            accounts: Sharded::default(),
             spare: Mutex::new(None),
             address: region.address(),
             region: Mutex::new(region),

@@ -1,5 +1,7 @@
 //! Options of a store: what they mean, their ranges, and the one place that checks them.
 
+pub(crate) mod hours;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,10 +10,10 @@ use std::time::Duration;
 
 use crate::compaction::picker::Policy;
 use crate::error::{Error, ErrorKind, Result};
-use crate::futures::Open;
 use crate::io::Io;
 pub use crate::io::probe::{EngineChoice as Engine, WritePath};
-use crate::maintenance::Hours;
+use crate::options::hours::Hours;
+use crate::store::futures::Open;
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;

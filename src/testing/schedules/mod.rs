@@ -9,14 +9,14 @@
 //! missing `Acquire` is not found.
 //!
 //! `cargo test --features shuttle --lib schedules`. The environment may set `RINGCASK_SEED`, `RINGCASK_SCHEDULES` (how
-//! many), `RINGCASK_MODEL` (that one alone) and `RINGCASK_MUTANT` (that mistake built in). A failure prints
+//! many), `RINGCASK_MODEL` (that one alone) and `RINGCASK_SEEDED_BUG` (that mistake built in). A failure prints
 //! its schedule; with that in `RINGCASK_SCHEDULE` and its model's name in `RINGCASK_MODEL`, the test `one_schedule_again`
 //! replays it.
 
 mod cancellation;
 mod history;
 mod parts;
-#[path = "../../tests/proof/mod.rs"]
+#[path = "../../../tests/proof/mod.rs"]
 mod proof;
 mod store;
 pub(crate) mod world;
@@ -34,7 +34,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Schedul
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::commit::schedules as commit;
-use crate::mutant::{Mutant, activate};
+use crate::seeded_bug::{SeededBug, activate};
 
 /// Something to be run under many schedules.
 #[derive(Clone, Copy)]
@@ -68,32 +68,32 @@ const MODELS: [Model; 15] = [
 const PRIORITY_CHANGES: usize = 3;
 
 /// Where a mistake must show, and within how many schedules.
-const MISTAKES: [(Mutant, &str, usize); 25] = [
-    (Mutant::WakerLost, "commit/group", 5_000),
-    (Mutant::FollowerErrorDropped, "commit/group", 5_000),
-    (Mutant::BellNotHeard, "commit/log", 5_000),
-    (Mutant::RoomNotOffered, "commit/room", 5_000),
-    (Mutant::WaiterKept, "commit/room", 5_000),
-    (Mutant::CompletionOverwritten, "io/slot", 5_000),
-    (Mutant::RelocateUnconditionally, "keydir/relocation", 5_000),
-    (Mutant::BatchEpochIgnored, "keydir/batches", 5_000),
-    (Mutant::UnlinkedUnderReader, "segments/pins", 5_000),
-    (Mutant::TombstoneUnlinkedFirst, "segments/pins", 5_000),
-    (Mutant::NotLookedAgain, "segments/moves", 5_000),
-    (Mutant::RelocateUnconditionally, "store/compaction", 10_000),
-    (Mutant::InputsRetiredBeforeKeysMoved, "store/compaction", 10_000),
-    (Mutant::OutputFoundLate, "store/compaction", 10_000),
-    (Mutant::BatchEpochIgnored, "store/batches", 10_000),
-    (Mutant::RelocateUnconditionally, "store/rotation", 10_000),
-    (Mutant::BellNotHeard, "store/close", 10_000),
-    (Mutant::BatchEpochIgnored, "store/cancellation", 10_000),
-    (Mutant::InputsRetiredBeforeKeysMoved, "store/cancellation", 10_000),
-    (Mutant::RoomNotOffered, "store/room", 10_000),
-    (Mutant::FollowerErrorDropped, "store/queue", 10_000),
-    (Mutant::AckBeforeSync, "store/queue", 10_000),
-    (Mutant::SyncCoversInFlight, "store/queue", 10_000),
-    (Mutant::WakerLost, "store/queue", 10_000),
-    (Mutant::BellNotHeard, "store/queue", 10_000),
+const MISTAKES: [(SeededBug, &str, usize); 25] = [
+    (SeededBug::WakerLost, "commit/group", 5_000),
+    (SeededBug::FollowerErrorDropped, "commit/group", 5_000),
+    (SeededBug::BellNotHeard, "commit/log", 5_000),
+    (SeededBug::RoomNotOffered, "commit/room", 5_000),
+    (SeededBug::WaiterKept, "commit/room", 5_000),
+    (SeededBug::CompletionOverwritten, "io/slot", 5_000),
+    (SeededBug::RelocateUnconditionally, "keydir/relocation", 5_000),
+    (SeededBug::BatchEpochIgnored, "keydir/batches", 5_000),
+    (SeededBug::UnlinkedUnderReader, "segments/pins", 5_000),
+    (SeededBug::TombstoneUnlinkedFirst, "segments/pins", 5_000),
+    (SeededBug::NotLookedAgain, "segments/moves", 5_000),
+    (SeededBug::RelocateUnconditionally, "store/compaction", 10_000),
+    (SeededBug::InputsRetiredBeforeKeysMoved, "store/compaction", 10_000),
+    (SeededBug::OutputFoundLate, "store/compaction", 10_000),
+    (SeededBug::BatchEpochIgnored, "store/batches", 10_000),
+    (SeededBug::RelocateUnconditionally, "store/rotation", 10_000),
+    (SeededBug::BellNotHeard, "store/close", 10_000),
+    (SeededBug::BatchEpochIgnored, "store/cancellation", 10_000),
+    (SeededBug::InputsRetiredBeforeKeysMoved, "store/cancellation", 10_000),
+    (SeededBug::RoomNotOffered, "store/room", 10_000),
+    (SeededBug::FollowerErrorDropped, "store/queue", 10_000),
+    (SeededBug::AckBeforeSync, "store/queue", 10_000),
+    (SeededBug::SyncCoversInFlight, "store/queue", 10_000),
+    (SeededBug::WakerLost, "store/queue", 10_000),
+    (SeededBug::BellNotHeard, "store/queue", 10_000),
 ];
 
 /// Mistakes and panic hooks are the whole process's: one test at a time.
@@ -111,10 +111,10 @@ fn model(name: &str) -> Model {
     MODELS.into_iter().find(|model| model.name == name).unwrap_or_else(|| panic!("there is no model {name:?}"))
 }
 
-/// `RINGCASK_MUTANT`, to look at one mistake alone.
-fn mistake() -> Option<Mutant> {
-    let name: String = variable("RINGCASK_MUTANT")?;
-    let named = MISTAKES.iter().find(|(mutant, _, _)| format!("{mutant:?}") == name);
+/// `RINGCASK_SEEDED_BUG`, to look at one mistake alone.
+fn mistake() -> Option<SeededBug> {
+    let name: String = variable("RINGCASK_SEEDED_BUG")?;
+    let named = MISTAKES.iter().find(|(seeded_bug, _, _)| format!("{seeded_bug:?}") == name);
     Some(named.unwrap_or_else(|| panic!("no schedule is known to show {name:?}")).0)
 }
 
@@ -215,14 +215,14 @@ fn every_known_mistake_is_found() {
     std::panic::set_hook(Box::new(|_| {}));
     let only = mistake();
     let mut missed = Vec::new();
-    for (mutant, name, budget) in MISTAKES {
-        if only.is_some_and(|only| only != mutant) {
+    for (seeded_bug, name, budget) in MISTAKES {
+        if only.is_some_and(|only| only != seeded_bug) {
             continue;
         }
         let tried = Arc::new(AtomicUsize::new(0));
         let (counted, run) = (Arc::clone(&tried), model(name).run);
         let hunt = || {
-            activate(Some(mutant));
+            activate(Some(seeded_bug));
             let counting = move || {
                 counted.fetch_add(1, Ordering::Relaxed);
                 run();
@@ -232,11 +232,11 @@ fn every_known_mistake_is_found() {
         let found = catch_unwind(AssertUnwindSafe(hunt));
         activate(None);
         match found {
-            Ok(_) => missed.push((mutant, name)),
+            Ok(_) => missed.push((seeded_bug, name)),
             Err(panic) => {
                 let line = text(&*panic).lines().next().unwrap_or_default();
                 let tried = tried.load(Ordering::Relaxed);
-                say(format_args!("{mutant:?}: found in schedule {tried} of {name}: {line:.160}"));
+                say(format_args!("{seeded_bug:?}: found in schedule {tried} of {name}: {line:.160}"));
             }
         }
     }

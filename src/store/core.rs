@@ -21,26 +21,26 @@ use crate::maintenance::{Maintainer, Maintenance};
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::{Catalog, Registry, Reserve, Segment, SharedCatalog};
+use crate::segment::{ManifestStore, Reserve, Segment, SegmentSet, SharedManifest};
 use crate::stats::RecoveryReport;
-use crate::striped::Striped;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::sharded::Sharded;
+use crate::sync::waiters::{Slot, Waiters};
+use crate::sync::wake;
 use crate::sync::{Mutex, MutexGuard};
 use crate::trace;
-use crate::waiters::{Slot, Waiters};
-use crate::wake;
 
 pub(crate) struct Core {
     pub(crate) io: Arc<dyn Io>,
     pub(crate) options: Options,
     pub(crate) engine_fallback: Option<String>,
     pub(crate) keydir: Arc<Keydir>,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Arc<SegmentSet>,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) log: Arc<Log>,
     pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
-    pub(crate) read_counters: Striped<ReadCounters>,
+    pub(crate) read_counters: Sharded<ReadCounters>,
     /// Blocks of the log in memory, if the options say so.
     pub(crate) cache: Option<BlockCache>,
     pub(crate) report: RecoveryReport,
@@ -98,7 +98,7 @@ impl Core {
             log,
             commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
-            read_counters: Striped::default(),
+            read_counters: Sharded::default(),
             cache,
             report,
             maintenance,
@@ -111,10 +111,10 @@ impl Core {
         Ok(core)
     }
 
-    fn start(self: &Arc<Self>, catalog: Catalog) -> Result<()> {
+    fn start(self: &Arc<Self>, catalog: ManifestStore) -> Result<()> {
         let spawn_error = |error| Error::io("open: start a thread", error).with_path(&self.options.path);
         let store_id = catalog.store_id();
-        let catalog: SharedCatalog = Arc::new(catalog.into());
+        let catalog: SharedManifest = Arc::new(catalog.into());
         let compaction = &self.options.compaction;
         let compactor = Compactor::new(
             Arc::clone(&self.io),

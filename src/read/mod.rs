@@ -15,7 +15,7 @@
 //! write too as can be, for each of them takes a cache line from another core. So no handle on the segment is taken, and
 //! counters come in stripes. While it finds next to nothing, most gets leave it out ([`warmth`]).
 
-mod warmth;
+mod bypass;
 
 use std::io;
 use std::sync::Arc;
@@ -29,10 +29,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Binding, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind};
 use crate::io::{File, Io, util};
 use crate::keydir::{Entry, Key, Keydir, Location};
-use crate::mutant::{self, Mutant};
-use crate::segment::{Registry, Segment};
-use crate::striped::Striped;
-use warmth::Warmth;
+use crate::seeded_bug::{self, SeededBug};
+use crate::segment::{Segment, SegmentSet};
+use crate::sync::sharded::Sharded;
+use bypass::ProbeBypass;
 
 /// Counted by readers, where a get counts once, and how warm they have found the page cache.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ pub(crate) struct ReadCounters {
     from_disk: AtomicU64,
     /// Those that found nothing, or failed before it was clear where to read.
     from_nowhere: AtomicU64,
-    warmth: Warmth,
+    warmth: ProbeBypass,
 }
 
 /// The counters of all threads.
@@ -57,7 +57,7 @@ pub(crate) struct ReadCounts {
 }
 
 impl ReadCounts {
-    pub(crate) fn of(counters: &Striped<ReadCounters>) -> Self {
+    pub(crate) fn of(counters: &Sharded<ReadCounters>) -> Self {
         let mut counts = Self::default();
         for stripe in counters.iter() {
             let from_staging = stripe.from_staging.load(Ordering::Relaxed);
@@ -94,10 +94,10 @@ pub(crate) struct DiskRead {
 pub(crate) struct Sources<'a> {
     pub(crate) io: &'a dyn Io,
     pub(crate) keydir: &'a Keydir,
-    pub(crate) registry: &'a Registry,
+    pub(crate) registry: &'a SegmentSet,
     pub(crate) log: &'a Log,
     pub(crate) cache: Option<&'a BlockCache>,
-    pub(crate) counters: &'a Striped<ReadCounters>,
+    pub(crate) counters: &'a Sharded<ReadCounters>,
 }
 
 /// A record, and what its header's checksum is bound to.
@@ -121,7 +121,7 @@ enum FileSeen {
 }
 
 impl Seen {
-    fn of(registry: &Registry, segment: &Arc<Segment>) -> Self {
+    fn of(registry: &SegmentSet, segment: &Arc<Segment>) -> Self {
         Self {
             binding: segment.binding,
             written_end: segment.written_end(),
@@ -270,7 +270,7 @@ fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Resul
 
 /// Whether a get looks into the page cache before it asks the engine. Always where the block cache learns from what is found,
 /// where the engine is slow to say what the page cache has, and for what may have been read ahead.
-fn looks(sources: Sources<'_>, warmth: &Warmth, location: Location) -> bool {
+fn looks(sources: Sources<'_>, warmth: &ProbeBypass, location: Location) -> bool {
     let Sources { io, registry, cache, .. } = sources;
     warmth.looks()
         || cache.is_some()
@@ -279,7 +279,7 @@ fn looks(sources: Sources<'_>, warmth: &Warmth, location: Location) -> bool {
 }
 
 /// Who gets what lies in order is spared most waits.
-fn read_ahead(registry: &Registry, file: &dyn File, location: Location, len: u64) {
+fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
     let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
     if let Some(Some(ahead)) = ahead {
         file.start_reading(location.offset(), ahead);
@@ -287,7 +287,7 @@ fn read_ahead(registry: &Registry, file: &dyn File, location: Location, len: u64
 }
 
 /// Brings what the cache lacks of `span`, as far as the page cache has it.
-fn fill(cache: &BlockCache, registry: &Registry, file: &dyn File, span: Span) {
+fn fill(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, span: Span) {
     for block in span.blocks() {
         let is_wanted = registry.with(block.segment, |segment| {
             let Segment { slots, .. } = &**segment;
@@ -321,14 +321,14 @@ fn follow<T>(
         if let Some(found) = find(entry) {
             return Ok(Some((entry, found)));
         }
-        if missed.replace(entry) == Some(entry) || mutant::is(Mutant::NotLookedAgain) {
+        if missed.replace(entry) == Some(entry) || seeded_bug::is(SeededBug::NotLookedAgain) {
             return Err(entry);
         }
     }
     Ok(None)
 }
 
-fn file_and_buffer(registry: &Registry, file: FileSeen, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
+fn file_and_buffer(registry: &SegmentSet, file: FileSeen, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
     let file = match file {
         FileSeen::Open(file) => file,
         FileSeen::Closed(segment) => {
@@ -377,7 +377,7 @@ fn check(record: &[u8], key: &[u8], place: Place) -> Result<()> {
     }
     let payload = &record[RECORD_HEADER_LEN..];
     let is_its_key = usize::from(header.key_len) == key.len() && payload.starts_with(key);
-    if !is_its_key && !mutant::is(Mutant::KeyNotCompared) {
+    if !is_its_key && !seeded_bug::is(SeededBug::KeyNotCompared) {
         return Err(corrupt("a record of another key lies there".into()));
     }
     // Key and value in one piece: long stretches are much quicker than short ones.

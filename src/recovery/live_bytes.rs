@@ -11,13 +11,13 @@ const TOGETHER: usize = 2048;
 
 /// Bytes that are alive, by segment, as far as one loader knows: what it found minus what that replaced, anywhere.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct LiveByteCounter {
     live: HashMap<u32, i64>,
     /// Whether there were any: then the keydir has to be swept.
     pub(super) has_tombstones: bool,
 }
 
-impl Tally {
+impl LiveByteCounter {
     /// Publishes one record.
     pub(super) fn publish(&mut self, keydir: &Keydir, segment: u32, found: &Found<'_>) {
         let record = loaded(segment, found);
@@ -78,13 +78,13 @@ fn loaded<'a>(segment: u32, found: &Found<'a>) -> Loaded<'a> {
 /// Records of one segment on their way into the keydir, many at a time.
 pub(super) struct Publisher<'a> {
     keydir: &'a Keydir,
-    tally: &'a mut Tally,
+    tally: &'a mut LiveByteCounter,
     segment: u32,
     waiting: Vec<Loaded<'a>>,
 }
 
 impl<'a> Publisher<'a> {
-    pub(super) fn new(keydir: &'a Keydir, tally: &'a mut Tally, segment: u32) -> Self {
+    pub(super) fn new(keydir: &'a Keydir, tally: &'a mut LiveByteCounter, segment: u32) -> Self {
         Self { keydir, tally, segment, waiting: Vec::with_capacity(TOGETHER) }
     }
 

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
-use crate::prefetch::prefetch;
+use crate::sync::prefetch::prefetch;
 
 /// How far ahead of the waker that is called others' data is asked for.
 const ASKED_AHEAD: usize = 8;

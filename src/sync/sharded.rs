@@ -37,9 +37,9 @@ struct Padded<T>(T);
 
 /// The copies.
 #[derive(Debug, Default)]
-pub(crate) struct Striped<T>([Padded<T>; STRIPES]);
+pub(crate) struct Sharded<T>([Padded<T>; STRIPES]);
 
-impl<T> Striped<T> {
+impl<T> Sharded<T> {
     /// The copy of the calling thread, and of every other whose number leaves the same remainder.
     pub(crate) fn mine(&self) -> &T {
         &self.0[mine()].0
@@ -69,7 +69,7 @@ impl<T> Deref for Share<T> {
     }
 }
 
-impl<T> Striped<Share<T>> {
+impl<T> Sharded<Share<T>> {
     /// The first reference of every stripe.
     pub(crate) fn shares(of: &Arc<T>) -> Self {
         Self(array::from_fn(|_| Padded(Share(Arc::new(Padded(Arc::clone(of)))))))
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn what_is_shared_lives_as_long_as_any_share_of_any_stripe() {
         let counted = Arc::new(());
-        let shares = Striped::shares(&counted);
+        let shares = Sharded::shares(&counted);
         let held: Vec<Share<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..2 * STRIPES).map(|_| scope.spawn(|| shares.mine().clone())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_copies_of_more_threads_than_stripes_add_up() {
-        let counters: Striped<AtomicU64> = Striped::default();
+        let counters: Sharded<AtomicU64> = Sharded::default();
         std::thread::scope(|scope| {
             for _ in 0..3 * STRIPES {
                 scope.spawn(|| {

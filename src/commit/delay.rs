@@ -26,7 +26,7 @@ const TURNAROUND_MIN: Duration = Duration::from_micros(100);
 const GROUPS_WITHOUT: u32 = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct Linger {
+pub(super) struct CommitDelay {
     /// Moving average of the duration of a sync.
     sync_time: Duration,
     skip_groups: u32,
@@ -34,7 +34,7 @@ pub(super) struct Linger {
     waiting: Option<(u32, Duration)>,
 }
 
-impl Linger {
+impl CommitDelay {
     /// A sync took so long.
     pub(super) fn observe_sync(&mut self, took: Duration) {
         self.sync_time = if self.sync_time.is_zero() { took } else { (self.sync_time * 7 + took) / 8 };
@@ -93,8 +93,8 @@ impl Linger {
 mod tests {
     use super::*;
 
-    fn with_syncs_of(micros: u64) -> Linger {
-        let mut linger = Linger::default();
+    fn with_syncs_of(micros: u64) -> CommitDelay {
+        let mut linger = CommitDelay::default();
         linger.observe_sync(Duration::from_micros(micros));
         linger
     }

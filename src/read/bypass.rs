@@ -24,18 +24,18 @@ const LOOK_ONE_IN: u32 = 16;
 
 /// How much of what is read is cached, as the gets of some threads have found lately.
 #[derive(Debug)]
-pub(super) struct Warmth {
+pub(super) struct ProbeBypass {
     found: AtomicU32,
     asked: AtomicU32,
 }
 
-impl Default for Warmth {
+impl Default for ProbeBypass {
     fn default() -> Self {
         Self { found: AtomicU32::new(ALL), asked: AtomicU32::new(0) }
     }
 }
 
-impl Warmth {
+impl ProbeBypass {
     /// Whether the next get should look.
     pub(super) fn looks(&self) -> bool {
         if self.found.load(Ordering::Relaxed) >= FEW {
@@ -67,14 +67,14 @@ mod tests {
     use super::*;
 
     /// Of so many gets those that look, where a look finds its record as `is_cached` says.
-    fn looks(warmth: &Warmth, gets: u32, is_cached: impl Fn(u32) -> bool) -> u32 {
+    fn looks(warmth: &ProbeBypass, gets: u32, is_cached: impl Fn(u32) -> bool) -> u32 {
         let look = |get: &u32| warmth.looks().then(|| warmth.observe(is_cached(*get))).is_some();
         (0..gets).filter(look).count().try_into().unwrap_or(u32::MAX)
     }
 
     #[test]
     fn gets_look_while_much_is_cached() {
-        let warmth = Warmth::default();
+        let warmth = ProbeBypass::default();
         assert_eq!(looks(&warmth, 1000, |_| true), 1000);
         assert_eq!(looks(&warmth, 1000, |get| get % 3 == 0), 1000, "a third of it");
         let found = warmth.found.load(Ordering::Relaxed);
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn few_look_while_little_is_cached() {
-        let warmth = Warmth::default();
+        let warmth = ProbeBypass::default();
         let first = looks(&warmth, 1000, |_| false);
         assert!((140..180).contains(&first), "some until it is noticed, then one in sixteen: {first}");
         let later = looks(&warmth, 16_000, |_| false);
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn it_is_noticed_when_more_is_cached() {
         let cold = || {
-            let warmth = Warmth::default();
+            let warmth = ProbeBypass::default();
             looks(&warmth, 10_000, |_| false);
             warmth
         };

@@ -13,7 +13,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::Segment;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
 /// Names to be unlinked, and who does it.
@@ -92,12 +92,12 @@ impl Retired {
     /// It stays on the list until [`gone`](Self::gone).
     pub(crate) fn next(&self) -> Option<Unlinkable> {
         let state = self.lock();
-        if mutant::is(Mutant::RetiredInAnyOrder) {
+        if seeded_bug::is(SeededBug::RetiredInAnyOrder) {
             return state.free.iter().max_by_key(|candidate| (candidate.first_seq, candidate.id)).copied();
         }
         let needs = |candidate: &Unlinkable, other: &Unlinkable| {
             let is_hidden = other.first_seq <= candidate.newest_tombstone;
-            other.id != candidate.id && is_hidden && !mutant::is(Mutant::TombstoneUnlinkedFirst)
+            other.id != candidate.id && is_hidden && !seeded_bug::is(SeededBug::TombstoneUnlinkedFirst)
         };
         state
             .free

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::task::Waker;
 
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// The slots, each with what its future waits for.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl<T> Waiters<T> {
     #[must_use = "to be dropped outside the lock"]
     pub(crate) fn leave(&mut self, slot: &mut Slot) -> Option<Waker> {
         let index = self.find(mem::take(slot).number).ok()?;
-        if mutant::is(Mutant::WaiterKept) {
+        if seeded_bug::is(SeededBug::WaiterKept) {
             return None;
         }
         self.list.remove(index).map(|waiter| waiter.waker)

@@ -28,7 +28,7 @@ use std::sync::PoisonError;
 use siphasher::sip::SipHasher13;
 
 use crate::format::{self, ALIGN};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use map::{Map, Walk};
@@ -252,7 +252,7 @@ impl Keydir {
     pub(crate) fn get_meanwhile(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
-            if before % 2 == 1 && !mutant::is(Mutant::BatchEpochIgnored) {
+            if before % 2 == 1 && !seeded_bug::is(SeededBug::BatchEpochIgnored) {
                 drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
@@ -260,7 +260,7 @@ impl Keydir {
             // The look-up took the shard's lock after any batch member it saw was put there, and that was after the
             // epoch became odd: so an overlap shows in this second reading.
             fence(Ordering::Acquire);
-            if self.batch_epoch.load(Ordering::Relaxed) == before || mutant::is(Mutant::BatchEpochIgnored) {
+            if self.batch_epoch.load(Ordering::Relaxed) == before || seeded_bug::is(SeededBug::BatchEpochIgnored) {
                 return found;
             }
         }
@@ -421,7 +421,7 @@ impl Keydir {
                 let Move { seq, to, .. } = moves[index];
                 let Some(old) = slot.live() else { return };
                 let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
-                if is_same || mutant::is(Mutant::RelocateUnconditionally) {
+                if is_same || seeded_bug::is(SeededBug::RelocateUnconditionally) {
                     *slot = Slot::new(seq, false, to);
                     moved(index, old);
                 }

@@ -13,9 +13,9 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Retired, Segment, Unlinkable, segment_file_name};
 use crate::io::{Dir, File, OpenMode};
-use crate::mutant::{self, Mutant};
-use crate::striped::Striped;
+use crate::seeded_bug::{self, SeededBug};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::sharded::Sharded;
 use crate::sync::{RwLock, RwLockReadGuard};
 
 /// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
@@ -41,12 +41,12 @@ impl Hasher for IdHasher {
 
 type Segments = HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>;
 
-pub(crate) struct Registry {
+pub(crate) struct SegmentSet {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) path: PathBuf,
     /// The same list in every copy: each get takes a lock of it, and readers that took the same one would take its cache
     /// line from each other. Changed a few times for each segment's life, one copy after the other.
-    segments: Striped<RwLock<Segments>>,
+    segments: Sharded<RwLock<Segments>>,
     pub(crate) retired: Retired,
     max_open_files: usize,
     open_files: AtomicUsize,
@@ -56,12 +56,12 @@ pub(crate) struct Registry {
     died_bytes: AtomicU64,
 }
 
-impl Registry {
+impl SegmentSet {
     pub(crate) fn new(dir: Arc<dyn Dir>, path: PathBuf, max_open_files: usize) -> Self {
         Self {
             dir,
             path,
-            segments: Striped::default(),
+            segments: Sharded::default(),
             retired: Retired::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
@@ -126,7 +126,7 @@ impl Registry {
     /// Takes `segment`, which no key points at and the MANIFEST does not list, out of the store. Its file goes when its
     /// last reader is gone.
     pub(crate) fn retire(&self, segment: Arc<Segment>) {
-        match mutant::is(Mutant::UnlinkedUnderReader) {
+        match seeded_bug::is(SeededBug::UnlinkedUnderReader) {
             true => self.retired.push(Unlinkable::of(&segment)),
             false => self.retired.pin(&segment),
         }
@@ -209,7 +209,7 @@ mod tests {
         for id in 1..=2 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
         }
-        let registry = Registry::new(dir, "/db".into(), 8);
+        let registry = SegmentSet::new(dir, "/db".into(), 8);
         let [read, unread] = [1, 2].map(|id| Arc::new(Segment::new(id, 0, 1, 0, None)));
         let readers = registry.file(&read).unwrap();
         assert!(!Arc::ptr_eq(&registry.open_apart(&read).unwrap(), &readers));
@@ -226,7 +226,7 @@ mod tests {
         for id in 1..=3 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
         }
-        let registry = Registry::new(Arc::clone(&dir), "/db".into(), 2);
+        let registry = SegmentSet::new(Arc::clone(&dir), "/db".into(), 2);
         for id in 1..=3 {
             let segment = Arc::new(Segment::new(id, 0, 1, 0, None));
             segment.set_sealed(None);

@@ -1,5 +1,9 @@
 //! The handle.
 
+pub(crate) mod core;
+pub(crate) mod futures;
+pub(crate) mod multi_get;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,17 +15,17 @@ use crate::batch::Batch;
 use crate::cache::BlockCache;
 use crate::commit::Prepared;
 use crate::compaction;
-use crate::core::Core;
 use crate::error::{Error, ErrorKind, Result};
-use crate::futures::{
-    Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer,
-};
 use crate::io::IoKind;
-use crate::multi_get::MultiGet;
 use crate::options::{Builder, CompactOptions, Durability, MAX_KEY_LEN, PutOptions};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
-use crate::striped::{Share, Striped};
+use crate::store::core::Core;
+use crate::store::futures::{
+    Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer,
+};
+use crate::store::multi_get::MultiGet;
+use crate::sync::sharded::{Sharded, Share};
 
 /// Longest batch, in bytes of log: it is staged as a whole.
 const MAX_BATCH_BYTES: u64 = 1 << 30;
@@ -65,7 +69,7 @@ pub struct Store(Arc<Handle>);
 struct Handle {
     core: Arc<Core>,
     /// What futures hold.
-    shares: Striped<Share<Core>>,
+    shares: Sharded<Share<Core>>,
 }
 
 impl Drop for Handle {
@@ -95,7 +99,7 @@ pub(crate) fn check_key(key: &[u8]) -> Result<()> {
 
 impl Store {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        let shares = Striped::shares(&core);
+        let shares = Sharded::shares(&core);
         Self(Arc::new(Handle { core, shares }))
     }
 

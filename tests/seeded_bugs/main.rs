@@ -1,8 +1,8 @@
 //! Tests of the tests: known mistakes are built in, one at a time, and the crash tests must notice each of them.
 //!
-//! Every mistake is one that a store of this kind has made (see `ringcask::mutant`). The same exploration that passes
+//! Every mistake is one that a store of this kind has made (see `ringcask::seeded_bug`). The same exploration that passes
 //! without them is run with each, until it fails; one that does not within its budget is a hole in the net.
-//! `RINGCASK_MUTANT` names one to look at alone.
+//! `RINGCASK_SEEDED_BUG` names one to look at alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, dead_code, reason = "modules of the crash tests, of which this test uses a part")]
 
@@ -35,7 +35,7 @@ mod workload;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use explore::Explorer;
-use ringcask::mutant::{Mutant, activate};
+use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::sim::FaultKind;
 use swarm::SWARM_SEEDS;
 use workload::COMPACTING_SEEDS;
@@ -61,46 +61,46 @@ enum Net {
     SecondHandle,
 }
 
-const MUTANTS: [(Mutant, Net); 39] = [
-    (Mutant::NoDirectorySync, Net::Crashes),
-    (Mutant::NoTruncateOnOpen, Net::Crashes),
-    (Mutant::TailNotSynced, Net::Crashes),
-    (Mutant::SealAfterTornTail, Net::Crashes),
-    (Mutant::PayloadUnverified, Net::Crashes),
-    (Mutant::ZerosDecode, Net::Crashes),
-    (Mutant::LengthUnchecked, Net::Crashes),
-    (Mutant::SkipBadRecord, Net::Crashes),
-    (Mutant::BatchNotAtomic, Net::Crashes),
-    (Mutant::AckBeforeSync, Net::Crashes),
-    (Mutant::SyncCoversInFlight, Net::Crashes),
-    (Mutant::FollowerErrorDropped, Net::Failures),
-    (Mutant::SyncErrorDropped, Net::Failures),
-    (Mutant::ShortWriteIgnored, Net::Crashes),
-    (Mutant::ReadErrorIsEnd, Net::Failures),
-    (Mutant::HintUnbound, Net::Swap),
-    (Mutant::SequenceReused, Net::Crashes),
-    (Mutant::FooterBeforeData, Net::Crashes),
-    (Mutant::TombstoneDropped, Net::Compactions),
-    (Mutant::RelocateUnconditionally, Net::Compactions),
-    (Mutant::OutputNotSynced, Net::Compactions),
-    (Mutant::OverwrittenByTheUndurable, Net::Compactions),
-    (Mutant::UnlinkedWhileListed, Net::Compactions),
-    (Mutant::OutputTooYoung, Net::Compactions),
-    (Mutant::UnreadWithTombstones, Net::Compactions),
-    (Mutant::CopiesNotCounted, Net::Compactions),
-    (Mutant::InputErrorIsEnd, Net::Compactions),
-    (Mutant::SpentIdNotDurable, Net::Compactions),
-    (Mutant::BusyKeySkipped, Net::CompactionFailures),
-    (Mutant::LiveRecordLeftOut, Net::Compactions),
-    (Mutant::RetiredInAnyOrder, Net::Compactions),
-    (Mutant::SpentNumbersForgotten, Net::Compactions),
-    (Mutant::HeaderUnverified, Net::Crashes),
-    (Mutant::StaleHint, Net::OldHint),
-    (Mutant::BatchFrameCopied, Net::Compactions),
-    (Mutant::KeyNotCompared, Net::LyingHint),
-    (Mutant::LockAfterRecovery, Net::SecondHandle),
-    (Mutant::FillerOverRecords, Net::Crashes),
-    (Mutant::FillerNotCut, Net::Crashes),
+const SEEDED_BUGS: [(SeededBug, Net); 39] = [
+    (SeededBug::NoDirectorySync, Net::Crashes),
+    (SeededBug::NoTruncateOnOpen, Net::Crashes),
+    (SeededBug::TailNotSynced, Net::Crashes),
+    (SeededBug::SealAfterTornTail, Net::Crashes),
+    (SeededBug::PayloadUnverified, Net::Crashes),
+    (SeededBug::ZerosDecode, Net::Crashes),
+    (SeededBug::LengthUnchecked, Net::Crashes),
+    (SeededBug::SkipBadRecord, Net::Crashes),
+    (SeededBug::BatchNotAtomic, Net::Crashes),
+    (SeededBug::AckBeforeSync, Net::Crashes),
+    (SeededBug::SyncCoversInFlight, Net::Crashes),
+    (SeededBug::FollowerErrorDropped, Net::Failures),
+    (SeededBug::SyncErrorDropped, Net::Failures),
+    (SeededBug::ShortWriteIgnored, Net::Crashes),
+    (SeededBug::ReadErrorIsEnd, Net::Failures),
+    (SeededBug::HintUnbound, Net::Swap),
+    (SeededBug::SequenceReused, Net::Crashes),
+    (SeededBug::FooterBeforeData, Net::Crashes),
+    (SeededBug::TombstoneDropped, Net::Compactions),
+    (SeededBug::RelocateUnconditionally, Net::Compactions),
+    (SeededBug::OutputNotSynced, Net::Compactions),
+    (SeededBug::OverwrittenByTheUndurable, Net::Compactions),
+    (SeededBug::UnlinkedWhileListed, Net::Compactions),
+    (SeededBug::OutputTooYoung, Net::Compactions),
+    (SeededBug::UnreadWithTombstones, Net::Compactions),
+    (SeededBug::CopiesNotCounted, Net::Compactions),
+    (SeededBug::InputErrorIsEnd, Net::Compactions),
+    (SeededBug::SpentIdNotDurable, Net::Compactions),
+    (SeededBug::BusyKeySkipped, Net::CompactionFailures),
+    (SeededBug::LiveRecordLeftOut, Net::Compactions),
+    (SeededBug::RetiredInAnyOrder, Net::Compactions),
+    (SeededBug::SpentNumbersForgotten, Net::Compactions),
+    (SeededBug::HeaderUnverified, Net::Crashes),
+    (SeededBug::StaleHint, Net::OldHint),
+    (SeededBug::BatchFrameCopied, Net::Compactions),
+    (SeededBug::KeyNotCompared, Net::LyingHint),
+    (SeededBug::LockAfterRecovery, Net::SecondHandle),
+    (SeededBug::FillerOverRecords, Net::Crashes),
+    (SeededBug::FillerNotCut, Net::Crashes),
 ];
 
 /// Ways to fail that tell mistakes from each other; the others cost time.
@@ -169,7 +169,7 @@ fn check_canary() {
             |seed| catch_unwind(|| harness(seed)).unwrap_or_else(|panic| Err(panics::panic_text(&*panic))).err();
         let complaint = (1..4).find_map(fails);
         assert_eq!(complaint, None, "{name} complains of a store without mistakes");
-        activate(Some(Mutant::AckBeforeSync));
+        activate(Some(SeededBug::AckBeforeSync));
         let noticed = (1..200).find_map(fails);
         activate(None);
         let noticed = noticed.unwrap_or_else(|| panic!("{name} says that a store which loses writes is right"));
@@ -194,27 +194,27 @@ fn every_known_mistake_is_noticed() {
     let stage = proof::begin("mistakes noticed");
     let mut missed = Vec::new();
     let mut noticed = 0;
-    let only = std::env::var("RINGCASK_MUTANT").ok();
-    for (mutant, net) in MUTANTS {
-        if only.as_ref().is_some_and(|only| *only != format!("{mutant:?}")) {
+    let only = std::env::var("RINGCASK_SEEDED_BUG").ok();
+    for (seeded_bug, net) in SEEDED_BUGS {
+        if only.as_ref().is_some_and(|only| *only != format!("{seeded_bug:?}")) {
             continue;
         }
-        activate(Some(mutant));
+        activate(Some(seeded_bug));
         let found = hunt(net);
         activate(None);
         match found {
             Some((states, failure)) => {
                 noticed += 1;
                 let line = failure.lines().next().unwrap_or_default();
-                println!("{mutant:?}: noticed after {states} ({net:?}): {line:.160}");
+                println!("{seeded_bug:?}: noticed after {states} ({net:?}): {line:.160}");
             }
-            None => missed.push(mutant),
+            None => missed.push(seeded_bug),
         }
     }
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
     if only.is_none() {
-        stage.end(noticed, &format!("of {}", MUTANTS.len()));
+        stage.end(noticed, &format!("of {}", SEEDED_BUGS.len()));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::format::{ALIGN, FOOTER_LEN, RECORD_HEADER_LEN, patch_header, record_l
 use crate::io::util::write_all;
 use crate::keydir::{Keydir, Location, Move};
 use crate::read::{Lookup, Sources, look_up};
-use crate::segment::{Facts, Registry, Segment, segment_file_name};
+use crate::segment::{Facts, Segment, SegmentSet, segment_file_name};
 
 const INPUT: u32 = 1;
 const ACTIVE: u32 = 2;
@@ -109,8 +109,8 @@ pub(super) fn batches_are_seen_whole() {
     assert_eq!((seq_of(&keydir, b"a"), seq_of(&keydir, b"b")), (20, 21));
 }
 
-fn registry_of(world: &World) -> Arc<Registry> {
-    let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 1));
+fn registry_of(world: &World) -> Arc<SegmentSet> {
+    let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 1));
     // The second one has tombstones that hide records of the first.
     for (id, first_seq, max_seq, tombstone_bytes) in [(1, 10, 19, 0), (2, 20, 29, record_len(1, 0)), (3, 30, 39, 0)] {
         let file = world.dir().create(&segment_file_name(id));
@@ -144,7 +144,7 @@ fn copies_of_a_record(world: &World, key: &[u8]) -> Vec<Arc<Segment>> {
 pub(super) fn a_record_that_moves() {
     let world = World::new(&Image::new());
     let keydir = Arc::new(Keydir::new((1, 2), 1));
-    let registry = Arc::new(Registry::new(world.dir(), PathBuf::from("/db"), 8));
+    let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
     let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
     let log = Log::new(Arc::new(world.clone()), Arc::clone(&keydir), Arc::clone(&registry), limits, 2);
     let to = |id| Location::new(id, ALIGN, 5).unwrap();
@@ -173,7 +173,7 @@ pub(super) fn a_record_that_moves() {
 }
 
 /// Waits until it is told that a file can go, and unlinks it, as the maintenance task does.
-fn unlink_two(registry: &Registry) -> Vec<u32> {
+fn unlink_two(registry: &SegmentSet) -> Vec<u32> {
     let mut gone = Vec::new();
     while gone.len() < 2 {
         let next = block_on(poll_fn(|cx| {

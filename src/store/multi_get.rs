@@ -10,12 +10,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, Stream};
 
-use crate::core::Core;
 use crate::error::Result;
-use crate::futures::polled_after_completion;
 use crate::keydir::Key;
 use crate::read::{Lookup, look_up};
-use crate::striped::Share;
+use crate::store::core::Core;
+use crate::store::futures::polled_after_completion;
+use crate::sync::sharded::Share;
 
 /// Look-ups made in one poll. Each may copy a value from the page cache, and other tasks wait meanwhile.
 const LOOK_UPS_A_POLL: usize = 128;

@@ -12,14 +12,14 @@ use bytes::Bytes;
 use super::{MANIFEST_FILE, lacks_space, tmp_name};
 use crate::format::{Manifest, ManifestSegment};
 use crate::io::{Dir, OpenMode, SyncKind, util};
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// The commit task and the maintenance task both edit the list, one at a time.
-pub(crate) type SharedCatalog = Arc<futures_util::lock::Mutex<Catalog>>;
+pub(crate) type SharedManifest = Arc<futures_util::lock::Mutex<ManifestStore>>;
 
 /// The list as it is on disk. One task at a time edits it.
 #[derive(Debug)]
-pub(crate) struct Catalog {
+pub(crate) struct ManifestStore {
     dir: Arc<dyn Dir>,
     durable: Manifest,
     /// The next id to hand out; ids of failed attempts are spent too.
@@ -30,14 +30,14 @@ pub(crate) struct Catalog {
 
 /// Why an edit failed.
 #[derive(Debug)]
-pub(crate) enum CatalogError {
+pub(crate) enum ManifestError {
     /// The old list holds.
     NotChanged(io::Error),
     /// Nobody knows which list a crash would leave: the store must not go on.
     Unknown(io::Error),
 }
 
-impl Catalog {
+impl ManifestStore {
     pub(crate) fn new(dir: Arc<dyn Dir>, durable: Manifest, next_segment_id: u64) -> Self {
         Self { dir, durable, next_segment_id, is_rebuilt: false }
     }
@@ -92,7 +92,7 @@ impl Catalog {
         added: &[ManifestSegment],
         removed: &[u32],
         next_seq: u64,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), ManifestError> {
         let active_segment = match self.durable.active_segment {
             active if removed.contains(&active) => 0,
             active => active,
@@ -111,7 +111,7 @@ impl Catalog {
         segments: Vec<ManifestSegment>,
         active_segment: u32,
         next_seq: u64,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), ManifestError> {
         let edited = Manifest {
             store_id: self.durable.store_id,
             generation: self.durable.generation + 1,
@@ -127,7 +127,7 @@ impl Catalog {
     }
 }
 
-async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), CatalogError> {
+async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), ManifestError> {
     let tmp = tmp_name(MANIFEST_FILE);
     let prepared = async {
         match dir.unlink(&tmp) {
@@ -142,15 +142,15 @@ async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), CatalogErro
     prepared.await.map_err(|error| {
         // Best effort: the next edit, or the next open, removes it too.
         let _ = dir.unlink(&tmp);
-        CatalogError::NotChanged(error)
+        ManifestError::NotChanged(error)
     })?;
     dir.rename(&tmp, MANIFEST_FILE).map_err(|error| {
         // It may have happened all the same; but not if there was no space for it, and the file still has its first name.
         let is_undone = lacks_space(&error) && dir.unlink(&tmp).is_ok();
-        if is_undone { CatalogError::NotChanged(error) } else { CatalogError::Unknown(error) }
+        if is_undone { ManifestError::NotChanged(error) } else { ManifestError::Unknown(error) }
     })?;
-    if mutant::is(Mutant::NoDirectorySync) {
+    if seeded_bug::is(SeededBug::NoDirectorySync) {
         return Ok(());
     }
-    dir.sync().map_err(CatalogError::Unknown)
+    dir.sync().map_err(ManifestError::Unknown)
 }

@@ -41,7 +41,7 @@ impl<T> Promise<T> {
         };
         drop(unwanted);
         if let Some(waker) = waker {
-            crate::wake::wake_one(waker);
+            crate::sync::wake::wake_one(waker);
         }
     }
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::task::{Active, CommitCounters, Committer};
 use crate::format::FILLER;
 use crate::io::util;
-use crate::mutant::{self, Mutant};
+use crate::seeded_bug::{self, SeededBug};
 
 /// Groups of the size of the last one that shall find filler.
 const GROUPS: u64 = 16;
@@ -40,7 +40,7 @@ impl Committer {
         let Some(active) = &mut self.active else { return };
         let Some(until) = active.step_of_filler(segment_bytes, claimed_end) else { return };
         let mut from = active.filled_end.max(active.end);
-        if mutant::is(Mutant::FillerOverRecords) {
+        if seeded_bug::is(SeededBug::FillerOverRecords) {
             from = active.durable_end;
         }
         active.filled_end = until;

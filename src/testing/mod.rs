@@ -1,0 +1,3 @@
+//! Models of the store for the schedule explorer.
+
+pub(crate) mod schedules;
