@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, RecordKind};
 use crate::options::{Durability, MAX_KEY_LEN};
 
@@ -123,5 +124,16 @@ impl Batch {
     /// The longest value.
     pub(crate) fn longest_value(&self) -> usize {
         self.members.iter().map(|member| member.value_len).max().unwrap_or(0)
+    }
+}
+
+/// Refuses a key whose length is outside the limits.
+pub(crate) fn check_key(key: &[u8]) -> Result<()> {
+    match key.len() {
+        0 => Err(Error::new(ErrorKind::InvalidInput, format!("the key is empty; keys have 1 to {MAX_KEY_LEN} bytes"))),
+        len if len > MAX_KEY_LEN => {
+            Err(Error::new(ErrorKind::TooLarge, format!("the key has {len} bytes, more than {MAX_KEY_LEN}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -99,12 +99,11 @@ mod trace;
 
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
-pub use options::{Builder, CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
+pub use options::{CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
 pub use options::{PutOptions, Recovery, WritePath};
 pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
-pub use store::Store;
-pub use store::futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
-pub use store::multi_get::MultiGet;
+pub use store::futures::{Close, Compact, Delete, Get, Put, Sync, WaitDurable, Write};
+pub use store::{Builder, MultiGet, Open, Store};
 
 #[cfg(feature = "sim")]
 pub use io::sim;

@@ -149,6 +149,19 @@ pub struct CompactionReport {
     pub bytes_freed: u64,
 }
 
+impl CompactionReport {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.segments_read += other.segments_read;
+        self.segments_dropped_unread += other.segments_dropped_unread;
+        self.segments_written += other.segments_written;
+        self.records_copied += other.records_copied;
+        self.tombstones_dropped += other.tombstones_dropped;
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.bytes_freed += other.bytes_freed;
+    }
+}
+
 /// One segment in [`Stats`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

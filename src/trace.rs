@@ -8,10 +8,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use crate::compaction::Report;
 use crate::error::Error;
-use crate::segment::Segment;
-use crate::stats::RecoveryReport;
+use crate::stats::{CompactionReport, RecoveryReport};
 
 #[cfg(feature = "tracing")]
 macro_rules! event {
@@ -88,17 +86,16 @@ pub(crate) fn recovered(path: &Path, report: &RecoveryReport) {
 }
 
 /// A segment was closed for ever; the next write starts another.
-pub(crate) fn rotated(path: &Path, segment: &Segment) {
+pub(crate) fn rotated(path: &Path, id: u32, bytes: u64) {
     quietly(|| {
-        let (id, bytes) = (segment.id, segment.written_end());
         event!(DEBUG, "a segment was sealed", path = path.display(), segment = id, bytes = bytes);
     });
 }
 
 /// A compaction job has come to its end.
-pub(crate) fn compacted(path: &Path, report: &Report) {
+pub(crate) fn compacted(path: &Path, report: &CompactionReport) {
     quietly(|| {
-        let Report { segments_read, segments_written, bytes_freed, .. } = *report;
+        let CompactionReport { segments_read, segments_written, bytes_freed, .. } = *report;
         let path = path.display();
         event!(DEBUG, "compacted", path = path, read = segments_read, written = segments_written, freed = bytes_freed);
     });

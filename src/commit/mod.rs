@@ -24,6 +24,7 @@
 mod delay;
 mod group;
 mod log;
+mod parts;
 mod prepared;
 mod prewrite;
 mod publish;
@@ -35,5 +36,6 @@ mod stage;
 mod task;
 
 pub(crate) use log::{Accepted, Limits, Log, OfferWait, Ticket};
+pub(crate) use parts::Parts;
 pub(crate) use prepared::Prepared;
-pub(crate) use task::{CommitCounters, CommitOptions, Committer};
+pub(crate) use task::{CommitOptions, Committer};

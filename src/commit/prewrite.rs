@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::task::{Active, CommitCounters, Committer};
+use super::parts::CommitCounters;
+use super::task::{Active, Committer};
 use crate::format::FILLER;
 use crate::io::util;
 use crate::seeded_bug::{self, SeededBug};
@@ -35,7 +36,7 @@ static FILLER_PIECE: [u8; 64 << 10] = [FILLER; 64 << 10];
 impl Committer {
     /// Before a sync: if the records it is for are followed by too little filler for as many more, writes some.
     pub(super) async fn fill_ahead(&mut self) {
-        let Some((_, claimed_end)) = self.log.place() else { return };
+        let Some((_, claimed_end)) = self.parts.log.place() else { return };
         let segment_bytes = self.options.segment_bytes;
         let Some(active) = &mut self.active else { return };
         let Some(until) = active.step_of_filler(segment_bytes, claimed_end) else { return };
@@ -46,7 +47,7 @@ impl Committer {
         active.filled_end = until;
         let file = Arc::clone(&active.file);
         match util::write_all(&*file, filler(until - from), from).await {
-            Ok(()) => CommitCounters::add(&self.counters.bytes_filled, until - from),
+            Ok(()) => CommitCounters::add(&self.parts.commit_counters.bytes_filled, until - from),
             // Nothing rests on it. If it is the disk that fails, the sync will say so.
             Err(_) => active.fills = false,
         }

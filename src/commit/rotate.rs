@@ -28,8 +28,9 @@ use bytes::Bytes;
 use crc32fast::Hasher;
 
 use super::log::{Refused, RoomWanted};
+use super::parts::CommitCounters;
 use super::stage::Place;
-use super::task::{Active, CommitCounters, CommitOptions, Committer, Fatal};
+use super::task::{Active, CommitOptions, Committer, Fatal};
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
@@ -54,7 +55,7 @@ impl Committer {
         if self.has_room(wanted) {
             return Ok(None);
         }
-        let Err(error) = self.reserve.hold() else { return self.make_room_for(wanted).await };
+        let Err(error) = self.parts.reserve.hold() else { return self.make_room_for(wanted).await };
         // Nothing is done for puts: the space that there is belongs to deletes.
         let refusal = (Refused::AllButDeletes, self.place_error("claim the reserve", error));
         let answer = match wanted.delete_bytes {
@@ -85,7 +86,7 @@ impl Committer {
 
     /// Whether the active segment has reached its size.
     fn is_full(&self, wanted: RoomWanted) -> bool {
-        self.log.place().is_some_and(|(next_offset, _)| {
+        self.parts.log.place().is_some_and(|(next_offset, _)| {
             next_offset > SEGMENT_HEADER_LEN as u64 && end_of(next_offset, wanted.bytes) > self.options.segment_bytes
         })
     }
@@ -94,7 +95,7 @@ impl Committer {
     fn has_room(&self, wanted: RoomWanted) -> bool {
         !self.is_retired()
             && !self.is_full(wanted)
-            && self.log.place().is_some_and(|(next_offset, claimed_end)| {
+            && self.parts.log.place().is_some_and(|(next_offset, claimed_end)| {
                 end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes) <= claimed_end
             })
     }
@@ -103,14 +104,14 @@ impl Committer {
 
     /// Claims disk space for `wanted`.
     fn claim(&mut self, wanted: RoomWanted) -> Answer {
-        let (next_offset, claimed_end) = self.log.place()?;
+        let (next_offset, claimed_end) = self.parts.log.place()?;
         let file = Arc::clone(&self.active.as_ref()?.file);
         let with_reserve = end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes);
         if with_reserve <= claimed_end {
             return None;
         }
         let mut refusal = None;
-        if self.reserve.is_held() {
+        if self.parts.reserve.is_held() {
             match self.claim_for_all(&*file, claimed_end, with_reserve) {
                 Ok(()) => return None,
                 Err(error) => refusal = Some((Refused::AllButDeletes, error)),
@@ -129,13 +130,13 @@ impl Committer {
     /// Claims the segment's next step before anybody waits for it. Not where space was short: there those that wait decide
     /// who gets what.
     pub(super) fn claim_ahead(&mut self) {
-        let Some((next_offset, claimed_end)) = self.log.place() else { return };
+        let Some((next_offset, claimed_end)) = self.parts.log.place() else { return };
         let Some(active) = &self.active else { return };
         let CommitOptions { segment_bytes, reserve_bytes, .. } = self.options;
         let step = MAX_CLAIM_STEP_BYTES.min(segment_bytes);
         let target = claimed_end.saturating_add(step).min(segment_bytes.saturating_add(reserve_bytes));
         let is_due = next_offset.saturating_add(reserve_bytes + step / 2) > claimed_end && target > claimed_end;
-        let is_easy = self.claim_step == MAX_CLAIM_STEP_BYTES && self.reserve.is_held() && !active.retired;
+        let is_easy = self.claim_step == MAX_CLAIM_STEP_BYTES && self.parts.reserve.is_held() && !active.retired;
         let file = Arc::clone(&active.file);
         if is_due && is_easy && self.claim_up_to(&*file, claimed_end, target).is_err() {
             self.claim_step = MAX_CLAIM_STEP_BYTES / 4;
@@ -172,13 +173,13 @@ impl Committer {
     /// The space of the reserve for deletes, `bytes` of which will not come back.
     fn borrow(&self, bytes: u64) -> Option<Loan> {
         let kept = self.options.reserve_bytes / RESERVE_KEPT;
-        if self.reserve.held_bytes() > kept.saturating_add(bytes) { self.reserve.release() } else { None }
+        if self.parts.reserve.held_bytes() > kept.saturating_add(bytes) { self.parts.reserve.release() } else { None }
     }
 
     fn claim_up_to(&self, file: &dyn File, claimed_end: u64, target: u64) -> Result<(), Error> {
         match file.allocate(claimed_end, target - claimed_end) {
-            Ok(()) => self.log.set_claimed_end(target),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.log.set_claimed_end(u64::MAX),
+            Ok(()) => self.parts.log.set_claimed_end(target),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.parts.log.set_claimed_end(u64::MAX),
             Err(error) => return Err(self.place_error("claim disk space", error)),
         }
         Ok(())
@@ -188,10 +189,10 @@ impl Committer {
 
     /// Closes the active segment for ever. The inner error leaves it to be sealed later.
     async fn seal(&mut self) -> Result<Result<(), Error>, Fatal> {
-        if let Some(taken) = self.log.take(true) {
+        if let Some(taken) = self.parts.log.take(true) {
             self.commit(taken).await?;
         }
-        if let Some(error) = self.log.ended() {
+        if let Some(error) = self.parts.log.ended() {
             // By another task. What is staged still has its place behind the last record: no footer goes there.
             return Err(Fatal(error));
         }
@@ -215,16 +216,16 @@ impl Committer {
         if has_filler && let Err(error) = file.truncate(sealed_len) {
             return Ok(Err(self.place_error("seal", error)));
         }
-        if let Err(error) = write_footer(&*file, &encoded, end, &self.reserve).await {
+        if let Err(error) = write_footer(&*file, &encoded, end, &self.parts.reserve).await {
             // The same bytes will be written at the same place, or the next open cuts them off.
             return Ok(Err(self.place_error("seal", error)));
         }
-        CommitCounters::add(&self.counters.syncs, 1);
+        CommitCounters::add(&self.parts.commit_counters.syncs, 1);
         let kind = if has_filler { SyncKind::All } else { SyncKind::Data };
         if let Err(error) = file.sync(kind).await {
             return Err(self.poison("sync the footer", error));
         }
-        CommitCounters::add(&self.counters.bytes_written, FOOTER_LEN as u64);
+        CommitCounters::add(&self.parts.commit_counters.bytes_written, FOOTER_LEN as u64);
         if !has_filler {
             // Gives back the claimed space behind the footer; if it fails, the space stays claimed, nothing else.
             let _ = file.truncate(sealed_len);
@@ -240,7 +241,8 @@ impl Committer {
 
     /// Seals the active segment before its time, if it holds a record.
     pub(super) async fn seal_for_compaction(&mut self) -> Result<Result<(), Error>, Fatal> {
-        let has_records = self.log.place().is_some_and(|(next_offset, _)| next_offset > SEGMENT_HEADER_LEN as u64);
+        let has_records =
+            self.parts.log.place().is_some_and(|(next_offset, _)| next_offset > SEGMENT_HEADER_LEN as u64);
         let is_retired = self.active.as_ref().is_some_and(|active| active.retired);
         if has_records || is_retired { self.seal().await } else { Ok(Ok(())) }
     }
@@ -269,26 +271,27 @@ impl Committer {
 
     /// Creates the next segment and makes it the active one. The inner error leaves the store without one.
     async fn start_segment(&mut self) -> Result<Result<(), Error>, Fatal> {
-        let mut catalog = self.catalog.lock().await;
+        let mut catalog = self.parts.manifest.lock().await;
         let id = catalog.take_segment_id();
         let Ok(short_id) = u32::try_from(id) else {
             let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
             return Ok(Err(Error::new(ErrorKind::Unsupported, message)));
         };
         let name = segment_file_name(short_id);
-        let fail = |error: io::Error| Error::io("create a segment", error).with_path(self.registry.path.join(&name));
-        let salt = match self.io.random_u64() {
+        let fail =
+            |error: io::Error| Error::io("create a segment", error).with_path(self.parts.segments.path.join(&name));
+        let salt = match self.parts.io.random_u64() {
             Ok(salt) => salt,
             Err(error) => return Ok(Err(fail(error))),
         };
-        let next_seq = self.log.next_seq();
+        let next_seq = self.parts.log.next_seq();
         let header = SegmentHeader::new(catalog.store_id(), id, salt, next_seq).encode();
-        let file = match create_file(&*self.registry.dir, &name, &header).await {
+        let file = match create_file(&*self.parts.segments.dir, &name, &header).await {
             Ok(file) => file,
             Err(error) => {
                 let error = fail(error);
                 // Best effort; an unlisted file is removed by the next open.
-                let _ = self.registry.dir.unlink(&name);
+                let _ = self.parts.segments.dir.unlink(&name);
                 return Ok(Err(error));
             }
         };
@@ -300,8 +303,8 @@ impl Committer {
         match edited {
             Ok(()) => {}
             Err(ManifestError::NotChanged(error)) => {
-                let error = Error::io("list a new segment", error).with_path(&self.registry.path);
-                let _ = self.registry.dir.unlink(&name);
+                let error = Error::io("list a new segment", error).with_path(&self.parts.segments.path);
+                let _ = self.parts.segments.dir.unlink(&name);
                 return Ok(Err(error));
             }
             Err(ManifestError::Unknown(error)) => return Err(self.poison("sync the directory", error)),
@@ -316,8 +319,8 @@ impl Committer {
         let segment = Arc::new(Segment::new(id, salt, first_seq, end, Some(Arc::clone(&file))));
         let mut crc = Hasher::new();
         crc.update(header);
-        CommitCounters::add(&self.counters.bytes_written, end);
-        self.registry.insert(Arc::clone(&segment));
+        CommitCounters::add(&self.parts.commit_counters.bytes_written, end);
+        self.parts.segments.insert(Arc::clone(&segment));
         self.active = Some(Active {
             segment: Arc::clone(&segment),
             file,
@@ -333,7 +336,7 @@ impl Committer {
             tombstone_bytes: 0,
             retired: false,
         });
-        self.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });
+        self.parts.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });
     }
 }
 

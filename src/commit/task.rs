@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ use crc32fast::Hasher;
 use super::delay::CommitDelay;
 use super::group::Phase;
 use super::log::{Demand, Log};
+use super::parts::{CommitCounters, Parts};
 use super::publish::publish_many;
 use super::rotate::MAX_CLAIM_STEP_BYTES;
 use super::stage::{PublishWhen, Taken, is_delete};
 use crate::error::{Error, ErrorKind};
-use crate::io::{File, Io, OpFuture, SyncKind, util};
-use crate::keydir::Keydir;
+use crate::io::{File, OpFuture, SyncKind, util};
 use crate::seeded_bug::{self, SeededBug};
-use crate::segment::{Reserve, Segment, SegmentSet, SharedManifest};
+use crate::segment::Segment;
 
 /// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
 const DIED_DIVISOR: u64 = 4;
@@ -54,24 +54,6 @@ pub(crate) struct CommitOptions {
     pub(crate) fill_ahead: bool,
     pub(crate) flush_interval: Duration,
     pub(crate) sync_interval: Duration,
-}
-
-/// Counted by the task, read by `stats`.
-#[derive(Debug, Default)]
-pub(crate) struct CommitCounters {
-    pub(crate) groups: AtomicU64,
-    pub(crate) group_records: AtomicU64,
-    pub(crate) bytes_written: AtomicU64,
-    pub(crate) bytes_filled: AtomicU64,
-    pub(crate) syncs: AtomicU64,
-    /// What a sync takes, as a moving average in nanoseconds; 0 before the first.
-    pub(crate) sync_nanos: AtomicU64,
-}
-
-impl CommitCounters {
-    pub(super) fn add(counter: &AtomicU64, amount: u64) {
-        counter.fetch_add(amount, Ordering::Relaxed);
-    }
 }
 
 /// The segment that is being appended to, or that a failed write has left to be sealed.
@@ -108,14 +90,8 @@ struct SyncInFlight {
 
 /// The task's state.
 pub(crate) struct Committer {
-    pub(super) io: Arc<dyn Io>,
-    pub(super) log: Arc<Log>,
-    pub(super) keydir: Arc<Keydir>,
-    pub(super) registry: Arc<SegmentSet>,
-    pub(super) catalog: SharedManifest,
-    pub(super) reserve: Arc<Reserve>,
+    pub(super) parts: Parts,
     pub(super) options: CommitOptions,
-    pub(super) counters: Arc<CommitCounters>,
     pub(super) active: Option<Active>,
     /// Called with each segment that was sealed.
     pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
@@ -142,29 +118,16 @@ enum Event {
 }
 
 impl Committer {
-    #[expect(clippy::too_many_arguments, reason = "called once, with the parts that `open` has put together")]
     pub(crate) fn new(
-        io: Arc<dyn Io>,
-        log: Arc<Log>,
-        keydir: Arc<Keydir>,
-        registry: Arc<SegmentSet>,
-        catalog: SharedManifest,
-        reserve: Arc<Reserve>,
+        parts: Parts,
         options: CommitOptions,
-        counters: Arc<CommitCounters>,
         sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
         died: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let written_seq = log.durable_seq();
+        let written_seq = parts.log.durable_seq();
         Self {
-            io,
-            log,
-            keydir,
-            registry,
-            catalog,
-            reserve,
+            parts,
             options,
-            counters,
             active: None,
             sealed,
             died,
@@ -179,10 +142,10 @@ impl Committer {
 
     /// Runs until the store is closed (`Ok`) or poisoned (the error, which every writer gets).
     pub(crate) async fn run(mut self) -> Result<(), Error> {
-        let mut guard = PanicGuard(Some(Arc::clone(&self.log)));
+        let mut guard = PanicGuard(Some(Arc::clone(&self.parts.log)));
         let result = self.serve().await;
         if let Err(Fatal(error)) = &result {
-            self.log.end(error.clone());
+            self.parts.log.end(error.clone());
             // An operation outlives its future, but nothing may follow it: wait for it here.
             if let Some(sync) = self.sync.take() {
                 let _ = sync.op.await;
@@ -194,18 +157,18 @@ impl Committer {
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         loop {
-            if let Some(error) = self.log.ended() {
+            if let Some(error) = self.parts.log.ended() {
                 return Err(Fatal(error));
             }
-            if self.registry.have_died(self.options.segment_bytes / DIED_DIVISOR) {
+            if self.parts.segments.have_died(self.options.segment_bytes / DIED_DIVISOR) {
                 (self.died)();
             }
             let syncs = self.sync.is_some();
-            let demand = self.log.demand(syncs, self.linger.wanted());
+            let demand = self.parts.log.demand(syncs, self.linger.wanted());
             if demand.seal && !demand.closing {
                 // First: under full load there is always something else to do.
                 let sealed = self.seal_for_compaction().await?;
-                self.log.answer_seal(&sealed);
+                self.parts.log.answer_seal(&sealed);
                 continue;
             }
             if self.move_on(&demand).await? {
@@ -218,7 +181,7 @@ impl Committer {
             }
             if demand.room.is_some() && !demand.closing {
                 let answer = self.make_room(demand.room).await?;
-                self.log.answer_room(answer);
+                self.parts.log.answer_room(answer);
                 continue;
             }
             if demand.closing && self.sync.is_none() {
@@ -242,12 +205,12 @@ impl Committer {
         let is_due = demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(demand)));
         if is_due {
             self.linger.cancel();
-            if let Some(taken) = self.log.take(false) {
+            if let Some(taken) = self.parts.log.take(false) {
                 self.commit(taken).await?;
                 self.claim_ahead();
             }
         }
-        if !self.io.sync_overlaps() {
+        if !self.parts.io.sync_overlaps() {
             self.resolve();
         }
         let syncs = self.sync.is_none() && self.wants_sync(demand.closing);
@@ -256,11 +219,11 @@ impl Committer {
                 self.fill_ahead().await;
             }
             self.start_sync();
-            self.io.flush();
+            self.parts.io.flush();
         }
         self.resolve();
         if let Some(until) = self.linger.deadline()
-            && self.io.now() >= until
+            && self.parts.io.now() >= until
         {
             self.linger.check(demand.sync_waiters, until);
             return Ok(true);
@@ -270,16 +233,16 @@ impl Committer {
 
     /// A sync has ended: decides whether its writers are told before the next one starts.
     fn after_sync(&mut self) {
-        let durable_seq = self.log.durable_seq();
+        let durable_seq = self.parts.log.durable_seq();
         let through = self.written.iter().filter(|group| group.last_seq <= durable_seq);
         let released = through.map(|group| group.sync_waiters).sum();
-        if self.linger.begin(released, self.log.sync_waiters(), self.io.now()) {
+        if self.linger.begin(released, self.parts.log.sync_waiters(), self.parts.io.now()) {
             self.resolve();
         }
     }
 
     fn flush_due(&self, demand: &Demand) -> bool {
-        demand.staged_since.is_some_and(|since| self.io.now() >= since + self.flush_interval())
+        demand.staged_since.is_some_and(|since| self.parts.io.now() >= since + self.flush_interval())
     }
 
     /// What is to be on the disk within the sync interval must be in the kernel by then.
@@ -293,12 +256,14 @@ impl Committer {
                 .active
                 .as_ref()
                 .is_some_and(|active| active.end.saturating_sub(active.durable_end) >= UNSYNCED_BYTES_MAX)
-            || self.unsynced_since.is_some_and(|since| closing || self.io.now() >= since + self.options.sync_interval)
+            || self
+                .unsynced_since
+                .is_some_and(|since| closing || self.parts.io.now() >= since + self.options.sync_interval)
     }
 
     /// Whether a written group waits for a sync.
     fn awaits_sync(&self) -> bool {
-        let durable_seq = self.log.durable_seq();
+        let durable_seq = self.parts.log.durable_seq();
         self.written.iter().any(|group| group.wants_sync && group.last_seq > durable_seq)
     }
 
@@ -312,8 +277,8 @@ impl Committer {
     }
 
     async fn wait(&mut self, deadline: Option<Duration>) -> Event {
-        let mut timer = deadline.map(|deadline| self.io.sleep(deadline.saturating_sub(self.io.now())));
-        let (sync, log) = (&mut self.sync, &self.log);
+        let mut timer = deadline.map(|deadline| self.parts.io.sleep(deadline.saturating_sub(self.parts.io.now())));
+        let (sync, log) = (&mut self.sync, &self.parts.log);
         poll_fn(|cx| {
             if let Some(sync) = sync
                 && let Poll::Ready(result) = sync.op.as_mut().poll(cx)
@@ -346,12 +311,12 @@ impl Committer {
             self.account(&taken);
             self.start_writeback(&taken);
             self.publish_written(&mut taken);
-            self.log.release_run(&taken);
+            self.parts.log.release_run(&taken);
             taken.group.advance(Phase::Written);
             if taken.publications.is_empty() {
-                self.log.recycle(std::mem::take(&mut taken.buffer));
+                self.parts.log.recycle(std::mem::take(&mut taken.buffer));
             }
-            let since = taken.staged_since.unwrap_or_else(|| self.io.now());
+            let since = taken.staged_since.unwrap_or_else(|| self.parts.io.now());
             self.unsynced_since.get_or_insert(since);
         }
         self.written_seq = taken.last_seq;
@@ -428,9 +393,9 @@ impl Committer {
             active.tombstone_bytes += taken.tombstone_bytes;
             active.segment.set_written_end(taken.end);
         }
-        CommitCounters::add(&self.counters.groups, 1);
-        CommitCounters::add(&self.counters.group_records, u64::from(taken.records));
-        CommitCounters::add(&self.counters.bytes_written, taken.end - taken.base);
+        CommitCounters::add(&self.parts.commit_counters.groups, 1);
+        CommitCounters::add(&self.parts.commit_counters.group_records, u64::from(taken.records));
+        CommitCounters::add(&self.parts.commit_counters.bytes_written, taken.end - taken.base);
     }
 
     /// Publishes what the kernel's having it is enough for.
@@ -445,9 +410,9 @@ impl Committer {
     fn publish(&self, taken: &Taken, when: PublishWhen) {
         let due = taken.publications.iter().filter(|publication| publication.when == when);
         let records = due.map(|publication| (taken.key(publication), publication));
-        let publish_all = || publish_many(&self.keydir, &self.registry, &taken.segment, records);
+        let publish_all = || publish_many(&self.parts.keydir, &self.parts.segments, &taken.segment, records);
         if taken.has_batch {
-            self.keydir.atomically(publish_all);
+            self.parts.keydir.atomically(publish_all);
         } else {
             publish_all();
         }
@@ -455,7 +420,7 @@ impl Committer {
 
     /// Resolves, in their order, the groups that have what they asked for.
     fn resolve(&mut self) {
-        let durable_seq = self.log.durable_seq();
+        let durable_seq = self.parts.log.durable_seq();
         while let Some(taken) = self.written.front() {
             if taken.wants_sync && taken.last_seq > durable_seq && !seeded_bug::is(SeededBug::AckBeforeSync) {
                 return;
@@ -463,11 +428,11 @@ impl Committer {
             let Some(taken) = self.written.pop_front() else { return };
             self.publish(&taken, PublishWhen::Resolved);
             for publication in taken.publications.iter().filter(|publication| is_delete(publication)) {
-                self.keydir.sweep(taken.key(publication), publication.seq);
+                self.parts.keydir.sweep(taken.key(publication), publication.seq);
             }
-            self.log.set_resolved(taken.last_seq);
+            self.parts.log.set_resolved(taken.last_seq);
             taken.group.advance(Phase::Resolved);
-            self.log.recycle(taken.buffer);
+            self.parts.log.recycle(taken.buffer);
         }
     }
 
@@ -480,13 +445,13 @@ impl Committer {
         let Some(active) = &self.active else {
             // Everything was synced when the last segment was sealed.
             self.unsynced_since = None;
-            self.log.set_durable(self.written_seq, 0);
+            self.parts.log.set_durable(self.written_seq, 0);
             return;
         };
         self.unsynced_since = None;
-        CommitCounters::add(&self.counters.syncs, 1);
+        CommitCounters::add(&self.parts.commit_counters.syncs, 1);
         self.sync = Some(SyncInFlight {
-            started: self.io.now(),
+            started: self.parts.io.now(),
             op: if is_awaited { active.file.sync(SyncKind::Data) } else { active.file.sync_behind(SyncKind::Data) },
             seq: self.written_seq,
             end: active.end,
@@ -503,10 +468,10 @@ impl Committer {
         if let Some(active) = &mut self.active {
             active.durable_end = sync.end;
         }
-        self.linger.observe_sync(self.io.now().saturating_sub(sync.started));
+        self.linger.observe_sync(self.parts.io.now().saturating_sub(sync.started));
         let nanos = u64::try_from(self.linger.sync_time().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.sync_nanos.store(nanos, Ordering::Relaxed);
-        self.log.set_durable(sync.seq, sync.end);
+        self.parts.commit_counters.sync_nanos.store(nanos, Ordering::Relaxed);
+        self.parts.log.set_durable(sync.seq, sync.end);
         Ok(())
     }
 
@@ -561,27 +526,27 @@ impl Committer {
         // The cut was synced, and with it everything before it.
         if let Some(active) = &mut self.active {
             active.durable_end = active.end;
-            self.log.set_durable(self.written_seq, active.end);
+            self.parts.log.set_durable(self.written_seq, active.end);
             self.unsynced_since = None;
         }
         self.resolve();
-        let nothing_acknowledged = !taken.has_buffered && self.log.abandon_staged(&error);
+        let nothing_acknowledged = !taken.has_buffered && self.parts.log.abandon_staged(&error);
         if !nothing_acknowledged {
             let message = format!("buffered writes could not be written: {error}");
             return Err(Fatal(Error::new(ErrorKind::Poisoned, message).with_source(error)));
         }
-        self.log.release_run(&taken);
+        self.parts.log.release_run(&taken);
         taken.group.fail(error);
         // The spent numbers are as durable as they will ever be.
-        let spent = self.log.next_seq() - 1;
+        let spent = self.parts.log.next_seq() - 1;
         self.written_seq = spent;
-        self.log.set_durable(spent, taken.base);
-        self.log.set_resolved(spent);
+        self.parts.log.set_durable(spent, taken.base);
+        self.parts.log.set_resolved(spent);
         Ok(())
     }
 
     pub(super) fn place_error(&self, operation: &str, source: io::Error) -> Error {
-        let error = Error::io(operation, source).with_path(&self.registry.path);
+        let error = Error::io(operation, source).with_path(&self.parts.segments.path);
         match &self.active {
             Some(active) => error.at_segment(u64::from(active.segment.id)),
             None => error,

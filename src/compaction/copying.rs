@@ -7,15 +7,17 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
+use super::Compactor;
+use super::control::Gate;
+use super::error::JobError;
 use super::output::Finished;
 use super::rewrite::Rewrite;
 use super::sparse::{Input, plan};
-use super::{Compactor, JobError, Report};
 use crate::error::{Error, ErrorKind};
 use crate::io::Priority;
-use crate::maintenance::Gate;
 use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
+use crate::stats::CompactionReport;
 use crate::sync::promise::Promise;
 
 /// What both threads go by.
@@ -30,14 +32,14 @@ pub(super) struct Copied {
     pub(super) finished: Vec<Finished>,
     /// An output that was begun, and not finished.
     pub(super) unfinished: Vec<u32>,
-    pub(super) report: Report,
+    pub(super) report: CompactionReport,
     pub(super) result: Result<(), JobError>,
 }
 
 impl Copied {
     /// Nothing, because of `error`.
     fn nothing(error: JobError) -> Self {
-        Self { finished: Vec::new(), unfinished: Vec::new(), report: Report::default(), result: Err(error) }
+        Self { finished: Vec::new(), unfinished: Vec::new(), report: CompactionReport::default(), result: Err(error) }
     }
 
     fn join(mut self, other: Self) -> Self {
@@ -128,7 +130,7 @@ pub(super) fn spawn_helper<T: Send + 'static>(
         answer.promise.fulfil(result);
     });
     // As its parent: a thread inherits the priority it is started with.
-    compactor.io.spawn("ringcask-copy", Priority::Foreground, task).ok()?;
+    compactor.parts.io.spawn("ringcask-copy", Priority::Foreground, task).ok()?;
     Some(promise)
 }
 

@@ -37,7 +37,9 @@
 //!
 //! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
 
+pub(crate) mod control;
 mod copying;
+pub(crate) mod error;
 mod moving;
 mod output;
 pub(crate) mod picker;
@@ -51,18 +53,17 @@ use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::commit::{CommitCounters, Log, Ticket};
+use crate::commit::{Parts, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ManifestSegment;
-use crate::io::Io;
-use crate::keydir::Keydir;
-use crate::maintenance::Gate;
 use crate::seeded_bug::{self, SeededBug};
-use crate::segment::{ManifestError, Reserve, Segment, SegmentSet, SharedManifest, hint_file_name, segment_file_name};
+use crate::segment::{ManifestError, Segment, SegmentSet, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use control::Gate;
 use copying::{Copied, Terms, copy_all};
+use error::JobError;
 use moving::{Moves, move_all};
 use output::Finished;
 use picker::{Candidate, Pick, Policy, View};
@@ -91,7 +92,7 @@ pub(crate) struct CompactionCounters {
 }
 
 impl CompactionCounters {
-    pub(crate) fn succeeded(&self, report: &Report) {
+    pub(crate) fn succeeded(&self, report: &CompactionReport) {
         self.jobs.fetch_add(1, Ordering::Relaxed);
         self.bytes_read.fetch_add(report.bytes_read, Ordering::Relaxed);
         self.bytes_written.fetch_add(report.bytes_written, Ordering::Relaxed);
@@ -110,94 +111,10 @@ impl CompactionCounters {
     }
 }
 
-/// What a job did.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Report {
-    pub(crate) segments_read: u64,
-    pub(crate) segments_dropped_unread: u64,
-    pub(crate) segments_written: u64,
-    pub(crate) records_copied: u64,
-    pub(crate) tombstones_dropped: u64,
-    pub(crate) bytes_read: u64,
-    pub(crate) bytes_written: u64,
-    /// Length of the segments that went, less that of those that came.
-    pub(crate) bytes_freed: u64,
-}
-
-impl Report {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.segments_read += other.segments_read;
-        self.segments_dropped_unread += other.segments_dropped_unread;
-        self.segments_written += other.segments_written;
-        self.records_copied += other.records_copied;
-        self.tombstones_dropped += other.tombstones_dropped;
-        self.bytes_read += other.bytes_read;
-        self.bytes_written += other.bytes_written;
-        self.bytes_freed += other.bytes_freed;
-    }
-}
-
-impl From<Report> for CompactionReport {
-    fn from(report: Report) -> Self {
-        let Report { segments_read, segments_dropped_unread, segments_written, records_copied, .. } = report;
-        let Report { tombstones_dropped, bytes_read, bytes_written, bytes_freed, .. } = report;
-        Self {
-            segments_read,
-            segments_dropped_unread,
-            segments_written,
-            records_copied,
-            tombstones_dropped,
-            bytes_read,
-            bytes_written,
-            bytes_freed,
-        }
-    }
-}
-
-/// Why a job did not come to its end. The inputs stand, unless the store is poisoned.
-#[derive(Debug)]
-pub(crate) enum JobError {
-    /// It was told to stop.
-    Stopped,
-    /// A segment is not as it was written. It is not picked again.
-    Damaged(Error),
-    /// Anything else, a full disk among it: to be tried again later.
-    Failed(Error),
-    /// Nobody knows which list of segments a crash would find: the store must not go on.
-    Fatal(Error),
-}
-
-impl JobError {
-    fn damaged(segment: &Segment, offset: u64, what: &str) -> Self {
-        segment.set_damaged();
-        let error = Error::new(ErrorKind::Corrupt, format!("compact: {what}"));
-        Self::Damaged(error.at_segment(u64::from(segment.id)).at_offset(offset))
-    }
-
-    fn reading(compactor: &Compactor, operation: &str, error: io::Error, segment: &Segment) -> Self {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            return Self::damaged(segment, segment.data_end(), "the segment's file is shorter than it was");
-        }
-        segment.count_failed_read();
-        Self::Failed(compactor.error(operation, error).at_segment(u64::from(segment.id)))
-    }
-
-    fn writing(compactor: &Compactor, error: io::Error, id: u32) -> Self {
-        Self::Failed(compactor.error("write a segment", error).at_segment(u64::from(id)))
-    }
-}
-
 /// What jobs work with.
 pub(crate) struct Compactor {
-    pub(crate) io: Arc<dyn Io>,
-    pub(crate) log: Arc<Log>,
-    pub(crate) keydir: Arc<Keydir>,
-    pub(crate) registry: Arc<SegmentSet>,
-    pub(crate) reserve: Arc<Reserve>,
-    pub(crate) catalog: SharedManifest,
-    pub(crate) store_id: [u8; 16],
+    pub(crate) parts: Parts,
     pub(crate) settings: Settings,
-    pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) counters: Arc<CompactionCounters>,
     pace: Mutex<Option<Pace>>,
     calm: Mutex<Calm>,
@@ -243,37 +160,28 @@ pub(crate) fn view(registry: &SegmentSet) -> View {
 }
 
 impl Compactor {
-    #[expect(clippy::too_many_arguments, reason = "called once, with the parts that `open` has put together")]
-    pub(crate) fn new(
-        io: Arc<dyn Io>,
-        log: Arc<Log>,
-        keydir: Arc<Keydir>,
-        registry: Arc<SegmentSet>,
-        reserve: Arc<Reserve>,
-        catalog: SharedManifest,
-        store_id: [u8; 16],
-        settings: Settings,
-        commit_counters: Arc<CommitCounters>,
-        counters: Arc<CompactionCounters>,
-    ) -> Self {
-        let (pace, calm) = (Mutex::new(None), Mutex::default());
-        Self { io, log, keydir, registry, reserve, catalog, store_id, settings, commit_counters, counters, pace, calm }
+    pub(crate) fn new(parts: Parts, settings: Settings, counters: Arc<CompactionCounters>) -> Self {
+        Self { parts, settings, counters, pace: Mutex::new(None), calm: Mutex::default() }
     }
 
     /// Does one job; whatever happens, the store is as before or as after it.
-    pub(crate) async fn compact(self: &Arc<Self>, pick: &Pick, gate: &Gate) -> std::result::Result<Report, JobError> {
+    pub(crate) async fn compact(
+        self: &Arc<Self>,
+        pick: &Pick,
+        gate: &Gate,
+    ) -> std::result::Result<CompactionReport, JobError> {
         let (mut inputs, unread) = (self.segments(&pick.rewrite), self.segments(&pick.unread));
         inputs.sort_by_key(|segment| (segment.first_seq, segment.id));
         self.begin_pace(gate.is_asked_for());
         // Before anything is looked up: what is the newest record of its key then hides nothing below this.
         let first_seq = match seeded_bug::is(SeededBug::OutputTooYoung) {
-            true => self.log.next_seq(),
-            false => self.log.resolved_seq() + 1,
+            true => self.parts.log.next_seq(),
+            false => self.parts.log.resolved_seq() + 1,
         };
         let inside: Vec<u32> = inputs.iter().chain(&unread).map(|segment| segment.id).collect();
-        let terms = Terms { first_seq, tombstones_go_below: view(&self.registry).tombstones_go_below(&inside) };
+        let terms = Terms { first_seq, tombstones_go_below: view(&self.parts.segments).tombstones_go_below(&inside) };
         let Copied { finished, unfinished, mut report, result } = copy_all(self, &inputs, terms, gate).await;
-        self.calm.lock().unwrap_or_else(PoisonError::into_inner).disturbed_until = Some(self.io.now());
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner).disturbed_until = Some(self.parts.io.now());
         let listed = match result {
             Ok(()) => self.install(&finished, &inputs, &unread, gate).await,
             Err(error) => Err(error),
@@ -294,7 +202,7 @@ impl Compactor {
     }
 
     fn segments(&self, ids: &[u32]) -> Vec<Arc<Segment>> {
-        ids.iter().filter_map(|&id| self.registry.get(id)).collect()
+        ids.iter().filter_map(|&id| self.parts.segments.get(id)).collect()
     }
 
     /// Makes the outputs the live segments, on disk.
@@ -313,7 +221,7 @@ impl Compactor {
             })?;
         }
         if !finished.is_empty() {
-            let synced = self.registry.dir.sync();
+            let synced = self.parts.segments.dir.sync();
             synced.map_err(|error| JobError::Failed(self.error("sync the directory", error)))?;
         }
         let added: Vec<ManifestSegment> = finished
@@ -322,13 +230,13 @@ impl Compactor {
             .collect();
         let removed: Vec<u32> = inputs.iter().chain(unread).map(|segment| segment.id).collect();
         if seeded_bug::is(SeededBug::UnlinkedWhileListed) {
-            removed.iter().for_each(|&id| drop(self.registry.dir.unlink(&segment_file_name(id))));
-            let _ = self.registry.dir.sync();
+            removed.iter().for_each(|&id| drop(self.parts.segments.dir.unlink(&segment_file_name(id))));
+            let _ = self.parts.segments.dir.sync();
         }
-        let mut catalog = self.catalog.lock().await;
+        let mut catalog = self.parts.manifest.lock().await;
         let next_seq = match seeded_bug::is(SeededBug::SpentNumbersForgotten) {
             true => catalog.next_seq(),
-            false => self.log.next_seq(),
+            false => self.parts.log.next_seq(),
         };
         self.edited(catalog.change(&added, &removed, next_seq).await)
     }
@@ -338,7 +246,7 @@ impl Compactor {
         let mut ticket: Option<Ticket> = None;
         poll_fn(|cx| {
             if ticket.is_none() {
-                ticket = match self.log.request_sync(cx.waker()) {
+                ticket = match self.parts.log.request_sync(cx.waker()) {
                     Ok(Some(ticket)) => Some(ticket),
                     Ok(None) => return Poll::Ready(Ok(())),
                     Err(error) => return Poll::Ready(Err(error)),
@@ -358,10 +266,10 @@ impl Compactor {
 
     /// Spends an id, durably: a file with this number that the MANIFEST does not list is a leftover from now on.
     async fn spend_id(&self) -> std::result::Result<u32, JobError> {
-        let mut catalog = self.catalog.lock().await;
+        let mut catalog = self.parts.manifest.lock().await;
         let id = catalog.take_segment_id();
         if !seeded_bug::is(SeededBug::SpentIdNotDurable) {
-            self.edited(catalog.change(&[], &[], self.log.next_seq()).await)?;
+            self.edited(catalog.change(&[], &[], self.parts.log.next_seq()).await)?;
         }
         u32::try_from(id).map_err(|_| {
             let message = format!("segment ids are spent: {id} is beyond {}", u32::MAX);
@@ -379,7 +287,7 @@ impl Compactor {
     ) {
         replaced.sort_unstable();
         let retire_early = seeded_bug::is(SeededBug::InputsRetiredBeforeKeysMoved);
-        inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
+        inputs.iter().filter(|_| retire_early).for_each(|input| self.parts.segments.retire(Arc::clone(input)));
         let mut outputs = Vec::with_capacity(finished.len());
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
@@ -390,24 +298,24 @@ impl Compactor {
             if seeded_bug::is(SeededBug::OutputFoundLate) {
                 self.relocate(&segment, &hint, &replaced, &inputs);
             }
-            self.registry.insert(Arc::clone(&segment));
+            self.parts.segments.insert(Arc::clone(&segment));
             outputs.push((segment, hint));
         }
         move_all(self, Moves { outputs, inputs: inputs.clone(), replaced }).await;
         for segment in inputs.into_iter().chain(unread) {
-            self.registry.retire(segment);
+            self.parts.segments.retire(segment);
         }
     }
 
     /// Removes what there is of an output that will not be used. What cannot be removed, the next open removes.
     fn remove(&self, id: u32) {
-        let dir = &self.registry.dir;
+        let dir = &self.parts.segments.dir;
         let _ = dir.unlink(&segment_file_name(id));
         let _ = dir.unlink(&hint_file_name(id));
     }
 
     fn error(&self, operation: &str, error: io::Error) -> Error {
-        Error::io(format!("compact: {operation}"), error).with_path(&self.registry.path)
+        Error::io(format!("compact: {operation}"), error).with_path(&self.parts.segments.path)
     }
 
     // ---- pace ----------------------------------------------------------------------------------------------------
@@ -415,8 +323,8 @@ impl Compactor {
     /// A job that somebody asked for keeps to the limit, whatever piles up: they may have their reasons to have set one.
     fn begin_pace(&self, is_asked_for: bool) {
         let Policy { trigger, .. } = self.settings.policy;
-        let dead_part = if is_asked_for { 0.0 } else { view(&self.registry).dead_part() };
-        let now = self.io.now();
+        let dead_part = if is_asked_for { 0.0 } else { view(&self.parts.segments).dead_part() };
+        let now = self.parts.io.now();
         let calm_sync = self.calm.lock().unwrap_or_else(PoisonError::into_inner).at(now, self.sync_time());
         let pace = Pace::new(self.settings.bytes_per_second, dead_part, trigger, calm_sync, now);
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
@@ -424,7 +332,7 @@ impl Compactor {
 
     /// What a sync of the commit task takes at present.
     fn sync_time(&self) -> Duration {
-        Duration::from_nanos(self.commit_counters.sync_nanos.load(Ordering::Relaxed))
+        Duration::from_nanos(self.parts.commit_counters.sync_nanos.load(Ordering::Relaxed))
     }
 
     /// Waits as long as a job must that has moved so many bytes.
@@ -432,14 +340,14 @@ impl Compactor {
         if gate.lives_on_reserve {
             return Ok(());
         }
-        let now = self.io.now();
+        let now = self.parts.io.now();
         let is_time = self.with_pace(|pace| pace.wants_backlog(now)) == Some(true);
         if is_time && !gate.is_asked_for() {
-            let dead_part = view(&self.registry).dead_part();
+            let dead_part = view(&self.parts.segments).dead_part();
             self.with_pace(|pace| pace.observe_backlog(dead_part));
         }
         let wait = self.with_pace(|pace| pace.spend(bytes, self.sync_time(), now)).unwrap_or_default();
-        if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.io, wait).await }
+        if wait.is_zero() { Ok(()) } else { gate.sleep(&*self.parts.io, wait).await }
     }
 
     /// Whether the job at hand may go as fast as it can.

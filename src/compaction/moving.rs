@@ -71,7 +71,8 @@ impl Compactor {
     fn make_moves(&self, moves: &[Move<'_>], output: &Segment, replaced: &[u32], inputs: &[Arc<Segment>]) {
         // Where the records were, with their lengths; summed up outside the locks.
         let mut moved = Vec::with_capacity(moves.len());
-        self.keydir
+        self.parts
+            .keydir
             .relocate(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
         if !seeded_bug::is(SeededBug::CopiesNotCounted) {
             output.add_live(moved.iter().map(|(_, len)| len).sum());

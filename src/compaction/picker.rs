@@ -18,6 +18,7 @@
 use std::collections::BTreeSet;
 
 use crate::format::{FOOTER_LEN, SEGMENT_HEADER_LEN};
+use crate::options::Compaction;
 use crate::seeded_bug::{self, SeededBug};
 
 /// Bytes of a sealed segment without a record.
@@ -69,6 +70,18 @@ pub(crate) struct Policy {
     pub(crate) threshold: f64,
     pub(crate) budget_bytes: u64,
     pub(crate) segment_bytes: u64,
+}
+
+impl Policy {
+    /// What `options` say, for segments of `segment_bytes`.
+    pub(crate) fn new(options: &Compaction, segment_bytes: u64) -> Self {
+        Self {
+            trigger: options.trigger,
+            threshold: options.threshold.min(options.trigger),
+            budget_bytes: options.budget_bytes.unwrap_or(segment_bytes.saturating_mul(4)),
+            segment_bytes,
+        }
+    }
 }
 
 /// One job.

@@ -18,16 +18,19 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::Compactor;
+use super::control::Gate;
 use super::copying::Terms;
+use super::error::JobError;
 use super::output::{Finished, Identity, Output};
 use super::sparse::{self, Input};
-use super::{Compactor, Gate, JobError, Report};
 use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
 use crate::io::File;
 use crate::io::util::{self, to_usize};
 use crate::keydir::Live;
 use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{ReadAhead, Scan, Segment, Stop, Stored, segment_file_name};
+use crate::stats::CompactionReport;
 
 /// Bytes of records read, sorted out and written between two looks at the world. Short where there is a limit, so that
 /// the commit task finds neither processor nor disk taken for long; longer where there is none, for more look-ups at once.
@@ -101,9 +104,9 @@ impl Step {
         let bytes = &self.bytes;
         let puts = self.records.iter().filter(|record| record.header.kind == RecordKind::Put);
         let puts: Vec<(&[u8], u64)> = puts.map(|record| (record.key(bytes), record.header.seq)).collect();
-        let mut alive = compactor.keydir.are_newest(&puts, segment);
+        let mut alive = compactor.parts.keydir.are_newest(&puts, segment);
         if seeded_bug::is(SeededBug::BusyKeySkipped) {
-            let is_busy = puts.iter().map(|(key, _)| compactor.log.is_unresolved(key));
+            let is_busy = puts.iter().map(|(key, _)| compactor.parts.log.is_unresolved(key));
             alive.iter_mut().zip(is_busy).for_each(|(alive, is_busy)| *alive &= !is_busy);
         }
         let mut alive = alive.into_iter();
@@ -129,19 +132,19 @@ pub(super) struct Rewrite<'a> {
     terms: Terms,
     pub(super) open: Option<Output>,
     pub(super) finished: Vec<Finished>,
-    pub(super) report: Report,
+    pub(super) report: CompactionReport,
 }
 
 impl<'a> Rewrite<'a> {
     pub(super) fn new(compactor: &'a Compactor, terms: Terms) -> Self {
-        Self { compactor, terms, open: None, finished: Vec::new(), report: Report::default() }
+        Self { compactor, terms, open: None, finished: Vec::new(), report: CompactionReport::default() }
     }
 
     /// Copies what `input` has to keep.
     pub(super) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
         let segment = &*input.segment;
         let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
-        let file = self.compactor.registry.open_apart(segment).map_err(|error| fail("open a segment", error))?;
+        let file = self.compactor.parts.segments.open_apart(segment).map_err(|error| fail("open a segment", error))?;
         let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
         let header = header.map_err(|error| fail("read a segment", error))?;
         let ahead = ReadAhead::Once(READS_AHEAD);
@@ -217,7 +220,7 @@ impl<'a> Rewrite<'a> {
         if !sparse::is_meant(live, &record.header) {
             return Err(JobError::damaged(segment, record.offset, "not the record that a key points at"));
         }
-        if !seeded_bug::is(SeededBug::BusyKeySkipped) || !self.compactor.log.is_unresolved(record.key) {
+        if !seeded_bug::is(SeededBug::BusyKeySkipped) || !self.compactor.parts.log.is_unresolved(record.key) {
             step.take(&record);
         }
         Ok(())
@@ -337,18 +340,18 @@ impl<'a> Rewrite<'a> {
 
     async fn start_output(&mut self) -> Result<(), JobError> {
         let compactor = self.compactor;
-        let salt = compactor.io.random_u64();
+        let salt = compactor.parts.io.random_u64();
         let salt = salt.map_err(|error| JobError::Failed(compactor.error("draw a random number", error)))?;
         let id = compactor.spend_id().await?;
-        let identity = Identity { store_id: compactor.store_id, id, salt, first_seq: self.terms.first_seq };
-        match Output::create(&*compactor.registry.dir, identity).await {
+        let identity = Identity { store_id: compactor.parts.store_id, id, salt, first_seq: self.terms.first_seq };
+        match Output::create(&*compactor.parts.segments.dir, identity).await {
             Ok(output) => {
                 self.open = Some(output);
                 self.report.bytes_written += SEGMENT_HEADER_LEN as u64;
                 Ok(())
             }
             Err(error) => {
-                let _ = compactor.registry.dir.unlink(&segment_file_name(id));
+                let _ = compactor.parts.segments.dir.unlink(&segment_file_name(id));
                 Err(JobError::writing(compactor, error, id))
             }
         }
@@ -358,9 +361,9 @@ impl<'a> Rewrite<'a> {
     pub(super) async fn finish_output(&mut self) -> Result<(), JobError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let id = open.id();
-        let (compactor, has_space) = (self.compactor, self.compactor.reserve.is_held());
-        let pauses = (!compactor.is_unlimited()).then_some(&*compactor.io);
-        match open.finish(&*compactor.registry.dir, has_space, pauses).await {
+        let (compactor, has_space) = (self.compactor, self.compactor.parts.reserve.is_held());
+        let pauses = (!compactor.is_unlimited()).then_some(&*compactor.parts.io);
+        match open.finish(&*compactor.parts.segments.dir, has_space, pauses).await {
             Ok(finished) => {
                 self.report.segments_written += 1;
                 self.report.bytes_written += FOOTER_LEN as u64;
@@ -368,7 +371,7 @@ impl<'a> Rewrite<'a> {
                 Ok(())
             }
             Err(error) => {
-                let _ = self.compactor.registry.dir.unlink(&segment_file_name(id));
+                let _ = self.compactor.parts.segments.dir.unlink(&segment_file_name(id));
                 Err(JobError::writing(self.compactor, error, id))
             }
         }

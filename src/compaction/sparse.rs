@@ -29,7 +29,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Compactor, Gate, JobError};
+use super::Compactor;
+use super::control::Gate;
+use super::error::JobError;
 use crate::format::{RecordHeader, RecordKind};
 use crate::keydir::Live;
 use crate::seeded_bug::{self, SeededBug};
@@ -60,8 +62,8 @@ pub(super) async fn plan(
     let mut found: BTreeMap<u32, Vec<Live>> =
         choose(compactor, segments).into_iter().map(|id| (id, Vec::new())).collect();
     if !found.is_empty() {
-        let mut walk = compactor.keydir.walk(found.keys().copied().collect());
-        while !compactor.keydir.go_on(&mut walk) {
+        let mut walk = compactor.parts.keydir.walk(found.keys().copied().collect());
+        while !compactor.parts.keydir.go_on(&mut walk) {
             gate.pass().await?;
         }
         walk.found().for_each(|live| found.entry(live.location.segment).or_default().push(live));
@@ -79,8 +81,8 @@ pub(super) async fn plan(
 /// The segments that are read for what is alive in them alone: those of which least is, as far as there is memory for it;
 /// none if a walk costs more than what it saves. Records are taken to be as long as those that are alive are on average.
 fn choose(compactor: &Compactor, segments: &[Arc<Segment>]) -> Vec<u32> {
-    let keys = compactor.keydir.len();
-    let store_bytes: u64 = compactor.registry.all().iter().map(|segment| segment.live_bytes()).sum();
+    let keys = compactor.parts.keydir.len();
+    let store_bytes: u64 = compactor.parts.segments.all().iter().map(|segment| segment.live_bytes()).sum();
     let record_bytes = (store_bytes / keys.max(1)).max(1);
     let of = |segment: &Arc<Segment>| (segment.live_bytes(), segment.data_end(), segment.id);
     let mut sparse: Vec<(u64, u64, u32)> = segments.iter().filter(|segment| is_sparse(segment)).map(of).collect();

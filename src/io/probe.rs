@@ -10,38 +10,10 @@ use std::sync::Arc;
 use super::Io;
 use super::threads::ThreadsIo;
 use super::uring::{DEFAULT_ENTRIES, UringIo};
+use crate::options::{Engine, WritePath};
 
-/// Overrides [`EngineChoice::Auto`]: `uring` or `threads`. The builder's explicit choice is stronger.
+/// Overrides [`Engine::Auto`]: `uring` or `threads`. The builder's explicit choice is stronger.
 const OVERRIDE: &str = "RINGCASK_ENGINE";
-
-/// Who carries out the I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum EngineChoice {
-    /// io_uring where this machine lets us use it, blocking calls on threads otherwise. The environment variable
-    /// `RINGCASK_ENGINE` (`uring` or `threads`) overrides it.
-    #[default]
-    Auto,
-    /// io_uring (Linux 6.1 or later), or an error if it is not to be had.
-    Uring,
-    /// Blocking calls on the store's own threads.
-    Threads,
-}
-
-/// How the engine [`Uring`](EngineChoice::Uring) makes appends and syncs. Reads go to a ring either way.
-///
-/// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
-/// On the machine of `benches/RESULTS.md` these wake-ups cost more than what overlapping gains, at every number of writers.
-/// Where wake-ups are cheap and the disk is fast the other path may win: measure.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WritePath {
-    /// The commit thread makes the calls itself.
-    #[default]
-    Thread,
-    /// The commit thread's ring: a group is told of its sync while the next one's is under way.
-    Ring,
-}
 
 /// A world, and why it is not io_uring if that was tried first.
 pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
@@ -50,8 +22,8 @@ pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
 ///
 /// # Errors
 /// If io_uring is demanded and refused (the message says why), or the environment names an engine that does not exist.
-pub fn open_world(choice: EngineChoice, write_path: WritePath) -> io::Result<OpenedWorld> {
-    let named = if choice == EngineChoice::Auto { env::var_os(OVERRIDE) } else { None };
+pub fn open_world(choice: Engine, write_path: WritePath) -> io::Result<OpenedWorld> {
+    let named = if choice == Engine::Auto { env::var_os(OVERRIDE) } else { None };
     let choice = match &named {
         None => choice,
         Some(name) => choice_named(&name.to_string_lossy())?,
@@ -59,11 +31,11 @@ pub fn open_world(choice: EngineChoice, write_path: WritePath) -> io::Result<Ope
     open(choice, || UringIo::with_write_path(DEFAULT_ENTRIES, write_path))
 }
 
-fn choice_named(name: &str) -> io::Result<EngineChoice> {
+fn choice_named(name: &str) -> io::Result<Engine> {
     match name {
-        "" | "auto" => Ok(EngineChoice::Auto),
-        "uring" => Ok(EngineChoice::Uring),
-        "threads" => Ok(EngineChoice::Threads),
+        "" | "auto" => Ok(Engine::Auto),
+        "uring" => Ok(Engine::Uring),
+        "threads" => Ok(Engine::Threads),
         other => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{OVERRIDE} is {other:?}, which is none of uring, threads, auto"),
@@ -71,11 +43,11 @@ fn choice_named(name: &str) -> io::Result<EngineChoice> {
     }
 }
 
-fn open(choice: EngineChoice, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedWorld> {
+fn open(choice: Engine, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedWorld> {
     match choice {
-        EngineChoice::Threads => Ok((Arc::new(ThreadsIo::new()), None)),
-        EngineChoice::Uring => Ok((Arc::new(uring()?), None)),
-        EngineChoice::Auto => match uring() {
+        Engine::Threads => Ok((Arc::new(ThreadsIo::new()), None)),
+        Engine::Uring => Ok((Arc::new(uring()?), None)),
+        Engine::Auto => match uring() {
             Ok(world) => Ok((Arc::new(world), None)),
             Err(reason) => Ok((Arc::new(ThreadsIo::new()), Some(reason.to_string()))),
         },
@@ -93,18 +65,18 @@ mod tests {
 
     #[test]
     fn a_refusal_falls_back_with_its_reason_unless_rings_are_demanded() {
-        let (world, reason) = open(EngineChoice::Auto, refused).unwrap();
+        let (world, reason) = open(Engine::Auto, refused).unwrap();
         assert_eq!((world.kind(), reason.as_deref()), (IoKind::Threads, Some("forbidden here")));
-        assert_eq!(open(EngineChoice::Uring, refused).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        let (world, reason) = open(EngineChoice::Threads, refused).unwrap();
+        assert_eq!(open(Engine::Uring, refused).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let (world, reason) = open(Engine::Threads, refused).unwrap();
         assert_eq!((world.kind(), reason), (IoKind::Threads, None));
     }
 
     #[test]
     fn the_environment_names_engines_and_nothing_else() {
-        assert_eq!(choice_named("uring").unwrap(), EngineChoice::Uring);
-        assert_eq!(choice_named("threads").unwrap(), EngineChoice::Threads);
-        assert_eq!(choice_named("").unwrap(), EngineChoice::Auto);
+        assert_eq!(choice_named("uring").unwrap(), Engine::Uring);
+        assert_eq!(choice_named("threads").unwrap(), Engine::Threads);
+        assert_eq!(choice_named("").unwrap(), Engine::Auto);
         assert_eq!(choice_named("Threads").unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -3,74 +3,33 @@
 //! It compacts, removes the files of segments that were compacted away, and writes hint files. One thing at a time, in
 //! this order of urgency; a compaction job runs to its end before the next thing, or is told to stop.
 //!
-//! Callers reach it through [`Maintenance`]: a mutex that is held for a few instructions, never across an await. Errors
+//! Callers reach it through [`Control`]: a mutex that is held for a few instructions, never across an await. Errors
 //! of its work are nobody's: without a hint the next open is slower; a job that failed is tried again later, at growing
 //! intervals; a file that could not be removed is removed by the next open.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::compaction::control::{CompactionRequest, Control, Gate, MAINTENANCE};
+use crate::compaction::error::JobError;
 use crate::compaction::picker::{self, Pick};
-use crate::compaction::{self, Compactor, JobError, Report};
+use crate::compaction::{self, Compactor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Io, OpFuture};
+use crate::io::OpFuture;
 use crate::options::hours::Hours;
-use crate::segment::{Segment, hint_file, hint_file_name, segment_file_name};
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::promise::Promise;
-use crate::sync::{AtomicWaker, Mutex, MutexGuard};
+use crate::segment::{hint_file, hint_file_name, segment_file_name};
+use crate::stats::CompactionReport;
 use crate::trace;
 
 /// After the first failure a job is tried again after so long; after the next ones after twice, four times, … as long.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
 
-/// Who is woken: the task, and the second thread that a job may have.
-const MAINTENANCE: usize = 0;
-const HELPER: usize = 1;
-
-/// What callers and the commit task tell the maintenance task.
-#[derive(Default)]
-pub(crate) struct Maintenance {
-    state: Mutex<State>,
-    wakers: [AtomicWaker; 2],
-}
-
-#[derive(Default)]
-struct State {
-    /// By number: a segment that waits here for its hint may be compacted away, and its file shall go then.
-    sealed: VecDeque<u32>,
-    requests: VecDeque<Arc<Request>>,
-    /// Something has happened that may have made a compaction due.
-    look: bool,
-    paused: bool,
-    /// The store is being closed: no compaction, but what was sealed gets its hints.
-    closing: bool,
-    /// Why, if not because the store is being closed.
-    failure: Option<Error>,
-    /// Nothing more will be sealed.
-    stop: bool,
-}
-
-/// A compaction that a caller waits for.
-pub(crate) struct Request {
-    /// The segments named, or all.
-    pub(crate) segments: Option<Vec<u32>>,
-    pub(crate) answer: Promise<Result<Report>>,
-    /// The caller waits no longer.
-    abandoned: AtomicBool,
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the store is closed")
-}
-
 /// Answers a request that is being served when the task unwinds.
-struct Serving(Arc<Request>);
+struct Serving(Arc<CompactionRequest>);
 
 impl Drop for Serving {
     fn drop(&mut self) {
@@ -79,166 +38,18 @@ impl Drop for Serving {
     }
 }
 
-impl Maintenance {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        self.wakers.iter().for_each(AtomicWaker::wake);
-    }
-
-    fn tell(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.lock());
-        self.wake();
-    }
-
-    /// Queues a segment that was sealed.
-    pub(crate) fn push(&self, segment: &Segment) {
-        self.tell(|state| {
-            state.sealed.push_back(segment.id);
-            state.look = true;
-        });
-    }
-
-    /// Says that a compaction may have become due.
-    pub(crate) fn look(&self) {
-        self.tell(|state| state.look = true);
-    }
-
-    /// Asks for a compaction of the `segments`, or of all of them.
-    pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<Request> {
-        let request = Arc::new(Request { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
-        let refusal = {
-            let mut state = self.lock();
-            if !state.closing {
-                state.requests.push_back(Arc::clone(&request));
-            }
-            state.closing.then(|| state.failure.clone().unwrap_or_else(closed))
-        };
-        if let Some(error) = refusal {
-            request.answer.fulfil(Err(error));
-        }
-        self.wake();
-        request
-    }
-
-    /// Nobody waits for `request` any more: it is not begun, or stopped.
-    pub(crate) fn abandon(&self, request: &Arc<Request>) {
-        request.abandoned.store(true, Ordering::Release);
-        self.tell(|state| state.requests.retain(|queued| !Arc::ptr_eq(queued, request)));
-    }
-
-    /// Holds compaction where it is, or lets it go on.
-    pub(crate) fn pause(&self, paused: bool) {
-        self.tell(|state| (state.paused, state.look) = (paused, true));
-    }
-
-    pub(crate) fn is_paused(&self) -> bool {
-        self.lock().paused
-    }
-
-    /// Stops compaction for good.
-    pub(crate) fn close(&self) {
-        self.end(None);
-    }
-
-    /// The same, because of `error`.
-    pub(crate) fn fail(&self, error: Error) {
-        self.end(Some(error));
-    }
-
-    fn end(&self, failure: Option<Error>) {
-        let (unserved, error) = {
-            let mut state = self.lock();
-            // A task that ends because of the close has not failed.
-            if !state.closing {
-                state.failure = failure;
-            }
-            state.closing = true;
-            (std::mem::take(&mut state.requests), state.failure.clone().unwrap_or_else(closed))
-        };
-        for request in unserved {
-            request.answer.fulfil(Err(error.clone()));
-        }
-        self.wake();
-    }
-
-    /// Ends the task when the queue is empty.
-    pub(crate) fn stop(&self) {
-        self.close();
-        self.tell(|state| state.stop = true);
-    }
-}
-
-/// What a job asks between its steps.
-#[derive(Clone)]
-pub(crate) struct Gate {
-    shared: Arc<Maintenance>,
-    request: Option<Arc<Request>>,
-    /// Which of the wakers is the asking thread's.
-    waker: usize,
-    /// Puts get no space and deletes no more than they have until it is over: it neither keeps to a rate nor waits.
-    pub(crate) lives_on_reserve: bool,
-}
-
-impl Gate {
-    fn new(shared: &Arc<Maintenance>, request: Option<&Arc<Request>>) -> Self {
-        let (shared, request) = (Arc::clone(shared), request.cloned());
-        Self { shared, request, waker: MAINTENANCE, lives_on_reserve: false }
-    }
-
-    /// Whether a caller waits for the job.
-    pub(crate) fn is_asked_for(&self) -> bool {
-        self.request.is_some()
-    }
-
-    /// The same for the second thread of a job.
-    pub(crate) fn of_the_helper(&self) -> Self {
-        Self { waker: HELPER, ..self.clone() }
-    }
-
-    /// Ready when the job may go on, or must stop; not while compaction is paused.
-    pub(crate) async fn pass(&self) -> std::result::Result<(), JobError> {
-        poll_fn(|cx| match self.poll_stopped(cx) {
-            Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
-            Poll::Pending if self.shared.is_paused() => Poll::Pending,
-            Poll::Pending => Poll::Ready(Ok(())),
-        })
-        .await
-    }
-
-    /// Waits for so long, unless it must stop.
-    pub(crate) async fn sleep(&self, io: &dyn Io, duration: Duration) -> std::result::Result<(), JobError> {
-        let mut timer = io.sleep(duration);
-        poll_fn(|cx| match self.poll_stopped(cx) {
-            Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
-            Poll::Pending => timer.as_mut().poll(cx).map(Ok),
-        })
-        .await
-    }
-
-    fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
-        self.shared.wakers[self.waker].register(cx.waker());
-        let is_abandoned = self.request.as_ref().is_some_and(|request| request.abandoned.load(Ordering::Acquire));
-        let state = self.shared.lock();
-        let must_stop = is_abandoned || state.closing || (self.lives_on_reserve && state.paused);
-        if must_stop { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
-    }
-}
-
 /// What the task does next.
 enum Event {
     Hint(u32),
     Unlink,
-    Compact(Arc<Request>),
+    Compact(Arc<CompactionRequest>),
     Look,
     Stop,
 }
 
 /// The task.
 pub(crate) struct Maintainer {
-    shared: Arc<Maintenance>,
+    shared: Arc<Control>,
     compactor: Arc<Compactor>,
     /// Whether compaction begins by itself.
     is_automatic: bool,
@@ -253,12 +64,7 @@ pub(crate) struct Maintainer {
 }
 
 impl Maintainer {
-    pub(crate) fn new(
-        shared: Arc<Maintenance>,
-        compactor: Compactor,
-        is_automatic: bool,
-        hours: Option<Hours>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Control>, compactor: Compactor, is_automatic: bool, hours: Option<Hours>) -> Self {
         let (not_before, no_unlink_before) = (Duration::ZERO, Duration::ZERO);
         let compactor = Arc::new(compactor);
         Self { shared, compactor, is_automatic, hours, look: true, not_before, retry: RETRY_FIRST, no_unlink_before }
@@ -268,13 +74,13 @@ impl Maintainer {
         loop {
             match self.next().await {
                 Event::Hint(id) => {
-                    let registry = &self.compactor.registry;
+                    let registry = &self.compactor.parts.segments;
                     // It may be compacted away already.
                     // On a full disk a hint would take what deletes live on.
-                    if let Some(segment) = registry.get(id).filter(|_| self.compactor.reserve.is_held()) {
+                    if let Some(segment) = registry.get(id).filter(|_| self.compactor.parts.reserve.is_held()) {
                         // Derived data: without it the next open is slower, and says in its report that it scanned.
-                        let pauses = (!self.shared.lock().closing).then_some(&*self.compactor.io);
-                        let _ = hint_file::write_hint(registry, &segment, self.compactor.store_id, pauses).await;
+                        let pauses = (!self.shared.lock().closing).then_some(&*self.compactor.parts.io);
+                        let _ = hint_file::write_hint(registry, &segment, self.compactor.parts.store_id, pauses).await;
                     }
                 }
                 Event::Unlink => self.unlink(),
@@ -293,7 +99,7 @@ impl Maintainer {
 
     async fn next(&mut self) -> Event {
         loop {
-            let mut timer = self.alarm().map(|wait| self.compactor.io.sleep(wait));
+            let mut timer = self.alarm().map(|wait| self.compactor.parts.io.sleep(wait));
             let event = poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await;
             if let Some(event) = event {
                 return event;
@@ -302,10 +108,10 @@ impl Maintainer {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
-        let retired = &self.compactor.registry.retired;
+        let retired = &self.compactor.parts.segments.retired;
         self.shared.wakers[MAINTENANCE].register(cx.waker());
         retired.register(cx.waker());
-        let now = self.compactor.io.now();
+        let now = self.compactor.parts.io.now();
         let (may_begin, request) = {
             let mut state = self.shared.lock();
             self.look |= std::mem::take(&mut state.look);
@@ -338,7 +144,7 @@ impl Maintainer {
 
     /// How long it takes until there may be something to do without anybody saying so.
     fn alarm(&self) -> Option<Duration> {
-        let until_unlink = self.no_unlink_before.saturating_sub(self.compactor.io.now());
+        let until_unlink = self.no_unlink_before.saturating_sub(self.compactor.parts.io.now());
         let unlink = (!until_unlink.is_zero()).then_some(until_unlink);
         // No longer than a minute: the clock that the hours go by may be set meanwhile.
         let look = (self.look && !self.shared.is_paused()).then(|| self.wait_until_allowed().min(RETRY_LAST));
@@ -347,7 +153,7 @@ impl Maintainer {
 
     /// How long no automatic job may begin.
     fn wait_until_allowed(&self) -> Duration {
-        let io = &self.compactor.io;
+        let io = &self.compactor.parts.io;
         let hours = self.hours.map_or(Duration::ZERO, |hours| hours.until_open(io.wall_clock()));
         hours.max(self.not_before.saturating_sub(io.now()))
     }
@@ -356,10 +162,10 @@ impl Maintainer {
 
     async fn compact_if_due(&mut self) {
         self.look = false;
-        if !self.is_automatic || self.compactor.log.ended().is_some() {
+        if !self.is_automatic || self.compactor.parts.log.ended().is_some() {
             return;
         }
-        let view = compaction::view(&self.compactor.registry);
+        let view = compaction::view(&self.compactor.parts.segments);
         let mut pick = picker::pick(&view, &self.compactor.settings.policy);
         if pick.is_empty() {
             return;
@@ -381,22 +187,22 @@ impl Maintainer {
     /// The disk is full: lives on the reserve for one job that fits into it, and gives back more than that. Whether it
     /// has freed something.
     async fn compact_on_the_reserve(&mut self, gate: &Gate) -> bool {
-        let bytes = self.compactor.reserve.held_bytes();
+        let bytes = self.compactor.parts.reserve.held_bytes();
         // Half of it, for the list of segments and the footer need some, and deletes may come meanwhile.
-        let pick = picker::pick_lean(&compaction::view(&self.compactor.registry), bytes / 2);
+        let pick = picker::pick_lean(&compaction::view(&self.compactor.parts.segments), bytes / 2);
         if pick.is_empty() {
             return false;
         }
-        let Some(_loan) = self.compactor.reserve.release() else { return false };
-        let done = self.run_job(&pick, &Gate { lives_on_reserve: true, ..gate.clone() }).await;
+        let Some(_loan) = self.compactor.parts.reserve.release() else { return false };
+        let done = self.run_job(&pick, &gate.on_the_reserve()).await;
         self.unlink();
         done.is_ok()
     }
 
     /// One job, and what follows from how it ended.
-    async fn run_job(&mut self, pick: &Pick, gate: &Gate) -> Result<Report> {
+    async fn run_job(&mut self, pick: &Pick, gate: &Gate) -> Result<CompactionReport> {
         let counters = &self.compactor.counters;
-        let path = &self.compactor.registry.path;
+        let path = &self.compactor.parts.segments.path;
         let done = self.compactor.compact(pick, gate).await;
         if let Err(JobError::Fatal(error) | JobError::Damaged(error) | JobError::Failed(error)) = &done {
             counters.failed(error);
@@ -416,34 +222,34 @@ impl Maintainer {
             }
             Err(JobError::Fatal(error)) => {
                 let poison = Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(error);
-                self.compactor.log.end(poison.clone());
+                self.compactor.parts.log.end(poison.clone());
                 Err(poison)
             }
             Err(JobError::Damaged(error)) => Err(error.with_path(path)),
             Err(JobError::Failed(error)) => {
-                self.not_before = self.compactor.io.now() + self.retry;
+                self.not_before = self.compactor.parts.io.now() + self.retry;
                 self.retry = (self.retry * 2).min(RETRY_LAST);
                 Err(error)
             }
         }
     }
 
-    async fn compact_forced(&mut self, request: &Arc<Request>) -> Result<Report> {
-        if let Some(error) = self.compactor.log.ended() {
+    async fn compact_forced(&mut self, request: &Arc<CompactionRequest>) -> Result<CompactionReport> {
+        if let Some(error) = self.compactor.parts.log.ended() {
             return Err(error);
         }
         if request.segments.is_none() {
             // What is being written may be dead as well.
-            let sealed = self.compactor.log.request_seal();
+            let sealed = self.compactor.parts.log.request_seal();
             poll_fn(|cx| sealed.poll(cx)).await?;
         }
-        let view = compaction::view(&self.compactor.registry);
+        let view = compaction::view(&self.compactor.parts.segments);
         let named = request.segments.as_deref();
         if let Some(unknown) = named.into_iter().flatten().find(|id| view.candidates.iter().all(|it| it.id != **id)) {
             let message = format!("compact: segment {unknown} is not a sealed, undamaged segment of this store");
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        let mut total = Report::default();
+        let mut total = CompactionReport::default();
         for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
             let gate = Gate::new(&self.shared, Some(request));
             let done = match self.run_job(&pick, &gate).await {
@@ -463,20 +269,20 @@ impl Maintainer {
 
     /// Removes the files of retired segments that nobody reads any more.
     fn unlink(&mut self) {
-        let registry = &self.compactor.registry;
+        let registry = &self.compactor.parts.segments;
         while let Some(next) = registry.retired.next() {
             let removed = remove(&*registry.dir, &hint_file_name(next.id))
                 .and_then(|()| remove(&*registry.dir, &segment_file_name(next.id)))
                 .and_then(|()| registry.dir.sync());
             if removed.is_err() {
                 // Not part of the store any more: it costs space, nothing else.
-                self.no_unlink_before = self.compactor.io.now() + RETRY_FIRST;
+                self.no_unlink_before = self.compactor.parts.io.now() + RETRY_FIRST;
                 return;
             }
             registry.retired.gone(next.id);
         }
         // Does nothing while all of it is held, or while it is lent.
-        self.compactor.reserve.refill();
+        self.compactor.parts.reserve.refill();
     }
 }
 
@@ -493,6 +299,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::io::Io;
     use crate::io::sim::{SimConfig, SimWorld};
     use crate::{Compaction, Store};
 

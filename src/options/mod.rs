@@ -5,15 +5,10 @@ pub(crate) mod hours;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::compaction::picker::Policy;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Io;
-pub use crate::io::probe::{EngineChoice as Engine, WritePath};
-use crate::options::hours::Hours;
-use crate::store::futures::Open;
+use hours::Hours;
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
@@ -30,8 +25,8 @@ pub const MAX_VALUE_LEN: u64 = crate::format::MAX_VALUE_LEN as u64;
 #[non_exhaustive]
 pub enum Durability {
     /// In the store's log buffer and visible to every `get`. It reaches the kernel within
-    /// [`flush_interval`](Builder::flush_interval) or when a buffer fills, and the disk within
-    /// [`sync_interval`](Builder::sync_interval). A process kill can take it.
+    /// [`flush_interval`](crate::Builder::flush_interval) or when a buffer fills, and the disk within
+    /// [`sync_interval`](crate::Builder::sync_interval). A process kill can take it.
     Buffered,
     /// The kernel has it: it survives a kill of the process, not a power cut before the next sync.
     Written,
@@ -54,6 +49,35 @@ pub enum Recovery {
     /// What is cut off the end of the segment that was being written is kept in a file of its own, if there is space:
     /// [`RecoveryReport::cut_copy`](crate::RecoveryReport::cut_copy).
     Salvage,
+}
+
+/// Who carries out the I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// io_uring where this machine lets us use it, blocking calls on threads otherwise. The environment variable
+    /// `RINGCASK_ENGINE` (`uring` or `threads`) overrides it.
+    #[default]
+    Auto,
+    /// io_uring (Linux 6.1 or later), or an error if it is not to be had.
+    Uring,
+    /// Blocking calls on the store's own threads.
+    Threads,
+}
+
+/// How the engine [`Uring`](Engine::Uring) makes appends and syncs. Reads go to a ring either way.
+///
+/// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
+/// These wake-ups cost more than what overlapping gains, at every number of writers.
+/// Where wake-ups are cheap and the disk is fast the other path may win: measure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WritePath {
+    /// The commit thread makes the calls itself.
+    #[default]
+    Thread,
+    /// The commit thread's ring: a group is told of its sync while the next one's is under way.
+    Ring,
 }
 
 macro_rules! named_variants {
@@ -105,7 +129,7 @@ impl PutOptions {
     }
 }
 
-/// How the space of overwritten and deleted records comes back; see [`Builder::compaction`].
+/// How the space of overwritten and deleted records comes back; see [`Builder::compaction`](crate::Builder::compaction).
 ///
 /// Compaction begins by itself when the dead part of all sealed segments reaches the *trigger*. It then rewrites the
 /// segments that free most, each at least the *threshold*, at most the *budget* at a time, no faster than the *rate*. So
@@ -115,9 +139,9 @@ impl PutOptions {
 #[must_use]
 pub struct Compaction {
     pub(crate) is_automatic: bool,
-    trigger: f64,
-    threshold: f64,
-    budget_bytes: Option<u64>,
+    pub(crate) trigger: f64,
+    pub(crate) threshold: f64,
+    pub(crate) budget_bytes: Option<u64>,
     pub(crate) bytes_per_second: Option<u64>,
     pub(crate) hours: Option<Hours>,
 }
@@ -212,15 +236,6 @@ impl Compaction {
         }
         Ok(())
     }
-
-    pub(crate) fn policy(&self, segment_bytes: u64) -> Policy {
-        Policy {
-            trigger: self.trigger,
-            threshold: self.threshold.min(self.trigger),
-            budget_bytes: self.budget_bytes.unwrap_or(segment_bytes.saturating_mul(4)),
-            segment_bytes,
-        }
-    }
 }
 
 /// What to compact; see [`Store::compact`](crate::Store::compact).
@@ -243,41 +258,6 @@ impl CompactOptions {
     }
 }
 
-/// The options of a store that is about to be opened; see [`Store::builder`](crate::Store::builder).
-///
-/// Setters never fail; [`open`](Builder::open) checks every option and names the option, its value and its range.
-/// All options may change from one open to the next.
-///
-/// # Examples
-///
-/// ```
-/// # fn main() -> ringcask::Result<()> {
-/// # let dir = tempfile::tempdir().expect("a temporary directory");
-/// # pollster::block_on(async {
-/// use ringcask::{Compaction, Durability, Engine, ErrorKind, Store};
-///
-/// let store = Store::builder(dir.path().join("db"))
-///     .durability(Durability::Written)
-///     .engine(Engine::Auto)
-///     .segment_bytes(64 << 20)
-///     .compaction(Compaction::new().trigger(0.4))
-///     .open()
-///     .await?;
-/// store.put("key", "value").await?;
-///
-/// // Options are checked by `open`, which names the range.
-/// let error = Store::builder(dir.path().join("other")).segment_bytes(1).open().await.unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::InvalidConfig);
-/// # store.close().await
-/// # })
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct Builder {
-    pub(crate) options: Options,
-}
-
 /// Checked options.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -297,7 +277,6 @@ pub(crate) struct Options {
     pub(crate) compaction: Compaction,
     pub(crate) recovery: Recovery,
     pub(crate) create: bool,
-    pub(crate) world: Option<Arc<dyn Io>>,
 }
 
 const KIB: u64 = 1024;
@@ -310,180 +289,29 @@ const MIN_SEGMENT_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { 4 * KIB }
 const MIN_CACHE_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
 const MIN_BUDGET_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
 
-impl Builder {
+impl Options {
+    /// The defaults, for the directory `path`.
     pub(crate) fn new(path: &Path) -> Self {
         Self {
-            options: Options {
-                path: path.to_path_buf(),
-                durability: Durability::Synced,
-                engine: Engine::Auto,
-                write_path: WritePath::Thread,
-                segment_bytes: 256 * MIB,
-                flush_interval: Duration::from_millis(5),
-                sync_interval: Duration::from_secs(1),
-                fill_ahead: true,
-                staging_bytes: 8 << 20,
-                max_value_bytes: MAX_VALUE_LEN,
-                reserve_bytes: MIB,
-                max_open_files: 512,
-                cache_bytes: 0,
-                compaction: Compaction::new(),
-                recovery: Recovery::Strict,
-                create: true,
-                world: None,
-            },
+            path: path.to_path_buf(),
+            durability: Durability::Synced,
+            engine: Engine::Auto,
+            write_path: WritePath::Thread,
+            segment_bytes: 256 * MIB,
+            flush_interval: Duration::from_millis(5),
+            sync_interval: Duration::from_secs(1),
+            fill_ahead: true,
+            staging_bytes: 8 << 20,
+            max_value_bytes: MAX_VALUE_LEN,
+            reserve_bytes: MIB,
+            max_open_files: 512,
+            cache_bytes: 0,
+            compaction: Compaction::new(),
+            recovery: Recovery::Strict,
+            create: true,
         }
     }
 
-    /// Durability of writes that name none. Default: [`Durability::Synced`].
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.options.durability = durability;
-        self
-    }
-
-    /// Which engine carries out the I/O. Default: [`Engine::Auto`].
-    pub fn engine(mut self, engine: Engine) -> Self {
-        self.options.engine = engine;
-        self
-    }
-
-    /// How the io_uring engine makes appends and syncs. Default: [`WritePath::Thread`]. Changes speed, not promises.
-    pub fn write_path(mut self, write_path: WritePath) -> Self {
-        self.options.write_path = write_path;
-        self
-    }
-
-    /// Size in bytes at which a segment is sealed and the next one started. Default 256 MiB, range 4 KiB to 16 GiB.
-    ///
-    /// More means fewer files and seals; less means that space comes back in smaller steps. A record larger than this
-    /// gets a segment of its own.
-    pub fn segment_bytes(mut self, bytes: u64) -> Self {
-        self.options.segment_bytes = bytes;
-        self
-    }
-
-    /// How long a `Buffered` write may stay in the store's own memory. Default 5 ms, range 1 ms to 60 s.
-    ///
-    /// More makes larger writes; less leaves less to a kill of the process.
-    pub fn flush_interval(mut self, interval: Duration) -> Self {
-        self.options.flush_interval = interval;
-        self
-    }
-
-    /// How long `Buffered` and `Written` records may go without a sync. Default 1 s, range 1 ms to 60 s.
-    ///
-    /// More saves syncs; less leaves less to a power cut. 16 MiB without a sync get one before the interval is over, so that
-    /// nobody waits for much when their segment is full.
-    pub fn sync_interval(mut self, interval: Duration) -> Self {
-        self.options.sync_interval = interval;
-        self
-    }
-
-    /// Whether small groups of `Synced` writes find filler on the disk to overwrite. Default `true`.
-    ///
-    /// A sync of blocks that were written before takes about half as long as one that makes the file longer. So beside
-    /// about every sixteenth group of at most 64 KiB the store writes up to 1 MiB of filler for the next ones, on ext4 and
-    /// XFS. `false` saves these bytes, which are at most a segment's more for each segment, where a disk's wear counts for
-    /// more than the time of a sync. Files of closed segments are the same either way.
-    pub fn fill_ahead(mut self, fill: bool) -> Self {
-        self.options.fill_ahead = fill;
-        self
-    }
-
-    /// Bytes of records that may wait for the kernel at a time. Default 8 MiB, range 64 KiB to 1 GiB.
-    ///
-    /// Writers beyond it wait in their `await`. One record larger than this is let in alone. The store keeps up to
-    /// twice this in buffers.
-    pub fn staging_bytes(mut self, bytes: usize) -> Self {
-        self.options.staging_bytes = bytes;
-        self
-    }
-
-    /// Longest value the store accepts. Default and limit [`MAX_VALUE_LEN`]. Records already stored stay readable.
-    pub fn max_value_bytes(mut self, bytes: u64) -> Self {
-        self.options.max_value_bytes = bytes;
-        self
-    }
-
-    /// Disk space kept for what must go on when the disk is full: deletes, and opening. Default 1 MiB, range 0 to 1
-    /// GiB.
-    ///
-    /// So much is claimed by the file `RESERVE` in the store's directory, and as much again for deletes behind the
-    /// records of the segment that is being written. A delete takes some 60 bytes and a share of its commit group, a
-    /// segment that has to be started for it two or three blocks; the last quarter of the file's share is for the next
-    /// open. Puts that need more space are refused with [`ErrorKind::NoSpace`] while any of the reserve is missing;
-    /// they have it claimed again as soon as there is space. Meanwhile no hint files are written.
-    ///
-    /// More lets more deletes through; less leaves more of a small disk to puts. 0 removes the file. A smaller number
-    /// than at the last open gives the difference back only once the reserve has been used. Where the file system has
-    /// no `fallocate` there is no reserve, nor where no file may become that large (`RLIMIT_FSIZE`), nor where something
-    /// else has taken the name `RESERVE`: a directory, a link or a file with bytes in it is reported as a foreign file and
-    /// left alone.
-    pub fn reserve_bytes(mut self, bytes: u64) -> Self {
-        self.options.reserve_bytes = bytes;
-        self
-    }
-
-    /// Descriptors of sealed segments kept open at a time. Default 512, range 8 to 1,048,576.
-    ///
-    /// Beyond it the least recently used is closed; a read of it opens it again.
-    pub fn max_open_files(mut self, files: usize) -> Self {
-        self.options.max_open_files = files;
-        self
-    }
-
-    /// Memory for a cache of the log's blocks, in bytes: a get that finds its record there makes no system call. Default 0,
-    /// no cache; otherwise 1 MiB to 1 TiB.
-    ///
-    /// Worth it where the same records are read often and there is memory for them twice, for the kernel's page cache has
-    /// them too. Blocks of 16 KiB come from the page cache as gets read there, so it helps most where what is read often
-    /// fits as a whole, or lies together. One miss in 64 brings its block, and while there is room, one more for every
-    /// eight hits: a cache warms up within some sixteen gets for each of its blocks. Records beyond some 32 KiB are not kept,
-    /// and of a log of more than 256 times the cache only a part.
-    ///
-    /// Address space is taken when the store is opened, which fails with [`ErrorKind::Io`](crate::ErrorKind::Io) where there
-    /// is not so much; memory as blocks come, in large pages of 2 MiB where the kernel has them. It is kept until the last
-    /// handle is dropped, and counted in [`Stats::cache_held_bytes`](crate::Stats::cache_held_bytes), but for what is free of
-    /// the last large page. From 4 MiB on, up to a 64th is for hints of where a key's record was last found, by which the
-    /// processor is asked for it early. In stores of small segments (below 512 KiB) blocks are smaller.
-    pub fn cache_bytes(mut self, bytes: u64) -> Self {
-        self.options.cache_bytes = bytes;
-        self
-    }
-
-    /// How space comes back. Default: [`Compaction::new`].
-    pub fn compaction(mut self, compaction: Compaction) -> Self {
-        self.options.compaction = compaction;
-        self
-    }
-
-    /// What opening does about damage. Default: [`Recovery::Strict`].
-    pub fn recovery(mut self, recovery: Recovery) -> Self {
-        self.options.recovery = recovery;
-        self
-    }
-
-    /// Whether a missing directory is created (mode 0700). Default: yes. If not, a missing directory is an error.
-    pub fn create(mut self, create: bool) -> Self {
-        self.options.create = create;
-        self
-    }
-
-    /// Runs the store on `world` instead of an engine of its own choosing.
-    #[cfg(feature = "sim")]
-    #[doc(hidden)]
-    pub fn world(mut self, world: Arc<dyn Io>) -> Self {
-        self.options.world = Some(world);
-        self
-    }
-
-    /// Opens the store; see [`Store::open`](crate::Store::open).
-    pub fn open(self) -> Open {
-        Open::new(self.options)
-    }
-}
-
-impl Options {
     /// Checks every option.
     pub(crate) fn validate(&self) -> Result<()> {
         let millis = |interval: Duration| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);

@@ -434,7 +434,7 @@ mod tests {
             store.sync().await.unwrap();
             let core = store.core();
             let cache = core.cache.as_ref().unwrap();
-            let hint = |key: &[u8]| cache.hint(core.keydir.hash(key));
+            let hint = |key: &[u8]| cache.hint(core.parts.keydir.hash(key));
             assert!(keys.iter().all(|key| hint(key).is_none()), "nothing was read from the cache");
             let mut hits: Vec<&[u8; 4]> = Vec::new();
             for _ in 0..200 {
@@ -449,7 +449,7 @@ mod tests {
             // Keys of one word share a hint, which is then that of the one that was read last.
             let line = |place: u64| place % (16 << 10) / 64;
             let is_right = |key: &[u8]| {
-                let offset = core.keydir.get(key).unwrap().location.offset();
+                let offset = core.parts.keydir.get(key).unwrap().location.offset();
                 hint(key).is_some_and(|place| line(place as u64) == line(offset))
             };
             let right = hits.iter().filter(|key| is_right(&key[..])).count();

@@ -7,21 +7,23 @@
 //! maintenance task finishes its queue; then the lock is released and whoever waits is told. A poisoned store's commit
 //! task ends early, but the directory stays locked until the handle is closed, and reads go on.
 
+use std::io;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 
 use crate::cache::BlockCache;
-use crate::commit::{CommitCounters, CommitOptions, Committer, Limits, Log};
+use crate::commit::{CommitOptions, Committer, Limits, Log, Parts};
+use crate::compaction::control::Control;
+use crate::compaction::picker::Policy;
 use crate::compaction::{CompactionCounters, Compactor, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{DirLock, Io, Priority, fork};
-use crate::keydir::Keydir;
-use crate::maintenance::{Maintainer, Maintenance};
+use crate::maintenance::Maintainer;
 use crate::options::Options;
 use crate::read::{ReadCounters, Sources};
 use crate::recovery::{self, Recovered};
-use crate::segment::{ManifestStore, Reserve, Segment, SegmentSet, SharedManifest};
+use crate::segment::{Segment, SharedManifest};
 use crate::stats::RecoveryReport;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::sharded::Sharded;
@@ -31,20 +33,15 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::trace;
 
 pub(crate) struct Core {
-    pub(crate) io: Arc<dyn Io>,
+    pub(crate) parts: Parts,
     pub(crate) options: Options,
     pub(crate) engine_fallback: Option<String>,
-    pub(crate) keydir: Arc<Keydir>,
-    pub(crate) registry: Arc<SegmentSet>,
-    pub(crate) reserve: Arc<Reserve>,
-    pub(crate) log: Arc<Log>,
-    pub(crate) commit_counters: Arc<CommitCounters>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
     pub(crate) read_counters: Sharded<ReadCounters>,
     /// Blocks of the log in memory, if the options say so.
     pub(crate) cache: Option<BlockCache>,
     pub(crate) report: RecoveryReport,
-    pub(crate) maintenance: Arc<Maintenance>,
+    pub(crate) control: Arc<Control>,
     fork_generation: u64,
     close_requested: AtomicBool,
     ending: Mutex<Ending>,
@@ -78,101 +75,89 @@ impl Core {
             }
         })?;
         trace::recovered(&options.path, &recovered.report);
-        let Recovered { lock, registry, catalog, reserve, keydir, next_seq, report, without_hint } = recovered;
+        let Recovered { lock, registry: segments, catalog: manifest, reserve, keydir, next_seq, report, without_hint } =
+            recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
             staging_bytes: options.staging_bytes as u64,
             reserve_bytes: options.reserve_bytes,
         };
-        let log = Arc::new(Log::new(Arc::clone(&io), Arc::clone(&keydir), Arc::clone(&registry), limits, next_seq));
-        let maintenance = Arc::new(Maintenance::default());
+        let log = Arc::new(Log::new(Arc::clone(&io), Arc::clone(&keydir), Arc::clone(&segments), limits, next_seq));
+        let control = Arc::new(Control::default());
         for segment in without_hint {
-            maintenance.push(&segment);
+            control.push(&segment);
         }
+        let store_id = manifest.store_id();
+        let manifest: SharedManifest = Arc::new(manifest.into());
+        let commit_counters = Arc::default();
+        let parts = Parts { io, store_id, log, keydir, segments, manifest, reserve, commit_counters };
         let core = Arc::new(Self {
-            io,
+            parts,
             engine_fallback,
-            keydir,
-            registry,
-            reserve,
-            log,
-            commit_counters: Arc::default(),
             compaction_counters: Arc::default(),
             read_counters: Sharded::default(),
             cache,
             report,
-            maintenance,
+            control,
             fork_generation: fork::fork_generation(),
             close_requested: AtomicBool::new(false),
             ending: Mutex::new(Ending { lock: Some(lock), ..Ending::default() }),
             options,
         });
-        core.start(catalog)?;
+        core.start_maintenance()?;
+        core.start_commit()?;
         Ok(core)
     }
 
-    fn start(self: &Arc<Self>, catalog: ManifestStore) -> Result<()> {
-        let spawn_error = |error| Error::io("open: start a thread", error).with_path(&self.options.path);
-        let store_id = catalog.store_id();
-        let catalog: SharedManifest = Arc::new(catalog.into());
+    fn spawn_error(&self, error: io::Error) -> Error {
+        Error::io("open: start a thread", error).with_path(&self.options.path)
+    }
+
+    fn start_maintenance(self: &Arc<Self>) -> Result<()> {
         let compaction = &self.options.compaction;
-        let compactor = Compactor::new(
-            Arc::clone(&self.io),
-            Arc::clone(&self.log),
-            Arc::clone(&self.keydir),
-            Arc::clone(&self.registry),
-            Arc::clone(&self.reserve),
-            Arc::clone(&catalog),
-            store_id,
-            Settings {
-                policy: compaction.policy(self.options.segment_bytes),
-                segment_bytes: self.options.segment_bytes,
-                bytes_per_second: compaction.bytes_per_second,
-            },
-            Arc::clone(&self.commit_counters),
-            Arc::clone(&self.compaction_counters),
-        );
+        let settings = Settings {
+            policy: Policy::new(compaction, self.options.segment_bytes),
+            segment_bytes: self.options.segment_bytes,
+            bytes_per_second: compaction.bytes_per_second,
+        };
+        let compactor = Compactor::new(self.parts.clone(), settings, Arc::clone(&self.compaction_counters));
         let (is_automatic, hours) = (compaction.is_automatic, compaction.hours);
-        let maintainer = Maintainer::new(Arc::clone(&self.maintenance), compactor, is_automatic, hours);
+        let maintainer = Maintainer::new(Arc::clone(&self.control), compactor, is_automatic, hours);
         let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
         let task = async move {
             // Held until the task is over, however it ends.
             let _maintaining = maintaining;
             maintainer.run().await;
         };
-        self.io.spawn("ringcask-maint", Priority::Background, Box::pin(task)).map_err(spawn_error)?;
+        let spawned = self.parts.io.spawn("ringcask-maint", Priority::Background, Box::pin(task));
+        spawned.map_err(|error| self.spawn_error(error))
+    }
 
-        let (maintenance, path) = (Arc::clone(&self.maintenance), self.options.path.clone());
-        let looking = Arc::clone(&self.maintenance);
-        let committer = Committer::new(
-            Arc::clone(&self.io),
-            Arc::clone(&self.log),
-            Arc::clone(&self.keydir),
-            Arc::clone(&self.registry),
-            catalog,
-            Arc::clone(&self.reserve),
-            CommitOptions {
-                segment_bytes: self.options.segment_bytes,
-                reserve_bytes: self.options.reserve_bytes,
-                flush_interval: self.options.flush_interval,
-                sync_interval: self.options.sync_interval,
-                fill_ahead: self.options.fill_ahead,
-            },
-            Arc::clone(&self.commit_counters),
-            Box::new(move |segment: Arc<Segment>| {
-                trace::rotated(&path, &segment);
-                maintenance.push(&segment);
-            }),
-            Box::new(move || looking.look()),
-        );
+    fn start_commit(self: &Arc<Self>) -> Result<()> {
+        let options = CommitOptions {
+            segment_bytes: self.options.segment_bytes,
+            reserve_bytes: self.options.reserve_bytes,
+            flush_interval: self.options.flush_interval,
+            sync_interval: self.options.sync_interval,
+            fill_ahead: self.options.fill_ahead,
+        };
+        let (control, path) = (Arc::clone(&self.control), self.options.path.clone());
+        let sealed = move |segment: Arc<Segment>| {
+            trace::rotated(&path, segment.id, segment.written_end());
+            control.push(&segment);
+        };
+        let control = Arc::clone(&self.control);
+        let died = move || control.look();
+        let committer = Committer::new(self.parts.clone(), options, Box::new(sealed), Box::new(died));
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {
             let result = committer.run().await;
             committing.core.commit_ended(result);
         };
-        self.io.spawn("ringcask-commit", Priority::Foreground, Box::pin(task)).map_err(|error| {
+        let spawned = self.parts.io.spawn("ringcask-commit", Priority::Foreground, Box::pin(task));
+        spawned.map_err(|error| {
             self.request_close();
-            spawn_error(error)
+            self.spawn_error(error)
         })
     }
 
@@ -197,10 +182,10 @@ impl Core {
 
     pub(crate) fn sources(&self) -> Sources<'_> {
         Sources {
-            io: &*self.io,
-            keydir: &self.keydir,
-            registry: &self.registry,
-            log: &self.log,
+            io: &*self.parts.io,
+            keydir: &self.parts.keydir,
+            registry: &self.parts.segments,
+            log: &self.parts.log,
             cache: self.cache.as_ref(),
             counters: &self.read_counters,
         }
@@ -220,10 +205,10 @@ impl Core {
             (ending.commit_result.is_some(), ending.maintenance_is_over)
         };
         // Before the log: a job that finds the log closing shall not be begun again.
-        self.maintenance.close();
-        self.log.begin_close();
+        self.control.close();
+        self.parts.log.begin_close();
         if commit_is_over {
-            self.maintenance.stop();
+            self.control.stop();
             if maintenance_is_over {
                 self.finish();
             }
@@ -233,7 +218,7 @@ impl Core {
     fn commit_ended(&self, result: Result<()>) {
         if result.is_ok() {
             // Whoever still waits for something of the log waits in vain.
-            self.log.end(Error::new(ErrorKind::Closed, "the store is closed"));
+            self.parts.log.end(Error::new(ErrorKind::Closed, "the store is closed"));
         }
         let (is_closing, is_last) = {
             let mut ending = self.ending();
@@ -243,7 +228,7 @@ impl Core {
         if is_last && is_closing {
             self.finish();
         } else if is_closing {
-            self.maintenance.stop();
+            self.control.stop();
         }
     }
 
@@ -251,14 +236,14 @@ impl Core {
     /// no write goes on, but the handle keeps its lock.
     fn maintenance_ended(&self) {
         let early = || Error::new(ErrorKind::Poisoned, "the maintenance task ended early");
-        self.maintenance.fail(early());
+        self.control.fail(early());
         let (is_closing, is_last) = {
             let mut ending = self.ending();
             ending.maintenance_is_over = true;
             (self.close_requested.load(Ordering::Acquire), ending.commit_result.is_some())
         };
         if !is_last {
-            self.log.end(early());
+            self.parts.log.end(early());
         } else if is_closing {
             self.finish();
         }
@@ -302,7 +287,7 @@ impl Core {
     pub(crate) fn close_blocking(&self) {
         self.request_close();
         self.ending().threads.push(std::thread::current());
-        self.io.block_until(&|| self.ending().finished.is_some());
+        self.parts.io.block_until(&|| self.ending().finished.is_some());
     }
 }
 

@@ -11,7 +11,6 @@
 //! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
 //! poll nor dropping one takes a lock, which a thread of the parent's may have held.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,48 +19,20 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+use super::core::Core;
+use super::polled_after_completion;
+use super::pool;
+use crate::batch::check_key;
 use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
+use crate::compaction::control::CompactionRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{OpFuture, Priority, fork, probe};
+use crate::io::OpFuture;
 use crate::keydir::Key;
-use crate::maintenance::Request;
-use crate::options::{CompactOptions, Durability, Options};
+use crate::options::{CompactOptions, Durability};
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
-use crate::store::Store;
-use crate::store::core::{Core, forked};
-use crate::sync::promise::Promise;
 use crate::sync::sharded::Share;
 use crate::sync::waiters::Slot;
-
-/// Record buffers kept for the next write of this thread, so that a write allocates nothing.
-const POOLED_BUFFERS: usize = 16;
-const POOLED_BUFFER_BYTES: usize = 128 * 1024;
-
-thread_local! {
-    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
-pub(crate) fn pooled_buffer() -> Vec<u8> {
-    POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default()
-}
-
-fn give_back(buffer: Vec<u8>) {
-    if buffer.capacity() == 0 || buffer.capacity() > POOLED_BUFFER_BYTES {
-        return;
-    }
-    // A thread that is ending has no pool any more; then the buffer is freed.
-    let _ = POOL.try_with(|pool| {
-        let mut pool = pool.borrow_mut();
-        if pool.len() < POOLED_BUFFERS {
-            pool.push(buffer);
-        }
-    });
-}
-
-pub(crate) fn polled_after_completion<T>() -> Poll<Result<T>> {
-    Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, "the future was polled after it had completed")))
-}
 
 /// A write on its way: offered to the log, then waited for.
 pub(crate) struct WriteOp {
@@ -101,12 +72,12 @@ impl WriteOp {
             }
             WriteState::Offered(op, wait) => {
                 let offered = match self.core.check() {
-                    Ok(()) => self.core.log.accept(op, self.durability, self.must_exist, wait, cx),
+                    Ok(()) => self.core.parts.log.accept(op, self.durability, self.must_exist, wait, cx),
                     Err(error) => Poll::Ready(Err(error)),
                 };
                 let Poll::Ready(accepted) = offered else { return Poll::Pending };
-                self.core.log.withdraw(wait);
-                give_back(std::mem::take(&mut op.bytes));
+                self.core.parts.log.withdraw(wait);
+                pool::give_back(std::mem::take(&mut op.bytes));
                 self.state = WriteState::Done;
                 match accepted? {
                     Accepted::Done(seq) => Poll::Ready(Ok(Some(seq))),
@@ -143,7 +114,7 @@ impl Drop for WriteOp {
         if let WriteState::Offered(_, wait) = &mut self.state
             && !self.core.is_forked()
         {
-            self.core.log.withdraw(wait);
+            self.core.parts.log.withdraw(wait);
         }
     }
 }
@@ -158,9 +129,9 @@ macro_rules! opaque_debug {
     };
 }
 
-opaque_debug!(Open, Get, Put, Delete, Write, Sync, WaitDurable, Compact, Close);
+opaque_debug!(Get, Put, Delete, Write, Sync, WaitDurable, Compact, Close);
 
-/// The future of [`Store::put`], [`Store::put_bytes`] and [`Store::put_with`].
+/// The future of [`Store::put`](crate::Store::put), [`Store::put_bytes`](crate::Store::put_bytes) and [`Store::put_with`](crate::Store::put_with).
 #[must_use = "futures do nothing unless polled"]
 pub struct Put(pub(crate) WriteOp);
 
@@ -172,7 +143,7 @@ impl Future for Put {
     }
 }
 
-/// The future of [`Store::delete`] and [`Store::delete_with`].
+/// The future of [`Store::delete`](crate::Store::delete) and [`Store::delete_with`](crate::Store::delete_with).
 #[must_use = "futures do nothing unless polled"]
 pub struct Delete(pub(crate) WriteOp);
 
@@ -184,7 +155,7 @@ impl Future for Delete {
     }
 }
 
-/// The future of [`Store::write`].
+/// The future of [`Store::write`](crate::Store::write).
 #[must_use = "futures do nothing unless polled"]
 pub struct Write(pub(crate) WriteInner);
 
@@ -200,12 +171,12 @@ impl Future for Write {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             WriteInner::Op(op) => op.poll(cx).map_ok(|seq| Version(seq.unwrap_or(0))),
-            WriteInner::Empty(core) => Poll::Ready(core.check().map(|()| Version(core.log.durable_seq()))),
+            WriteInner::Empty(core) => Poll::Ready(core.check().map(|()| Version(core.parts.log.durable_seq()))),
         }
     }
 }
 
-/// The future of [`Store::get`].
+/// The future of [`Store::get`](crate::Store::get).
 #[must_use = "futures do nothing unless polled"]
 pub struct Get {
     core: Share<Core>,
@@ -233,7 +204,7 @@ impl Future for Get {
         let mut read = match state {
             GetState::Start(key) => {
                 self.core.check()?;
-                crate::store::check_key(key.as_slice())?;
+                check_key(key.as_slice())?;
                 match look_up(self.core.sources(), key.as_slice())? {
                     Lookup::Ready(value) => return Poll::Ready(Ok(value)),
                     Lookup::Disk(read) => Box::pin(read.finish(key)),
@@ -261,7 +232,7 @@ impl Drop for Get {
     }
 }
 
-/// The future of [`Store::sync`].
+/// The future of [`Store::sync`](crate::Store::sync).
 #[must_use = "futures do nothing unless polled"]
 pub struct Sync {
     core: Share<Core>,
@@ -281,9 +252,9 @@ impl Future for Sync {
         self.core.check_fork()?;
         if self.ticket.is_none() {
             self.core.check()?;
-            match self.core.log.request_sync(cx.waker())? {
+            match self.core.parts.log.request_sync(cx.waker())? {
                 Some(ticket) => self.ticket = Some(ticket),
-                None => return Poll::Ready(Ok(Version(self.core.log.durable_seq()))),
+                None => return Poll::Ready(Ok(Version(self.core.parts.log.durable_seq()))),
             }
         }
         let Some(ticket) = &self.ticket else { return Poll::Pending };
@@ -291,7 +262,7 @@ impl Future for Sync {
     }
 }
 
-/// The future of [`Store::wait_durable`].
+/// The future of [`Store::wait_durable`](crate::Store::wait_durable).
 #[must_use = "futures do nothing unless polled"]
 pub struct WaitDurable {
     core: Share<Core>,
@@ -311,19 +282,19 @@ impl Future for WaitDurable {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { core, seq, slot } = self.get_mut();
         core.check_fork()?;
-        core.log.poll_durable(*seq, slot, cx)
+        core.parts.log.poll_durable(*seq, slot, cx)
     }
 }
 
 impl Drop for WaitDurable {
     fn drop(&mut self) {
         if self.slot.was_used() && !self.core.is_forked() {
-            self.core.log.leave_durable(&mut self.slot);
+            self.core.parts.log.leave_durable(&mut self.slot);
         }
     }
 }
 
-/// The future of [`Store::compact`].
+/// The future of [`Store::compact`](crate::Store::compact).
 #[must_use = "futures do nothing unless polled"]
 pub struct Compact {
     core: Share<Core>,
@@ -332,7 +303,7 @@ pub struct Compact {
 
 enum CompactState {
     Start(CompactOptions),
-    Waiting(Arc<Request>),
+    Waiting(Arc<CompactionRequest>),
     Done,
 }
 
@@ -341,7 +312,7 @@ impl Compact {
         Self { core, state: CompactState::Start(options) }
     }
 
-    fn start(&self, options: &CompactOptions) -> Result<Arc<Request>> {
+    fn start(&self, options: &CompactOptions) -> Result<Arc<CompactionRequest>> {
         self.core.check()?;
         let short = |id: &u64| {
             u32::try_from(*id).map_err(|_| {
@@ -351,7 +322,7 @@ impl Compact {
         };
         let segments =
             options.segments.as_ref().map(|segments| segments.iter().map(short).collect::<Result<Vec<u32>>>());
-        Ok(self.core.maintenance.request(segments.transpose()?))
+        Ok(self.core.control.request(segments.transpose()?))
     }
 }
 
@@ -368,7 +339,7 @@ impl Future for Compact {
             CompactState::Done => return polled_after_completion(),
         };
         match request.answer.poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result.map(CompactionReport::from)),
+            Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
                 self.state = CompactState::Waiting(request);
                 Poll::Pending
@@ -382,12 +353,12 @@ impl Drop for Compact {
         if let CompactState::Waiting(request) = &self.state
             && !self.core.is_forked()
         {
-            self.core.maintenance.abandon(request);
+            self.core.control.abandon(request);
         }
     }
 }
 
-/// The future of [`Store::close`].
+/// The future of [`Store::close`](crate::Store::close).
 #[must_use = "futures do nothing unless polled"]
 pub struct Close {
     core: Share<Core>,
@@ -420,74 +391,5 @@ impl Drop for Close {
         if self.slot.was_used() && !self.core.is_forked() {
             self.core.leave_closed(&mut self.slot);
         }
-    }
-}
-
-/// The future of [`Store::open`] and [`Builder::open`](crate::Builder::open).
-#[must_use = "futures do nothing unless polled"]
-pub struct Open(OpenState);
-
-enum OpenState {
-    Start(Box<Options>),
-    /// With the fork generation it was begun in.
-    Opening(Promise<Result<Store>>, u64),
-    Done,
-}
-
-impl Open {
-    pub(crate) fn new(options: Options) -> Self {
-        Self(OpenState::Start(Box::new(options)))
-    }
-}
-
-impl Future for Open {
-    type Output = Result<Store>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (promise, generation) = match std::mem::replace(&mut self.0, OpenState::Done) {
-            OpenState::Start(options) => (begin_open(*options)?, fork::fork_generation()),
-            OpenState::Opening(promise, generation) => (promise, generation),
-            OpenState::Done => return polled_after_completion(),
-        };
-        if generation != fork::fork_generation() {
-            return Poll::Ready(Err(forked()));
-        }
-        match promise.poll(cx) {
-            Poll::Ready(result) => Poll::Ready(result),
-            Poll::Pending => {
-                self.0 = OpenState::Opening(promise, generation);
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// Starts the opening on a thread of the store's own.
-fn begin_open(options: Options) -> Result<Promise<Result<Store>>> {
-    options.validate()?;
-    let (io, fallback) = match &options.world {
-        Some(world) => (Arc::clone(world), None),
-        None => probe::open_world(options.engine, options.write_path)
-            .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?,
-    };
-    let promise = Promise::new();
-    // If the opening unwinds, the guard's error is what the caller gets; otherwise the promise is fulfilled before.
-    let guard = OpenGuard(promise.clone());
-    let world = Arc::clone(&io);
-    let path = options.path.clone();
-    let task = async move {
-        let opened = Core::open(options, world, fallback).await;
-        guard.0.fulfil(opened.map(Store::new));
-    };
-    io.spawn("ringcask-open", Priority::Foreground, Box::pin(task))
-        .map_err(|error| Error::io("open: start a thread", error).with_path(path))?;
-    Ok(promise)
-}
-
-struct OpenGuard(Promise<Result<Store>>);
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.fulfil(Err(Error::new(ErrorKind::Poisoned, "the opening ended before its time")));
     }
 }

@@ -1,31 +1,37 @@
 //! The handle.
 
+mod builder;
 pub(crate) mod core;
 pub(crate) mod futures;
-pub(crate) mod multi_get;
+mod multi_get;
+mod open;
+mod pool;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use bytes::Bytes;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, check_key};
 use crate::cache::BlockCache;
 use crate::commit::Prepared;
 use crate::compaction;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::IoKind;
-use crate::options::{Builder, CompactOptions, Durability, MAX_KEY_LEN, PutOptions};
+use crate::options::{CompactOptions, Durability, MAX_KEY_LEN, PutOptions};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
-use crate::store::core::Core;
-use crate::store::futures::{
-    Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write, WriteInner, WriteOp, pooled_buffer,
-};
-use crate::store::multi_get::MultiGet;
 use crate::sync::sharded::{Sharded, Share};
+
+pub use builder::Builder;
+pub(crate) use core::Core;
+use futures::{Close, Compact, Delete, Get, Put, Sync, WaitDurable, Write, WriteInner, WriteOp};
+pub use multi_get::MultiGet;
+pub use open::Open;
+use pool::pooled_buffer;
 
 /// Longest batch, in bytes of log: it is staged as a whole.
 const MAX_BATCH_BYTES: u64 = 1 << 30;
@@ -84,16 +90,6 @@ impl Drop for Handle {
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("path", &self.path()).field("keys", &self.len()).finish_non_exhaustive()
-    }
-}
-
-pub(crate) fn check_key(key: &[u8]) -> Result<()> {
-    match key.len() {
-        0 => Err(Error::new(ErrorKind::InvalidInput, format!("the key is empty; keys have 1 to {MAX_KEY_LEN} bytes"))),
-        len if len > MAX_KEY_LEN => {
-            Err(Error::new(ErrorKind::TooLarge, format!("the key has {len} bytes, more than {MAX_KEY_LEN}")))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -280,7 +276,7 @@ impl Store {
         let op = self.check(key, value_len).map(|()| {
             // A fork's child must not even let go of a lock.
             if durability == Durability::Buffered && !self.core().is_forked() {
-                self.core().keydir.ask_for_place(key);
+                self.core().parts.keydir.ask_for_place(key);
             }
             prepare()
         });
@@ -394,7 +390,7 @@ impl Store {
         if self.core().is_forked() {
             return 0;
         }
-        usize::try_from(self.core().keydir.len()).unwrap_or(usize::MAX)
+        usize::try_from(self.core().parts.keydir.len()).unwrap_or(usize::MAX)
     }
 
     /// Whether no key has a value. `true` in a forked child.
@@ -410,13 +406,13 @@ impl Store {
         if self.core().is_forked() {
             return None;
         }
-        self.core().keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
+        self.core().parts.keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
     }
 
     /// Every write with this version or a lower one is on stable storage.
     #[must_use]
     pub fn durable_version(&self) -> Version {
-        Version(self.core().log.durable_seq())
+        Version(self.core().parts.log.durable_seq())
     }
 
     /// Waits until the write with `version` is on stable storage. Asks for no sync of its own: a `Buffered` or `Written`
@@ -536,7 +532,7 @@ impl Store {
 
     fn pause(&self, paused: bool) {
         if !self.core().is_forked() {
-            self.core().maintenance.pause(paused);
+            self.core().control.pause(paused);
         }
     }
 
@@ -545,7 +541,7 @@ impl Store {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let core = self.core();
-        let engine = match core.io.kind() {
+        let engine = match core.parts.io.kind() {
             IoKind::Uring => "io_uring",
             IoKind::Threads => "threads",
             IoKind::Sim => "sim",
@@ -553,9 +549,10 @@ impl Store {
         if core.is_forked() {
             return Stats { engine, ..Stats::default() };
         }
-        let (counters, staged_bytes) = core.log.counters();
+        let (counters, staged_bytes) = core.parts.log.counters();
         let segments: Vec<SegmentStats> = core
-            .registry
+            .parts
+            .segments
             .all()
             .iter()
             .map(|segment| SegmentStats {
@@ -568,12 +565,12 @@ impl Store {
             .collect();
         let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
         let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
-        let (commit, read) = (&core.commit_counters, ReadCounts::of(&core.read_counters));
+        let (commit, read) = (&core.parts.commit_counters, ReadCounts::of(&core.read_counters));
         let compaction = &core.compaction_counters;
         Stats {
             engine,
             engine_fallback: core.engine_fallback.clone(),
-            keys: core.keydir.len(),
+            keys: core.parts.keydir.len(),
             live_bytes,
             dead_bytes: u64::saturating_sub(disk_bytes, live_bytes),
             disk_bytes,
@@ -593,18 +590,18 @@ impl Store {
             bytes_filled: commit.bytes_filled.load(Ordering::Relaxed),
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
-            reclaimable_bytes: compaction::view(&core.registry).reclaimable_bytes(),
-            retired_bytes: core.registry.retired.bytes(),
-            hint_bytes: core.registry.all().iter().map(|segment| segment.hint_bytes()).sum(),
+            reclaimable_bytes: compaction::view(&core.parts.segments).reclaimable_bytes(),
+            retired_bytes: core.parts.segments.retired.bytes(),
+            hint_bytes: core.parts.segments.all().iter().map(|segment| segment.hint_bytes()).sum(),
             compactions: compaction.jobs.load(Ordering::Relaxed),
             compaction_failures: compaction.failures.load(Ordering::Relaxed),
             compaction_error: compaction.last_error(),
             compaction_bytes_read: compaction.bytes_read.load(Ordering::Relaxed),
             compaction_bytes_written: compaction.bytes_written.load(Ordering::Relaxed),
             compaction_bytes_freed: compaction.bytes_freed.load(Ordering::Relaxed),
-            compaction_paused: core.maintenance.is_paused(),
-            reserve_held_bytes: core.reserve.held_bytes(),
-            poisoned: core.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
+            compaction_paused: core.control.is_paused(),
+            reserve_held_bytes: core.parts.reserve.held_bytes(),
+            poisoned: core.parts.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
         }
     }
 
@@ -653,6 +650,11 @@ impl Store {
     pub fn close(&self) -> Close {
         Close::new(self.share())
     }
+}
+
+/// What a future answers that is polled after it has resolved.
+pub(crate) fn polled_after_completion<T>() -> Poll<Result<T>> {
+    Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, "the future was polled after it had completed")))
 }
 
 const _: () = {

@@ -10,11 +10,11 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, Stream};
 
+use super::core::Core;
+use super::polled_after_completion;
 use crate::error::Result;
 use crate::keydir::Key;
 use crate::read::{Lookup, look_up};
-use crate::store::core::Core;
-use crate::store::futures::polled_after_completion;
 use crate::sync::sharded::Share;
 
 /// Look-ups made in one poll. Each may copy a value from the page cache, and other tasks wait meanwhile.
@@ -61,7 +61,7 @@ impl LookingUp {
         let done = self.values.len();
         for index in done..self.keys.len().min(done + LOOK_UPS_A_POLL) {
             let key = std::mem::replace(&mut self.keys[index], Key::new(&[]));
-            crate::store::check_key(key.as_slice())?;
+            crate::batch::check_key(key.as_slice())?;
             let value = match look_up(core.sources(), key.as_slice())? {
                 Lookup::Ready(value) => value,
                 Lookup::Disk(read) => {
@@ -79,7 +79,7 @@ impl LookingUp {
         let mut reading = Reading { values: self.values, reads: self.reads.into_iter().collect() };
         let mut polled = Poll::Pending;
         // The first poll of each starts it.
-        core.io.together(&mut || polled = reading.poll(cx));
+        core.parts.io.together(&mut || polled = reading.poll(cx));
         (reading, polled)
     }
 }

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use ringcask::io::probe::WritePath;
+use ringcask::WritePath;
 use ringcask::io::threads::ThreadsIo;
 use ringcask::io::uring::{DEFAULT_ENTRIES, UringIo};
 use ringcask::io::{Dir, File, Io, OpenMode, Priority, ReadDone};

@@ -50,8 +50,8 @@ use super::engine::{self, Crew, Doorbell, Member, Reactor, WorldId};
 use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
-use super::probe::WritePath;
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
+use crate::options::WritePath;
 
 pub(super) use ring::probe;
 

@@ -150,7 +150,7 @@ impl Client {
 /// A sweep over all keys finds the one that is there all the time, once, and not the one that is not.
 fn check_sweep(store: &Store) {
     let mut found = (0, 0);
-    store.core().keydir.for_each_location(|key_len, _| {
+    store.core().parts.keydir.for_each_location(|key_len, _| {
         found.0 += u32::from(key_len == UNTOUCHED.len());
         found.1 += u32::from(key_len == DELETED.len());
     });
@@ -161,10 +161,10 @@ fn check_sweep(store: &Store) {
 pub(super) fn check_live_bytes(store: &Store) {
     let core = store.core();
     let mut live = BTreeMap::<u32, u64>::new();
-    core.keydir.for_each_location(|key_len, location| {
+    core.parts.keydir.for_each_location(|key_len, location| {
         *live.entry(location.segment).or_default() += record_len(key_len, location.value_len as usize);
     });
-    for segment in core.registry.all() {
+    for segment in core.parts.segments.all() {
         let expected = live.remove(&segment.id).unwrap_or(0);
         assert_eq!(segment.live_bytes(), expected, "live bytes of segment {}", segment.id);
     }
@@ -173,7 +173,7 @@ pub(super) fn check_live_bytes(store: &Store) {
 
 /// After the close only the segments of the store are left.
 pub(super) fn check_files(store: &Store, world: &World) {
-    let segments = store.core().registry.all().len();
+    let segments = store.core().parts.segments.all().len();
     let names = world.dir().names();
     let files = names.iter().filter(|name| name.ends_with(".seg")).count();
     assert_eq!(files, segments, "files of {segments} segments: {names:?}");
@@ -396,7 +396,7 @@ pub(super) fn the_commit_queue() {
         .collect::<Vec<_>>();
     let watched = store.clone();
     let watcher = spawn(async move {
-        let log = &watched.core().log;
+        let log = &watched.core().parts.log;
         let mut last = (0, 0);
         for _ in 0..4 {
             let now = (log.durable_seq(), log.resolved_seq());
