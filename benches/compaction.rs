@@ -5,7 +5,7 @@
 //!
 //! - `space`: a million keys are overwritten ten times by eight threads with `Buffered` puts, at full speed, with the
 //!   default options. How much disk the log takes at its worst, when the backlog is worked off, and after
-//!   `compact(CompactOptions::new())`; against the bytes that are alive, and against the bound in the documentation.
+//!   `compact()`; against the bytes that are alive, and against the bound in the documentation.
 //! - `foreground`: 64 `Synced` writers and 8 readers, which rest for a millisecond after 16 gets, on a two-worker tokio; in
 //!   turns of five seconds with compaction running at its default limit all the time, and without it. Medians of the turns.
 //!   (Readers that never rest take both cores to themselves, and then it is the scheduler's slices that are measured.)
@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use keys::{Numbers, key};
 use pollster::block_on;
-use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
+use ringcask::{Compaction, Durability, Store};
 use shared::{median, place};
 
 const SEGMENT: u64 = 64 << 20;
@@ -148,7 +148,7 @@ fn space() -> bool {
         stats.write_amplification(),
     );
     let forced = Instant::now();
-    let report = block_on(store.compact(CompactOptions::new())).unwrap();
+    let report = block_on(store.compact()).unwrap();
     let (after, live) = (log_bytes(&store), store.stats().live_bytes);
     let excess = after as f64 / live as f64 - 1.0;
     println!(
@@ -187,8 +187,8 @@ async fn work(store: Store, is_writer: bool, seed: u64, until: Instant) -> Histo
         let key = key(numbers.below(KEYS));
         let called = Instant::now();
         if is_writer {
-            let options = PutOptions::new().durability(Durability::Synced);
-            store.put_with(key, [0xA5; 256], options).await.unwrap();
+            let options = Durability::Synced;
+            store.put(key, [0xA5; 256]).durability(options).await.unwrap();
         } else {
             assert!(store.get(key).await.unwrap().is_some());
         }
@@ -232,7 +232,7 @@ fn foreground() -> bool {
         thread::spawn(move || {
             while !done.load(Ordering::Acquire) {
                 let sealed = store.stats().segments.into_iter().filter(|it| it.sealed).map(|it| it.id);
-                let _ = block_on(store.compact(CompactOptions::new().segments(sealed.collect::<Vec<_>>())));
+                let _ = block_on(store.compact().segments(sealed.collect::<Vec<_>>()));
             }
         })
     };
@@ -327,7 +327,7 @@ fn rate_of(value_len: usize) -> bool {
         fs::remove_dir_all(&copies).unwrap();
         files.iter().for_each(|file| forget(file));
         let began = Instant::now();
-        let report = block_on(store.compact(CompactOptions::new().segments(sealed))).unwrap();
+        let report = block_on(store.compact().segments(sealed)).unwrap();
         compacted.push(report.bytes_read as f64 / MIB / began.elapsed().as_secs_f64());
     }
     let (copied, compacted) = (median(copied), median(compacted));

@@ -42,7 +42,7 @@ use hdrhistogram::Histogram;
 use keys::{Numbers, key};
 use pollster::block_on;
 use ringcask::bytes::Bytes;
-use ringcask::{Durability, PutOptions, Store};
+use ringcask::{Durability, Store};
 use shared::{median, place};
 use tokio::runtime::Runtime;
 
@@ -330,9 +330,9 @@ fn turn(runtime: &Runtime, store: &Store, time: Duration, with_writers: bool) ->
         let (store, is_over) = (store.clone(), Arc::clone(&is_over));
         async move {
             let (mut numbers, mut puts) = (Numbers(index * 31 + 7), 0_u64);
-            let options = PutOptions::new().durability(Durability::Synced);
+            let options = Durability::Synced;
             while !is_over.load(Ordering::Relaxed) {
-                store.put_with(key(numbers.below(BESIDE_KEYS)), [1; 256], options.clone()).await.unwrap();
+                store.put(key(numbers.below(BESIDE_KEYS)), [1; 256]).durability(options).await.unwrap();
                 puts += 1;
             }
             puts
@@ -366,9 +366,9 @@ fn turn(runtime: &Runtime, store: &Store, time: Duration, with_writers: bool) ->
 fn beside(options: &Options) -> bool {
     let (dir, runtime) = (place("disk"), runtime());
     let store = block_on(Store::open(dir.path().join("store"))).unwrap();
-    let buffered = PutOptions::new().durability(Durability::Buffered);
+    let buffered = Durability::Buffered;
     for number in 0..BESIDE_KEYS {
-        block_on(store.put_with(key(number), [0; 256], buffered.clone())).unwrap();
+        block_on(store.put(key(number), [0; 256]).durability(buffered)).unwrap();
     }
     block_on(store.sync()).unwrap();
     let (mut alone, mut beside, mut puts) = (Vec::new(), Vec::new(), Vec::new());

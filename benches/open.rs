@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use pollster::block_on;
-use ringcask::{Durability, PutOptions, Store};
+use ringcask::{Durability, Store};
 
 /// Counts bytes on the way to the system's allocator.
 struct Counting;
@@ -59,9 +59,9 @@ fn key(number: u64, len: usize) -> Vec<u8> {
 
 fn fill(path: &Path, keys: u64, key_len: usize) {
     let store = block_on(Store::open(path)).unwrap();
-    let options = PutOptions::new().durability(Durability::Buffered);
+    let options = Durability::Buffered;
     for number in 0..keys {
-        block_on(store.put_with(key(number, key_len), number.to_le_bytes(), options.clone())).unwrap();
+        block_on(store.put(key(number, key_len), number.to_le_bytes()).durability(options)).unwrap();
     }
     block_on(store.close()).unwrap();
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, RecordKind};
-use crate::options::{Durability, MAX_KEY_LEN};
+use crate::options::MAX_KEY_LEN;
 
 /// An ordered list of puts and deletes that apply together: after a crash all of them are there, or none; and no reader
 /// sees some of them without the others.
@@ -22,15 +22,13 @@ pub struct Batch {
     members: Vec<Member>,
     payload: Vec<u8>,
     record_bytes: u64,
-    durability: Option<Durability>,
 }
 
 impl fmt::Debug for Batch {
     /// How much it is, and not what: keys and values are nobody's business in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Batch");
-        out.field("operations", &self.members.len()).field("record_bytes", &self.record_bytes);
-        out.field("durability", &self.durability).finish()
+        out.field("operations", &self.members.len()).field("record_bytes", &self.record_bytes).finish()
     }
 }
 
@@ -64,12 +62,6 @@ impl Batch {
         self.push(RecordKind::Tombstone, key.as_ref(), &[])
     }
 
-    /// The durability of this batch, instead of the store's.
-    pub fn durability(&mut self, durability: Durability) -> &mut Self {
-        self.durability = Some(durability);
-        self
-    }
-
     /// Number of operations.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -88,7 +80,7 @@ impl Batch {
         self.record_bytes
     }
 
-    /// Drops all operations; the durability stays.
+    /// Removes all operations and keeps the memory.
     pub fn clear(&mut self) {
         self.members.clear();
         self.payload.clear();
@@ -102,10 +94,6 @@ impl Batch {
         self.record_bytes += format::record_len(key.len(), value.len());
         self.members.push(Member { kind, start, key_len: key.len(), value_len: value.len() });
         self
-    }
-
-    pub(crate) fn durability_or(&self, default: Durability) -> Durability {
-        self.durability.unwrap_or(default)
     }
 
     /// The operations in order, as kind, key and value.

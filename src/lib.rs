@@ -10,7 +10,7 @@
 //! # let dir = tempfile::tempdir().expect("a temporary directory");
 //! # let path = dir.path().join("sessions");
 //! # pollster::block_on(async {
-//! use ringcask::{Batch, Durability, PutOptions, Store};
+//! use ringcask::{Batch, Durability, Store};
 //!
 //! let store = Store::open(&path).await?;
 //!
@@ -18,8 +18,8 @@
 //! store.put("session:7", "alice").await?;
 //!
 //! // In the store's buffer when it resolves: no system call, a second at most until it is durable.
-//! let buffered = PutOptions::new().durability(Durability::Buffered);
-//! let version = store.put_with("hits", "1", buffered).await?;
+//! let buffered = Durability::Buffered;
+//! let version = store.put("hits", "1").durability(buffered).await?;
 //! store.wait_durable(version).await?;
 //!
 //! // All or nothing, across crashes too.
@@ -99,11 +99,11 @@ mod trace;
 
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
-pub use options::{CompactOptions, Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
-pub use options::{PutOptions, Recovery, WritePath};
+pub use options::{Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
+pub use options::{Recovery, WritePath};
 pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
-pub use store::futures::{Close, Compact, Delete, Get, Put, Sync, WaitDurable, Write};
-pub use store::{Builder, MultiGet, Open, Store};
+pub use store::futures;
+pub use store::{Builder, Store};
 
 #[cfg(feature = "sim")]
 pub use io::sim;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
-use ringcask::{Durability, Engine, PutOptions, Store};
+use ringcask::{Durability, Engine, Store};
 
 struct Counting;
 
@@ -135,8 +135,8 @@ impl Allocations {
 
 fn writes(store: &Store, executor: &Executor) {
     let put = |number, durability| {
-        let options = PutOptions::new().durability(durability);
-        assert!(executor.finish(store.put_with(key(number), VALUE, options)).is_ok());
+        let options = durability;
+        assert!(executor.finish(store.put(key(number), VALUE).durability(options)).is_ok());
     };
     let buffered = |number| put(number, Durability::Buffered);
     // The keydir's shards double, each by itself, which is cheap only for those that have some thousand keys.

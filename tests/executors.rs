@@ -7,7 +7,7 @@ use std::pin::Pin;
 
 use futures_util::future::{RemoteHandle, join_all};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use ringcask::{Batch, Durability, Engine, ErrorKind, PutOptions, Store};
+use ringcask::{Batch, Durability, Engine, ErrorKind, Store};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -27,14 +27,14 @@ async fn scenario(engine: Engine, path: PathBuf, spawner: Spawn<'_>) {
     let store = Store::builder(&path).engine(engine).segment_bytes(64 << 10).open().await.unwrap();
     let mut last = store.durable_version();
     for level in LEVELS {
-        let options = PutOptions::new().durability(level);
-        last = store.put_with("k", level.to_string(), options.clone()).await.unwrap();
+        let options = level;
+        last = store.put("k", level.to_string()).durability(options).await.unwrap();
         assert_eq!(store.get("k").await.unwrap().unwrap(), level.to_string());
-        assert!(store.delete_with("k", options).await.unwrap());
+        assert!(store.delete("k").durability(options).await.unwrap());
         assert_eq!(store.get("k").await.unwrap(), None);
         let mut batch = Batch::new();
-        batch.put(format!("{level}-1"), "1").put(format!("{level}-2"), "2").durability(level);
-        assert!(store.write(batch).await.unwrap() > last);
+        batch.put(format!("{level}-1"), "1").put(format!("{level}-2"), "2");
+        assert!(store.write(batch).durability(level).await.unwrap() > last);
     }
     assert!(store.sync().await.unwrap() >= last);
     store.wait_durable(last).await.unwrap();
@@ -62,8 +62,8 @@ async fn scenario(engine: Engine, path: PathBuf, spawner: Spawn<'_>) {
 async fn writer(store: Store, task: u32) -> u32 {
     for index in 0..20_u32 {
         let key = [task, index].map(u32::to_le_bytes).concat();
-        let options = PutOptions::new().durability(LEVELS[(index % 3) as usize]);
-        store.put_with(&key, vec![u8::try_from(index).unwrap(); 2000], options).await.unwrap();
+        let options = LEVELS[(index % 3) as usize];
+        store.put(&key, vec![u8::try_from(index).unwrap(); 2000]).durability(options).await.unwrap();
         assert_eq!(store.get(&key).await.unwrap().unwrap().len(), 2000);
     }
     20

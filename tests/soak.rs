@@ -31,7 +31,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pollster::block_on;
-use ringcask::{Builder, Compaction, Durability, PutOptions, Store};
+use ringcask::{Builder, Compaction, Durability, Store};
 use tempfile::TempDir;
 
 const TEST: &str = "memory_descriptors_and_disk_stay_flat";
@@ -140,9 +140,9 @@ fn acknowledge(store: &Store) {
     for step in 0_u64.. {
         let index = step % 8;
         newest[index as usize] += 1;
-        let options = PutOptions::new().durability(Durability::Synced);
+        let options = Durability::Synced;
         let value = newest[index as usize].to_le_bytes();
-        block_on(store.put_with(key(index), value, options)).unwrap();
+        block_on(store.put(key(index), value).durability(options)).unwrap();
         tell(&format!("ack {index} {}\n", newest[index as usize]));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringcask::{Durability, Error, Outcome, PutOptions, Stats, Store};
+use ringcask::{Durability, Error, Outcome, Stats, Store};
 use tokio::task::{JoinSet, yield_now};
 
 use crate::arrivals::{self, Arrivals};
@@ -98,8 +98,8 @@ pub(crate) async fn preload(run: &Arc<Run>) -> Result<(), Failure> {
             let mut value = vec![0; run.value_bytes];
             for index in run.slice(task, tasks) {
                 data::fill(&mut value, index, 1);
-                let buffered = PutOptions::new().durability(Durability::Buffered);
-                run.store.put_with(data::key(index), &value, buffered).await?;
+                let buffered = Durability::Buffered;
+                run.store.put(data::key(index), &value).durability(buffered).await?;
                 run.acknowledged[index].store(1, Ordering::Release);
                 if (index as u64).is_multiple_of(PUTS_PER_YIELD) {
                     yield_now().await;

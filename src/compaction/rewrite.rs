@@ -384,7 +384,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::io::sim::{SimConfig, SimWorld};
-    use crate::{CompactOptions, Compaction, Store};
+    use crate::{Compaction, Store};
 
     /// Values that do not fit the window are read beside it: a rate that did not know of them would be none. Of the first
     /// segment more than half is alive, of the second less.
@@ -399,7 +399,7 @@ mod tests {
                 for len in [VALUE * dead / 2, VALUE] {
                     store.put("k", vec![7; len]).await.unwrap();
                 }
-                let report = store.compact(CompactOptions::new()).await.unwrap();
+                let report = store.compact().await.unwrap();
                 assert_eq!(store.get("k").await.unwrap().as_deref(), Some(&[7; VALUE][..]));
                 store.close().await.unwrap();
                 report

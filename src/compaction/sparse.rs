@@ -126,7 +126,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::io::sim::{SimConfig, SimWorld};
-    use crate::{Builder, CompactOptions, Compaction, CompactionReport, ErrorKind, Result, Store};
+    use crate::{Builder, Compaction, CompactionReport, ErrorKind, Result, Store};
 
     const KEYS: u8 = 60;
     const VALUE: usize = 100 << 10;
@@ -173,7 +173,7 @@ mod tests {
     fn compact(world: &SimWorld, model: &BTreeMap<u8, Vec<u8>>) -> CompactionReport {
         let report = world.run_until(async {
             let store = builder(world).open().await.unwrap();
-            let report = store.compact(CompactOptions::new()).await.unwrap();
+            let report = store.compact().await.unwrap();
             check(&store, model).await;
             store.close().await.unwrap();
             let store = builder(world).open().await.unwrap();
@@ -224,7 +224,7 @@ mod tests {
         let world = SimWorld::from_image(image, SimConfig::default());
         let result = world.run_until(async {
             let store = builder(&world).open().await.unwrap();
-            let result = store.compact(CompactOptions::new()).await;
+            let result = store.compact().await;
             if model.get(&key).is_some_and(|value| value.len() == VALUE) {
                 assert_eq!(store.get([key]).await.unwrap_err().kind(), ErrorKind::Corrupt);
                 model.insert(key, Vec::new());

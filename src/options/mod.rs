@@ -109,26 +109,6 @@ named_variants!(Engine, "engine", Auto = "auto", Uring = "uring", Threads = "thr
 named_variants!(WritePath, "write path", Thread = "thread", Ring = "ring");
 named_variants!(Recovery, "recovery", Strict = "strict", Salvage = "salvage");
 
-/// How one write differs from the store's defaults.
-#[derive(Clone, Debug, Default)]
-#[must_use]
-pub struct PutOptions {
-    pub(crate) durability: Option<Durability>,
-}
-
-impl PutOptions {
-    /// The store's defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The durability of this write, instead of the store's.
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = Some(durability);
-        self
-    }
-}
-
 /// How the space of overwritten and deleted records comes back; see [`Builder::compaction`](crate::Builder::compaction).
 ///
 /// Compaction begins by itself when the dead part of all sealed segments reaches the *trigger*. It then rewrites the
@@ -235,26 +215,6 @@ impl Compaction {
             in_range("compaction hours, to, in s", to.as_secs(), 0, day)?;
         }
         Ok(())
-    }
-}
-
-/// What to compact; see [`Store::compact`](crate::Store::compact).
-#[derive(Clone, Debug, Default)]
-#[must_use]
-pub struct CompactOptions {
-    pub(crate) segments: Option<Vec<u64>>,
-}
-
-impl CompactOptions {
-    /// Everything that frees space: the segment that is being written is sealed for it.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// These sealed segments alone, whatever it frees; their numbers are in [`Stats::segments`](crate::Stats::segments).
-    pub fn segments(mut self, segments: impl IntoIterator<Item = u64>) -> Self {
-        self.segments = Some(segments.into_iter().collect());
-        self
     }
 }
 

@@ -1,4 +1,4 @@
-//! The named futures of the public face.
+//! The named futures of the store.
 //!
 //! Each is `Send + Unpin + 'static`, needs no runtime, and may be dropped at any time. What dropping means is the same
 //! for all writes: before the first poll nothing happened; once the write is accepted, it runs to its end without the
@@ -11,6 +11,8 @@
 //! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
 //! poll nor dropping one takes a lock, which a thread of the parent's may have held.
 
+pub use super::multi_get::MultiGet;
+pub use super::open::Open;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -28,7 +30,7 @@ use crate::compaction::control::CompactionRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::OpFuture;
 use crate::keydir::Key;
-use crate::options::{CompactOptions, Durability};
+use crate::options::Durability;
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
 use crate::sync::sharded::Share;
@@ -59,6 +61,19 @@ impl WriteOp {
             Err(error) => WriteState::Invalid(error),
         };
         Self { core, durability, must_exist, state }
+    }
+
+    /// Sets the durability of a write that was not polled yet. Prefetches the key's keydir slot where the write is going to be
+    /// published under the log's lock.
+    fn set_durability(&mut self, durability: Durability) {
+        let WriteState::Offered(op, wait) = &self.state else { return };
+        if wait.has_waited() {
+            return;
+        }
+        if durability == Durability::Buffered && self.durability != durability {
+            self.core.prefetch(op);
+        }
+        self.durability = durability;
     }
 
     /// The sequence number of the write's last record; `None` if there was nothing to delete.
@@ -131,9 +146,17 @@ macro_rules! opaque_debug {
 
 opaque_debug!(Get, Put, Delete, Write, Sync, WaitDurable, Compact, Close);
 
-/// The future of [`Store::put`](crate::Store::put), [`Store::put_bytes`](crate::Store::put_bytes) and [`Store::put_with`](crate::Store::put_with).
+/// The future of [`Store::put`](crate::Store::put) and [`Store::put_bytes`](crate::Store::put_bytes).
 #[must_use = "futures do nothing unless polled"]
 pub struct Put(pub(crate) WriteOp);
+
+impl Put {
+    /// Sets the durability of this write, instead of the store's. Without effect once the future was polled.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.0.set_durability(durability);
+        self
+    }
+}
 
 impl Future for Put {
     type Output = Result<Version>;
@@ -143,9 +166,17 @@ impl Future for Put {
     }
 }
 
-/// The future of [`Store::delete`](crate::Store::delete) and [`Store::delete_with`](crate::Store::delete_with).
+/// The future of [`Store::delete`](crate::Store::delete).
 #[must_use = "futures do nothing unless polled"]
 pub struct Delete(pub(crate) WriteOp);
+
+impl Delete {
+    /// Sets the durability of this delete, instead of the store's. Without effect once the future was polled.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.0.set_durability(durability);
+        self
+    }
+}
 
 impl Future for Delete {
     type Output = Result<bool>;
@@ -163,6 +194,16 @@ pub(crate) enum WriteInner {
     Op(WriteOp),
     /// An empty batch: there is nothing to do, but the store must be open.
     Empty(Share<Core>),
+}
+
+impl Write {
+    /// Sets the durability of this batch, instead of the store's. Without effect once the future was polled.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        if let WriteInner::Op(op) = &mut self.0 {
+            op.set_durability(durability);
+        }
+        self
+    }
 }
 
 impl Future for Write {
@@ -302,26 +343,35 @@ pub struct Compact {
 }
 
 enum CompactState {
-    Start(CompactOptions),
+    /// With the segments to compact, or all that free space.
+    Start(Option<Vec<u64>>),
     Waiting(Arc<CompactionRequest>),
     Done,
 }
 
 impl Compact {
-    pub(crate) fn new(core: Share<Core>, options: CompactOptions) -> Self {
-        Self { core, state: CompactState::Start(options) }
+    pub(crate) fn new(core: Share<Core>) -> Self {
+        Self { core, state: CompactState::Start(None) }
     }
 
-    fn start(&self, options: &CompactOptions) -> Result<Arc<CompactionRequest>> {
+    /// Compacts these sealed segments alone, however little that frees. Their numbers are in
+    /// [`Stats::segments`](crate::Stats::segments). Without effect once the future was polled.
+    pub fn segments(mut self, segments: impl IntoIterator<Item = u64>) -> Self {
+        if let CompactState::Start(named) = &mut self.state {
+            *named = Some(segments.into_iter().collect());
+        }
+        self
+    }
+
+    fn start(&self, segments: Option<Vec<u64>>) -> Result<Arc<CompactionRequest>> {
         self.core.check()?;
-        let short = |id: &u64| {
-            u32::try_from(*id).map_err(|_| {
+        let short = |id: u64| {
+            u32::try_from(id).map_err(|_| {
                 let message = format!("compact: {id} is not the number of a segment");
                 Error::new(ErrorKind::InvalidInput, message)
             })
         };
-        let segments =
-            options.segments.as_ref().map(|segments| segments.iter().map(short).collect::<Result<Vec<u32>>>());
+        let segments = segments.map(|segments| segments.into_iter().map(short).collect::<Result<Vec<u32>>>());
         Ok(self.core.control.request(segments.transpose()?))
     }
 }
@@ -334,7 +384,7 @@ impl Future for Compact {
             self.core.check()?;
         }
         let request = match std::mem::replace(&mut self.state, CompactState::Done) {
-            CompactState::Start(options) => self.start(&options)?,
+            CompactState::Start(segments) => self.start(segments)?,
             CompactState::Waiting(request) => request,
             CompactState::Done => return polled_after_completion(),
         };

@@ -2,7 +2,7 @@
 
 mod builder;
 pub(crate) mod core;
-pub(crate) mod futures;
+pub mod futures;
 mod multi_get;
 mod open;
 mod pool;
@@ -21,7 +21,7 @@ use crate::commit::Prepared;
 use crate::compaction;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::IoKind;
-use crate::options::{CompactOptions, Durability, MAX_KEY_LEN, PutOptions};
+use crate::options::{Durability, MAX_KEY_LEN};
 use crate::read::ReadCounts;
 use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
 use crate::sync::sharded::{Sharded, Share};
@@ -29,8 +29,8 @@ use crate::sync::sharded::{Sharded, Share};
 pub use builder::Builder;
 pub(crate) use core::Core;
 use futures::{Close, Compact, Delete, Get, Put, Sync, WaitDurable, Write, WriteInner, WriteOp};
-pub use multi_get::MultiGet;
-pub use open::Open;
+use multi_get::MultiGet;
+use open::Open;
 use pool::pooled_buffer;
 
 /// Longest batch, in bytes of log: it is staged as a whole.
@@ -224,11 +224,6 @@ impl Store {
     /// write that still waits for room in the buffer (see [`Builder::staging_bytes`]) was not accepted and does not
     /// happen.
     #[doc(alias = "insert", alias = "set")]
-    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Put {
-        self.put_with(key, value, PutOptions::new())
-    }
-
-    /// As [`put`](Store::put), with options of its own.
     ///
     /// # Examples
     ///
@@ -237,48 +232,39 @@ impl Store {
     /// # let dir = tempfile::tempdir().expect("a temporary directory");
     /// # pollster::block_on(async {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
-    /// use ringcask::{Durability, PutOptions};
+    /// use ringcask::Durability;
     ///
-    /// let buffered = PutOptions::new().durability(Durability::Buffered);
-    /// let mut last = store.put_with("page:0", "seen", buffered.clone()).await?;
+    /// let mut last = store.put("page:0", "seen").durability(Durability::Buffered).await?;
     /// for page in 1..100 {
-    ///     last = store.put_with(format!("page:{page}"), "seen", buffered.clone()).await?;
+    ///     last = store.put(format!("page:{page}"), "seen").durability(Durability::Buffered).await?;
     /// }
-    /// store.wait_durable(last).await?; // the hundred of them are on stable storage
+    /// store.wait_durable(last).await?; // all hundred are on stable storage
     /// assert_eq!(store.len(), 100);
     /// # store.close().await
     /// # })
     /// # }
     /// ```
-    pub fn put_with(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>, options: PutOptions) -> Put {
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Put {
         let (key, value) = (key.as_ref(), value.as_ref());
-        Put(self.write_one(key, value.len(), false, &options, || Prepared::put(pooled_buffer(), key, value)))
+        Put(self.write_one(key, value.len(), false, || Prepared::put(pooled_buffer(), key, value)))
     }
 
-    /// As [`put`](Store::put); a value of 64 KiB or more is shared with the store until it is written, not copied.
+    /// As [`put`](Store::put). A value of 64 KiB or more is shared with the store until it is written, not copied.
     pub fn put_bytes(&self, key: impl AsRef<[u8]>, value: Bytes) -> Put {
         let key = key.as_ref();
-        let (len, options) = (value.len(), PutOptions::new());
-        Put(self.write_one(key, len, false, &options, || Prepared::put_bytes(pooled_buffer(), key, value)))
+        let len = value.len();
+        Put(self.write_one(key, len, false, || Prepared::put_bytes(pooled_buffer(), key, value)))
     }
 
-    /// A write of one record, which `prepare` makes. Meanwhile memory brings what publishing it will look at, if that is to
-    /// happen under the log's lock.
-    fn write_one(
-        &self,
-        key: &[u8],
-        value_len: usize,
-        must_exist: bool,
-        options: &PutOptions,
-        prepare: impl FnOnce() -> Prepared,
-    ) -> WriteOp {
-        let durability = options.durability.unwrap_or(self.core().options.durability);
+    /// A write of one record, which `prepare` makes.
+    fn write_one(&self, key: &[u8], value_len: usize, must_exist: bool, prepare: impl FnOnce() -> Prepared) -> WriteOp {
+        let durability = self.core().options.durability;
         let op = self.check(key, value_len).map(|()| {
-            // A fork's child must not even let go of a lock.
-            if durability == Durability::Buffered && !self.core().is_forked() {
-                self.core().parts.keydir.ask_for_place(key);
+            let op = prepare();
+            if durability == Durability::Buffered {
+                self.core().prefetch(&op);
             }
-            prepare()
+            op
         });
         WriteOp::new(self.share(), durability, must_exist, op)
     }
@@ -304,13 +290,8 @@ impl Store {
     /// ```
     #[doc(alias = "remove")]
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Delete {
-        self.delete_with(key, PutOptions::new())
-    }
-
-    /// As [`delete`](Store::delete), with options of its own.
-    pub fn delete_with(&self, key: impl AsRef<[u8]>, options: PutOptions) -> Delete {
         let key = key.as_ref();
-        Delete(self.write_one(key, 0, true, &options, || Prepared::tombstone(pooled_buffer(), key)))
+        Delete(self.write_one(key, 0, true, || Prepared::tombstone(pooled_buffer(), key)))
     }
 
     /// Applies `batch` as one: after a crash all of it is there or none, and no `get` sees a part of it. Returns the
@@ -343,7 +324,7 @@ impl Store {
         if batch.is_empty() {
             return Write(WriteInner::Empty(core));
         }
-        let durability = batch.durability_or(core.options.durability);
+        let durability = core.options.durability;
         let op = self.check_batch(&batch).map(|()| Prepared::batch(&batch));
         Write(WriteInner::Op(WriteOp::new(core, durability, false, op)))
     }
@@ -434,10 +415,10 @@ impl Store {
     /// # let dir = tempfile::tempdir().expect("a temporary directory");
     /// # pollster::block_on(async {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
-    /// use ringcask::{Durability, PutOptions};
+    /// use ringcask::Durability;
     ///
-    /// let written = PutOptions::new().durability(Durability::Written);
-    /// let version = store.put_with("key", "value", written).await?; // survives a kill of the process
+    /// let written = Durability::Written;
+    /// let version = store.put("key", "value").durability(written).await?; // survives a kill of the process
     /// store.wait_durable(version).await?; // and now a power cut
     /// assert!(store.durable_version() >= version);
     /// # store.close().await
@@ -465,10 +446,9 @@ impl Store {
     /// # let dir = tempfile::tempdir().expect("a temporary directory");
     /// # pollster::block_on(async {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
-    /// use ringcask::{Durability, PutOptions};
+    /// use ringcask::Durability;
     ///
-    /// let buffered = PutOptions::new().durability(Durability::Buffered);
-    /// let version = store.put_with("key", "value", buffered).await?;
+    /// let version = store.put("key", "value").durability(buffered).await?;
     /// assert!(store.sync().await? >= version);
     /// # store.close().await
     /// # })
@@ -503,11 +483,9 @@ impl Store {
     /// # let dir = tempfile::tempdir().expect("a temporary directory");
     /// # pollster::block_on(async {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
-    /// use ringcask::CompactOptions;
-    ///
     /// store.put("counter", "1").await?;
     /// store.put("counter", "2").await?;
-    /// let report = store.compact(CompactOptions::new()).await?;
+    /// let report = store.compact().await?;
     /// assert!(report.bytes_freed > 0);
     /// assert_eq!(store.get("counter").await?.as_deref(), Some(&b"2"[..]));
     /// # store.close().await
@@ -515,8 +493,8 @@ impl Store {
     /// # }
     /// ```
     #[doc(alias = "merge", alias = "vacuum")]
-    pub fn compact(&self, options: CompactOptions) -> Compact {
-        Compact::new(self.share(), options)
+    pub fn compact(&self) -> Compact {
+        Compact::new(self.share())
     }
 
     /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringcask::sim::{Image, SimWorld};
-use ringcask::{CompactOptions, Error, ErrorKind, Recovery, Store};
+use ringcask::{Error, ErrorKind, Recovery, Store};
 
 use crate::stores::{Fixture, Model, Write, builder, fold, world};
 
@@ -182,7 +182,7 @@ fn differences(model: &Model, shown: &Answers) -> String {
 async fn exercise(world: &SimWorld, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
     store.put("another", "value").await.map_err(|error| format!("a put: {error:?}"))?;
     // Where there is damage it may fail, and must tell so.
-    if let Err(error) = store.compact(CompactOptions::new()).await
+    if let Err(error) = store.compact().await
         && error.kind() != ErrorKind::Corrupt
     {
         return Err(format!("a compaction: {error:?}"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringcask::io::Io;
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
-use ringcask::{Batch, Builder, CompactOptions, Compaction, Recovery, Store};
+use ringcask::{Batch, Builder, Compaction, Recovery, Store};
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -145,7 +145,7 @@ impl Fixture {
                 if number == 24 {
                     settle(&world).await;
                     if shape != Shape::Killed {
-                        store.compact(CompactOptions::new()).await.unwrap();
+                        store.compact().await.unwrap();
                         settle(&world).await;
                     }
                     older = world.image();

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
 use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
-use ringcask::{CompactOptions, Compaction, ErrorKind, Store};
+use ringcask::{Compaction, ErrorKind, Store};
 
 use crate::explore::recover;
 use crate::model::{Crash, EXTRA_KEY, Generation, State};
@@ -221,7 +221,7 @@ async fn compact_after_all(store: &Store) -> Result<bool, String> {
     }
     let before = read_all(store).await?;
     store.resume_compaction();
-    let compacted = store.compact(CompactOptions::new()).await;
+    let compacted = store.compact().await;
     compacted.map_err(|error| format!("a compaction without the fault: {error:?}"))?;
     let after = read_all(store).await?;
     if before == after { Ok(true) } else { Err(format!("{before:x?} was compacted to {after:x?}")) }
@@ -243,11 +243,11 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
             store.put([b'k', number % 20], vec![number; 200]).await.map_err(said)?;
         }
         // The segment that is written is fresh, and its space is claimed.
-        store.compact(CompactOptions::new().segments([])).await.map_err(said)?;
+        store.compact().segments([]).await.map_err(said)?;
         let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
         let used = world.used_bytes();
         world.set_capacity(Some(used + rng.below(14_000) as u64));
-        let mut compaction = Box::pin(store.compact(CompactOptions::new().segments(sealed.clone())));
+        let mut compaction = Box::pin(store.compact().segments(sealed.clone()));
         let mut result = None;
         for number in 0..4 {
             if result.is_none()
@@ -273,7 +273,7 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
         store.put([b'k', 19], b"after it").await.map_err(said)?;
         world.set_capacity(None);
         if has_failed {
-            store.compact(CompactOptions::new().segments(sealed)).await.map_err(said)?;
+            store.compact().segments(sealed).await.map_err(said)?;
         }
         for number in 4..18 {
             let value = store.get([b'k', number]).await.map_err(said)?;

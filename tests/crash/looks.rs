@@ -1,7 +1,7 @@
 //! Closer looks at a store that was closed, or recovered: with and without hints, compacted, damaged, without its list.
 
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
-use ringcask::{Batch, CompactOptions, ErrorKind, Stats};
+use ringcask::{Batch, ErrorKind, Stats};
 
 use crate::explore::{Explorer, Recovered, recover, recover_with};
 use crate::model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
@@ -97,7 +97,7 @@ impl Explorer {
         let compacted = world.run_until(async {
             // Tombstones that segments of a later job hold back go the second time.
             for _ in 0..2 {
-                store.compact(CompactOptions::new()).await.map_err(|error| format!("{error:?}"))?;
+                store.compact().await.map_err(|error| format!("{error:?}"))?;
             }
             check_space(&store.stats())?;
             let state = read_all(&store).await?;
@@ -145,7 +145,7 @@ impl Explorer {
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
                     Err(error) => return Err(format!("opening: {error:?}")),
                 };
-                match store.compact(CompactOptions::new()).await {
+                match store.compact().await {
                     Err(error) if error.kind() != ErrorKind::Corrupt => return Err(format!("compacting: {error:?}")),
                     _ => {}
                 }
@@ -204,7 +204,7 @@ impl Explorer {
             let mut batch = Batch::new();
             batch.put(EXTRA_KEY, "there");
             store.write(batch).await.map_err(told)?;
-            store.compact(CompactOptions::new()).await.map_err(told)?;
+            store.compact().await.map_err(told)?;
             Ok::<_, String>((again, store))
         })?;
         no_panics(&world)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
-use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
+use ringcask::{Compaction, Durability, Store};
 
 use crate::explore::recover;
 use crate::model::{Crash, NEVER, State};
@@ -25,7 +25,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
         let store = open(&world).await?;
         let said = |error: ringcask::Error| format!("{error:?}");
         // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
-        let put = store.put_with("k", [7; 26], PutOptions::new().durability(Durability::Buffered));
+        let put = store.put("k", [7; 26]).durability(Durability::Buffered);
         put.await.map_err(said)?;
         // The segment's header and two MANIFESTs were written before.
         world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
@@ -87,11 +87,11 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
             store.delete([key]).await.map_err(said)?;
         }
         let began = world.step();
-        store.compact(CompactOptions::new()).await.map_err(said)?;
+        store.compact().await.map_err(said)?;
         holds(&store).await?;
         // What has nothing dead in it was left alone; named, it is copied too.
         let all = store.stats().segments.into_iter().map(|segment| segment.id);
-        let report = store.compact(CompactOptions::new().segments(all)).await.map_err(said)?;
+        let report = store.compact().segments(all).await.map_err(said)?;
         holds(&store).await?;
         if report.records_copied != 3 {
             return Err(format!("{report:?}"));

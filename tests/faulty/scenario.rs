@@ -10,9 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ringcask::{
-    Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Outcome, PutOptions, Store, WritePath,
-};
+use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Outcome, Store, WritePath};
 
 use crate::model::{
     Crash, EXTRA_KEY, Fate, Generation, KEYS, State, WriteRec, held_id, identify, key_name, value_bytes, value_id,
@@ -130,7 +128,7 @@ impl Run {
                     }
                 }
                 Step::Compact => {
-                    let compacted = pollster::block_on(store.compact(CompactOptions::new()));
+                    let compacted = pollster::block_on(store.compact());
                     self.note(compacted.as_ref().err());
                 }
                 Step::Reopen => {
@@ -198,13 +196,13 @@ impl Run {
 
     fn put(&mut self, store: &Store, key: usize, level: Durability) -> Checked<()> {
         let id = self.value_for(key);
-        let options = PutOptions::new().durability(level);
-        let result = pollster::block_on(store.put_with(key_name(key), value_bytes(id), options));
+        let options = level;
+        let result = pollster::block_on(store.put(key_name(key), value_bytes(id)).durability(options));
         self.resolve(store, vec![(key, id)], level, result.map(|version| Some(version.get())))
     }
 
     fn delete(&mut self, store: &Store, key: usize, level: Durability) -> Checked<()> {
-        let result = pollster::block_on(store.delete_with(key_name(key), PutOptions::new().durability(level)));
+        let result = pollster::block_on(store.delete(key_name(key)).durability(level));
         if let Ok(was_there) = &result
             && *was_there != (self.visible[key] != 0)
             && !self.unknown.iter().any(|(unknown, _)| *unknown == key)
@@ -219,7 +217,6 @@ impl Run {
 
     fn batch(&mut self, store: &Store, changes: &[(usize, bool)], level: Durability) -> Checked<()> {
         let (mut batch, mut effects) = (Batch::new(), Vec::new());
-        batch.durability(level);
         for &(key, deletes) in changes {
             let id = if deletes { 0 } else { self.value_for(key) };
             match deletes {
@@ -228,7 +225,7 @@ impl Run {
             };
             effects.push((key, id));
         }
-        let result = pollster::block_on(store.write(batch));
+        let result = pollster::block_on(store.write(batch).durability(level));
         self.resolve(store, effects, level, result.map(|version| Some(version.get())))
     }
 
@@ -326,7 +323,7 @@ impl Run {
         if version.get() <= spent {
             return Err(format!("version {version} after {spent}"));
         }
-        pollster::block_on(store.compact(CompactOptions::new())).map_err(said("compacting after all"))?;
+        pollster::block_on(store.compact()).map_err(said("compacting after all"))?;
         pollster::block_on(store.close()).map_err(said("closing after all"))?;
         drop(store);
         let store = pollster::block_on(self.setup.builder(backing).open()).map_err(said("opening once more"))?;

@@ -8,7 +8,7 @@ use ringcask::format::{
 };
 use ringcask::io::Io;
 use ringcask::sim::{Image, SimConfig, SimWorld};
-use ringcask::{Builder, CompactOptions, Compaction, ErrorKind, Recovery, Store};
+use ringcask::{Builder, Compaction, ErrorKind, Recovery, Store};
 
 /// The segment whose records are decoded; what is made to pass its checksums is bound to it.
 pub fn binding() -> Binding {
@@ -151,7 +151,7 @@ async fn use_directory(world: &SimWorld, recovery: Recovery, is_known: &dyn Fn(&
     // A key that is not there, and one that may be: whatever was believed, a new write is newer.
     for key in ["another", WRITTEN] {
         if is_honest("put", store.put(key, VALUE).await).is_some() {
-            is_honest("compact", store.compact(CompactOptions::new()).await);
+            is_honest("compact", store.compact().await);
             let value = is_honest("get", store.get(key).await).flatten();
             assert_eq!(value.as_deref(), Some(VALUE), "what was just put under {key}");
         }

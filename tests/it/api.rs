@@ -6,8 +6,7 @@ use ringcask::bytes::Bytes;
 use ringcask::{Batch, Durability, Engine, Error, ErrorKind, Recovery, Store, Version};
 
 use crate::support::{
-    LEVELS, Model, Rng, assert_holds, at, block_on, close, delete, for_each_engine, for_each_world, get, open, put,
-    put_at,
+    LEVELS, Model, Rng, assert_holds, block_on, close, delete, for_each_engine, for_each_world, get, open, put, put_at,
 };
 
 #[test]
@@ -39,10 +38,10 @@ fn every_level_stores_deletes_and_batches() {
             let key = |name: &str| format!("{level}-{name}").into_bytes();
             put_at(&store, level, key("put"), "p");
             put_at(&store, level, key("gone"), "g");
-            assert!(block_on(store.delete_with(key("gone"), at(level))).unwrap());
+            assert!(block_on(store.delete(key("gone")).durability(level)).unwrap());
             let mut batch = Batch::new();
-            batch.put(key("b1"), "1").put(key("b2"), "2").durability(level);
-            block_on(store.write(batch)).unwrap();
+            batch.put(key("b1"), "1").put(key("b2"), "2");
+            block_on(store.write(batch).durability(level)).unwrap();
             model.extend([(key("put"), b"p".to_vec()), (key("b1"), b"1".to_vec()), (key("b2"), b"2".to_vec())]);
             assert_holds(&store, &model);
         }
@@ -62,8 +61,8 @@ fn a_delete_of_an_absent_key_writes_nothing() {
         block_on(store.sync()).unwrap();
         let before = store.stats();
         for level in LEVELS {
-            assert!(!block_on(store.delete_with("k", at(level))).unwrap());
-            assert!(!block_on(store.delete_with("never", at(level))).unwrap());
+            assert!(!block_on(store.delete("k").durability(level)).unwrap());
+            assert!(!block_on(store.delete("never").durability(level)).unwrap());
         }
         block_on(store.sync()).unwrap();
         let after = store.stats();
@@ -212,8 +211,7 @@ fn a_batch_may_be_larger_than_the_staging_buffer_and_the_segment() {
                 model.insert(key, value);
             }
             assert!(batch.byte_len() > 400_000);
-            batch.durability(level);
-            block_on(store.write(batch)).unwrap();
+            block_on(store.write(batch).durability(level)).unwrap();
             assert_holds(&store, &model);
         }
         close(store);
@@ -234,8 +232,8 @@ fn versions_grow_with_every_write_and_across_reopenings() {
                     let version = put_at(&store, level, index.to_le_bytes(), "v");
                     assert!(version > last, "{version} after {last}");
                     let mut batch = Batch::new();
-                    batch.put("a", "1").put("b", "2").durability(level);
-                    last = block_on(store.write(batch)).unwrap();
+                    batch.put("a", "1").put("b", "2");
+                    last = block_on(store.write(batch).durability(level)).unwrap();
                     assert!(last > version, "{last} after {version}");
                     writes += 2;
                 }
@@ -278,12 +276,11 @@ fn step(store: &Store, model: &mut Model, rng: &mut Rng) {
         }
         5..8 => {
             let key = key(rng);
-            let existed = block_on(store.delete_with(&key, at(rng.level()))).unwrap();
+            let existed = block_on(store.delete(&key).durability(rng.level())).unwrap();
             assert_eq!(existed, model.remove(&key).is_some());
         }
         8 => {
             let mut batch = Batch::new();
-            batch.durability(rng.level());
             for _ in 0..rng.below(6) {
                 let (key, value) = (key(rng), rng.bytes(20));
                 if rng.below(3) == 0 {
@@ -294,7 +291,7 @@ fn step(store: &Store, model: &mut Model, rng: &mut Rng) {
                     model.insert(key, value);
                 }
             }
-            block_on(store.write(batch)).unwrap();
+            block_on(store.write(batch).durability(rng.level())).unwrap();
         }
         _ => {
             let key = key(rng);
@@ -369,7 +366,7 @@ fn handles_and_futures_can_be_shared_and_sent() {
             let mut batch = Batch::new();
             batch.put(&key, &value);
             let put = sent(store.put(&key, &value));
-            (put, sent(store.put_with(&key, &value, at(Durability::Written))), sent(store.write(batch)))
+            (put, sent(store.put(&key, &value).durability(Durability::Written)), sent(store.write(batch)))
         };
         let version = block_on(futures.0).unwrap();
         assert!(block_on(futures.1).unwrap() > version);
@@ -379,7 +376,7 @@ fn handles_and_futures_can_be_shared_and_sent() {
         assert!(block_on(sent(store.sync())).unwrap() >= version);
         assert!(block_on(sent(store.put_bytes("b", Bytes::from_static(b"x")))).unwrap() > version);
         assert!(block_on(sent(store.delete("key"))).unwrap());
-        assert!(block_on(sent(store.delete_with("b", at(Durability::Written)))).unwrap());
+        assert!(block_on(sent(store.delete("b").durability(Durability::Written))).unwrap());
         let clone = store.clone();
         std::thread::spawn(move || put(&clone, "from a thread", "1")).join().unwrap();
         assert!(store.contains_key("from a thread"));

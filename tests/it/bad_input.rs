@@ -9,7 +9,7 @@ use std::time::Duration;
 use ringcask::{Batch, Builder, Durability, Error, ErrorKind, MAX_KEY_LEN, MAX_VALUE_LEN, Outcome, Store};
 
 use crate::support::{
-    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, eventually, expect_success,
+    Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, contents, eventually, expect_success,
     for_each_engine, get, is_child, open, put, rerun, skip,
 };
 
@@ -90,7 +90,7 @@ fn a_value_over_the_limit_is_refused_with_both_numbers() {
         let errors = [
             block_on(store.put("bad", [7; 1001])).unwrap_err(),
             block_on(store.put_bytes("bad", vec![7; 1001].into())).unwrap_err(),
-            block_on(store.put_with("bad", [7; 1001], at(Durability::Buffered))).unwrap_err(),
+            block_on(store.put("bad", [7; 1001]).durability(Durability::Buffered)).unwrap_err(),
             block_on(store.write(batch)).unwrap_err(),
         ];
         for error in errors {
@@ -161,7 +161,7 @@ fn options_at_both_ends_of_their_ranges_work() {
         let store = open(largest);
         assert_eq!(store.len(), 100);
         for level in LEVELS {
-            block_on(store.put_with(level.to_string(), vec![1; 100_000], at(level))).unwrap();
+            block_on(store.put(level.to_string(), vec![1; 100_000]).durability(level)).unwrap();
         }
         close(store);
         assert_eq!(env.open().len(), 103);

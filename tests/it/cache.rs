@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ringcask::{CompactOptions, Compaction, Engine, ErrorKind, Store};
+use ringcask::{Compaction, Engine, ErrorKind, Store};
 
 use crate::support::{
     Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_engine,
@@ -113,7 +113,7 @@ fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
                 }
                 if step % 200 == 199 {
                     warm_up(&store, &model);
-                    block_on(store.compact(CompactOptions::new())).unwrap();
+                    block_on(store.compact()).unwrap();
                     assert_holds(&store, &model);
                 }
             }

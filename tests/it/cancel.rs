@@ -15,8 +15,8 @@ use ringcask::{Batch, Durability, ErrorKind, Result, Store};
 
 use crate::gate::{GatedWorld, Kind};
 use crate::support::{
-    DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_engine, for_each_world,
-    get, is_child, open, poll_once, print_report, put, put_at, rerun,
+    DEADLINE, Env, LEVELS, Parked, block_on, child_env, close, expect_success, for_each_engine, for_each_world, get,
+    is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
 pub type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -61,20 +61,20 @@ enum Op {
 /// Starts `op` on `key`, whose value is `old`; the values the key may have after all and after nothing.
 fn start(store: &Store, op: Op, level: Durability, key: &str) -> (Boxed, Option<Vec<u8>>) {
     match op {
-        Op::Put => (boxed(store.put_with(key, "new", at(level))), Some(b"new".to_vec())),
+        Op::Put => (boxed(store.put(key, "new").durability(level)), Some(b"new".to_vec())),
         Op::PutLarge => {
             let value = vec![7; 200_000];
             let mut batch = Batch::new();
-            batch.put(key, &value).durability(level);
+            batch.put(key, &value);
             let synced = level == Durability::Synced;
             let shared = || boxed(store.put_bytes(key, Bytes::from(vec![7; 200_000])));
-            (if synced { shared() } else { boxed(store.write(batch)) }, Some(value))
+            (if synced { shared() } else { boxed(store.write(batch).durability(level)) }, Some(value))
         }
-        Op::Delete => (boxed(store.delete_with(key, at(level))), None),
+        Op::Delete => (boxed(store.delete(key).durability(level)), None),
         Op::Batch => {
             let mut batch = Batch::new();
-            batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new").durability(level);
-            (boxed(store.write(batch)), Some(b"new".to_vec()))
+            batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new");
+            (boxed(store.write(batch).durability(level)), Some(b"new".to_vec()))
         }
     }
 }
@@ -250,7 +250,7 @@ fn a_write_that_waits_for_room_and_is_dropped_never_happened() {
             let mut accepted = Vec::new();
             let waiting = loop {
                 let key = format!("{polls}-{}", accepted.len());
-                let mut write = store.put_with(&key, vec![1; 20_000], at(Durability::Buffered));
+                let mut write = store.put(&key, vec![1; 20_000]).durability(Durability::Buffered);
                 if poll_once(&mut write).is_pending() {
                     break (key, write);
                 }
@@ -354,7 +354,7 @@ fn forgotten_futures_harm_nobody() {
         // Writes are accepted in their first poll when there is a segment to go to.
         put(&store, "segment", "exists");
         for index in 0..200_u32 {
-            let mut write = store.put_with(index.to_le_bytes(), vec![1; 3000], at(LEVELS[index as usize % 3]));
+            let mut write = store.put(index.to_le_bytes(), vec![1; 3000]).durability(LEVELS[index as usize % 3]);
             let _ = poll_once(&mut write);
             std::mem::forget(write);
             let mut read = store.get(index.to_le_bytes());
@@ -383,7 +383,7 @@ fn drop_many() {
     let drop_ten_thousand = || {
         for index in 0..10_000_u32 {
             let key = (index % 64).to_le_bytes();
-            let mut write = store.put_with(key, [1; 200], at(LEVELS[index as usize % 3]));
+            let mut write = store.put(key, [1; 200]).durability(LEVELS[index as usize % 3]);
             let _ = poll_once(&mut write);
             let mut read = store.get(key);
             let _ = poll_once(&mut read);

@@ -14,24 +14,22 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Result, Store};
+use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Result, Store};
 
 use crate::proof;
-use crate::support::{Env, LEVELS, at, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
+use crate::support::{Env, LEVELS, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// The public calls that return a future, and which; each is a [`Call`], or has a sweep of its own.
-const CALLS: [(&str, &str); 14] = [
+const CALLS: [(&str, &str); 12] = [
     ("open", "Open"),
     ("open", "Open"),
     ("get", "Get"),
     ("multi_get", "MultiGet"),
     ("put", "Put"),
-    ("put_with", "Put"),
     ("put_bytes", "Put"),
     ("delete", "Delete"),
-    ("delete_with", "Delete"),
     ("write", "Write"),
     ("sync", "Sync"),
     ("wait_durable", "WaitDurable"),
@@ -168,18 +166,18 @@ impl Call {
         match self {
             Self::Get => boxed(store.get(key)),
             Self::MultiGet => boxed(store.multi_get([key, "absent", key])),
-            Self::Put => boxed(store.put_with(key, "new", at(level))),
+            Self::Put => boxed(store.put(key, "new").durability(level)),
             Self::PutBytes => boxed(store.put_bytes(key, Bytes::from(vec![7; 70_000]))),
-            Self::Delete => boxed(store.delete_with(key, at(level))),
-            Self::DeleteAbsent => boxed(store.delete_with(format!("{key}-absent"), at(level))),
+            Self::Delete => boxed(store.delete(key).durability(level)),
+            Self::DeleteAbsent => boxed(store.delete(format!("{key}-absent")).durability(level)),
             Self::Write => {
                 let mut batch = Batch::new();
-                batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new").durability(level);
-                boxed(store.write(batch))
+                batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new");
+                boxed(store.write(batch).durability(level))
             }
             Self::Sync => boxed(store.sync()),
             Self::WaitDurable => boxed(store.wait_durable(put_at(store, Durability::Buffered, key, "old"))),
-            Self::Compact => boxed(store.compact(CompactOptions::new())),
+            Self::Compact => boxed(store.compact()),
         }
     }
 }
@@ -236,7 +234,7 @@ impl Round {
         let mut neighbours = Vec::new();
         let mut beside_it = |key: String, len: usize, level| {
             let value = vec![b'n'; len];
-            let mut future = boxed(store.put_with(&key, &value, at(level)));
+            let mut future = boxed(store.put(&key, &value).durability(level));
             let polled = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             self.puts.0 += 1;
             self.allowed.insert(key, vec![Some(value)]);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ringcask::{Batch, Builder, CompactOptions, Compaction, CompactionReport, Durability, ErrorKind, Store};
+use ringcask::{Batch, Builder, Compaction, CompactionReport, Durability, ErrorKind, Store};
 
 use crate::gate::{GatedWorld, Kind};
 use crate::support::{
@@ -26,13 +26,13 @@ fn builder(env: &Env, compaction: Compaction) -> Builder {
 
 #[track_caller]
 fn compact(store: &Store) -> CompactionReport {
-    block_on(store.compact(CompactOptions::new())).unwrap_or_else(|error| panic!("compact: {error:?}"))
+    block_on(store.compact()).unwrap_or_else(|error| panic!("compact: {error:?}"))
 }
 
 #[track_caller]
 fn compact_only(store: &Store, segments: &[u64]) -> CompactionReport {
-    let options = CompactOptions::new().segments(segments.iter().copied());
-    block_on(store.compact(options)).unwrap_or_else(|error| panic!("compact {segments:?}: {error:?}"))
+    block_on(store.compact().segments(segments.iter().copied()))
+        .unwrap_or_else(|error| panic!("compact {segments:?}: {error:?}"))
 }
 
 fn sealed_ids(store: &Store) -> Vec<u64> {
@@ -56,8 +56,8 @@ fn churn(store: &Store, model: &mut Model, rng: &mut Rng, count: usize) {
             _ => {
                 let (other, value) = (format!("key-{}", rng.below(120)).into_bytes(), rng.bytes(50));
                 let mut batch = Batch::new();
-                batch.durability(level).put(&other, &value).delete(&key);
-                block_on(store.write(batch)).unwrap();
+                batch.put(&other, &value).delete(&key);
+                block_on(store.write(batch).durability(level)).unwrap();
                 model.insert(other, value);
                 model.remove(&key);
             }
@@ -346,7 +346,7 @@ fn a_dropped_compaction_leaves_the_old_segments() {
         let (store, _gate, model) = gated(env, manual());
         let before = sealed_ids(&store);
         store.pause_compaction();
-        let mut compaction = store.compact(CompactOptions::new().segments(before.iter().copied()));
+        let mut compaction = store.compact().segments(before.iter().copied());
         assert!(poll_once(&mut compaction).is_pending());
         drop(compaction);
         store.resume_compaction();
@@ -354,7 +354,7 @@ fn a_dropped_compaction_leaves_the_old_segments() {
         assert_holds(&store, &model);
         // Dropped at any later moment it leaves the old ones or the new ones.
         for polls in 0..12 {
-            let mut compaction = store.compact(CompactOptions::new());
+            let mut compaction = store.compact();
             for _ in 0..polls {
                 let _ = poll_once(&mut compaction);
                 thread::yield_now();
@@ -374,7 +374,7 @@ fn a_paused_compaction_goes_on_when_it_is_resumed() {
         let (store, _gate, model) = gated(env, manual());
         store.pause_compaction();
         assert!(store.stats().compaction_paused);
-        let mut compaction = store.compact(CompactOptions::new());
+        let mut compaction = store.compact();
         assert!(poll_once(&mut compaction).is_pending());
         put(&store, "meanwhile", "written");
         assert_eq!(store.stats().compactions, 0);
@@ -391,7 +391,7 @@ fn a_store_can_be_closed_during_a_compaction() {
     for_each_engine(|env| {
         let (store, gate, model) = gated(env, manual());
         gate.close(Kind::Read);
-        let mut compaction = store.compact(CompactOptions::new());
+        let mut compaction = store.compact();
         assert!(poll_once(&mut compaction).is_pending());
         gate.wait_for_held(Kind::Read, 1);
         let mut closing = store.close();
@@ -399,7 +399,7 @@ fn a_store_can_be_closed_during_a_compaction() {
         gate.open(Kind::Read);
         block_on(closing).unwrap();
         assert_eq!(block_on(compaction).unwrap_err().kind(), ErrorKind::Closed);
-        let late = block_on(store.compact(CompactOptions::new())).unwrap_err();
+        let late = block_on(store.compact()).unwrap_err();
         assert_eq!(late.kind(), ErrorKind::Closed);
         drop(store);
         let store = open(builder(env, manual()));
@@ -432,8 +432,7 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
             let ids = sealed_ids(&store);
             eventually("hints are written", || files_with(&path, "hint").len() == ids.len());
             gate.fail_after(kind, spared, errno);
-            let options = CompactOptions::new().segments(ids.iter().copied());
-            let error = block_on(store.compact(options)).unwrap_err();
+            let error = block_on(store.compact().segments(ids.iter().copied())).unwrap_err();
             gate.fail(kind, None);
             assert_eq!(error.kind(), expected, "{kind:?} after {spared}: {error:?}");
             assert_eq!(sealed_ids(&store), ids, "{kind:?}");
@@ -469,7 +468,7 @@ fn damage_that_compaction_meets_is_told_and_not_copied() {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 4;
         fs::write(&path, bytes).unwrap();
-        let error = block_on(store.compact(CompactOptions::new())).unwrap_err();
+        let error = block_on(store.compact()).unwrap_err();
         assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(damaged)), "{error:?}");
         assert!(error.offset().is_some_and(|offset| offset <= middle as u64), "{error:?}");
         assert!(path.exists(), "the only copy of whatever is whole in it");
@@ -487,7 +486,7 @@ fn damage_that_compaction_meets_is_told_and_not_copied() {
             }
         }
         assert!(lost <= 1, "{lost} keys for one bit");
-        let named = block_on(store.compact(CompactOptions::new().segments([damaged]))).unwrap_err();
+        let named = block_on(store.compact().segments([damaged])).unwrap_err();
         assert_eq!(named.kind(), ErrorKind::InvalidInput, "{named:?}");
         close(store);
     });
@@ -507,7 +506,7 @@ fn a_reader_keeps_the_segment_it_reads() {
         for key in model.keys() {
             delete(&store, key);
         }
-        let mut compaction = store.compact(CompactOptions::new());
+        let mut compaction = store.compact();
         assert!(poll_once(&mut compaction).is_pending());
         gate.open(Kind::Read);
         block_on(compaction).unwrap();
@@ -570,7 +569,7 @@ fn nonsense_options_are_refused_with_their_range() {
     }
     let store = open(env.builder());
     for segments in [vec![9], vec![u64::MAX]] {
-        let error = block_on(store.compact(CompactOptions::new().segments(segments))).unwrap_err();
+        let error = block_on(store.compact().segments(segments)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
     }
     assert_eq!(compact(&store), CompactionReport::default(), "an empty store has nothing to compact");

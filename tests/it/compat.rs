@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
-use ringcask::{Batch, CompactOptions, Compaction, Durability, Store};
+use ringcask::{Batch, Compaction, Durability, Store};
 
-use crate::support::{
-    Env, Model, assert_holds, at, block_on, close, copy_store, files_with, for_each_engine, open, put,
-};
+use crate::support::{Env, Model, assert_holds, block_on, close, copy_store, files_with, for_each_engine, open, put};
 
 fn fixture(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version)
@@ -58,7 +56,7 @@ fn write_v1() -> Image {
         let mut batch = Batch::new();
         batch.put("tail batch", "three").delete("no such key");
         store.write(batch).await.unwrap();
-        store.put_with("tail written", "not synced by itself", at(Durability::Written)).await.unwrap();
+        store.put("tail written", "not synced by itself").durability(Durability::Written).await.unwrap();
         // The hint of segment 1 is written behind the writers' backs.
         while store.stats().hint_bytes == 0 {
             store.get("large").await.unwrap();
@@ -110,7 +108,7 @@ fn opens_and_lives_on(env: &Env) {
     for gone in ["deleted", "deleted across segments", "dead", "no such key"] {
         assert!(!store.contains_key(gone), "{gone}");
     }
-    let report = block_on(store.compact(CompactOptions::new())).unwrap();
+    let report = block_on(store.compact()).unwrap();
     assert!(report.segments_read >= 2 && report.bytes_freed > 1000, "{report:?}");
     assert_holds(&store, &model);
     put(&store, "a later version", "writes on");

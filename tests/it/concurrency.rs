@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Compaction, Durability, Store};
 
-use crate::support::{LEVELS, Rng, at, block_on, close, delete, for_each_engine, get, open, put};
+use crate::support::{LEVELS, Rng, block_on, close, delete, for_each_engine, get, open, put};
 
 /// Each value names its writer and is long enough that a torn or mixed one would show.
 fn value_of(writer: u64, index: u64) -> Vec<u8> {
@@ -68,18 +68,18 @@ async fn mixed_operation(store: &Store, task: u64, index: u64, rng: &mut Rng) ->
     let level = rng.level();
     match rng.below(8) {
         0..3 => {
-            store.put_with(key, value_of(task, index), at(level)).await.unwrap();
+            store.put(key, value_of(task, index)).durability(level).await.unwrap();
         }
         3 => {
             store.put_bytes(key, value_of(task, index).into()).await.unwrap();
         }
         4 => {
-            store.delete_with(key, at(level)).await.unwrap();
+            store.delete(key).durability(level).await.unwrap();
         }
         5 => {
             let mut batch = Batch::new();
-            batch.put(key, value_of(task, index)).delete(rng.below(32).to_le_bytes()).durability(level);
-            store.write(batch).await.unwrap();
+            batch.put(key, value_of(task, index)).delete(rng.below(32).to_le_bytes());
+            store.write(batch).durability(level).await.unwrap();
         }
         _ => {
             if let Some(value) = store.get(key).await.unwrap() {
@@ -107,7 +107,7 @@ fn of_concurrent_deletes_of_one_key_exactly_one_finds_it() {
                             let (store, key, barrier) = (&store, &key, &barrier);
                             scope.spawn(move || {
                                 barrier.wait();
-                                block_on(store.delete_with(key, at(level))).unwrap()
+                                block_on(store.delete(key).durability(level)).unwrap()
                             })
                         });
                         handles.map(|handle| handle.join().unwrap())
@@ -131,8 +131,8 @@ fn a_delete_during_a_put_is_one_before_the_other() {
             let key = format!("{round}");
             let (first, second) = (LEVELS[round % 3], LEVELS[round / 3 % 3]);
             let existed = thread::scope(|scope| {
-                let put = scope.spawn(|| block_on(store.put_with(&key, "v", at(first))).unwrap());
-                let delete = scope.spawn(|| block_on(store.delete_with(&key, at(second))).unwrap());
+                let put = scope.spawn(|| block_on(store.put(&key, "v").durability(first)).unwrap());
+                let delete = scope.spawn(|| block_on(store.delete(&key).durability(second)).unwrap());
                 put.join().unwrap();
                 delete.join().unwrap()
             });
@@ -166,8 +166,8 @@ fn a_batch_is_never_seen_half() {
             for round in 1..=rounds {
                 let value = u64::to_le_bytes(round);
                 let mut batch = Batch::new();
-                batch.put("first", value).put("middle", [0; 300]).put("second", value).durability(level);
-                block_on(store.write(batch)).unwrap();
+                batch.put("first", value).put("middle", [0; 300]).put("second", value);
+                block_on(store.write(batch).durability(level)).unwrap();
             }
             stop.store(true, Ordering::Release);
             let pairs: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
@@ -206,7 +206,7 @@ fn writers_that_wait_for_room_all_get_it() {
                         let len = if index % 10 == 0 { 100_000 } else { 20_000 };
                         let key = [writer.to_le_bytes(), index.to_le_bytes()].concat();
                         let level = LEVELS[(index % 3) as usize];
-                        block_on(store.put_with(key, vec![writer as u8; len], at(level))).unwrap();
+                        block_on(store.put(key, vec![writer as u8; len]).durability(level)).unwrap();
                     }
                 })
             })
@@ -280,7 +280,7 @@ fn readers_of_every_place_see_the_newest_value_during_rotation() {
                 let mut value = vec![0; 100];
                 value[..8].copy_from_slice(&round.to_le_bytes());
                 let level = if key % 25 == 0 { Durability::Synced } else { LEVELS[key as usize % 2] };
-                block_on(store.put_with(key.to_le_bytes(), value, at(level))).unwrap();
+                block_on(store.put(key.to_le_bytes(), value).durability(level)).unwrap();
             }
             newest.store(round, Ordering::Release);
         }

@@ -9,7 +9,7 @@ use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store, Version};
 
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
-    Env, LEVELS, assert_holds, at, block_on, close, copy_store, delete, eventually, eventually_within, for_each_engine,
+    Env, LEVELS, assert_holds, block_on, close, copy_store, delete, eventually, eventually_within, for_each_engine,
     get, open, poll_once, put, put_at,
 };
 
@@ -34,7 +34,7 @@ fn a_resolved_write_is_seen_from_every_thread_at_every_level() {
                 assert_eq!(seen.as_deref(), Some(value.as_bytes()));
                 assert_eq!(get(&here, "k"), seen);
             }
-            assert!(block_on(store.delete_with("k", at(level))).unwrap());
+            assert!(block_on(store.delete("k").durability(level)).unwrap());
             let elsewhere = store.clone();
             assert_eq!(thread::spawn(move || get(&elsewhere, "k")).join().unwrap(), None);
         }
@@ -49,13 +49,13 @@ fn a_buffered_write_is_visible_before_any_io() {
         put(&store, "segment", "exists");
         gate.close(Kind::Write);
         gate.close(Kind::Sync);
-        let mut first = store.put_with("k", "v", at(Durability::Buffered));
+        let mut first = store.put("k", "v").durability(Durability::Buffered);
         assert!(matches!(poll_once(&mut first), Poll::Ready(Ok(_))), "ready at its first poll, without another thread");
         assert_eq!(get(&store, "k").as_deref(), Some(&b"v"[..]));
         let mut batch = Batch::new();
-        batch.put("b1", "1").put("b2", "2").durability(Durability::Buffered);
-        assert!(matches!(poll_once(&mut store.write(batch)), Poll::Ready(Ok(_))));
-        assert!(matches!(poll_once(&mut store.delete_with("b1", at(Durability::Buffered))), Poll::Ready(Ok(true))));
+        batch.put("b1", "1").put("b2", "2");
+        assert!(matches!(poll_once(&mut store.write(batch).durability(Durability::Buffered)), Poll::Ready(Ok(_))));
+        assert!(matches!(poll_once(&mut store.delete("b1").durability(Durability::Buffered)), Poll::Ready(Ok(true))));
         assert_eq!((get(&store, "b1"), get(&store, "b2").as_deref()), (None, Some(&b"2"[..])));
         assert_eq!(store.len(), 3);
         assert!(store.stats().staged_bytes > 0);
@@ -72,7 +72,7 @@ fn a_written_write_resolves_only_after_the_kernel_has_it() {
         let (store, gate) = gated(env, env.builder());
         put(&store, "first", "segment exists");
         gate.close(Kind::Write);
-        let mut write = store.put_with("k", "v", at(Durability::Written));
+        let mut write = store.put("k", "v").durability(Durability::Written);
         assert!(poll_once(&mut write).is_pending());
         gate.wait_for_held(Kind::Write, 1);
         assert!(poll_once(&mut write).is_pending());
@@ -264,7 +264,7 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
         let asked = gate.asked(Kind::Sync);
         gate.fail(Kind::Sync, None);
         for level in LEVELS {
-            let error = block_on(store.put_with("later", "x", at(level))).unwrap_err();
+            let error = block_on(store.put("later", "x").durability(level)).unwrap_err();
             assert_eq!((error.kind(), error.outcome()), (ErrorKind::Poisoned, Outcome::NotApplied), "{error:?}");
         }
         assert_eq!(block_on(store.delete("k")).unwrap_err().kind(), ErrorKind::Poisoned);
@@ -291,7 +291,7 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
 }
 
 /// A group of fifty that is staged but not yet written, behind a leader that is durable.
-fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::Put, Vec<ringcask::Put>) {
+fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::futures::Put, Vec<ringcask::futures::Put>) {
     put(store, "k", "durable");
     gate.close(Kind::Sync);
     let mut leader = store.put("leader", "0");

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
-use crate::support::at;
-
 const FILLER: u8 = 0xA5;
 
 fn builder(world: &SimWorld) -> Builder {
@@ -31,7 +29,7 @@ fn cut_off(
     let left = world.run_until(async {
         let store = options(builder(&world)).open().await.unwrap();
         for (number, value) in values.iter().enumerate() {
-            store.put_with(key(number), value, at(level)).await.unwrap();
+            store.put(key(number), value).durability(level).await.unwrap();
         }
         store.sync().await.unwrap();
         let image = world.crash_images(1, &mut Draws::new(5)).swap_remove(0);

@@ -14,8 +14,8 @@ use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store};
 use crate::bad_input::{Mount, open_error};
 use crate::proof;
 use crate::support::{
-    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, expect_success, for_each_engine, get,
-    is_child, open, put, put_at, rerun, rerun_without_xfsz,
+    Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, expect_success, for_each_engine, get, is_child,
+    open, put, put_at, rerun, rerun_without_xfsz,
 };
 
 fn builder(env: &Env, path: &Path) -> Builder {
@@ -33,7 +33,7 @@ fn fill(store: &Store, level: Durability, model: &mut Model, rng: &mut Rng) -> u
     let mut refused = 0;
     for index in 0_u32.. {
         let (key, value) = (format!("fill-{level}-{index}").into_bytes(), fill_value(rng));
-        match block_on(store.put_with(&key, &value, at(level))) {
+        match block_on(store.put(&key, &value).durability(level)) {
             Ok(_) => drop(model.insert(key, value)),
             Err(error) => {
                 assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
@@ -108,14 +108,14 @@ fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     assert!(!store.stats().poisoned);
 
     let mut batch = Batch::new();
-    batch.put("b1", rng.bytes(20 << 10)).put("b2", rng.bytes(20 << 10)).durability(level);
-    let error = block_on(store.write(batch)).unwrap_err();
+    batch.put("b1", rng.bytes(20 << 10)).put("b2", rng.bytes(20 << 10));
+    let error = block_on(store.write(batch).durability(level)).unwrap_err();
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
 
     let doomed: Vec<_> = model.keys().step_by(4).cloned().collect();
     let mut deleted = 0;
     for key in doomed {
-        let gone = block_on(store.delete_with(&key, at(level)));
+        let gone = block_on(store.delete(&key).durability(level));
         assert!(gone.unwrap_or_else(|error| panic!("delete {deleted} on the full disk: {error:?}")));
         model.remove(&key);
         deleted += 1;
@@ -128,7 +128,7 @@ fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     fs::remove_file(&ballast).unwrap();
     for index in 0..10_u32 {
         let key = format!("after-{index}").into_bytes();
-        block_on(store.put_with(&key, &key, at(level))).unwrap_or_else(|error| panic!("space is back: {error:?}"));
+        block_on(store.put(&key, &key).durability(level)).unwrap_or_else(|error| panic!("space is back: {error:?}"));
         model.insert(key.clone(), key);
     }
     assert_holds(&store, &model);
@@ -185,7 +185,7 @@ fn buffered_writes_that_meet_a_full_disk_are_reported_and_end_in_a_suffix() {
         while refusal.is_none() && accepted.len() < 1000 {
             let value = rng.bytes(16 << 10);
             let key = format!("buffered-{:04}", accepted.len());
-            match block_on(store.put_with(&key, &value, at(Durability::Buffered))) {
+            match block_on(store.put(&key, &value).durability(Durability::Buffered)) {
                 Ok(_) => accepted.push((key, value)),
                 Err(error) => refusal = Some(error),
             }
@@ -250,7 +250,7 @@ fn meet_the_file_size_limit() {
         limit_file_size(None);
         put(&store, "last", "fits");
         for level in LEVELS {
-            block_on(store.put_with("level", level.to_string(), at(level))).unwrap();
+            block_on(store.put("level", level.to_string()).durability(level)).unwrap();
         }
         println!("{level}: {} values under the limit, {refused} refused", model.len());
         close(store);
@@ -275,7 +275,7 @@ fn an_ext4_that_turns_read_only_is_an_error_and_reads_go_on() {
         for level in LEVELS.into_iter().rev() {
             let key = format!("late-{level}");
             let value = rng.bytes(1000);
-            match block_on(store.put_with(&key, &value, at(level))) {
+            match block_on(store.put(&key, &value).durability(level)) {
                 Ok(_) => assert_eq!(level, Durability::Buffered, "{level} on a read-only file system"),
                 Err(error) => {
                     assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned), "{error:?}");

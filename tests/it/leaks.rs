@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Outcome, Result, Store};
+use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Outcome, Result, Store};
 
 use crate::bad_input::{limit_descriptors, used_descriptors};
 use crate::counting::bytes_in_use;
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::panics::keep_quiet_about_panics_on_purpose;
 use crate::support::{
-    DEADLINE, Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, eventually, expect_success,
+    DEADLINE, Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, eventually, expect_success,
     files_with, for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
 };
 
@@ -42,7 +42,7 @@ fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
 fn every_call(store: &Store) -> Vec<Boxed> {
     let mut batch = Batch::new();
     batch.put("a", [1; 900]).put("b", [2; 900]);
-    let mut calls: Vec<Boxed> = LEVELS.map(|level| boxed(store.put_with("k", [3; 900], at(level)))).into();
+    let mut calls: Vec<Boxed> = LEVELS.map(|level| boxed(store.put("k", [3; 900]).durability(level))).into();
     calls.extend([
         boxed(store.put_bytes("shared", vec![4; 70_000].into())),
         boxed(store.put("room", vec![5; 60 << 10])),
@@ -52,7 +52,7 @@ fn every_call(store: &Store) -> Vec<Boxed> {
         boxed(store.get("cold")),
         boxed(store.sync()),
         boxed(store.wait_durable(store.durable_version())),
-        boxed(store.compact(CompactOptions::new())),
+        boxed(store.compact()),
     ]);
     calls
 }
@@ -159,13 +159,13 @@ fn compactions_dropped(engine: Engine, path: &Path) {
     fill(&store);
     for held in [Kind::Read, Kind::Sync, Kind::Write] {
         gate.close(held);
-        let mut compaction = store.compact(CompactOptions::new());
+        let mut compaction = store.compact();
         assert!(poll_once(&mut compaction).is_pending());
         gate.wait_for_held(held, 1);
         drop(compaction);
         gate.open(held);
     }
-    block_on(store.compact(CompactOptions::new())).unwrap();
+    block_on(store.compact()).unwrap();
     close(store);
 }
 
@@ -181,7 +181,7 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
         }
         // Which thread writes what of a compaction, and when a hint is written, is a matter of luck: go on until it has.
         eventually("the store is poisoned", || {
-            let _ = block_on(store.compact(CompactOptions::new()));
+            let _ = block_on(store.compact());
             block_on(store.put("once more", [6; 900])).is_err()
         });
         assert!(gate.has_panicked(Kind::Write), "{thread}");
@@ -416,7 +416,7 @@ impl Scarce {
                 Err(error) => self.is_refused(&error),
             }
             let value = vec![round as u8; 700];
-            match block_on(store.put_with(&key, &value, at(Durability::Synced))) {
+            match block_on(store.put(&key, &value).durability(Durability::Synced)) {
                 Ok(_) => drop(self.model.insert(key, value)),
                 Err(error) => {
                     assert_eq!(error.outcome(), Outcome::NotApplied, "{error:?}");
@@ -426,7 +426,7 @@ impl Scarce {
             self.calls += 2;
         }
         if round.is_multiple_of(5)
-            && let Err(error) = block_on(store.compact(CompactOptions::new()))
+            && let Err(error) = block_on(store.compact())
         {
             self.is_refused(&error);
         }

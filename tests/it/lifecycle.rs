@@ -12,7 +12,7 @@ use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::open_error;
 use crate::support::{
-    LEVELS, Model, assert_holds, at, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
+    LEVELS, Model, assert_holds, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
     for_each_world, get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
@@ -37,7 +37,7 @@ fn close_is_idempotent_and_ends_every_operation() {
             block_on(store.write(batch)).map(drop),
             block_on(store.sync()).map(drop),
         ];
-        refused.extend(LEVELS.map(|level| block_on(store.put_with("k", "w", at(level))).map(drop)));
+        refused.extend(LEVELS.map(|level| block_on(store.put("k", "w").durability(level)).map(drop)));
         for (index, result) in refused.into_iter().enumerate() {
             let error = result.expect_err("the store is closed");
             assert_eq!((error.kind(), error.outcome()), (ErrorKind::Closed, Outcome::NotApplied), "call {index}");
@@ -110,7 +110,7 @@ fn write_until_closed(store: &Store, writer: u32, started: &AtomicU64) -> Vec<(S
     for index in 0_usize.. {
         let key = format!("{writer}-{index}");
         started.fetch_add(1, Ordering::Relaxed);
-        match block_on(store.put_with(&key, vec![1; 100], at(LEVELS[(writer as usize + index) % 3]))) {
+        match block_on(store.put(&key, vec![1; 100]).durability(LEVELS[(writer as usize + index) % 3])) {
             Ok(_) => outcomes.push((key, true)),
             Err(error) => {
                 assert_eq!((error.kind(), error.outcome()), (ErrorKind::Closed, Outcome::NotApplied), "{error:?}");
@@ -154,7 +154,7 @@ fn a_pending_write_outlives_the_last_handle() {
             let store = open(env.builder_at(&path));
             // With a segment to go to, a write is accepted in its first poll.
             put(&store, "segment", "exists");
-            let mut write = store.put_with("k", "v", at(level));
+            let mut write = store.put("k", "v").durability(level);
             let polled = poll_once(&mut write);
             drop(store);
             match polled {
@@ -264,7 +264,7 @@ fn fork_with_an_open_store() {
             refused(poll_once(&mut store.sync()).map_ok(drop)),
         ];
         for level in LEVELS {
-            checks.push(refused(poll_once(&mut store.put_with("child", "v", at(level))).map_ok(drop)));
+            checks.push(refused(poll_once(&mut store.put("child", "v").durability(level)).map_ok(drop)));
         }
         drop(store.clone());
         i32::from(checks.contains(&false))
@@ -366,7 +366,7 @@ fn a_store_may_be_dropped_inside_a_worker_of_a_runtime() {
             let builder = env.builder();
             runtime.block_on(async move {
                 let store = builder.open().await.unwrap();
-                store.put_with(round.to_le_bytes(), "v", at(Durability::Buffered)).await.unwrap();
+                store.put(round.to_le_bytes(), "v").durability(Durability::Buffered).await.unwrap();
                 let other = store.clone();
                 let task = tokio::spawn(async move {
                     other.put(b"spawned", "v").await.unwrap();
@@ -394,7 +394,7 @@ fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
                 runtime.spawn(async move {
                     for index in 0_u64.. {
                         let key = [round.to_le_bytes(), task.to_le_bytes(), index.to_le_bytes()].concat();
-                        store.put_with(&key, &key, at(LEVELS[(task % 3) as usize])).await.unwrap();
+                        store.put(&key, &key).durability(LEVELS[(task % 3) as usize]).await.unwrap();
                         acknowledged.lock().unwrap().push(key);
                         tokio::task::yield_now().await;
                     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ringcask::{Batch, Store};
 
 use crate::proof;
-use crate::support::{Rng, at, block_on, close, for_each_engine, open};
+use crate::support::{Rng, block_on, close, for_each_engine, open};
 
 const THREADS: usize = 4;
 const OPERATIONS: usize = 200;
@@ -135,17 +135,17 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
     let level = rng.level();
     match rng.below(10) {
         0..3 => {
-            block_on(store.put_with(key, unique.to_le_bytes(), at(level))).unwrap();
+            block_on(store.put(key, unique.to_le_bytes()).durability(level)).unwrap();
             Op::Put(unique)
         }
         3 => {
             // As the only member that touches this key, a batch's put is a put.
             let mut batch = Batch::new();
-            batch.put(format!("{key}-other"), "x").put(key, unique.to_le_bytes()).durability(level);
-            block_on(store.write(batch)).unwrap();
+            batch.put(format!("{key}-other"), "x").put(key, unique.to_le_bytes());
+            block_on(store.write(batch).durability(level)).unwrap();
             Op::Put(unique)
         }
-        4..6 => Op::Delete { existed: block_on(store.delete_with(key, at(level))).unwrap() },
+        4..6 => Op::Delete { existed: block_on(store.delete(key).durability(level)).unwrap() },
         _ => {
             let found = block_on(store.get(key)).unwrap();
             Op::Get { found: found.map(|value| u64::from_le_bytes(value[..].try_into().unwrap())) }

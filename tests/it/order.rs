@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringcask::sim::{Journal, SimConfig, SimWorld};
-use ringcask::{CompactOptions, Compaction, Store};
+use ringcask::{Compaction, Store};
 
 /// What the names of files become: `7.seg` for twenty digits.
 fn short(name: &str) -> &str {
@@ -178,7 +178,7 @@ fn writes_syncs_and_names_come_in_this_order() {
     phase(&world, "the first put starts a segment", &mut text, store.put("key", [1; 1000])).unwrap();
     phase(&world, "the second only writes and syncs", &mut text, store.put("key", [2; 100])).unwrap();
     phase(&world, "the third rotates", &mut text, store.put("key", [3; 1000])).unwrap();
-    phase(&world, "compact", &mut text, store.compact(CompactOptions::new())).unwrap();
+    phase(&world, "compact", &mut text, store.compact()).unwrap();
     phase(&world, "delete", &mut text, store.delete("key")).unwrap();
     phase(&world, "close", &mut text, store.close()).unwrap();
     drop(store);

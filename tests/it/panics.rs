@@ -10,11 +10,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use ringcask::bytes::Bytes;
-use ringcask::{Batch, Builder, CompactOptions, Compaction, ErrorKind, Result, Store};
+use ringcask::{Batch, Builder, Compaction, ErrorKind, Result, Store};
 
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
-    DEADLINE, Env, LEVELS, at, block_on, close, eventually, for_each_engine, get, open, poll_once, put, skip,
+    DEADLINE, Env, LEVELS, block_on, close, eventually, for_each_engine, get, open, poll_once, put, skip,
 };
 
 const KINDS: [Kind; 3] = [Kind::Write, Kind::Sync, Kind::Read];
@@ -88,8 +88,8 @@ fn everything(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
     let mut calls = Vec::new();
     for level in LEVELS {
         let key = format!("{round}-{level}");
-        calls.push((Some(key.clone()), boxed(store.put_with(&key, vec![1; 9000], at(level)))));
-        calls.push((None, boxed(store.delete_with(format!("{key}-gone"), at(level)))));
+        calls.push((Some(key.clone()), boxed(store.put(&key, vec![1; 9000]).durability(level))));
+        calls.push((None, boxed(store.delete(format!("{key}-gone")).durability(level))));
     }
     let (shared, batch_key) = (format!("{round}-shared"), format!("{round}-batch"));
     calls.push((Some(shared.clone()), boxed(store.put_bytes(shared, Bytes::from(vec![2; 70_000])))));
@@ -98,7 +98,7 @@ fn everything(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
     calls.push((Some(batch_key), boxed(store.write(batch))));
     calls.push((None, boxed(store.sync())));
     calls.push((None, boxed(store.get(7_u32.to_le_bytes()))));
-    calls.push((None, boxed(store.compact(CompactOptions::new()))));
+    calls.push((None, boxed(store.compact())));
     calls
 }
 
@@ -249,7 +249,7 @@ impl Stuck {
             ("get", boxed(store.get("cold"))),
             ("wait_durable", boxed(store.wait_durable((version.get() + 2).into()))),
             ("sync", boxed(store.sync())),
-            ("compact", boxed(store.compact(CompactOptions::new()))),
+            ("compact", boxed(store.compact())),
             ("open", boxed(builder(env, &format!("{name}-second")).world(world).open())),
         ]);
         assert_eq!(futures.len(), Self::KINDS);

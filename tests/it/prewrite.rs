@@ -10,7 +10,7 @@ use ringcask::sim::{SimConfig, SimWorld};
 use ringcask::{Durability, Store};
 
 use crate::gate::{GatedWorld, Kind};
-use crate::support::{at, block_on, close, eventually, for_each_engine, open, poll_once, put_at, skip};
+use crate::support::{block_on, close, eventually, for_each_engine, open, poll_once, put_at, skip};
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ fn no_put_waits_for_space_in_the_segment() {
         let mut puts = 0;
         for round in 0..48 {
             for number in 0..15 {
-                let mut put = store.put_with(format!("{round}-{number}"), &value, at(Durability::Buffered));
+                let mut put = store.put(format!("{round}-{number}"), &value).durability(Durability::Buffered);
                 assert!(poll_once(&mut put).is_ready(), "{puts} puts of 64 KiB went before this one");
                 puts += 1;
             }
@@ -97,7 +97,7 @@ fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
         let began = world.now();
         let mut versions = Vec::new();
         for number in 0..40 {
-            versions.push(store.put_with(format!("{number}"), &value, at(Durability::Written)).await.unwrap());
+            versions.push(store.put(format!("{number}"), &value).durability(Durability::Written).await.unwrap());
         }
         // Two times sixteen MiB; the rest has time.
         store.wait_durable(versions[30]).await.unwrap();
@@ -163,7 +163,7 @@ fn little_that_waits_for_a_sync_has_time() {
         put_at(&store, Durability::Synced, "first", "value");
         let syncs = gate.asked(Kind::Sync);
         for number in 0..1000 {
-            block_on(store.put_with(format!("{number}"), [7; 1000], at(Durability::Written))).unwrap();
+            block_on(store.put(format!("{number}"), [7; 1000]).durability(Durability::Written)).unwrap();
         }
         assert_eq!(gate.asked(Kind::Sync), syncs);
         close(store);

@@ -10,7 +10,7 @@ use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
 use crate::support::{
-    Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, copy_store, delete, eventually,
+    Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, contents, copy_store, delete, eventually,
     expect_success, files_with, for_each_engine, get, is_child, open, put, put_at, rerun,
 };
 
@@ -64,13 +64,13 @@ fn unsealed(env: &Env) -> Unsealed {
         let key = format!("k{}", index % 9).into_bytes();
         if index == 13 {
             let mut batch = Batch::new();
-            batch.put("b1", "one").delete(&key).put("b2", rng.bytes(30)).durability(level);
+            batch.put("b1", "one").delete(&key).put("b2", rng.bytes(30));
             model.remove(&key);
             model.insert(b"b1".to_vec(), b"one".to_vec());
-            block_on(store.write(batch)).unwrap();
+            block_on(store.write(batch).durability(level)).unwrap();
             model.insert(b"b2".to_vec(), get(&store, "b2").unwrap());
         } else if index == 14 {
-            assert!(block_on(store.delete_with("k0", at(level))).unwrap());
+            assert!(block_on(store.delete("k0").durability(level)).unwrap());
             model.remove(&b"k0"[..]);
         } else {
             let value = rng.bytes(10 + 3 * index as usize);

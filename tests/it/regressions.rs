@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
-use ringcask::{Durability, PutOptions, Store};
+use ringcask::{Durability, Store};
 
 const SEEDS: u64 = 60;
 
@@ -16,10 +16,6 @@ fn world(seed: u64) -> SimWorld {
 
 async fn open(world: &SimWorld) -> Store {
     Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap()
-}
-
-fn buffered() -> PutOptions {
-    PutOptions::new().durability(Durability::Buffered)
 }
 
 /// Lets the store's own tasks run for `turns`.
@@ -46,7 +42,7 @@ fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
         let store = world.run_until(async {
             let store = open(&world).await;
             store.put("k", "v").await.unwrap();
-            assert!(store.delete_with("k", buffered()).await.unwrap());
+            assert!(store.delete("k").durability(Durability::Buffered).await.unwrap());
             assert!(!store.delete("k").await.unwrap());
             store
         });
@@ -77,7 +73,7 @@ fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
             let mut write = pin!(store.put("second", "2"));
             assert!(poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await.is_pending());
             turns(u32::try_from(seed % 6).unwrap()).await;
-            let accepted = store.put_with("third", "3", buffered()).await;
+            let accepted = store.put("third", "3").durability(Durability::Buffered).await;
             let _ = write.await;
             turns(20).await;
             poisoned += u32::from(store.stats().poisoned);

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorld};
-use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, Store};
+use ringcask::{Builder, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
 use crate::support::{
-    Env, Model, assert_holds, at, block_on, child_env, close, contents, eventually, files_with, for_each_engine, get,
+    Env, Model, assert_holds, block_on, child_env, close, contents, eventually, files_with, for_each_engine, get,
     is_child, open, put, rerun, text_of,
 };
 
@@ -382,7 +382,7 @@ fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
                 assert!(store.stats().disk_bytes < before.disk_bytes);
                 close(store);
             } else {
-                let report = block_on(store.compact(CompactOptions::new())).unwrap();
+                let report = block_on(store.compact()).unwrap();
                 assert!(report.bytes_freed > 0 && store.stats().disk_bytes < before.disk_bytes / 2, "{report:?}");
                 assert_holds(&store, &model);
                 put(&store, "after", vec![7; 20_000]);
@@ -410,14 +410,14 @@ fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
         let before = store.stats();
         world.set_capacity(Some(world.used_bytes()));
         let sealed = before.segments.iter().filter(|it| it.sealed && it.live_bytes > 0).map(|it| it.id);
-        let refused = store.compact(CompactOptions::new().segments(sealed)).await.unwrap_err();
+        let refused = store.compact().segments(sealed).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
         assert_eq!(store.stats().segments, before.segments, "nothing was lost, and nothing is left over");
         for (key, value) in &model {
             assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
         }
         world.set_capacity(None);
-        store.compact(CompactOptions::new()).await.unwrap();
+        store.compact().await.unwrap();
         assert!(store.stats().disk_bytes < before.disk_bytes && store.stats().compaction_error.is_none());
         for (key, value) in &model {
             assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
@@ -459,7 +459,7 @@ fn a_full_simulated_disk_is_survived_by_crashes_too() {
             world.set_capacity(Some(world.used_bytes()));
             let store = simulated(&world).open().await.map_err(said)?;
             for index in 0..40 {
-                assert!(store.delete_with(key(index), at(Durability::Synced)).await.map_err(said)?, "seed {seed}");
+                assert!(store.delete(key(index)).durability(Durability::Synced).await.map_err(said)?, "seed {seed}");
                 if index % 5 == 0 {
                     let error = store.put("new", [2; 10]).await.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::NoSpace, "seed {seed}: {error:?}");

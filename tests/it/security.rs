@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use ringcask::{Batch, CompactOptions, Error, PutOptions, Recovery, Store};
+use ringcask::{Batch, Error, Recovery, Store};
 
 use crate::support::{block_on, close, copy_store, files_with, for_each_engine, get, open, put};
 
@@ -35,7 +35,7 @@ fn keys_and_values_are_in_no_error_and_no_debug_output() {
         said.extend(texts(&block_on(store.put(SECRET_KEY.repeat(5000), "v")).unwrap_err()));
         let mut batch = Batch::new();
         batch.put(SECRET_KEY, SECRET_VALUE).put(SECRET_KEY, &too_long).delete(SECRET_KEY);
-        said.push(format!("{batch:?} {:?}", PutOptions::new()));
+        said.push(format!("{batch:?}"));
         said.extend(texts(&block_on(store.write(batch)).unwrap_err()));
         for number in 0..40 {
             put(&store, format!("{SECRET_KEY}-{number}"), SECRET_VALUE);
@@ -77,7 +77,7 @@ fn damaged(path: &Path, copy: &Path) -> Vec<String> {
                         said.push(format!("{:?}", store.recovery_report()));
                         let gets = (0..40).map(|number| block_on(store.get(format!("{SECRET_KEY}-{number}"))));
                         said.extend(gets.filter_map(Result::err).flat_map(|error| texts(&error)));
-                        if let Err(error) = block_on(store.compact(CompactOptions::new())) {
+                        if let Err(error) = block_on(store.compact()) {
                             said.extend(texts(&error));
                         }
                         close(store);
@@ -114,7 +114,7 @@ fn a_link_under_any_name_of_ours_is_never_followed() {
                     for number in 0..30_u32 {
                         let _ = block_on(store.put(number.to_le_bytes(), [7; 300]));
                     }
-                    let _ = block_on(store.compact(CompactOptions::new()));
+                    let _ = block_on(store.compact());
                     let _ = block_on(store.close());
                 }
                 assert_eq!(fs::read(&victim).unwrap(), b"precious", "{name}, hard: {hard}");
@@ -134,7 +134,7 @@ fn compacted_copies_and_hints_are_as_private_as_what_they_were_made_from() {
         for number in 0..60_u32 {
             put(&store, (number % 20).to_le_bytes(), [7; 300]);
         }
-        block_on(store.compact(CompactOptions::new())).unwrap();
+        block_on(store.compact()).unwrap();
         assert_eq!(get(&store, 1_u32.to_le_bytes()).map(|value| value.len()), Some(300));
         close(store);
         let mut paths: Vec<PathBuf> = fs::read_dir(env.path()).unwrap().map(|entry| entry.unwrap().path()).collect();

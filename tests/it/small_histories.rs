@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use ringcask::seeded_bug::{SeededBug, activate};
-use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, Store};
+use ringcask::{Batch, Builder, Compaction, Durability, Engine, Store};
 
 use crate::proof;
-use crate::support::{Env, Rng, at, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+use crate::support::{Env, Rng, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
 
 const CLIENTS: usize = 4;
 const OPERATIONS: usize = 14;
@@ -152,7 +152,7 @@ async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability),
     let name = |key: usize| format!("{label}-{key}");
     match rng.below(10) {
         0..2 => {
-            store.put_with(name(key), bytes(unique), at(level)).await.unwrap();
+            store.put(name(key), bytes(unique)).durability(level).await.unwrap();
             Op::Put(key, unique)
         }
         2..4 => {
@@ -167,11 +167,10 @@ async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability),
                     *member = Some(Some(unique));
                 }
             }
-            batch.durability(level);
-            store.write(batch).await.unwrap();
+            store.write(batch).durability(level).await.unwrap();
             Op::Batch(members)
         }
-        4 => Op::Delete { key, existed: store.delete_with(name(key), at(level)).await.unwrap() },
+        4 => Op::Delete { key, existed: store.delete(name(key)).durability(level).await.unwrap() },
         _ => {
             let found = store.get(name(key)).await.unwrap();
             Op::Get { key, found: found.map(|value| Value::from_le_bytes(value[..4].try_into().unwrap())) }
@@ -223,7 +222,7 @@ fn on_threads(env: &Env, seed: u64, histories: u64) {
     let compactor = thread::spawn(move || {
         let mut jobs = 0;
         while !over.load(Ordering::Relaxed) {
-            block_on(compacting.compact(CompactOptions::new())).unwrap();
+            block_on(compacting.compact()).unwrap();
             jobs += 1;
         }
         jobs
@@ -255,7 +254,7 @@ fn simulated(seed: u64) {
         };
         let compactor = async {
             while !is_over.get() {
-                store.compact(CompactOptions::new()).await.unwrap();
+                store.compact().await.unwrap();
             }
         };
         block_on(join(clients, compactor));

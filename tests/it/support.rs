@@ -18,7 +18,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use ringcask::sim::{SimConfig, SimWorld};
-use ringcask::{Builder, Durability, Engine, PutOptions, Store};
+use ringcask::{Builder, Durability, Engine, Store};
 use tempfile::TempDir;
 
 /// After this long something is taken to hang.
@@ -96,7 +96,7 @@ impl Env {
         }
     }
 
-    pub fn open_future(&self) -> ringcask::Open {
+    pub fn open_future(&self) -> ringcask::futures::Open {
         self.builder().open()
     }
 }
@@ -152,7 +152,7 @@ pub fn put(store: &Store, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> rin
 
 #[track_caller]
 pub fn put_at(store: &Store, level: Durability, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> ringcask::Version {
-    block_on(store.put_with(key, value, at(level))).unwrap_or_else(|error| panic!("put {level}: {error:?}"))
+    block_on(store.put(key, value).durability(level)).unwrap_or_else(|error| panic!("put {level}: {error:?}"))
 }
 
 #[track_caller]
@@ -163,11 +163,6 @@ pub fn get(store: &Store, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
 #[track_caller]
 pub fn delete(store: &Store, key: impl AsRef<[u8]>) -> bool {
     block_on(store.delete(key)).unwrap_or_else(|error| panic!("delete: {error:?}"))
-}
-
-/// Options that ask for `level`.
-pub fn at(level: Durability) -> PutOptions {
-    PutOptions::new().durability(level)
 }
 
 /// What the store must hold.

@@ -12,7 +12,7 @@ use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Ver
 use crate::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
 use crate::gate::{Gate, GatedWorld, Kind};
 use crate::support::{
-    at, block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
+    block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
 };
 
 type Pending = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -93,11 +93,11 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
 fn a_newcomer_does_not_go_ahead_of_a_writer_that_waits_for_room() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
-        let mut fits = store.put_with("fits", "v", at(Durability::Buffered));
+        let mut fits = store.put("fits", "v").durability(Durability::Buffered);
         assert!(poll_once(&mut fits).is_ready(), "there is room for a small one, and nobody waits");
-        let mut large = store.put_with("large", vec![2; 40 << 10], at(Durability::Buffered));
+        let mut large = store.put("large", vec![2; 40 << 10]).durability(Durability::Buffered);
         assert!(poll_once(&mut large).is_pending());
-        let mut newcomer = store.put_with("newcomer", "v", at(Durability::Buffered));
+        let mut newcomer = store.put("newcomer", "v").durability(Durability::Buffered);
         assert!(poll_once(&mut newcomer).is_pending(), "there is room for a small one, but somebody waits");
         gate.open(Kind::Write);
         block_on(first).unwrap();
@@ -112,7 +112,7 @@ fn a_newcomer_does_not_go_ahead_of_a_writer_that_waits_for_room() {
 fn a_writer_that_does_not_come_when_called_keeps_nobody_out() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
-        let large = |key: &str| store.put_with(key, vec![2; 40 << 10], at(Durability::Buffered));
+        let large = |key: &str| store.put(key, vec![2; 40 << 10]).durability(Durability::Buffered);
         let mut forgotten = large("forgotten");
         let mut dropped = large("dropped");
         assert!(poll_once(&mut forgotten).is_pending() && poll_once(&mut dropped).is_pending());

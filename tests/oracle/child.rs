@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use ringcask::seeded_bug::{SeededBug, activate};
-use ringcask::{Batch, Engine, ErrorKind, Outcome, PutOptions, Store};
+use ringcask::{Batch, Engine, ErrorKind, Outcome, Store};
 
 use super::{KEYS, Op, Script, State, WRITERS, builder, key_of, now};
 
@@ -119,23 +119,24 @@ impl<'s> Writer<'s> {
 
 /// Makes one operation; returns its version, of a delete 0.
 fn write(store: &Store, op: &Op) -> ringcask::Result<u64> {
-    let options = PutOptions::new().durability(op.level);
+    let options = op.level;
     let result = match &op.changes[..] {
-        [(key, Some(value))] => pollster::block_on(store.put_with(key, value, options)).map(|version| version.get()),
-        [(key, None)] => pollster::block_on(store.delete_with(key, options)).map(|was_there| {
+        [(key, Some(value))] => {
+            pollster::block_on(store.put(key, value).durability(options)).map(|version| version.get())
+        }
+        [(key, None)] => pollster::block_on(store.delete(key).durability(options)).map(|was_there| {
             assert!(was_there, "{key} was there");
             0
         }),
         changes => {
             let mut batch = Batch::with_capacity(changes.len());
-            batch.durability(op.level);
             for (key, value) in changes {
                 match value {
                     Some(value) => batch.put(key, value),
                     None => batch.delete(key),
                 };
             }
-            pollster::block_on(store.write(batch)).map(|version| version.get())
+            pollster::block_on(store.write(batch).durability(op.level)).map(|version| version.get())
         }
     };
     if let Err(error) = &result {

@@ -39,7 +39,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use disk::{Cut, Disk, Kind};
 use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use ringcask::seeded_bug::SeededBug;
-use ringcask::{CompactOptions, Engine, Store};
+use ringcask::{Engine, Store};
 use tempfile::TempDir;
 
 /// Cuts of one file system before a fresh one.
@@ -173,7 +173,7 @@ fn exercise(store: &Store, highest: u64, compacts: bool) {
     assert!(version.get() > highest, "version {version} after {highest}");
     assert_eq!(pollster::block_on(store.get("after")).unwrap().as_deref(), Some(&b"all"[..]));
     if compacts {
-        pollster::block_on(store.compact(CompactOptions::new())).unwrap();
+        pollster::block_on(store.compact()).unwrap();
     }
     assert!(pollster::block_on(store.delete("after")).unwrap());
     pollster::block_on(store.close()).unwrap();

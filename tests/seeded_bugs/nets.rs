@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ringcask::format::{HintEntry, HintReader, HintWriter};
 use ringcask::sim::{Image, SimConfig, SimWorld};
-use ringcask::{Builder, Durability, ErrorKind, PutOptions, Store};
+use ringcask::{Builder, Durability, ErrorKind, Store};
 
 fn said(error: ringcask::Error) -> String {
     error.to_string()
@@ -94,8 +94,8 @@ pub fn open_twice(seed: u64) -> Result<(), String> {
     world.run_until(async {
         let store = builder(&world).open().await.map_err(said)?;
         store.put("one", "one").await.map_err(said)?;
-        let options = PutOptions::new().durability(Durability::Written);
-        store.put_with("two", "two", options).await.map_err(said)?;
+        let options = Durability::Written;
+        store.put("two", "two").durability(options).await.map_err(said)?;
         let before = world.step();
         match builder(&world).open().await {
             Err(error) if error.kind() == ErrorKind::Locked => {}

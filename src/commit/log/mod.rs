@@ -182,7 +182,7 @@ pub(crate) struct OfferWait {
 }
 
 impl OfferWait {
-    fn has_waited(&self) -> bool {
+    pub(crate) fn has_waited(&self) -> bool {
         self.room.was_used() || self.resolve.was_used()
     }
 }

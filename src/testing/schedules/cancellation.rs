@@ -13,7 +13,7 @@ use shuttle::thread;
 use super::store::{UNTOUCHED, begin, bytes, check_files, check_live_bytes, image, moved, open, open_with, spawn};
 use super::world::World;
 use crate::io::op::slot;
-use crate::{Batch, CompactOptions, Durability, PutOptions, Result, Store, Version};
+use crate::{Batch, Durability, Result, Store, Version};
 
 /// An operation that is finished by one thread, while the future of its result goes from task to task or is dropped.
 pub(super) fn an_operation_and_its_future() {
@@ -64,7 +64,7 @@ fn begin_and_drop_all(store: &Store, version: Version) -> [Weak<Ignorant>; 7] {
     batch.put("first", bytes(30)).put("second", bytes(30));
     let dropped = [
         dropped_elsewhere(store.wait_durable(version)),
-        dropped_elsewhere(store.compact(CompactOptions::new())),
+        dropped_elsewhere(store.compact()),
         dropped_elsewhere(store.write(batch)),
         dropped_elsewhere(store.put("b", bytes(20))),
         // Behind the put, which is not durable yet.
@@ -95,7 +95,7 @@ async fn go_on_among_the_dropped(store: Store, version: Version) {
 pub(super) fn futures_that_are_dropped() {
     let world = World::new(image());
     let store = block_on(open(&world));
-    let version = block_on(store.put_with("a", bytes(10), PutOptions::new().durability(Durability::Buffered))).unwrap();
+    let version = block_on(store.put("a", bytes(10)).durability(Durability::Buffered)).unwrap();
     let leaving = store.clone();
     let leaves = thread::spawn(move || begin_and_drop_all(&leaving, version));
     let stays = spawn(go_on_among_the_dropped(store.clone(), version));

@@ -16,7 +16,7 @@ use shuttle::{FailurePersistence, Runner};
 use super::history::{Event, History};
 use super::world::{Image, World};
 use crate::format::record_len;
-use crate::{Batch, Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, PutOptions, Result, Store};
+use crate::{Batch, Builder, Compaction, Durability, ErrorKind, Outcome, Result, Store};
 
 /// Three sealed segments, in which three keys have the values below, and [`DELETED`] was deleted.
 static IMAGE: OnceLock<Image> = OnceLock::new();
@@ -106,7 +106,7 @@ impl Pace {
     /// Compacts everything, so many times.
     async fn compact(&self, store: &Store, times: usize) {
         for _ in 0..times {
-            store.compact(CompactOptions::new()).await.unwrap();
+            store.compact().await.unwrap();
         }
         self.is_over.store(true, SeqCst);
     }
@@ -135,14 +135,14 @@ impl Client {
     async fn put(&self, key: &str, value: u64, durability: Durability) {
         self.pace.wait();
         let began = self.history.now();
-        self.store.put_with(key, bytes(value), PutOptions::new().durability(durability)).await.unwrap();
+        self.store.put(key, bytes(value)).durability(durability).await.unwrap();
         self.history.record(key, began, Event::Put(value));
     }
 
     async fn delete(&self, key: &str, durability: Durability) {
         self.pace.wait();
         let began = self.history.now();
-        let existed = self.store.delete_with(key, PutOptions::new().durability(durability)).await.unwrap();
+        let existed = self.store.delete(key).durability(durability).await.unwrap();
         self.history.record(key, began, Event::Delete(existed));
     }
 }
@@ -233,9 +233,9 @@ pub(super) fn batches_against_compaction() {
     let (writer, reader, compactor) = (store.clone(), store.clone(), store.clone());
     let pace = Pace::new(&world);
     let (writing, reading, compacting) = (pace.clone(), pace.clone(), pace);
-    let batch = |value: u64, durability| {
+    let batch = |value: u64| {
         let mut batch = Batch::new();
-        batch.put("a", bytes(value)).put("b", bytes(value)).durability(durability);
+        batch.put("a", bytes(value)).put("b", bytes(value));
         batch
     };
     let tasks = [
@@ -243,7 +243,7 @@ pub(super) fn batches_against_compaction() {
             for (value, durability) in [(11, Durability::Synced), (12, Durability::Buffered), (13, Durability::Written)]
             {
                 writing.wait();
-                writer.write(batch(value, durability)).await.unwrap();
+                writer.write(batch(value)).durability(durability).await.unwrap();
             }
         }),
         spawn(async move {
@@ -286,13 +286,13 @@ pub(super) fn close_against_everything() {
     let writes = [
         spawn(async move { acknowledged(first.put("a", bytes(10)).await) }),
         spawn(async move {
-            let buffered = PutOptions::new().durability(Durability::Buffered);
-            acknowledged(second.put_with("b", bytes(20), buffered).await)
+            let buffered = Durability::Buffered;
+            acknowledged(second.put("b", bytes(20)).durability(buffered).await)
         }),
     ];
     let compaction = spawn(async move {
         compactor.pause_compaction();
-        let compact = compactor.compact(CompactOptions::new());
+        let compact = compactor.compact();
         compactor.resume_compaction();
         match compact.await {
             Ok(_) => {}
@@ -340,7 +340,7 @@ struct Writer {
 impl Writer {
     /// Puts `value`; what is said of it must be so at that moment. Tells whether the store has stopped.
     async fn put(&self, value: u64, durability: Durability) -> bool {
-        let put = self.store.put_with(bytes(value), bytes(value), PutOptions::new().durability(durability));
+        let put = self.store.put(bytes(value), bytes(value)).durability(durability);
         let is_durable = || self.world.is_durable(bytes(value).as_bytes());
         match moved(put).await {
             Ok(version) => {

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use ringcask::{CompactOptions, ErrorKind, Store};
+use ringcask::futures::Compact;
+use ringcask::{ErrorKind, Store};
 
 use super::{Op, Run};
 
@@ -33,7 +34,7 @@ impl Run<'_> {
                 Poll::Pending => under_way.push(Some(future)),
             }
         }
-        let mut future = Box::pin(store.compact(options(store, which)));
+        let mut future = Box::pin(compact(store, which));
         let early_result = match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => Some(result.map(drop)),
             Poll::Pending => None,
@@ -63,9 +64,10 @@ impl Run<'_> {
     }
 }
 
-fn options(store: &Store, which: Option<u64>) -> CompactOptions {
-    let Some(bits) = which else { return CompactOptions::new() };
+/// A compaction of everything, or of the sealed segments whose bits are set.
+fn compact(store: &Store, which: Option<u64>) -> Compact {
+    let Some(bits) = which else { return store.compact() };
     let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
     let named = sealed.iter().enumerate().filter(|(nth, _)| bits >> (nth % 64) & 1 == 1).map(|(_, id)| *id);
-    CompactOptions::new().segments(named)
+    store.compact().segments(named)
 }

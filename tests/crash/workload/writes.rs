@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ringcask::io::{Io, OpFuture};
-use ringcask::{Batch, Durability, Outcome, PutOptions, Store};
+use ringcask::{Batch, Durability, Outcome, Store};
 
 use super::{Op, Run};
 use crate::model::{Fate, WriteRec, key_name, value_bytes, value_id};
@@ -23,14 +23,13 @@ impl Run<'_> {
         };
         match op {
             Op::Delete { key, durability } => {
-                let delete = store.delete_with(key_name(*key), PutOptions::new().durability(*durability));
+                let delete = store.delete(key_name(*key)).durability(*durability);
                 // Told apart from a write by having no version: `Some(0)` is "it existed".
                 let future = Box::pin(async move { Ok(delete.await?.then_some(0)) });
                 (future, WriteRec::new(vec![(*key, 0)], started, *durability))
             }
             Op::Batch { keys, durability } => {
                 let mut batch = Batch::new();
-                batch.durability(*durability);
                 let mut effects = Vec::new();
                 for (key, delete) in keys {
                     let id = if *delete { 0 } else { new_value(*key) };
@@ -41,14 +40,14 @@ impl Run<'_> {
                     }
                     effects.push((*key, id));
                 }
-                let write = store.write(batch);
+                let write = store.write(batch).durability(*durability);
                 let future = Box::pin(async move { Ok(Some(write.await?.get())) });
                 (future, WriteRec::new(effects, started, *durability))
             }
             Op::Put { key, durability } => {
                 let id = new_value(*key);
-                let options = PutOptions::new().durability(*durability);
-                let put = store.put_with(key_name(*key), value_bytes(id), options);
+                let options = *durability;
+                let put = store.put(key_name(*key), value_bytes(id)).durability(options);
                 let future = Box::pin(async move { Ok(Some(put.await?.get())) });
                 (future, WriteRec::new(vec![(*key, id)], started, *durability))
             }

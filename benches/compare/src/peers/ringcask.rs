@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use ringcask::bytes::Bytes;
-use ringcask::{Durability, PutOptions, Store};
+use ringcask::{Durability, Store};
 
 use super::{Awaited, CACHE_BYTES, Failure};
 
@@ -25,7 +25,7 @@ impl Awaited for Ringcask {
 
     async fn put(&self, key: &[u8], value: &[u8], durable: bool) -> Result<(), Failure> {
         let level = if durable { Durability::Synced } else { self.relaxed };
-        self.store.put_with(key, value, PutOptions::new().durability(level)).await?;
+        self.store.put(key, value).durability(level).await?;
         Ok(())
     }
 
