@@ -31,7 +31,7 @@ pub enum EngineChoice {
 /// How the engine [`Uring`](EngineChoice::Uring) makes appends and syncs. Reads go to a ring either way.
 ///
 /// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
-/// On the machine of `benches/RESULTS.md` these wake-ups cost more than what overlapping gains, at every number of writers.
+/// On a virtual machine with two cores, these wake-ups cost more than overlapping gains, at every number of writers.
 /// Where wake-ups are cheap and the disk is fast the other path may win: measure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
