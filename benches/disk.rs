@@ -384,7 +384,7 @@ fn beside(options: &Options) -> bool {
     };
     let (p99_alone, p99_beside) = (of(&alone, 0.99), of(&beside, 0.99));
     println!(
-        "beside: gets alone p50 {:.1} µs, p99 {p99_alone:.1} µs; beside {:.0} Synced puts/s p50 {:.1} µs, p99 {p99_beside:.1} µs",
+        "beside: gets alone p50 {:.1} µs, p99 {p99_alone:.1} µs; during {:.0} Synced puts/s p50 {:.1} µs, p99 {p99_beside:.1} µs",
         of(&alone, 0.5),
         median(puts),
         of(&beside, 0.5)
