@@ -1,25 +1,25 @@
-//! What compaction does for the disk, and to everybody else.
+//! Compaction: the disk space it bounds, and its cost to other operations.
 //!
-//! `cargo bench --bench compaction -- [space] [foreground] [rate]`, all three without an argument. The store lies in a
-//! fresh directory under `target`, so on the disk that one builds on. Keys have 16 bytes, values 256.
+//! `cargo bench --bench compaction -- [space] [foreground] [rate]`; without an argument, all three. The store is in a fresh
+//! directory under `target`, on the disk that holds the build. Keys have 16 bytes, values 256.
 //!
-//! - `space`: a million keys are overwritten ten times by eight threads with `Buffered` puts, at full speed, with the
-//!   default options. How much disk the log takes at its worst, when the backlog is worked off, and after
-//!   `compact()`; against the bytes that are alive, and against the bound in the documentation.
-//! - `foreground`: 64 `Synced` writers and 8 readers, which rest for a millisecond after 16 gets, on a two-worker tokio; in
-//!   turns of five seconds with compaction running at its default limit all the time, and without it. Medians of the turns.
-//!   (Readers that never rest take both cores to themselves, and then it is the scheduler's slices that are measured.)
-//! - `rate`: a store of segments that are all alive is compacted without a limit, in turns with a plain copy of the same
-//!   files (reads and writes of 1 MiB, one `fdatasync`); the page cache is told to forget the inputs before each.
+//! - `space`: eight threads overwrite a million keys ten times with `Buffered` puts at full speed, with default options.
+//!   Reports the disk space of the log at its peak, when the backlog is gone, and after `compact()`,
+//!   relative to the live bytes and to the documented bound.
+//! - `foreground`: 64 `Synced` writers and 8 readers on tokio with two workers. Turns of five seconds alternate between
+//!   compaction at its default rate limit and no compaction. Reports medians over the turns. Readers sleep for a
+//!   millisecond after 16 gets: readers that never sleep occupy both CPUs, and the scheduler's slices would dominate.
+//! - `rate`: compacts a store of fully live segments without a rate limit, in turn with a plain copy of the same files
+//!   (reads and writes of 1 MiB, one `fdatasync` per file). The page cache drops the input files before each.
 //!
-//! Exits with 1 where a documented bound does not hold.
+//! Exits with 1 when a documented bound does not hold.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    reason = "a benchmark stops at the first error, and its figures are for reading"
+    reason = "a benchmark stops at the first error, and its figures are printed, not computed with"
 )]
 
 #[path = "shared/keys.rs"]
@@ -51,13 +51,13 @@ fn open(path: &Path, compaction: Compaction) -> Store {
     block_on(builder.durability(Durability::Buffered).open()).unwrap()
 }
 
-/// Bytes of the log, those of segments that only wait for their readers included.
+/// Bytes of the log, including obsolete segments that still have readers.
 fn log_bytes(store: &Store) -> u64 {
     let stats = store.stats();
     stats.disk_bytes + stats.retired_bytes
 }
 
-/// Blocks of all files of the store.
+/// Bytes of the blocks of all files of the store.
 fn blocks(path: &Path) -> u64 {
     fs::read_dir(path).unwrap().map(|entry| entry.unwrap().metadata().map_or(0, |file| file.blocks() * 512)).sum()
 }
@@ -81,7 +81,7 @@ fn overwrite(store: &Store) {
                 let share = KEYS / WRITERS;
                 for turn in 0..TURNS {
                     for index in 0..share {
-                        // The first turn writes each key once, the others at random, as updates come.
+                        // The first turn writes each key once; the others pick keys at random, as updates do.
                         let number = writer * share + if turn == 0 { index } else { numbers.below(share) };
                         value[..8].copy_from_slice(&(turn * KEYS + index).to_le_bytes());
                         block_on(store.put(key(number), value)).unwrap();
@@ -126,7 +126,7 @@ fn space() -> bool {
         (KEYS * TURNS) as f64 / wrote.as_secs_f64()
     );
     println!(
-        "  alive {:.0} MiB; at its worst the log took {:.0} MiB, {:.2} times that",
+        "  live {:.0} MiB; log at its peak {:.0} MiB, {:.2} times the live bytes",
         live as f64 / MIB,
         peak.0 as f64 / MIB,
         peak.1
@@ -139,7 +139,7 @@ fn space() -> bool {
     let stats = store.stats();
     let is_within = log_bytes(&store) as f64 <= bound;
     println!(
-        "  backlog worked off after {:.1} s: {:.0} MiB, {:.2} times; bound {:.0} MiB {}; write amplification {:.2}",
+        "  backlog gone after {:.1} s: {:.0} MiB, {:.2} times; bound {:.0} MiB {}; write amplification {:.2}",
         caught_up.elapsed().as_secs_f64(),
         log_bytes(&store) as f64 / MIB,
         log_bytes(&store) as f64 / live as f64,
@@ -152,7 +152,7 @@ fn space() -> bool {
     let (after, live) = (log_bytes(&store), store.stats().live_bytes);
     let excess = after as f64 / live as f64 - 1.0;
     println!(
-        "  forced, {:.1} s, {:.0} MiB written: {:.1} MiB, {:.3} % above what is alive; 2 % {}",
+        "  forced, {:.1} s, {:.0} MiB written: {:.1} MiB, {:.3} % above the live bytes; 2 % {}",
         forced.elapsed().as_secs_f64(),
         report.bytes_written as f64 / MIB,
         after as f64 / MIB,
@@ -253,9 +253,9 @@ fn foreground() -> bool {
     store.resume_compaction();
     let of = |turns: &[Figures], figure: &dyn Fn(&Figures) -> f64| median(turns.iter().map(figure).collect());
     let micros = |nanos: u64| nanos as f64 / 1000.0;
-    println!("foreground: 64 Synced writers, 8 readers that rest, {TURN_PAIRS} turns of {TURN:?} each, medians");
+    println!("foreground: 64 Synced writers, 8 readers with pauses, {TURN_PAIRS} turns of {TURN:?} each, medians");
     println!(
-        "  compaction moved {:.0} MiB/s on average over its turns (jobs are counted when they end)",
+        "  compaction read and wrote {:.0} MiB/s on average over its turns (a job counts when it ends)",
         moved as f64 / MIB / (TURN.as_secs_f64() * TURN_PAIRS as f64)
     );
     println!("  {:<14} {:>12} {:>12} {:>8} {:>8}", "", "without", "with", "ratio", "bound");

@@ -1,25 +1,24 @@
-//! How many instructions one operation takes: a figure that a loaded machine does not change.
+//! Instructions per operation, which do not depend on the load of the machine.
 //!
-//! `cargo bench --bench counts` compares them with those in `benches/counts.txt` and exits with 1 where one has left its
-//! margin, to either side: what became cheaper is to be kept. `-- --write` writes the file anew, with the middle one of
-//! five rounds, and shows how far apart those lie, which is what the margins rest on; `-- --spread` only shows it.
+//! `cargo bench --bench counts` compares the counts with `benches/counts.txt` and exits with 1 when one is outside its
+//! margin, above or below: a lower count must be recorded, so that the gain is kept. `-- --write` rewrites the file with
+//! the median of five rounds and prints their spread, on which the margins are based; `-- --spread` only prints it.
 //!
-//! A store is filled and closed. Then child processes under `valgrind --tool=callgrind` open it, do N or 2N operations and
-//! close it; the difference over N is what one operation takes, without opening, loading and closing. `caller` counts the
-//! thread that calls, `all` the store's threads too, whose work depends on how many records happen to be in a group.
-//! Valgrind knows no rings, so the engine is `Engine::Threads`; and system calls count as what leads up to them.
+//! The benchmark fills a store and closes it. Child processes under `valgrind --tool=callgrind` then open it, run N or 2N
+//! operations and close it. The difference divided by N is the count of one operation, without open, load and close.
+//! `caller` counts the calling thread; `all` adds the store's threads, whose work depends on the sizes of groups. Valgrind
+//! does not support io_uring, so the engine is `Engine::Threads`. Instructions inside the kernel are not counted.
 //!
-//! Another compiler makes other instructions, and by the processor's abilities code is chosen as the program runs: where
-//! they are not those that the file names, what differs is shown and the exit code is 0. The dependency on itself turns the
-//! feature `sim` on, as in all benches: some tens of instructions an operation look for mistakes that are built in for
-//! tests.
+//! Counts depend on the compiler, and on the CPU, whose features select code at run time. When either differs from the
+//! one named in the file, the benchmark prints the differences and exits with 0. Benchmarks build with the feature `sim`,
+//! through the package's dependency on itself: its checks for seeded bugs add some tens of instructions per operation.
 
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     clippy::print_stderr,
     unsafe_code,
-    reason = "a benchmark stops at the first error, and this one decides how memory grows"
+    reason = "a benchmark stops at the first error, and this one needs its own allocator"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -33,33 +32,33 @@ use std::task::{Context, Poll, Waker};
 use pollster::block_on;
 use ringcask::{Batch, Durability, Engine, Store};
 
-/// The system's allocator, except that small blocks are always copied when they grow. Whether one can grow where it is
-/// depends on what lies behind it, and so on the order in which threads run: the figures of a batch were up to 9 % from half
-/// way. Large blocks have mappings of their own and grow without being copied.
+/// The system allocator, except that small blocks are always copied when they grow. Whether a block can grow in place
+/// depends on its neighbours and so on the order in which threads run: counts of a batch varied by up to 9 %. Large blocks
+/// have their own mappings and grow without a copy.
 struct Copying;
 
-/// More than the buffers of a batch have, and less than a mapping.
+/// Larger than the buffers of a batch, smaller than a block with its own mapping.
 const SMALL_BYTES: usize = 64 << 10;
 
-// SAFETY: every block is the system allocator's, of the layout that was asked for; `realloc` keeps what is in it.
+// SAFETY: every block comes from the system allocator with the requested layout; `realloc` preserves its content.
 unsafe impl GlobalAlloc for Copying {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         if new_size > SMALL_BYTES {
-            // SAFETY: the caller's promise is passed on.
+            // SAFETY: the caller upholds the same contract.
             return unsafe { System.realloc(pointer, layout, new_size) };
         }
-        // SAFETY: the caller promises that the new size is not zero and goes with the old alignment; the old block and the
-        // new one are apart, and both have the lesser of the two sizes.
+        // SAFETY: the caller guarantees that the new size is not zero and is valid for the old alignment. The two blocks
+        // do not overlap, and both are at least as long as the smaller of the two sizes.
         unsafe {
             let new = System.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
             if !new.is_null() {
@@ -75,7 +74,7 @@ unsafe impl GlobalAlloc for Copying {
 static ALLOCATOR: Copying = Copying;
 
 const VALUE: [u8; 256] = [0x5A; 256];
-/// Keys of a store that is not empty. 7,919 has no factor in common with it.
+/// Keys of a store that is not empty. Coprime with 7,919.
 const KEYS: u64 = 20_000;
 const BATCH: u64 = 100;
 const CHILD: &str = "RINGCASK_BENCH_COUNTS";
@@ -86,18 +85,17 @@ struct Case {
     name: &'static str,
     /// N.
     operations: u64,
-    /// How many keys the store has when the child opens it, given the number of operations.
+    /// Keys in the store when the child opens it, given the number of operations.
     keys: fn(u64) -> u64,
     run: fn(&Store, u64),
-    /// Percent by which the caller's thread may differ; `None` where it does none of the work.
+    /// Margin of the calling thread in percent; `None` where it does none of the work.
     caller_margin: Option<f64>,
-    /// The same for all threads together.
+    /// Margin of all threads together in percent.
     all_margin: f64,
 }
 
-// Measured in rounds of five with two to three times as many programs at work as there are processors: figures lay within
-// 1 % to either side of half way, those of puts and batches within 2 %, as the log's buffer may grow further in one round
-// than in another.
+// The margins are based on sets of five rounds with two to three busy programs per CPU. Counts stayed within 1 % of the
+// middle of their range, those of puts and batches within 2 %, because the log's buffer grows further in some rounds.
 const CASES: [Case; 7] = [
     Case {
         name: "get_cached",
@@ -149,7 +147,7 @@ fn key(number: u64) -> [u8; 16] {
     key
 }
 
-/// Polls by itself, so that an executor's work is not counted where there is nothing to wait for.
+/// Polls once without an executor, so that its instructions do not count when the future is ready.
 fn finish<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -159,13 +157,13 @@ fn finish<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn get_cached(store: &Store, operations: u64) {
-    // Each key once at the most, out of order.
+    // Each key at most once, out of order.
     for number in 0..operations {
         assert!(finish(store.get(key(number * 7_919 % KEYS))).unwrap().is_some());
     }
     let stats = store.stats();
-    // The kernel may want a page back meanwhile. A get that has to read costs several others: of so few, about a
-    // hundredth of what is counted, within the margin.
+    // The kernel may evict a page. A get that reads from the disk costs as much as several others; this few add about 1 %,
+    // which is within the margin.
     assert!(stats.gets_from_cache >= operations - operations / 500, "{stats:?}");
 }
 
@@ -205,12 +203,12 @@ fn nothing(store: &Store, operations: u64) {
 }
 
 fn open(path: &Path) -> Store {
-    // With room for all that is written, so that nobody waits: how often would depend on the disk.
+    // Staging holds all writes, so that no writer waits: the number of waits would depend on the disk.
     let builder = Store::builder(path).engine(Engine::Threads).durability(Durability::Buffered).staging_bytes(64 << 20);
     block_on(builder.open()).unwrap()
 }
 
-/// The part that is counted: `arguments` are the name of the case, the number of operations, and the store's directory.
+/// The counted process: `arguments` are the name of the case, the number of operations and the store's directory.
 fn child(arguments: &str) {
     let mut arguments = arguments.splitn(3, ' ');
     let mut next = || arguments.next().unwrap();
@@ -220,14 +218,14 @@ fn child(arguments: &str) {
     block_on(store.close()).unwrap();
 }
 
-/// Instructions of the thread that calls, and of all threads.
+/// Instructions of the calling thread and of all threads.
 #[derive(Clone, Copy)]
 struct Counts {
     caller: f64,
     all: f64,
 }
 
-/// Runs `operations` of a case in a store of its own, under callgrind.
+/// Runs `operations` of a case in a new store under callgrind.
 fn count(case: &Case, operations: u64) -> Counts {
     let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("store");
@@ -249,7 +247,7 @@ fn count(case: &Case, operations: u64) -> Counts {
     Counts { caller: threads[&1] as f64, all: threads.values().sum::<u64>() as f64 }
 }
 
-/// Instructions by the number of the thread, from callgrind's files `out-01`, `out-02` and so on.
+/// Instructions by thread number, from callgrind's files `out-01`, `out-02` and so on.
 fn threads(dir: &Path) -> BTreeMap<u64, u64> {
     let outs = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
     outs.filter_map(|path: PathBuf| {
@@ -260,14 +258,14 @@ fn threads(dir: &Path) -> BTreeMap<u64, u64> {
     .collect()
 }
 
-/// One figure: what is counted, and how many instructions an operation takes.
+/// One figure: its name and the instructions per operation.
 struct Figure {
     name: String,
     per_operation: f64,
     margin_percent: f64,
 }
 
-/// What one operation of each case takes.
+/// Counts one operation of each case.
 fn measure() -> Vec<Figure> {
     let mut figures = Vec::new();
     for case in &CASES {
@@ -284,8 +282,8 @@ fn measure() -> Vec<Figure> {
     figures
 }
 
-/// What makes the figures: the compiler (cargo and rustup see to it that it is the one that made this program), and the
-/// processor, by whose abilities the C library and the checksums choose their code.
+/// The compiler and the CPU, on which the counts depend. Cargo and rustup ensure that `rustc` is the one that built this
+/// program. The C library and the checksums select their code by CPU features.
 fn compiler() -> String {
     let output = Command::new("rustc").arg("-V").output().unwrap();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -297,7 +295,7 @@ fn compiler() -> String {
     format!("{} on {name}, family {family}, model {model}", String::from_utf8(output.stdout).unwrap().trim())
 }
 
-/// The compiler and the figures of the file.
+/// The compiler and the figures in the file.
 fn committed() -> (String, BTreeMap<String, f64>) {
     let text = std::fs::read_to_string(FIGURES).unwrap();
     let mut lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -308,30 +306,30 @@ fn committed() -> (String, BTreeMap<String, f64>) {
 
 fn write(figures: &[Figure]) {
     let mut text =
-        "# Instructions an operation. Made by `cargo bench --bench counts -- --write`; see benches/counts.rs.\n"
+        "# Instructions per operation. Written by `cargo bench --bench counts -- --write`; see benches/counts.rs.\n"
             .to_owned();
     text += &format!("{}\n", compiler());
     for Figure { name, per_operation, .. } in figures {
         text += &format!("{name} {per_operation:.0}\n");
     }
     std::fs::write(FIGURES, text).unwrap();
-    println!("{FIGURES} is written");
+    println!("wrote {FIGURES}");
 }
 
-/// Why a figure is not as it was; `None` if it is.
+/// Why a figure differs from the file; `None` if it is within its margin.
 fn objection(was: Option<f64>, figure: &Figure) -> Option<&'static str> {
-    let Some(was) = was else { return Some("is not in the file: write it") };
+    let Some(was) = was else { return Some("is not in the file: run with --write") };
     let percent = (figure.per_operation / was - 1.0) * 100.0;
     if percent > figure.margin_percent {
-        Some("MORE than it was: find out why")
+        Some("MORE than in the file: find the reason")
     } else if percent < -figure.margin_percent {
-        Some("LESS than it was: write the new figure")
+        Some("LESS than in the file: run with --write")
     } else {
         None
     }
 }
 
-/// Prints the table; the number of figures that have left their margins, and of lines of the file that nothing made.
+/// Prints the table. Returns the number of figures outside their margins plus the lines in the file without a case.
 fn compare(figures: &[Figure], mut was: BTreeMap<String, f64>) -> usize {
     let mut objections = 0;
     println!("{:24} {:>8} {:>8} {:>8} {:>8}", "instructions", "now", "file", "%", "margin");
@@ -346,12 +344,12 @@ fn compare(figures: &[Figure], mut was: BTreeMap<String, f64>) -> usize {
         println!("{name:24} {per_operation:8.0} {was:8.0} {percent:+8.1} {margin_percent:8.1} {objection}");
     }
     for name in was.keys() {
-        println!("{name:24} is in the file, and no case makes it: write the file");
+        println!("{name:24} is in the file but has no case: run with --write");
     }
     objections + was.len()
 }
 
-/// The middle figures of several rounds; prints how far apart they are, as percent to either side of half way.
+/// The median figures of several rounds. Prints their spread, as a percentage to either side of the middle.
 fn measure_often() -> Vec<Figure> {
     let mut rounds: Vec<_> = (0..ROUNDS).map(|_| measure().into_iter()).collect();
     let mut middles = Vec::new();
@@ -370,10 +368,10 @@ fn measure_often() -> Vec<Figure> {
     }
 }
 
-/// Without valgrind nothing can be said, which must not look like a success where everything is demanded.
+/// Skips without valgrind. That is a failure when all checks are required.
 fn skip() -> ExitCode {
     let demanded = std::env::var_os("RINGCASK_REQUIRE_ALL").is_some();
-    eprintln!("SKIPPED: valgrind is not to be had, so nothing is known about instructions (tests/install-tools)");
+    eprintln!("SKIPPED: valgrind is not installed, so instructions are not counted (tests/install-tools)");
     ExitCode::from(u8::from(demanded))
 }
 
@@ -398,7 +396,7 @@ fn main() -> ExitCode {
     let objections = compare(&figures, was);
     let ours = compiler();
     if ours != theirs {
-        eprintln!("WARNING: the file is of {theirs}, this is {ours}: {objections} objections count for nothing");
+        eprintln!("WARNING: the file is from {theirs}, this is {ours}: {objections} differences are ignored");
         return ExitCode::SUCCESS;
     }
     ExitCode::from(u8::from(objections > 0))

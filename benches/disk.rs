@@ -1,30 +1,30 @@
-//! Against what the disk itself does: cold reads and large values beside `fio`, and gets beside durable writes.
+//! ringcask relative to the disk: cold reads and large values compared with `fio`, and gets during durable writes.
 //!
-//! `cargo bench --bench disk -- [cold] [large] [beside] [--rounds N] [--seconds N]`, all three without a name, in which a
-//! round of `large` writes 27 GiB, 9 at a time. Needs `fio`
-//! for the first two, and for the first root and memory cgroups (either version). The store lies in a fresh directory
-//! under `target`. Rounds go in turn with what they are compared to; medians.
+//! `cargo bench --bench disk -- [cold] [large] [beside] [--rounds N] [--seconds N]`; without a name, all three. `cold` and
+//! `large` need `fio`; `cold` also needs root and memory cgroups (version 1 or 2). A round of `large` writes 27 GiB, at most
+//! 9 GiB at a time. The store is in a fresh directory under `target`. ringcask and `fio` run in turn; the output shows
+//! medians over the rounds.
 //!
-//! - `cold`: 64 tasks get random keys of a store of 1 GiB, in a process whose memory, page cache included, is limited to
-//!   256 MiB. `fio` reads 4 KiB of the same files at random, 64 at a time, under the same limit: through the page cache at
-//!   any sector, as records lie, and at pages; and past the cache. A record has 4,096 bytes and does not begin at a page,
-//!   so a get needs two pages. `fio` takes every file as often as any other, so the last segment, of some 50 KiB and soon
-//!   cached, is kept from it.
-//! - `large`: `Written` puts of 1 MiB each, from four tasks, a new store each time; `fio` writes a new file of the same size
-//!   in pieces of 1 MiB through the page cache. 192 MiB lie within a segment; of 1,000 MiB the first three segments are on
-//!   the disk before the next one begins, while `fio` waits for it only when a part of the memory is dirty; 8 GiB are more
-//!   than that part, up to some 40 GiB of memory. Beside it, what `fio` writes if it makes each 256 MiB durable, as a log
-//!   must that shall not have holes.
-//! - `beside`: 8 readers that rest a millisecond after 16 gets, alone and beside 64 `Synced` writers.
+//! - `cold`: 64 tasks get random keys of a store of 1 GiB, in a process limited to 256 MiB of memory including its page
+//!   cache. Under the same limit, `fio` reads 4 KiB of the same files at random at a queue depth of 64: through the page
+//!   cache at any sector, as records lie; through the page cache at page boundaries; and with `O_DIRECT`. A record has 4,096
+//!   bytes and does not begin at a page boundary, so a get needs two pages. `fio` picks every file equally often, so it
+//!   does not get the last segment: that one has about 50 KiB and would soon be cached.
+//! - `large`: four tasks write `Written` values of 1 MiB to a new store, and `fio` writes a new file of the same size in
+//!   pieces of 1 MiB through the page cache. 192 MiB fit into one segment. With 1,000 MiB, three segments must reach the
+//!   disk before the next one begins, while `fio` waits only once part of the memory is dirty. 8 GiB exceed that part on
+//!   machines with up to about 40 GiB of memory. A second `fio` run makes each 256 MiB durable, as a log without holes
+//!   must.
+//! - `beside`: 8 readers, which sleep for a millisecond after 16 gets, alone and together with 64 `Synced` writers.
 //!
-//! Exits with 1 where a bound does not hold.
+//! Exits with 1 when a bound does not hold.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    reason = "a benchmark stops at the first error, and its figures are for reading"
+    reason = "a benchmark stops at the first error, and its figures are printed, not computed with"
 )]
 
 #[path = "shared/keys.rs"]
@@ -48,7 +48,7 @@ use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of a record beside its value: 40 of the header and 16 of the key.
+/// A record of 4,096 bytes, less 40 bytes of header and 16 of key.
 const COLD_VALUE: usize = 4096 - 40 - 16;
 const COLD_KEYS: u64 = 1024 * MIB / 4096;
 const COLD_LIMIT: u64 = 256 * MIB;
@@ -100,12 +100,12 @@ fn verdict(name: &str, ratio: f64, holds: bool) -> bool {
 fn has_fio() -> bool {
     let found = Command::new("fio").arg("--version").output().is_ok();
     if !found {
-        println!("SKIPPED: there is no fio, which would have said what the disk does");
+        println!("SKIPPED: fio is not installed, so the speed of the disk is unknown");
     }
     found
 }
 
-/// What `fio` measured, by its terse output: field 8 is reads a second, 48 the KiB written in a second.
+/// One field of `fio`'s terse output: 8 is reads per second, 48 is KiB written per second.
 fn fio(command: &mut Command, field: usize) -> f64 {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -128,7 +128,7 @@ fn forget(path: &Path) {
 
 // ---- cold --------------------------------------------------------------------------------------------------------
 
-/// A memory cgroup, removed at the end.
+/// A memory cgroup, removed on drop.
 struct Limit(PathBuf);
 
 impl Limit {
@@ -143,11 +143,11 @@ impl Limit {
                 }
             }
         }
-        println!("SKIPPED: no memory cgroup can be made here, which would have kept the page cache small");
+        println!("SKIPPED: cannot create a memory cgroup, so the page cache cannot be limited");
         None
     }
 
-    /// `command` under the limit.
+    /// A command that runs `program` under the limit.
     fn run(&self, program: &Path, arguments: &[String]) -> Command {
         let mut command = Command::new("sh");
         command.arg("-c").arg("echo $$ > \"$0\" && exec \"$@\"").arg(self.0.join("cgroup.procs")).arg(program);
@@ -158,7 +158,7 @@ impl Limit {
 
 impl Drop for Limit {
     fn drop(&mut self) {
-        // Its processes are gone; their pages may take the kernel a moment.
+        // The processes have exited, but the kernel may need a moment to release their pages.
         for _ in 0..50 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -168,7 +168,7 @@ impl Drop for Limit {
     }
 }
 
-/// The child: says gets a second, p50 and p99 in microseconds, and the part that came from the disk.
+/// The child process: prints gets per second, p50 and p99 in microseconds, and the fraction served from the disk.
 fn cold_child(path: &Path, time: Duration) {
     let (store, runtime) = (block_on(Store::open(path)).unwrap(), runtime());
     let until = Instant::now() + time;
@@ -243,18 +243,18 @@ fn cold(options: &Options) -> bool {
     let (cached, at_pages, direct) = (median(cached), median(at_pages), median(direct));
     println!(
         "cold: {:.0} gets/s, p50 {:.0} µs, p99 {:.0} µs, {:.0} % from the disk; fio {cached:.0}/s through the page cache, \
-         {at_pages:.0}/s at pages, {direct:.0}/s past it",
+         {at_pages:.0}/s at page boundaries, {direct:.0}/s with O_DIRECT",
         of(0),
         of(1),
         of(2),
         of(3) * 100.0
     );
-    verdict("cold, against fio through the page cache, at least 0.9", of(0) / cached, of(0) >= 0.9 * cached)
+    verdict("cold, relative to fio through the page cache, at least 0.9", of(0) / cached, of(0) >= 0.9 * cached)
 }
 
 // ---- large -------------------------------------------------------------------------------------------------------
 
-/// MiB a second.
+/// MiB per second of ringcask.
 fn put_large(runtime: &Runtime, path: &Path, mib: u64) -> f64 {
     let store = block_on(Store::builder(path).durability(Durability::Written).open()).unwrap();
     let began = Instant::now();
@@ -274,11 +274,11 @@ fn put_large(runtime: &Runtime, path: &Path, mib: u64) -> f64 {
     mib as f64 / seconds
 }
 
-/// The same by `fio`, which makes what it has written durable each [`SYNC_MIB`], or never.
+/// MiB per second of `fio`, which syncs each [`SYNC_MIB`] or never.
 fn write_large(path: &Path, mib: u64, syncs: bool) -> f64 {
     let mut command = Command::new("fio");
     command.args(["--name=large", "--rw=write", "--bs=1M", "--ioengine=psync", "--fallocate=none", "--minimal"]);
-    // It counts pieces, each of a MiB.
+    // `--fdatasync` counts blocks, here of 1 MiB each.
     command.args(syncs.then(|| format!("--fdatasync={SYNC_MIB}")));
     command.arg(format!("--size={mib}M")).arg(format!("--filename={}", path.display()));
     fio(&mut command, 48) / 1024.0
@@ -310,11 +310,11 @@ fn large(options: &Options) -> bool {
         if !durable.is_empty() {
             let durable = median(durable);
             println!(
-                "large, {mib} MiB: fio synced each {SYNC_MIB} MiB {durable:.0} MiB/s, ratio {:.2}",
+                "large, {mib} MiB: fio with a sync each {SYNC_MIB} MiB {durable:.0} MiB/s, ratio {:.2}",
                 ours / durable
             );
         }
-        let name = format!("large, {mib} MiB, against fio's buffered writes, at least 0.85");
+        let name = format!("large, {mib} MiB, relative to fio's buffered writes, at least 0.85");
         all_hold &= verdict(&name, ours / theirs, ours >= 0.85 * theirs);
     }
     all_hold
@@ -384,7 +384,7 @@ fn beside(options: &Options) -> bool {
     };
     let (p99_alone, p99_beside) = (of(&alone, 0.99), of(&beside, 0.99));
     println!(
-        "beside: gets alone p50 {:.1} µs, p99 {p99_alone:.1} µs; beside {:.0} Synced puts/s p50 {:.1} µs, p99 {p99_beside:.1} µs",
+        "beside: gets alone p50 {:.1} µs, p99 {p99_alone:.1} µs; during {:.0} Synced puts/s p50 {:.1} µs, p99 {p99_beside:.1} µs",
         of(&alone, 0.5),
         median(puts),
         of(&beside, 0.5)

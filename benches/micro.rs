@@ -1,14 +1,14 @@
-//! The cost of one operation on one thread, with no disk in it.
+//! The cost of one operation on one thread, without waiting for a disk.
 //!
-//! - `put_buffered`: a `Buffered` put, 16-byte keys out of 100,000, values of 256 bytes. The log goes to the temporary
-//!   directory in the background, and its back pressure is part of the figure.
+//! - `put_buffered`: a `Buffered` put of a value of 256 bytes under one of 100,000 keys of 16 bytes. The log is written to
+//!   the temporary directory in the background, so backpressure is included.
 //! - `get_cached`: a get of the same keys from the page cache.
-//! - `batch_build`: 100 puts encoded into a `Batch` that is not written.
-//! - `record/encode`, `record/decode`: a record of 16 and 256 bytes made, and read and checked, in memory. What a put does
-//!   beside that and the look-up is to stage it: the lock, the copy, the publication.
-//! - `keydir/hit`, `keydir/miss`: `contains_key`, which is a look-up and nothing else.
+//! - `batch_build`: encodes 100 puts into a `Batch` and does not write it.
+//! - `record/encode`, `record/decode`: encodes a record with a key of 16 and a value of 256 bytes in memory; reads and
+//!   verifies it. The rest of a put is staging: the log's lock, the copy and the publication.
+//! - `keydir/hit`, `keydir/miss`: `contains_key`, which is a keydir lookup only.
 //!
-//! `cargo bench`; for many tasks and a real disk see the example `high_load_writer`.
+//! `cargo bench --bench micro`. For many tasks and a real disk, see the example `high_load_writer`.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
 
@@ -29,7 +29,7 @@ fn key(number: u64) -> [u8; 16] {
     key
 }
 
-/// Numbers below [`KEYS`] that jump about: a multiplicative generator with a full period.
+/// The next pseudo-random number below [`KEYS`], from a linear congruential generator with a full period.
 fn next(number: &mut u64) -> u64 {
     *number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*number >> 33) % KEYS
@@ -85,7 +85,7 @@ fn batch_build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A whole record of `key` at the start of a segment's records.
+/// Encodes a whole record of `key`, as the first record of a segment.
 fn encode(binding: &Binding, key: &[u8], buffer: &mut Vec<u8>) {
     let header = RecordHeader {
         payload_crc: format::payload_crc(key, &VALUE),
@@ -106,7 +106,7 @@ fn encode(binding: &Binding, key: &[u8], buffer: &mut Vec<u8>) {
 
 fn record(criterion: &mut Criterion) {
     let (binding, mut buffer, mut number) = (Binding::new(7, 1), Vec::with_capacity(1024), 1);
-    // There to be decoded when nothing is encoded.
+    // `decode` may run alone, so the buffer needs a record.
     encode(&binding, &key(0), &mut buffer);
     let mut group = criterion.benchmark_group("record");
     group.throughput(Throughput::Elements(1));

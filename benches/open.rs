@@ -1,17 +1,19 @@
-//! How long an opening takes, and what a key costs in memory.
+//! The time to open a store, and the memory per key.
 //!
-//! `cargo bench --bench open -- [--keys N,N] [--key-len N,N] [--rounds N]`, by default one and ten million keys of 16, 40
-//! and 100 bytes, five rounds. A store is filled with `Buffered` puts of 8-byte values and closed, so that every segment
-//! has its hint file. Then child processes open it, one after the other, the page cache warm: each reports the time of
-//! the opening, what its allocator has handed out meanwhile and at the most, and by how much its resident memory grew.
-//! Per key everything counts: map, keys, segments, buffers, threads. But most of the keydir's entries are not the
-//! allocator's: what a key takes is the resident figure. Medians of the rounds.
+//! `cargo bench --bench open -- [--keys N,N] [--key-len N,N] [--rounds N]`. The default is one and ten million keys of 16,
+//! 40 and 100 bytes, in five rounds. The benchmark fills a store with `Buffered` puts of 8-byte values and closes it, so
+//! every segment has a hint file. Child processes then open it one after the other with a warm page cache. Each reports
+//! the time of the open, the allocated bytes after it and at their peak, and the growth of its resident memory. The table
+//! shows medians over the rounds.
+//!
+//! The memory per key includes everything: index, keys, segments, buffers and threads. The allocator does not see most of
+//! the keydir, which maps its own memory, so the memory of a key is the resident figure.
 
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     unsafe_code,
-    reason = "a benchmark stops at the first error, and counts what its allocator does"
+    reason = "a benchmark stops at the first error, and this one counts allocated bytes"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -24,24 +26,24 @@ use std::time::Instant;
 use pollster::block_on;
 use ringcask::{Durability, Store};
 
-/// Counts bytes on the way to the system's allocator.
+/// The system allocator with a count of bytes.
 struct Counting;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static AT_MOST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is the system allocator's, with the same arguments; the counters own nothing.
+// SAFETY: every call passes its arguments on to the system allocator unchanged; the counters own no memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         AT_MOST.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -71,7 +73,7 @@ fn resident_bytes() -> usize {
     pages * 4096
 }
 
-/// Opens the store, and says in a line: nanoseconds, bytes in use, bytes at the most, bytes resident.
+/// Opens the store and prints one line: nanoseconds, bytes in use, peak bytes in use, resident bytes.
 fn child(path: &Path) {
     let (resident, in_use) = (resident_bytes(), IN_USE.load(Ordering::Relaxed));
     let start = Instant::now();
@@ -79,7 +81,7 @@ fn child(path: &Path) {
     let nanos = start.elapsed().as_nanos();
     let figures = [IN_USE.load(Ordering::Relaxed), AT_MOST.load(Ordering::Relaxed)].map(|bytes| bytes - in_use);
     println!("{nanos} {} {} {}", figures[0], figures[1], resident_bytes() - resident);
-    assert_eq!(store.recovery_report().segments_scanned, 0, "every segment has a hint");
+    assert_eq!(store.recovery_report().segments_scanned, 0, "every segment has a hint file");
     block_on(store.close()).unwrap();
 }
 
@@ -101,7 +103,7 @@ fn main() {
         return child(Path::new(&path));
     }
     let rounds = numbers("--rounds", &[5])[0];
-    println!("| keys | key bytes | open | keys/s | allocated | at the most | resident |");
+    println!("| keys | key bytes | open | keys/s | allocated | peak | resident |");
     println!("|---|---|---|---|---|---|---|");
     for key_len in numbers("--key-len", &[16, 40, 100]) {
         for keys in numbers("--keys", &[1_000_000, 10_000_000]) {

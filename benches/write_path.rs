@@ -1,20 +1,22 @@
-//! What a durable group costs, by how its bytes and its sync reach the disk and by what lies in the file before.
+//! The cost of a durable group, by system call and by the state of the file.
 //!
-//! `cargo bench --bench write_path -- [--rounds N] [--groups N]`. One thread writes groups of a few sizes, one after the
-//! other, to a file in a fresh directory under `target`:
+//! `cargo bench --bench write_path -- [--rounds N] [--groups N]`. One thread appends groups of three sizes to a file in a
+//! fresh directory under `target`:
 //!
-//! - *calls*: `pwrite` and `fdatasync`; `pwritev2` with `RWF_DSYNC`; `pwrite` past the page cache to a file that was opened
-//!   with `O_DIRECT` and `O_DSYNC`, in whole blocks of 4 KiB, so that the block a group ends in is written again by the next.
-//! - *file*: empty; its blocks claimed behind its end (`fallocate`, size kept); claimed and its length set; written before.
-//! - *processors*: idle; all of them busy with loops that never wait.
+//! - *calls*: `pwrite` and `fdatasync`; `pwritev2` with `RWF_DSYNC`; `pwrite` to a file opened with `O_DIRECT` and
+//!   `O_DSYNC`, in whole blocks of 4 KiB, so the next group rewrites the block in which the last one ended.
+//! - *file*: empty; preallocated beyond its end (`fallocate` with the size kept); preallocated with the length set;
+//!   prewritten.
+//! - *CPUs*: idle; each of them busy with a loop that never blocks.
 //!
-//! Each cell is the median over rounds, which go through all cells in turn, of a round's median, and of its p99.
+//! Every round runs all cells in turn and yields a median and a p99 per cell. The table shows the median of each over all
+//! rounds.
 
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    reason = "a benchmark stops at the first error, and its figures are for reading"
+    reason = "a benchmark stops at the first error, and its figures are printed, not computed with"
 )]
 
 mod shared;
@@ -34,7 +36,7 @@ use shared::{median, place};
 
 const BLOCK: usize = 4096;
 const FILE_BYTES: u64 = 64 << 20;
-/// A lone record of 256 bytes, and the groups of 64 and of 450 writers.
+/// A single record with a value of 256 bytes, and the group sizes of 64 and 450 writers.
 const GROUPS: [usize; 3] = [360, 20_000, 140_000];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,9 +49,9 @@ enum Calls {
 #[derive(Clone, Copy, Debug)]
 enum Content {
     Empty,
-    Claimed,
-    ClaimedWithLength,
-    Written,
+    Preallocated,
+    PreallocatedWithLength,
+    Prewritten,
 }
 
 const CALLS: [(Calls, &str); 3] = [
@@ -59,20 +61,20 @@ const CALLS: [(Calls, &str); 3] = [
 ];
 const CONTENTS: [(Content, &str); 4] = [
     (Content::Empty, "empty"),
-    (Content::Claimed, "claimed"),
-    (Content::ClaimedWithLength, "claimed, length set"),
-    (Content::Written, "written before"),
+    (Content::Preallocated, "preallocated"),
+    (Content::PreallocatedWithLength, "preallocated, length set"),
+    (Content::Prewritten, "prewritten"),
 ];
 
-/// Makes the file and opens it for `calls`.
+/// Creates the file and opens it for `calls`.
 fn prepare(path: &Path, calls: Calls, content: Content) -> File {
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap();
-    let claim = |flags| rustix::fs::fallocate(&file, flags, 0, FILE_BYTES).unwrap();
+    let preallocate = |flags| rustix::fs::fallocate(&file, flags, 0, FILE_BYTES).unwrap();
     match content {
         Content::Empty => {}
-        Content::Claimed => claim(FallocateFlags::KEEP_SIZE),
-        Content::ClaimedWithLength => claim(FallocateFlags::empty()),
-        Content::Written => {
+        Content::Preallocated => preallocate(FallocateFlags::KEEP_SIZE),
+        Content::PreallocatedWithLength => preallocate(FallocateFlags::empty()),
+        Content::Prewritten => {
             let piece = vec![0xA5; 1 << 20];
             (0..FILE_BYTES).step_by(piece.len()).for_each(|offset| file.write_all_at(&piece, offset).unwrap());
         }
@@ -85,14 +87,14 @@ fn prepare(path: &Path, calls: Calls, content: Content) -> File {
     OpenOptions::new().write(true).custom_flags(flags.bits().cast_signed()).open(path).unwrap()
 }
 
-/// A buffer whose bytes from the returned place on lie at a block's boundary.
+/// A buffer, and the index of its first byte on a block boundary.
 fn aligned(len: usize) -> (Vec<u8>, usize) {
     let buffer = vec![7; len + 2 * BLOCK];
     let start = buffer.as_ptr().align_offset(BLOCK);
     (buffer, start)
 }
 
-/// Writes `count` groups; the median and the 99th percentile of the microseconds each took.
+/// Writes `count` groups. Returns the median and the 99th percentile of the time per group, in microseconds.
 fn run(path: &Path, calls: Calls, content: Content, len: usize, count: usize) -> (f64, f64) {
     let file = prepare(path, calls, content);
     let (buffer, start) = aligned(len + BLOCK);
@@ -124,7 +126,7 @@ fn run(path: &Path, calls: Calls, content: Content, len: usize, count: usize) ->
     (taken[count / 2], taken[count * 99 / 100])
 }
 
-/// Keeps every processor busy until dropped.
+/// Keeps every CPU busy until dropped.
 struct Busy(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
 impl Busy {
@@ -157,10 +159,10 @@ fn main() {
     let dir = place("write-path");
     let path = dir.path().join("log");
     for is_busy in [false, true] {
-        // A turn of the scheduler each: enough groups would take minutes.
+        // With busy CPUs each group costs up to a scheduler slice, so the full count would take minutes.
         let count = if is_busy { groups / 8 } else { groups };
         let _busy = is_busy.then(Busy::all);
-        println!("\nprocessors {}: µs a group, median (p99)\n", if is_busy { "busy" } else { "idle" });
+        println!("\nCPUs {}: µs per group, median (p99)\n", if is_busy { "busy" } else { "idle" });
         println!("| calls | file |{}", GROUPS.map(|len| format!(" {len} bytes |")).concat());
         println!("|---|---|{}", GROUPS.map(|_| "---|").concat());
         let mut cells = vec![(Vec::new(), Vec::new()); CALLS.len() * CONTENTS.len() * GROUPS.len()];

@@ -1,4 +1,4 @@
-//! Keys of benches, and the order they come in.
+//! Keys for benchmarks, and a generator for their order.
 
 /// A key of 16 bytes.
 pub(crate) fn key(number: u64) -> [u8; 16] {
@@ -7,7 +7,7 @@ pub(crate) fn key(number: u64) -> [u8; 16] {
     key
 }
 
-/// Numbers that jump about.
+/// A xorshift generator.
 pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {

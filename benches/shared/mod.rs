@@ -1,10 +1,10 @@
-//! What the benches of the disk have in common.
+//! Helpers shared by the benchmarks that use a disk.
 
 use std::path::Path;
 
 use tempfile::TempDir;
 
-/// A fresh directory under `target`, so on the disk that one builds on.
+/// Creates a fresh directory under `target`, on the disk that holds the build.
 pub(crate) fn place(bench: &str) -> TempDir {
     let parent = Path::new("target");
     let parent = if parent.is_dir() { parent.to_path_buf() } else { std::env::temp_dir() };

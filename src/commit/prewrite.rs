@@ -1,7 +1,8 @@
 //! Filler ahead of the log, so that a sync that somebody awaits finds blocks that were written before.
 //!
 //! A sync of bytes behind the end of a file has to bring its new length and its new blocks to the disk, too; a sync of
-//! bytes written over others has not. For a group of some dozen records that is nearly half the time (`benches/RESULTS.md`).
+//! bytes written over others has not. That saves a group of some dozen records nearly half the time
+//! (`docs/experiments/2026-11-28-prewrite.md`).
 //! So about once in [`GROUPS`] groups the sync that is due anyway gets, behind the group's records, [`FILLER`] for the next
 //! ones to overwrite.
 //!

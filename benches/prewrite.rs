@@ -1,21 +1,22 @@
-//! What it costs to have every group find blocks that were written before, by when those are written.
+//! The cost of prewriting log space, by when the prewrite happens.
 //!
-//! `cargo bench --bench filler -- [--rounds N] [--seconds S]`. One thread writes groups to a file in a fresh directory under
-//! `target`, with `pwrite` and `fdatasync`, each behind the last:
+//! `cargo bench --bench prewrite -- [--rounds N] [--seconds S]`. One thread appends groups to a file in a fresh directory
+//! under `target`, each with a `pwrite` and an `fdatasync`:
 //!
-//! - *in place*: over bytes that are there. What would be had for nothing; in an append-only log it is not to be had.
-//! - *claimed*: behind the end of the file, in claimed space, without filler.
-//! - *with the groups*: each so many groups, filler for as many more goes with the group's own sync.
-//! - *behind*: in place, while another thread writes and syncs as much filler to a second file, a piece at a time, for
-//!   the log to find there later. It waits while it is [`AHEAD_BYTES`] ahead.
+//! - *in place*: the file already has data there. This is the lower bound; an append-only log cannot reach it.
+//! - *preallocated*: the space beyond the end of the file is preallocated and not prewritten.
+//! - *with each Nth group*: every Nth group prewrites space for the next N groups; its own sync covers both.
+//! - *second thread*: groups are written in place, while a second thread prewrites and syncs a second file, one piece at a
+//!   time, as it would for the next segment. It pauses when it is [`AHEAD_BYTES`] ahead.
 //!
-//! Each cell is the median over rounds, which go through all cells in turn, of a round's mean, median and 99th percentile.
+//! Every round runs all cells in turn and yields a mean, a median and a 99th percentile per cell. The table shows the
+//! median of each over all rounds.
 
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    reason = "a benchmark stops at the first error, and its figures are for reading"
+    reason = "a benchmark stops at the first error, and its figures are printed, not computed with"
 )]
 
 mod shared;
@@ -31,49 +32,49 @@ use rustix::fs::FallocateFlags;
 use shared::{median, place};
 
 const MIB: u64 = 1 << 20;
-static FILLER: [u8; MIB as usize] = [0xA5; MIB as usize];
+static FILL: [u8; MIB as usize] = [0xA5; MIB as usize];
 const FILE_BYTES: u64 = 256 * MIB;
-/// How far filler in a second file may be ahead of the log in the first.
+/// How far the second thread may be ahead of the log.
 const AHEAD_BYTES: u64 = 8 * MIB;
-/// The groups of 64, 128 and 512 writers.
+/// The group sizes of 64, 128 and 512 writers.
 const GROUPS: [usize; 3] = [20_000, 40_000, 160_000];
 
 #[derive(Clone, Copy, Debug)]
 enum Way {
     InPlace,
-    Claimed,
+    Preallocated,
     WithGroups(u64),
-    Behind(usize),
+    SecondThread(usize),
 }
 
 const WAYS: [(Way, &str); 7] = [
     (Way::InPlace, "in place"),
-    (Way::Claimed, "claimed"),
+    (Way::Preallocated, "preallocated"),
     (Way::WithGroups(4), "with each 4th group"),
     (Way::WithGroups(16), "with each 16th group"),
     (Way::WithGroups(64), "with each 64th group"),
-    (Way::Behind(256 << 10), "behind, 256 KiB"),
-    (Way::Behind(1 << 20), "behind, 1 MiB"),
+    (Way::SecondThread(256 << 10), "second thread, 256 KiB"),
+    (Way::SecondThread(1 << 20), "second thread, 1 MiB"),
 ];
 
-/// The mean, the median and the 99th percentile of what groups took, in microseconds.
+/// Mean, median and 99th percentile of the time per group, in microseconds.
 type Figures = [f64; 3];
 
-fn claimed(path: &Path) -> File {
+fn preallocated(path: &Path) -> File {
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap();
     rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, FILE_BYTES).unwrap();
     file
 }
 
-fn fill(file: &File, from: u64, until: u64) {
-    for offset in (from..until).step_by(FILLER.len()) {
-        let len = FILLER.len().min((until - offset) as usize);
-        file.write_all_at(&FILLER[..len], offset).unwrap();
+fn prewrite(file: &File, from: u64, until: u64) {
+    for offset in (from..until).step_by(FILL.len()) {
+        let len = FILL.len().min((until - offset) as usize);
+        file.write_all_at(&FILL[..len], offset).unwrap();
     }
 }
 
-/// Writes and syncs pieces of filler behind the first [`AHEAD_BYTES`], until it is told to stop.
-fn fill_behind(file: &File, piece: usize, logged: &AtomicU64, stop: &AtomicBool) {
+/// Prewrites and syncs pieces after the first [`AHEAD_BYTES`] until `stop` is set.
+fn prewrite_pieces(file: &File, piece: usize, logged: &AtomicU64, stop: &AtomicBool) {
     let (mut filled, piece) = (AHEAD_BYTES, piece as u64);
     while !stop.load(Ordering::Relaxed) {
         let wanted = logged.load(Ordering::Relaxed) + AHEAD_BYTES;
@@ -81,13 +82,13 @@ fn fill_behind(file: &File, piece: usize, logged: &AtomicU64, stop: &AtomicBool)
             thread::sleep(Duration::from_micros(100));
             continue;
         }
-        fill(file, filled, filled + piece);
+        prewrite(file, filled, filled + piece);
         file.sync_data().unwrap();
         filled += piece;
     }
 }
 
-/// Has the other thread stop, also where this one panics.
+/// Stops the second thread on drop, so that it also stops when this thread panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -98,20 +99,20 @@ impl Drop for Stop<'_> {
 
 /// Writes groups of `len` bytes for `time`, or until the file is full.
 fn run(dir: &Path, way: Way, len: usize, time: Duration) -> Figures {
-    let (file, next) = (claimed(&dir.join("log")), claimed(&dir.join("next")));
-    if matches!(way, Way::InPlace | Way::Behind(_)) {
-        fill(&file, 0, FILE_BYTES);
+    let (file, next) = (preallocated(&dir.join("log")), preallocated(&dir.join("next")));
+    if matches!(way, Way::InPlace | Way::SecondThread(_)) {
+        prewrite(&file, 0, FILE_BYTES);
     }
-    if matches!(way, Way::Behind(_)) {
-        fill(&next, 0, AHEAD_BYTES);
+    if matches!(way, Way::SecondThread(_)) {
+        prewrite(&next, 0, AHEAD_BYTES);
     }
     file.sync_all().unwrap();
     next.sync_all().unwrap();
     let (logged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let taken = thread::scope(|scope| {
-        if let Way::Behind(piece) = way {
+        if let Way::SecondThread(piece) = way {
             let (next, logged, stop) = (&next, &logged, &stop);
-            scope.spawn(move || fill_behind(next, piece, logged, stop));
+            scope.spawn(move || prewrite_pieces(next, piece, logged, stop));
         }
         let _stop = Stop(&stop);
         log(&file, way, len, time, &logged)
@@ -131,7 +132,7 @@ fn log(file: &File, way: Way, len: usize, time: Duration, logged: &AtomicU64) ->
             && end + len > filled_end
         {
             let until = (end + groups * len).min(FILE_BYTES);
-            fill(file, end.max(filled_end), until);
+            prewrite(file, end.max(filled_end), until);
             filled_end = until;
         }
         file.sync_data().unwrap();
@@ -155,7 +156,7 @@ fn number(name: &str, default: f64) -> f64 {
 
 fn main() {
     let (rounds, time) = (number("--rounds", 5.0) as usize, Duration::from_secs_f64(number("--seconds", 1.0)));
-    let dir = place("filler");
+    let dir = place("prewrite");
     let mut cells = vec![Vec::new(); WAYS.len() * GROUPS.len()];
     for _ in 0..rounds {
         let mut each = cells.iter_mut();
@@ -165,8 +166,8 @@ fn main() {
             }
         }
     }
-    println!("\nµs a group: mean, median (p99)\n");
-    println!("| filler |{}", GROUPS.map(|len| format!(" {len} bytes |")).concat());
+    println!("\nµs per group: mean, median (p99)\n");
+    println!("| prewrite |{}", GROUPS.map(|len| format!(" {len} bytes |")).concat());
     println!("|---|{}", GROUPS.map(|_| "---|").concat());
     let mut each = cells.iter();
     for (_, name) in WAYS {
