@@ -54,7 +54,7 @@ fn open(path: &Path, compaction: Compaction) -> Store {
 /// Bytes of the log, including obsolete segments that still have readers.
 fn log_bytes(store: &Store) -> u64 {
     let stats = store.stats();
-    stats.disk_bytes + stats.retired_bytes
+    stats.disk_bytes + stats.obsolete_bytes
 }
 
 /// Bytes of the blocks of all files of the store.
@@ -104,7 +104,7 @@ fn space() -> bool {
             let (mut peak, mut peak_ratio) = (0, 0.0_f64);
             while !done.load(Ordering::Acquire) {
                 let stats = store.stats();
-                let taken = stats.disk_bytes + stats.retired_bytes;
+                let taken = stats.disk_bytes + stats.obsolete_bytes;
                 peak = peak.max(taken);
                 if stats.keys == KEYS {
                     peak_ratio = peak_ratio.max(taken as f64 / stats.live_bytes as f64);

@@ -164,7 +164,7 @@ fn get_cached(store: &Store, operations: u64) {
     let stats = store.stats();
     // The kernel may evict a page. A get that reads from the disk costs as much as several others; this few add about 1 %,
     // which is within the margin.
-    assert!(stats.gets_from_cache >= operations - operations / 500, "{stats:?}");
+    assert!(stats.gets_from_page_cache >= operations - operations / 500, "{stats:?}");
 }
 
 fn get_absent(store: &Store, operations: u64) {

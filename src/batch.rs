@@ -1,15 +1,19 @@
-//! Writes that apply together.
+//! Batches of writes, and the limits of keys and values.
 
 use std::fmt;
+
+use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, RecordKind};
 use crate::options::MAX_KEY_LEN;
 
-/// An ordered list of puts and deletes that apply together: after a crash all of them are there, or none; and no reader
-/// sees some of them without the others.
+/// Largest batch, in bytes of log: it is staged as a whole.
+const MAX_BATCH_BYTES: u64 = 1 << 30;
+
+/// An ordered list of puts and deletes that apply together: all or none, for readers and after a crash.
 ///
-/// Within a batch the later operation on a key wins.
+/// Within a batch, the later operation on a key wins.
 ///
 /// ```
 /// let mut batch = ringcask::Batch::new();
@@ -19,26 +23,30 @@ use crate::options::MAX_KEY_LEN;
 #[derive(Clone, Default)]
 #[must_use = "a batch does nothing until `Store::write`"]
 pub struct Batch {
-    members: Vec<Member>,
+    members: Vec<BatchMember>,
     payload: Vec<u8>,
+    /// Values that are not in the payload.
+    shared: Vec<Bytes>,
     record_bytes: u64,
 }
 
 impl fmt::Debug for Batch {
-    /// How much it is, and not what: keys and values are nobody's business in a log.
+    /// Sizes only: keys and values do not belong in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Batch");
         out.field("operations", &self.members.len()).field("record_bytes", &self.record_bytes).finish()
     }
 }
 
-/// One operation; its key and value lie in the batch's payload.
+/// One operation. Its key and value are in the batch's payload.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Member {
+pub(crate) struct BatchMember {
     pub(crate) kind: RecordKind,
     pub(crate) start: usize,
     pub(crate) key_len: usize,
     pub(crate) value_len: usize,
+    /// Where the value is among the shared ones, if it is not behind its key.
+    shared: Option<usize>,
 }
 
 impl Batch {
@@ -52,12 +60,23 @@ impl Batch {
         Self { members: Vec::with_capacity(operations), ..Self::default() }
     }
 
-    /// Adds a put. Lengths are checked when the batch is written.
+    /// Adds a put. [`Store::write`](crate::Store::write) checks the lengths.
     pub fn put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> &mut Self {
         self.push(RecordKind::Put, key.as_ref(), value.as_ref())
     }
 
-    /// Adds a delete; it leaves a tombstone whether or not the key exists.
+    /// Adds a put whose value is shared with the batch instead of copied into it.
+    pub fn put_bytes(&mut self, key: impl AsRef<[u8]>, value: Bytes) -> &mut Self {
+        let (start, key) = (self.payload.len(), key.as_ref());
+        self.payload.extend_from_slice(key);
+        self.record_bytes += format::record_len(key.len(), value.len());
+        let (key_len, value_len, shared) = (key.len(), value.len(), Some(self.shared.len()));
+        self.members.push(BatchMember { kind: RecordKind::Put, start, key_len, value_len, shared });
+        self.shared.push(value);
+        self
+    }
+
+    /// Adds a delete. It writes a tombstone whether or not the key exists.
     pub fn delete(&mut self, key: impl AsRef<[u8]>) -> &mut Self {
         self.push(RecordKind::Tombstone, key.as_ref(), &[])
     }
@@ -68,7 +87,7 @@ impl Batch {
         self.members.len()
     }
 
-    /// Whether there are no operations; writing such a batch does nothing.
+    /// Whether there are no operations. Writing an empty batch does nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
@@ -84,6 +103,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.members.clear();
         self.payload.clear();
+        self.shared.clear();
         self.record_bytes = 0;
     }
 
@@ -92,7 +112,7 @@ impl Batch {
         self.payload.extend_from_slice(key);
         self.payload.extend_from_slice(value);
         self.record_bytes += format::record_len(key.len(), value.len());
-        self.members.push(Member { kind, start, key_len: key.len(), value_len: value.len() });
+        self.members.push(BatchMember { kind, start, key_len: key.len(), value_len: value.len(), shared: None });
         self
     }
 
@@ -100,28 +120,46 @@ impl Batch {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (RecordKind, &[u8], &[u8])> {
         self.members.iter().map(|member| {
             let (key, rest) = self.payload[member.start..].split_at(member.key_len);
-            (member.kind, key, &rest[..member.value_len])
+            let value = member.shared.map_or(rest, |index| &self.shared[index]);
+            (member.kind, key, &value[..member.value_len])
         })
     }
 
-    /// The lengths of the first key that is not valid, if any.
-    pub(crate) fn first_bad_key(&self) -> Option<usize> {
-        self.members.iter().map(|member| member.key_len).find(|&len| len == 0 || len > MAX_KEY_LEN)
-    }
-
-    /// The longest value.
-    pub(crate) fn longest_value(&self) -> usize {
-        self.members.iter().map(|member| member.value_len).max().unwrap_or(0)
+    /// The first operation whose key or value is outside the limits, as an error that names it.
+    pub(crate) fn check(&self, max_value_bytes: u64) -> Result<()> {
+        let named = |index: usize, error: Error| error.prefixed(&format!("operation {index} of the batch"));
+        for (index, member) in self.members.iter().enumerate() {
+            check_key_len(member.key_len).map_err(|error| named(index, error))?;
+            check_value_len(member.value_len, max_value_bytes).map_err(|error| named(index, error))?;
+        }
+        if self.byte_len() > MAX_BATCH_BYTES {
+            let message = format!("the batch has {} bytes, more than {MAX_BATCH_BYTES}", self.byte_len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(())
     }
 }
 
 /// Refuses a key whose length is outside the limits.
 pub(crate) fn check_key(key: &[u8]) -> Result<()> {
-    match key.len() {
+    check_key_len(key.len())
+}
+
+fn check_key_len(len: usize) -> Result<()> {
+    match len {
         0 => Err(Error::new(ErrorKind::InvalidInput, format!("the key is empty; keys have 1 to {MAX_KEY_LEN} bytes"))),
         len if len > MAX_KEY_LEN => {
             Err(Error::new(ErrorKind::TooLarge, format!("the key has {len} bytes, more than {MAX_KEY_LEN}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses a value that is longer than the store accepts.
+pub(crate) fn check_value_len(len: usize, max_value_bytes: u64) -> Result<()> {
+    if len as u64 <= max_value_bytes {
+        return Ok(());
+    }
+    let message = format!("the value has {len} bytes, more than the {max_value_bytes} that max_value_bytes allows");
+    Err(Error::new(ErrorKind::TooLarge, message))
 }

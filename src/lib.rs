@@ -100,8 +100,8 @@ mod trace;
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Outcome, Result};
 pub use options::{Compaction, Durability, Engine, MAX_KEY_LEN, MAX_VALUE_LEN};
-pub use options::{Recovery, WritePath};
-pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
+pub use options::{Recovery, TimeOfDay, WritePath};
+pub use stats::{ActiveEngine, CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::futures;
 pub use store::{Builder, Store};
 

@@ -1,12 +1,13 @@
-//! What a store tells of itself: counters, sizes, and how its last opening went.
+//! What a store reports about itself: counters, sizes, and what its open found.
 
 use std::fmt;
 use std::time::Duration;
 
-/// The sequence number of a write: it orders writes, and no clock does.
+/// The sequence number of a write. Versions order the writes of a store; no clock does.
 ///
-/// Versions grow with every write of a store, across reopenings too, and not by one each time.
+/// Versions grow with every write of a store, across reopens too, in steps of one or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Version(pub(crate) u64);
 
 impl Version {
@@ -29,19 +30,47 @@ impl fmt::Display for Version {
     }
 }
 
-/// A moment's view of a store; see [`Store::stats`](crate::Store::stats).
+/// The engine that does a store's I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum ActiveEngine {
+    /// io_uring.
+    #[default]
+    Uring,
+    /// Blocking calls on the store's own threads.
+    Threads,
+    /// A simulated disk, in tests of this crate.
+    Simulated,
+}
+
+impl fmt::Display for ActiveEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Uring => "io_uring",
+            Self::Threads => "threads",
+            Self::Simulated => "sim",
+        })
+    }
+}
+
+/// Sizes and counters of a store; see [`Store::stats`](crate::Store::stats).
 ///
-/// Counters count since the open. They are read one by one, not at one instant.
+/// Counters start at zero when the store is opened. They are read one after the other, not at one instant.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
-    /// `"io_uring"`, `"threads"` or `"sim"`.
-    pub engine: &'static str,
-    /// Why io_uring is not in use although it was not ruled out.
+    /// The engine in use.
+    pub engine: ActiveEngine,
+    /// Why the store uses threads although io_uring was not ruled out.
     pub engine_fallback: Option<String>,
     /// Keys that have a value.
     pub keys: u64,
-    /// Bytes of the records that hold these values.
+    /// Memory of the index of all keys, in bytes: what it has allocated.
+    pub index_bytes: u64,
+    /// Bytes of the records that hold the current values.
     pub live_bytes: u64,
     /// All other bytes of the segments: overwritten records, tombstones, frames, headers and footers.
     pub dead_bytes: u64,
@@ -49,49 +78,52 @@ pub struct Stats {
     pub disk_bytes: u64,
     /// The segments, oldest first.
     pub segments: Vec<SegmentStats>,
-    /// Puts accepted.
+    /// Puts accepted, without those in batches.
     pub puts: u64,
-    /// Deletes that found their key.
+    /// Deletes that found their key, without those in batches.
     pub deletes: u64,
     /// Batches accepted.
     pub batches: u64,
+    /// Operations inside these batches.
+    pub batch_operations: u64,
     /// Gets, including those that found nothing.
     pub gets: u64,
     /// Gets answered from records that had not reached the kernel.
     pub gets_from_staging: u64,
-    /// Gets answered from the store's own cache of blocks; see [`cache_bytes`](crate::Builder::cache_bytes).
+    /// Gets answered from the store's own cache; see [`cache_bytes`](crate::Builder::cache_bytes).
     pub gets_from_block_cache: u64,
-    /// Gets answered by the page cache on the caller's thread.
-    pub gets_from_cache: u64,
-    /// Gets handed to the engine, to wait for the disk. While most are, those that the page cache would have answered are among
-    /// them, for most gets are handed on without a look.
+    /// Gets answered from the page cache on the caller's thread.
+    pub gets_from_page_cache: u64,
+    /// Gets that waited for the engine. When few gets hit the page cache, most do not probe it, so some of these may have been
+    /// answered from memory.
     pub gets_from_disk: u64,
-    /// Memory that the store's own cache takes so far, its blocks and what finds them; see [`cache_bytes`](crate::Builder::cache_bytes).
+    /// Memory that the store's own cache holds, its blocks and its index; see [`cache_bytes`](crate::Builder::cache_bytes).
     pub cache_held_bytes: u64,
-    /// Commit groups written: each one contiguous write.
+    /// Commit groups written. Each is one contiguous write.
     pub groups: u64,
-    /// Records in these groups; divided by `groups`, the mean size of a group.
+    /// Records in these groups. Divided by `groups`, the mean size of a group.
     pub group_records: u64,
-    /// Bytes written to segments, headers and footers included.
+    /// Bytes written to segments, including headers and footers.
     pub bytes_written: u64,
-    /// Bytes of filler written ahead of the log; see [`fill_ahead`](crate::Builder::fill_ahead).
-    pub bytes_filled: u64,
-    /// Syncs of segment files that the commit task asked for.
+    /// Bytes prewritten ahead of the log; see [`prewrite`](crate::Builder::prewrite).
+    pub bytes_prewritten: u64,
+    /// Syncs of the log.
     pub syncs: u64,
-    /// Bytes of records that wait for the kernel now.
+    /// Bytes of records that have not reached the kernel yet.
     pub staged_bytes: u64,
-    /// Bytes that compacting each sealed segment by itself would free. Less than the dead ones: what is being written is
-    /// not counted, nor tombstones that must stay, nor what every segment needs.
+    /// Bytes that compacting each sealed segment by itself would free. Less than the dead bytes: tombstones that must stay,
+    /// the segment being written and what every segment needs do not count.
     pub reclaimable_bytes: u64,
-    /// Bytes of segments that were compacted away and are not removed yet, because somebody reads them.
-    pub retired_bytes: u64,
+    /// Bytes of segments that compaction has replaced and that are not removed yet, because a reader still uses them.
+    pub obsolete_bytes: u64,
     /// Bytes of hint files.
     pub hint_bytes: u64,
-    /// Compaction jobs that came to their end.
+    /// Compaction jobs that completed.
     pub compactions: u64,
-    /// Compaction jobs that failed. They are tried again; see [`compaction_error`](Self::compaction_error).
+    /// Compaction jobs that failed. They are retried; see [`compaction_error`](Self::compaction_error).
     pub compaction_failures: u64,
     /// Why the last compaction job failed, if it did.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "message"))]
     pub compaction_error: Option<crate::Error>,
     /// Bytes that compaction has read.
     pub compaction_bytes_read: u64,
@@ -99,47 +131,57 @@ pub struct Stats {
     pub compaction_bytes_written: u64,
     /// Bytes by which compaction has made the log shorter.
     pub compaction_bytes_freed: u64,
-    /// Whether [`pause_compaction`](crate::Store::pause_compaction) holds it.
+    /// Whether [`pause_compaction`](crate::Store::pause_compaction) holds compaction.
     pub compaction_paused: bool,
-    /// Disk space held in reserve for deletes on a full disk. [`reserve_bytes`](crate::Builder::reserve_bytes) of it,
-    /// unless the disk is full, has been lately, or cannot hold space in reserve.
+    /// Disk space held in reserve for deletes on a full disk. Equals [`reserve_bytes`](crate::Builder::reserve_bytes), unless
+    /// the disk is full, was full recently, or cannot hold space in reserve.
     pub reserve_held_bytes: u64,
     /// Whether a failed write or sync has stopped all further writes.
     pub poisoned: bool,
 }
 
+/// An error as its message and those of its causes.
+#[cfg(feature = "serde")]
+fn message<S: serde::Serializer>(error: &Option<crate::Error>, serializer: S) -> Result<S::Ok, S::Error> {
+    match error {
+        Some(error) => serializer.serialize_some(&error.chain().to_string()),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl Stats {
-    /// Bytes written to the disk for each byte that the log has taken in; 1.0 without compaction and without filler.
+    /// Bytes written to disk for each byte of the log: 1.0 without compaction and prewriting.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio of byte counts")]
     pub fn write_amplification(&self) -> f64 {
         let written =
-            self.bytes_written.saturating_add(self.bytes_filled).saturating_add(self.compaction_bytes_written);
+            self.bytes_written.saturating_add(self.bytes_prewritten).saturating_add(self.compaction_bytes_written);
         if self.bytes_written == 0 { 1.0 } else { written as f64 / self.bytes_written as f64 }
     }
 
-    /// Bytes of the log for each byte that is alive; infinite if none is and there is a log.
+    /// Bytes of the log for each live byte. Infinite if there is a log without live bytes.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio of byte counts")]
     pub fn space_amplification(&self) -> f64 {
-        let taken = self.disk_bytes.saturating_add(self.retired_bytes);
+        let taken = self.disk_bytes.saturating_add(self.obsolete_bytes);
         if taken == 0 { 1.0 } else { taken as f64 / self.live_bytes as f64 }
     }
 }
 
 /// What a call of [`Store::compact`](crate::Store::compact) did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CompactionReport {
-    /// Segments that were read, and are replaced.
+    /// Segments that were read and replaced.
     pub segments_read: u64,
-    /// Segments that went unread, because nothing in them was alive.
+    /// Segments removed without being read, because nothing in them was live.
     pub segments_dropped_unread: u64,
     /// Segments written.
     pub segments_written: u64,
     /// Records copied.
     pub records_copied: u64,
-    /// Tombstones that hid nothing any more.
+    /// Tombstones dropped because they no longer hid anything.
     pub tombstones_dropped: u64,
     /// Bytes read.
     pub bytes_read: u64,
@@ -164,60 +206,63 @@ impl CompactionReport {
 
 /// One segment in [`Stats`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SegmentStats {
     /// The number in its file name.
     pub id: u64,
     /// Length of the file.
     pub total_bytes: u64,
-    /// Bytes of records that a key still points at.
+    /// Bytes of records that a key points at.
     pub live_bytes: u64,
     /// All other bytes of the file.
     pub dead_bytes: u64,
-    /// Whether it is closed for ever.
+    /// Whether it is complete and never changes again.
     pub sealed: bool,
 }
 
-/// How the store was found when it was opened, and what was done about it.
+/// What an open found, and what it did.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RecoveryReport {
     /// Segments found.
     pub segments: usize,
     /// Keys with a value.
     pub keys: u64,
-    /// Segments whose keys came from their hint file.
+    /// Segments loaded from their hint files.
     pub hints_loaded: usize,
     /// Segments that had to be scanned.
     pub segments_scanned: usize,
     /// Records read by these scans.
     pub records_scanned: u64,
-    /// Bytes cut from the end of the segment that was being written when the store stopped: a torn tail, which holds
-    /// nothing that was acknowledged as durable, unless the last group of writes was damaged on the disk. Filler
-    /// behind it ([`fill_ahead`](crate::Builder::fill_ahead)) is cut off too, and not counted.
+    /// Bytes cut from the end of the segment that was being written when the store stopped: a torn tail. It holds nothing that
+    /// was acknowledged as durable, unless the last group of writes was damaged on disk. Prewritten space behind it is cut too
+    /// and does not count.
     pub truncated_bytes: u64,
-    /// The file in the directory that [`Recovery::Salvage`](crate::Recovery::Salvage) has copied these bytes to, since they
-    /// may be damaged rather than torn: `*.seg.cut`. None if nothing was cut, or there was no space for a copy. The store
-    /// never reads the file nor removes it.
+    /// The file in the store's directory, `*.seg.cut`, that holds a copy of these bytes.
+    /// [`Recovery::Salvage`](crate::Recovery::Salvage) makes it, because they may be damaged rather than torn. `None` if nothing
+    /// was cut or there was no space for a copy. The store never reads or removes the file.
     pub cut_copy: Option<String>,
     /// Leftovers of an interrupted open, seal or compaction that were removed.
     pub removed_files: Vec<String>,
-    /// Names in the directory that are not the store's. They are never touched.
+    /// Names in the directory that are not the store's. The store never touches them.
     pub foreign_files: Vec<String>,
-    /// Damage that [`Recovery::Salvage`](crate::Recovery::Salvage) went past; empty under
+    /// Damage that [`Recovery::Salvage`](crate::Recovery::Salvage) skipped. Empty with
     /// [`Recovery::Strict`](crate::Recovery::Strict).
     pub damage: Vec<Damage>,
     /// How long the open took.
     pub duration: Duration,
 }
 
-/// A damaged stretch of a segment.
+/// A damaged range of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Damage {
     /// The segment.
     pub segment: u64,
-    /// First damaged byte, from the start of the file.
+    /// Offset of the first damaged byte in the file.
     pub offset: u64,
     /// Bytes that could not be used.
     pub len: u64,

@@ -1,7 +1,7 @@
-//! What the store tells a subscriber of the crate `tracing`, if it was built with the feature of that name.
+//! Events for a subscriber of the crate `tracing`, if the store was built with the feature of that name.
 //!
-//! Every event is made here, so that nothing else need know of the feature; without it these functions are empty. All have
-//! the target `ringcask`. Keys and values never appear: an event names directories, files, segments and errors.
+//! Every event is made here, so that no other module knows about the feature. Without it these functions are empty. All events
+//! have the target `ringcask`. They name directories, files, segments and errors, never keys or values.
 //!
 //! A subscriber is foreign code, like a waker: it is called outside all locks, and its panic ends with it.
 
@@ -18,7 +18,7 @@ macro_rules! event {
     };
 }
 
-/// Never called, so its arguments are looked at by nobody but the compiler.
+/// The closure is never called: only the compiler sees the arguments.
 #[cfg(not(feature = "tracing"))]
 macro_rules! event {
     ($level:ident, $message:literal, $($name:ident = $value:expr),+) => {
@@ -28,53 +28,53 @@ macro_rules! event {
     };
 }
 
-fn quietly(tell: impl FnOnce()) {
-    // The panic has been reported by its hook.
-    let _ = catch_unwind(AssertUnwindSafe(tell));
+fn quietly(emit: impl FnOnce()) {
+    // The panic hook has reported the panic.
+    let _ = catch_unwind(AssertUnwindSafe(emit));
 }
 
-/// io_uring was not to be had.
+/// The store uses threads instead of io_uring.
 pub(crate) fn fell_back(path: &Path, reason: &str) {
     quietly(|| {
-        event!(WARN, "io_uring is not to be had, threads do its work", path = path.display(), reason = reason);
+        event!(WARN, "io_uring unavailable; falling back to blocking threads", path = path.display(), reason = reason);
     });
 }
 
-/// No more writes, for this reason.
+/// The store takes no more writes.
 pub(crate) fn poisoned(path: &Path, error: &Error) {
     quietly(|| {
-        event!(WARN, "the store is poisoned", path = path.display(), error = error);
+        event!(WARN, "store poisoned; reopen it to write again", path = path.display(), error = error.chain());
     });
 }
 
-/// A directory was refused as damaged.
+/// An open failed because the directory is damaged.
 pub(crate) fn refused(path: &Path, error: &Error) {
     quietly(|| {
-        event!(WARN, "the directory is damaged", path = path.display(), error = error);
+        event!(WARN, "open refused; the directory is damaged", path = path.display(), error = error.chain());
     });
 }
 
-/// What an opening found and did beyond reading.
+/// What an open found and changed.
 pub(crate) fn recovered(path: &Path, report: &RecoveryReport) {
     quietly(|| {
         if report.truncated_bytes > 0 {
-            event!(WARN, "a torn tail was cut", path = path.display(), bytes = report.truncated_bytes);
+            event!(WARN, "torn tail cut off", path = path.display(), bytes = report.truncated_bytes);
         }
         if let Some(name) = &report.cut_copy {
-            event!(WARN, "what was cut is kept in a file", path = path.display(), file = name.escape_debug());
+            event!(WARN, "copy of the cut bytes kept", path = path.display(), file = name.escape_debug());
         }
         for name in &report.removed_files {
-            event!(WARN, "a leftover was removed", path = path.display(), file = name.escape_debug());
+            event!(WARN, "leftover file removed", path = path.display(), file = name.escape_debug());
         }
         for name in &report.foreign_files {
-            event!(WARN, "a foreign file lies in the directory", path = path.display(), file = name.escape_debug());
+            event!(WARN, "foreign file in the directory ignored", path = path.display(), file = name.escape_debug());
         }
         for damage in &report.damage {
             let (segment, offset, bytes) = (damage.segment, damage.offset, damage.len);
             let (path, reason) = (path.display(), &damage.reason);
             event!(
                 WARN,
-                "damage was stepped over",
+                "damaged range skipped",
                 path = path,
                 segment = segment,
                 offset = offset,
@@ -85,25 +85,32 @@ pub(crate) fn recovered(path: &Path, report: &RecoveryReport) {
     });
 }
 
-/// A segment was closed for ever; the next write starts another.
+/// A segment was sealed.
 pub(crate) fn rotated(path: &Path, id: u32, bytes: u64) {
     quietly(|| {
-        event!(DEBUG, "a segment was sealed", path = path.display(), segment = id, bytes = bytes);
+        event!(DEBUG, "segment sealed", path = path.display(), segment = id, bytes = bytes);
     });
 }
 
-/// A compaction job has come to its end.
+/// A compaction job completed.
 pub(crate) fn compacted(path: &Path, report: &CompactionReport) {
     quietly(|| {
         let CompactionReport { segments_read, segments_written, bytes_freed, .. } = *report;
         let path = path.display();
-        event!(DEBUG, "compacted", path = path, read = segments_read, written = segments_written, freed = bytes_freed);
+        event!(
+            DEBUG,
+            "compaction completed",
+            path = path,
+            read = segments_read,
+            written = segments_written,
+            freed = bytes_freed
+        );
     });
 }
 
-/// A compaction job has failed. Its inputs stand.
+/// A compaction job failed. Its inputs stay.
 pub(crate) fn compaction_failed(path: &Path, error: &Error) {
     quietly(|| {
-        event!(WARN, "a compaction failed", path = path.display(), error = error);
+        event!(WARN, "compaction failed", path = path.display(), error = error.chain());
     });
 }

@@ -163,7 +163,7 @@ fn reads(store: &Store, executor: &Executor, is_cached: bool) {
     let after = store.stats();
     let served = match is_cached {
         true => after.gets_from_block_cache - before.gets_from_block_cache,
-        false => after.gets_from_cache - before.gets_from_cache,
+        false => after.gets_from_page_cache - before.gets_from_page_cache,
     };
     assert_eq!(served, u64::from(OPERATIONS), "none is served from elsewhere");
     Allocations::of("absent get", OPERATIONS, |number| assert!(get(u32::MAX - number).is_none())).assert_each(0);

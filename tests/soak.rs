@@ -98,7 +98,7 @@ fn child(path: &Path) {
         thread::sleep(Duration::from_millis(100));
         let stats = store.stats();
         assert!(!stats.poisoned && stats.compaction_failures == 0, "{stats:?}");
-        let disk = stats.disk_bytes + stats.retired_bytes;
+        let disk = stats.disk_bytes + stats.obsolete_bytes;
         let (resident, descriptors) = (resident_kib(), descriptors());
         let (live, jobs) = (stats.live_bytes, stats.compactions);
         tell(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));

@@ -115,7 +115,7 @@ async fn open(options: &Options, place: &Place) -> Result<Store, Failure> {
         .durability(options.durability)
         .engine(options.engine)
         .write_path(options.write_path)
-        .fill_ahead(!options.no_fill_ahead)
+        .prewrite(!options.no_fill_ahead)
         .cache_bytes(options.cache_bytes);
     Ok(or_hang("open", builder.open()).await?)
 }

@@ -93,7 +93,7 @@ impl Report {
                 grouped(options.keys as u64)
             ),
         };
-        let mut engine = after.engine.to_owned();
+        let mut engine = after.engine.to_string();
         if let Some(reason) = &after.engine_fallback {
             // Writing to a String cannot fail.
             let _ = write!(engine, " (no io_uring: {reason})");
@@ -106,7 +106,9 @@ impl Report {
             groups: after.groups - before.groups,
             group_records: after.group_records - before.group_records,
             fsyncs: after.syncs - before.syncs,
-            bytes_written: after.bytes_written + after.bytes_filled - before.bytes_written - before.bytes_filled,
+            bytes_written: after.bytes_written + after.bytes_prewritten
+                - before.bytes_written
+                - before.bytes_prewritten,
             cpu_idle: None,
             recovery: None,
             verified_keys: 0,

@@ -27,7 +27,7 @@ pub(crate) struct CommitCounters {
     pub(crate) groups: AtomicU64,
     pub(crate) group_records: AtomicU64,
     pub(crate) bytes_written: AtomicU64,
-    pub(crate) bytes_filled: AtomicU64,
+    pub(crate) bytes_prewritten: AtomicU64,
     pub(crate) syncs: AtomicU64,
     /// What a sync takes, as a moving average in nanoseconds; 0 before the first.
     pub(crate) sync_nanos: AtomicU64,

@@ -36,7 +36,7 @@ static FILLER_PIECE: [u8; 64 << 10] = [FILLER; 64 << 10];
 
 impl Committer {
     /// Before a sync: if the records it is for are followed by too little filler for as many more, writes some.
-    pub(super) async fn fill_ahead(&mut self) {
+    pub(super) async fn prewrite(&mut self) {
         let Some((_, claimed_end)) = self.parts.log.place() else { return };
         let segment_bytes = self.options.segment_bytes;
         let Some(active) = &mut self.active else { return };
@@ -48,7 +48,7 @@ impl Committer {
         active.filled_end = until;
         let file = Arc::clone(&active.file);
         match util::write_all(&*file, filler(until - from), from).await {
-            Ok(()) => CommitCounters::add(&self.parts.commit_counters.bytes_filled, until - from),
+            Ok(()) => CommitCounters::add(&self.parts.commit_counters.bytes_prewritten, until - from),
             // Nothing rests on it. If it is the disk that fails, the sync will say so.
             Err(_) => active.fills = false,
         }

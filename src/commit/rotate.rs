@@ -315,7 +315,7 @@ impl Committer {
 
     fn activate(&mut self, id: u32, salt: u64, first_seq: u64, file: Arc<dyn File>, header: &[u8]) {
         let end = SEGMENT_HEADER_LEN as u64;
-        let fills = self.options.fill_ahead && file.writes_in_place();
+        let fills = self.options.prewrite && file.writes_in_place();
         let segment = Arc::new(Segment::new(id, salt, first_seq, end, Some(Arc::clone(&file))));
         let mut crc = Hasher::new();
         crc.update(header);

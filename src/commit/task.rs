@@ -51,7 +51,7 @@ const PAGE_BYTES: u64 = 4096;
 pub(crate) struct CommitOptions {
     pub(crate) segment_bytes: u64,
     pub(crate) reserve_bytes: u64,
-    pub(crate) fill_ahead: bool,
+    pub(crate) prewrite: bool,
     pub(crate) flush_interval: Duration,
     pub(crate) sync_interval: Duration,
 }
@@ -216,7 +216,7 @@ impl Committer {
         let syncs = self.sync.is_none() && self.wants_sync(demand.closing);
         if syncs {
             if self.awaits_sync() {
-                self.fill_ahead().await;
+                self.prewrite().await;
             }
             self.start_sync();
             self.parts.io.flush();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use hours::Hours;
+pub use hours::TimeOfDay;
 
 /// Longest key, in bytes. The shortest is one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
@@ -191,11 +192,11 @@ impl Compaction {
         self
     }
 
-    /// The hours of the day, in UTC and as time since midnight, in which it may begin by itself; over midnight if `from`
-    /// is later than `to`, and never if they are the same. Default: all day.
+    /// The part of every day, in UTC, in which compaction may start by itself. It spans midnight if `from` is later than
+    /// `to`, and is empty if they are the same. Default: all day.
     ///
-    /// A job that has begun is finished.
-    pub fn hours(mut self, from: Duration, to: Duration) -> Self {
+    /// A job that has started continues to its end.
+    pub fn hours(mut self, from: TimeOfDay, to: TimeOfDay) -> Self {
         self.hours = Some(Hours { from, to });
         self
     }
@@ -209,10 +210,11 @@ impl Compaction {
         if let Some(bytes) = self.bytes_per_second {
             in_range("compaction bytes_per_second", bytes, 64 * KIB, 1024 * GIB)?;
         }
-        if let Some(Hours { from, to }) = self.hours {
-            let day = 24 * 60 * 60;
-            in_range("compaction hours, from, in s", from.as_secs(), 0, day - 1)?;
-            in_range("compaction hours, to, in s", to.as_secs(), 0, day)?;
+        if let Some(Hours { from, to }) = self.hours
+            && let Some(time) = [from, to].into_iter().find(|time| !time.is_valid())
+        {
+            let message = format!("option compaction hours has {time}, outside 00:00..=24:00");
+            return Err(Error::new(ErrorKind::InvalidConfig, message));
         }
         Ok(())
     }
@@ -228,7 +230,7 @@ pub(crate) struct Options {
     pub(crate) segment_bytes: u64,
     pub(crate) flush_interval: Duration,
     pub(crate) sync_interval: Duration,
-    pub(crate) fill_ahead: bool,
+    pub(crate) prewrite: bool,
     pub(crate) staging_bytes: usize,
     pub(crate) max_value_bytes: u64,
     pub(crate) reserve_bytes: u64,
@@ -260,7 +262,7 @@ impl Options {
             segment_bytes: 256 * MIB,
             flush_interval: Duration::from_millis(5),
             sync_interval: Duration::from_secs(1),
-            fill_ahead: true,
+            prewrite: true,
             staging_bytes: 8 << 20,
             max_value_bytes: MAX_VALUE_LEN,
             reserve_bytes: MIB,

@@ -220,7 +220,7 @@ fn find<T>(
         Err(lost) => {
             count(&counters.mine().from_nowhere);
             let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is gone");
-            Err(at(error, lost).with_path(&registry.path))
+            Err(at(error, lost).with_key(key).with_path(&registry.path))
         }
     }
 }
@@ -352,7 +352,8 @@ impl DiskRead {
         }
         let (buf, filled) = result.map_err(|error| at(Error::io("get", error), place.entry))?;
         if filled < len {
-            return Err(at(Error::new(ErrorKind::Corrupt, "get: the segment ends within the record"), place.entry));
+            return Err(at(Error::new(ErrorKind::Corrupt, "get: the segment ends within the record"), place.entry)
+                .with_key(key.as_slice()));
         }
         verify(buf, key.as_slice(), place)
     }
@@ -369,7 +370,7 @@ fn verify(buf: Vec<u8>, key: &[u8], place: Place) -> Result<Bytes> {
 /// Whether `record` is, from its header to the end of its value, the one that the keydir has under `key`.
 fn check(record: &[u8], key: &[u8], place: Place) -> Result<()> {
     let Place { entry, binding } = place;
-    let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), entry);
+    let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), entry).with_key(key);
     let header = RecordHeader::decode(record, &binding, entry.location.offset());
     let header = header.map_err(|error| corrupt(error.to_string()))?;
     if header.kind != RecordKind::Put || header.seq != entry.seq || header.value_len != entry.location.value_len {
@@ -478,7 +479,7 @@ mod tests {
                 store.close().await.unwrap();
                 stats
             });
-            let from_cache = stats.gets_from_cache;
+            let from_cache = stats.gets_from_page_cache;
             println!(
                 "{missing} % missing: {from_cache} of {GETS} from the page cache, {} waited",
                 stats.gets_from_disk

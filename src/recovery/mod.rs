@@ -90,7 +90,11 @@ pub(crate) struct Recovered {
 pub(crate) async fn open(options: &Options, io: &Arc<dyn Io>) -> Result<Recovered> {
     let started = io.now();
     let path = &options.path;
-    let dir = io.open_dir(path, options.create).map_err(|error| Error::io("open", error).with_path(path))?;
+    let dir = io.open_dir(path, options.create).map_err(|error| {
+        let is_missing = error.kind() == io::ErrorKind::NotFound && !options.create;
+        let what = if is_missing { "open: there is no store, and create(false) forbids to make one" } else { "open" };
+        Error::io(what, error).with_path(path)
+    })?;
     if seeded_bug::is(SeededBug::LockAfterRecovery)
         && let Ok(Some(stand_in)) = dir.lock("LOCK.seeded_bug")
     {
@@ -113,7 +117,7 @@ async fn take_lock(io: &dyn Io, dir: &dyn Dir, path: &Path) -> Result<Box<dyn Di
             Err(error) => return Err(Error::io("take the lock", error).with_path(path.join(LOCK_FILE))),
         }
     }
-    Err(Error::new(ErrorKind::Locked, "another handle has the store open").with_path(path))
+    Err(Error::new(ErrorKind::Locked, "open: another handle has the store open").with_path(path))
 }
 
 /// The state of one opening.

@@ -94,14 +94,14 @@ impl Builder {
         self
     }
 
-    /// Whether small groups of `Synced` writes find filler on the disk to overwrite. Default `true`.
+    /// Whether the store prewrites space for small groups of `Synced` writes. Default: `true`.
     ///
-    /// A sync of blocks that were written before takes about half as long as one that makes the file longer. So beside
-    /// about every sixteenth group of at most 64 KiB the store writes up to 1 MiB of filler for the next ones, on ext4 and
-    /// XFS. `false` saves these bytes, which are at most a segment's more for each segment, where a disk's wear counts for
-    /// more than the time of a sync. Files of closed segments are the same either way.
-    pub fn fill_ahead(mut self, fill: bool) -> Self {
-        self.options.fill_ahead = fill;
+    /// A sync of blocks that were written before takes about half as long as one that extends the file. So on ext4 and XFS the
+    /// store writes space ahead of the log from time to time, and later groups overwrite it. It writes at most one more segment
+    /// for each segment; [`Stats::bytes_prewritten`](crate::Stats::bytes_prewritten) counts. `false` saves these writes, where
+    /// wear of the disk matters more than the time of a sync. Sealed segments are the same either way.
+    pub fn prewrite(mut self, fill: bool) -> Self {
+        self.options.prewrite = fill;
         self
     }
 

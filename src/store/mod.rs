@@ -15,15 +15,15 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use crate::batch::{Batch, check_key};
+use crate::batch::{Batch, check_key, check_value_len};
 use crate::cache::BlockCache;
 use crate::commit::Prepared;
 use crate::compaction;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::IoKind;
-use crate::options::{Durability, MAX_KEY_LEN};
+use crate::options::Durability;
 use crate::read::ReadCounts;
-use crate::stats::{RecoveryReport, SegmentStats, Stats, Version};
+use crate::stats::{ActiveEngine, RecoveryReport, SegmentStats, Stats, Version};
 use crate::sync::sharded::{Sharded, Share};
 
 pub use builder::Builder;
@@ -32,9 +32,6 @@ use futures::{Close, Compact, Delete, Get, Put, Sync, WaitDurable, Write, WriteI
 use multi_get::MultiGet;
 use open::Open;
 use pool::pooled_buffer;
-
-/// Longest batch, in bytes of log: it is staged as a whole.
-const MAX_BATCH_BYTES: u64 = 1 << 30;
 
 /// An open store: a directory, a log, and an index of every key in memory.
 ///
@@ -204,7 +201,7 @@ impl Store {
 
     /// Stores `value` under `key`, replacing any earlier value, at the store's durability; returns the write's version.
     ///
-    /// `key` has 1 to [`MAX_KEY_LEN`] bytes, `value` up to [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN); it may be empty.
+    /// `key` has 1 to [`MAX_KEY_LEN`](crate::MAX_KEY_LEN) bytes, `value` up to [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN); it may be empty.
     ///
     /// # Durability
     ///
@@ -259,7 +256,9 @@ impl Store {
     /// A write of one record, which `prepare` makes.
     fn write_one(&self, key: &[u8], value_len: usize, must_exist: bool, prepare: impl FnOnce() -> Prepared) -> WriteOp {
         let durability = self.core().options.durability;
-        let op = self.check(key, value_len).map(|()| {
+        let max_value_bytes = self.core().options.max_value_bytes;
+        let checked = check_key(key).and_then(|()| check_value_len(value_len, max_value_bytes));
+        let op = checked.map(|()| {
             let op = prepare();
             if durability == Durability::Buffered {
                 self.core().prefetch(&op);
@@ -325,38 +324,8 @@ impl Store {
             return Write(WriteInner::Empty(core));
         }
         let durability = core.options.durability;
-        let op = self.check_batch(&batch).map(|()| Prepared::batch(&batch));
+        let op = batch.check(core.options.max_value_bytes).map(|()| Prepared::batch(&batch));
         Write(WriteInner::Op(WriteOp::new(core, durability, false, op)))
-    }
-
-    fn check(&self, key: &[u8], value_len: usize) -> Result<()> {
-        check_key(key)?;
-        self.check_value_len(value_len)
-    }
-
-    fn check_value_len(&self, len: usize) -> Result<()> {
-        let limit = self.core().options.max_value_bytes;
-        if len as u64 > limit {
-            let message = format!("the value has {len} bytes, more than the {limit} that max_value_bytes allows");
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        Ok(())
-    }
-
-    fn check_batch(&self, batch: &Batch) -> Result<()> {
-        match batch.first_bad_key() {
-            Some(0) => check_key(b"")?,
-            Some(len) => {
-                let message = format!("a key of the batch has {len} bytes, more than {MAX_KEY_LEN}");
-                return Err(Error::new(ErrorKind::TooLarge, message));
-            }
-            None => {}
-        }
-        if batch.byte_len() > MAX_BATCH_BYTES {
-            let message = format!("the batch has {} bytes, more than {MAX_BATCH_BYTES}", batch.byte_len());
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        self.check_value_len(batch.longest_value())
     }
 
     /// Whether `key` has a value. Answered from memory; `false` in a forked child.
@@ -520,9 +489,9 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let core = self.core();
         let engine = match core.parts.io.kind() {
-            IoKind::Uring => "io_uring",
-            IoKind::Threads => "threads",
-            IoKind::Sim => "sim",
+            IoKind::Uring => ActiveEngine::Uring,
+            IoKind::Threads => ActiveEngine::Threads,
+            IoKind::Sim => ActiveEngine::Simulated,
         };
         if core.is_forked() {
             return Stats { engine, ..Stats::default() };
@@ -549,6 +518,7 @@ impl Store {
             engine,
             engine_fallback: core.engine_fallback.clone(),
             keys: core.parts.keydir.len(),
+            index_bytes: core.parts.keydir.held_bytes(),
             live_bytes,
             dead_bytes: u64::saturating_sub(disk_bytes, live_bytes),
             disk_bytes,
@@ -556,20 +526,21 @@ impl Store {
             puts: counters.puts,
             deletes: counters.deletes,
             batches: counters.batches,
+            batch_operations: counters.batch_operations,
             gets: read.gets,
             gets_from_staging: read.from_staging,
             gets_from_block_cache: read.from_block_cache,
-            gets_from_cache: read.from_cache,
+            gets_from_page_cache: read.from_cache,
             gets_from_disk: read.from_disk,
             cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
             groups: commit.groups.load(Ordering::Relaxed),
             group_records: commit.group_records.load(Ordering::Relaxed),
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
-            bytes_filled: commit.bytes_filled.load(Ordering::Relaxed),
+            bytes_prewritten: commit.bytes_prewritten.load(Ordering::Relaxed),
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
             reclaimable_bytes: compaction::view(&core.parts.segments).reclaimable_bytes(),
-            retired_bytes: core.parts.segments.retired.bytes(),
+            obsolete_bytes: core.parts.segments.retired.bytes(),
             hint_bytes: core.parts.segments.all().iter().map(|segment| segment.hint_bytes()).sum(),
             compactions: compaction.jobs.load(Ordering::Relaxed),
             compaction_failures: compaction.failures.load(Ordering::Relaxed),

@@ -316,7 +316,7 @@ fn stats_count_what_was_done() {
             get(&store, "a");
         }
         let stats = store.stats();
-        assert_eq!(stats.engine, env.engine_name());
+        assert_eq!(stats.engine.to_string(), env.engine_name());
         assert_eq!((stats.keys, stats.deletes, stats.batches, stats.gets), (11, 1, 1, 7));
         assert!(stats.puts >= 11, "{} puts", stats.puts);
         assert_eq!(stats.disk_bytes, stats.live_bytes + stats.dead_bytes);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ringcask::{Batch, Builder, Compaction, CompactionReport, Durability, ErrorKind, Store};
+use ringcask::{Batch, Builder, Compaction, CompactionReport, Durability, ErrorKind, Store, TimeOfDay};
 
 use crate::gate::{GatedWorld, Kind};
 use crate::support::{
@@ -511,7 +511,7 @@ fn a_reader_keeps_the_segment_it_reads() {
         gate.open(Kind::Read);
         block_on(compaction).unwrap();
         assert_eq!(block_on(reading).unwrap().as_deref(), model.get(&key).map(Vec::as_slice));
-        eventually("its file goes with it", || store.stats().retired_bytes == 0);
+        eventually("its file goes with it", || store.stats().obsolete_bytes == 0);
         let left = files_with(&env.path(), "seg");
         assert!(dead.iter().all(|id| !left.contains(&env.path().join(format!("{id:020}.seg")))), "{left:?}");
         close(store);
@@ -520,7 +520,7 @@ fn a_reader_keeps_the_segment_it_reads() {
 
 #[test]
 fn automatic_compaction_keeps_to_its_hours() {
-    let midnight = Duration::ZERO;
+    let midnight = TimeOfDay::utc(0, 0);
     for_each_engine(|env| {
         // No hour at all: from midnight to midnight, before any time of day.
         let never = Compaction::new().hours(midnight, midnight);
@@ -537,7 +537,7 @@ fn automatic_compaction_keeps_to_its_hours() {
         compact(&store);
         assert!(store.stats().compactions > 0, "asked for, it works at any hour");
         close(store);
-        let always = Compaction::new().hours(midnight, Duration::from_secs(24 * 60 * 60));
+        let always = Compaction::new().hours(midnight, TimeOfDay::utc(24, 0));
         let store = open(builder(env, always));
         for _ in 0..20 {
             for key in 0..100_u32 {
@@ -560,8 +560,8 @@ fn nonsense_options_are_refused_with_their_range() {
         (Compaction::new().threshold(-1.0), "threshold"),
         (Compaction::new().budget_bytes(0), "budget_bytes"),
         (Compaction::new().bytes_per_second(Some(1)), "bytes_per_second"),
-        (Compaction::new().hours(Duration::from_secs(86_400), Duration::ZERO), "hours"),
-        (Compaction::new().hours(Duration::ZERO, Duration::from_secs(86_401)), "hours"),
+        (Compaction::new().hours(TimeOfDay::utc(25, 0), TimeOfDay::utc(0, 0)), "hours"),
+        (Compaction::new().hours(TimeOfDay::utc(0, 0), TimeOfDay::utc(24, 1)), "hours"),
     ] {
         let error = block_on(env.builder().compaction(compaction).open()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);

@@ -80,7 +80,7 @@ fn a_power_cut_leaves_filler_and_that_is_no_loss() {
         let values = &values()[..last];
         let (image, stats) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
         let (_, bytes) = segment_of(&image);
-        assert!(stats.bytes_filled > 0 && bytes.len() % 512 == 0, "{stats:?}");
+        assert!(stats.bytes_prewritten > 0 && bytes.len() % 512 == 0, "{stats:?}");
         let filler = bytes.iter().rev().take_while(|byte| **byte == FILLER).count();
         assert!(filler > 50_000, "{filler} of {}", bytes.len());
         for recovery in [Recovery::Strict, Recovery::Salvage] {
@@ -110,10 +110,10 @@ fn what_was_lost_before_filler_is_told() {
 #[test]
 fn filler_is_written_for_small_synced_groups_only_and_only_where_it_helps() {
     let filled = |config: SimConfig, fills: bool, level, values: &[Vec<u8>]| {
-        let (image, stats) = cut_off(SimWorld::new(config), |builder| builder.fill_ahead(fills), level, values);
+        let (image, stats) = cut_off(SimWorld::new(config), |builder| builder.prewrite(fills), level, values);
         let (whole, cut, ..) = reopen(image, values, Recovery::Strict);
         assert_eq!((whole, cut), (values.len(), 0));
-        stats.bytes_filled
+        stats.bytes_prewritten
     };
     let small = values();
     assert!(filled(config(), true, Durability::Synced, &small) > 0);
@@ -134,7 +134,7 @@ fn a_segment_that_is_full_of_filler_is_sealed_at_its_last_record() {
             store.put(key(number), [3; 200]).await.unwrap();
         }
         let stats = store.stats();
-        assert!(stats.segments.len() > 5 && stats.bytes_filled > 5000, "{stats:?}");
+        assert!(stats.segments.len() > 5 && stats.bytes_prewritten > 5000, "{stats:?}");
         assert!(stats.write_amplification() > 1.1, "filler counts: {stats:?}");
         store.close().await.unwrap();
     });

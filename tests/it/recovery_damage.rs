@@ -537,7 +537,7 @@ fn a_segment_of_another_store_is_refused() {
 fn torn(seed: u64) -> (Image, String, Vec<u8>) {
     let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
     let (image, name) = world.run_until(async {
-        let store = Store::builder("/sim").world(Arc::new(world.clone())).fill_ahead(false).open().await.unwrap();
+        let store = Store::builder("/sim").world(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
         for number in 0..4 {
             store.put(format!("key-{number}"), "value").await.unwrap();
         }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use ringcask::io::{Io, OpenMode};
-use ringcask::{Durability, Engine, Store};
+use ringcask::{ActiveEngine, Durability, Engine, Store};
 
 use crate::support::{
     Env, block_on, child_env, close, expect_success, files_with, for_each_engine, get, is_child, open, put, put_at,
@@ -535,7 +535,7 @@ fn live_without_a_ring() {
     assert_eq!(engine, Engine::Auto);
     let store = open(Store::builder(&path));
     let stats = store.stats();
-    assert_eq!(stats.engine, "threads");
+    assert_eq!(stats.engine, ActiveEngine::Threads);
     let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
     assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
     for level in crate::support::LEVELS {

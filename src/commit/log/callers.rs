@@ -136,7 +136,10 @@ impl Log {
         let last_seq = state.next_seq - 1;
         let segment = Arc::clone(&place.segment);
         match op.is_batch() {
-            true => state.counters.batches += 1,
+            true => {
+                state.counters.batches += 1;
+                state.counters.batch_operations += op.members().len() as u64;
+            }
             false if op.only_deletes() => state.counters.deletes += 1,
             false => state.counters.puts += 1,
         }

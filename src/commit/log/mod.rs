@@ -135,6 +135,7 @@ pub(crate) struct Counters {
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
     pub(crate) batches: u64,
+    pub(crate) batch_operations: u64,
 }
 
 /// The commit task's doorbell.
