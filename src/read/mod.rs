@@ -211,7 +211,7 @@ fn find<T>(
         }
     };
     let find = |entry: Entry| registry.with(entry.location.segment, |segment| look(entry, segment));
-    match follow(|| keydir.get_meanwhile(hash, key, ask_for_record), find) {
+    match follow(|| keydir.get_with_prefetch(hash, key, ask_for_record), find) {
         Ok(Some(found)) => Ok(Some(found)),
         Ok(None) => {
             count(&counters.mine().from_nowhere);

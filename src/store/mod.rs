@@ -280,7 +280,7 @@ impl Store {
         let op = self.check(key, value_len).map(|()| {
             // A fork's child must not even let go of a lock.
             if durability == Durability::Buffered && !self.core().is_forked() {
-                self.core().keydir.ask_for_place(key);
+                self.core().keydir.prefetch_slot(key);
             }
             prepare()
         });
