@@ -584,7 +584,7 @@ impl Store {
             gets: read.gets,
             gets_from_staging: read.from_staging,
             gets_from_block_cache: read.from_block_cache,
-            gets_from_cache: read.from_cache,
+            gets_from_cache: read.from_page_cache,
             gets_from_disk: read.from_disk,
             cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
             groups: commit.groups.load(Ordering::Relaxed),
