@@ -1,21 +1,21 @@
 //! The arena: the memory of one shard's entries, stored back to back, each as long as its key needs.
 //!
-//! A hash table with inline entries would give the longest key in place as much room as the shortest, and would leave between
-//! an eighth and more than half of that room empty. Here the table stores eight bytes per key, and an entry takes 22 bytes
-//! plus its key.
+//! A hash table with inline entries would give the longest key in place as much room as the shortest, and would leave
+//! between an eighth and more than half of that room empty. Here the table stores eight bytes per key, and an entry
+//! takes 22 bytes plus its key.
 //!
 //! # Gaps
 //!
-//! Entries are appended to chunks. A removed entry leaves a gap. When gaps make up a quarter of the arena, the chunk with
-//! the most gaps is emptied: its remaining entries move to the end, and its memory is freed. So a removal moves at most one
-//! chunk of entries, which bounds the time that the shard is locked.
+//! Entries are appended to chunks. A removed entry leaves a gap. When gaps make up a quarter of the arena, the chunk
+//! with the most gaps is emptied: its remaining entries move to the end, and its memory is freed. So a removal moves at
+//! most one chunk of entries, which bounds the time that the shard is locked.
 //!
 //! # Scans
 //!
-//! For the same reason an [`ArenaScan`] over all entries visits one chunk per step, and the arena may change between steps.
-//! The scan may or may not see entries that are added or removed meanwhile. It would miss a moved entry, or see it twice, if
-//! it had visited one of the entry's two places and not the other. So the arena counts its moves, and a scan that finds a
-//! changed count restarts.
+//! For the same reason an [`ArenaScan`] over all entries visits one chunk per step, and the arena may change between
+//! steps. The scan may or may not see entries that are added or removed meanwhile. It would miss a moved entry, or see
+//! it twice, if it had visited one of the entry's two places and not the other. So the arena counts its moves, and a
+//! scan that finds a changed count restarts.
 
 use std::sync::Arc;
 
@@ -29,7 +29,8 @@ const UNIT: usize = 2;
 /// Number of offsets in a chunk at which an entry may begin, as a power of two.
 const CHUNK_UNITS_LOG2: u32 = (CHUNK_BYTES / UNIT).trailing_zeros();
 
-/// A longer entry gets its own chunk, of exactly its size. In a shared chunk it would waste too much of the remaining room.
+/// A longer entry gets its own chunk, of exactly its size. In a shared chunk it would waste too much of the remaining
+/// room.
 const OWN_CHUNK_BYTES: usize = CHUNK_BYTES / 4;
 
 /// Bytes of an entry before its key: the slot, and the key's length.
@@ -213,8 +214,8 @@ impl Arena {
         }
     }
 
-    /// Empties the chunk with the most gaps, if gaps make up a quarter of the arena. Calls `moved` with the key of each moved
-    /// entry, its old handle and its new one. Returns whether another call may find more to do.
+    /// Empties the chunk with the most gaps, if gaps make up a quarter of the arena. Calls `moved` with the key of each
+    /// moved entry, its old handle and its new one. Returns whether another call may find more to do.
     pub(super) fn reclaim_gaps(&mut self, mut moved: impl FnMut(&[u8], EntryHandle, EntryHandle)) -> bool {
         if self.gap_bytes < CHUNK_BYTES || self.gap_bytes < self.bytes / 4 {
             return false;
@@ -280,8 +281,8 @@ impl<T> ArenaScan<T> {
         self.is_over
     }
 
-    /// Visits the next chunk, or all remaining ones after [`MAX_CHUNKED_STARTS`]. The arena may change in any way between
-    /// two calls.
+    /// Visits the next chunk, or all remaining ones after [`MAX_CHUNKED_STARTS`]. The arena may change in any way
+    /// between two calls.
     pub(super) fn advance(&mut self, arena: &Arena, mut pick: impl FnMut(&[u8], KeydirSlot) -> Option<T>) {
         if self.moves != Some(arena.moves) {
             self.picked.clear();
@@ -422,8 +423,8 @@ mod tests {
         let mut scan = ArenaScan::new();
         scan.advance(&arena, pick);
         scan.advance(&arena, pick);
-        // Removes the whole first chunk, so new entries reuse its number. Removes nearly all of a late chunk, and a third of
-        // the others. So the rest of the late chunk moves from where the scan has not been to where it has.
+        // Removes the whole first chunk, so new entries reuse its number. Removes nearly all of a late chunk, and a
+        // third of the others. So the rest of the late chunk moves from where the scan has not been to where it has.
         let (first, late) = (handles[0].chunk(), handles[7000].chunk());
         let mut late_left = 10;
         let (mut kept, mut moved) = (Vec::new(), Vec::new());

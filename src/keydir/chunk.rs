@@ -1,8 +1,8 @@
 //! The memory of the arenas' chunks.
 //!
-//! A look-up in a large keydir misses the CPU caches at the entry. With pages of 4 KiB it misses the TLB as well. So chunks
-//! of full size are cut from large pages ([`pages`](crate::io::pages)), some dozens from each, and all arenas share them. The
-//! allocator provides shorter chunks: the first chunk of an arena, and that of a long key.
+//! A lookup in a large keydir misses the CPU caches at the entry. With pages of 4 KiB it misses the TLB as well. So
+//! chunks of full size are cut from large pages ([`pages`](crate::io::pages)), some dozens from each, and all arenas
+//! share them. The allocator provides shorter chunks: the first chunk of an arena, and that of a long key.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
@@ -96,8 +96,8 @@ struct FreeChunks {
 }
 
 impl ChunkPool {
-    /// An empty chunk. If the system has no address space for a region, the chunk comes from the allocator, which has its
-    /// own way to fail.
+    /// An empty chunk. If the system has no address space for a region, the chunk comes from the allocator, which has
+    /// its own way to fail.
     pub(super) fn take(&self) -> ChunkMemory {
         let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match chunks.next() {

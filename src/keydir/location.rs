@@ -45,8 +45,8 @@ pub(super) struct KeydirSlot {
 const TOMBSTONE_BIT: u64 = 1 << 63;
 
 impl KeydirSlot {
-    /// Bytes of an encoded slot. Together with the key's length this is the memory that a key costs besides its own bytes,
-    /// which is a published number.
+    /// Bytes of an encoded slot. Together with the key's length this is the memory that a key costs besides its own
+    /// bytes, which is a published number.
     pub(super) const BYTES: usize = 20;
 
     #[expect(clippy::cast_possible_truncation, reason = "two halves of one number")]

@@ -1,20 +1,20 @@
 //! The map from keys to slots: sharded, with one lock per shard that is held for one call.
 //!
-//! A shard is a hash table of handles ([`table`](super::table)) and an [`Arena`] with the entries. The shards, their tables
-//! and the tables' locks are [`DashMap`]'s. The schedule explorer cannot see those locks, so the feature `shuttle` replaces
-//! this module with `shuttle_map`, which has the same interface.
+//! A shard is a hash table of handles ([`table`](super::table)) and an [`Arena`] with the entries. The shards, their
+//! tables and the tables' locks are [`DashMap`]'s. The schedule explorer cannot see those locks, so the feature
+//! `shuttle` replaces this module with `shuttle_map`, which has the same interface.
 //!
 //! # Locks
 //!
-//! A shard has two locks: the table's, and the arena's. The arena's lock is only taken under the table's, for reading under
-//! a read lock and for writing under a write lock, so no thread ever waits for it.
+//! A shard has two locks: the table's, and the arena's. The arena's lock is only taken under the table's, for reading
+//! under a read lock and for writing under a write lock, so no thread ever waits for it.
 //!
 //! # Many keys at once
 //!
-//! [`Map::get_many`], [`Map::change_many`] and [`Map::change_or_insert_many`] sort their keys by shard and take each shard's
-//! lock once for up to [`LOCKED_LOOKUPS`] keys. In a large keydir every step of a look-up misses the CPU cache. Steps of
-//! different keys do not depend on each other, so the functions make one pass over all keys per step, and the misses of a
-//! pass overlap.
+//! [`Map::get_many`], [`Map::change_many`] and [`Map::change_or_insert_many`] sort their keys by shard and take each
+//! shard's lock once for up to [`LOCKED_LOOKUPS`] keys. In a large keydir every step of a lookup misses the CPU cache.
+//! Steps of different keys do not depend on each other, so the functions make one pass over all keys per step, and the
+//! misses of a pass overlap.
 
 use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -31,8 +31,8 @@ use crate::io::util::to_usize;
 /// Look-ups under one hold of a shard's lock: a few microseconds.
 const LOCKED_LOOKUPS: usize = 32;
 
-/// Parts, each of up to [`LOCKED_LOOKUPS`] keys of one shard, that are prefetched together. Chosen for groups of a few dozen
-/// keys, where each part has one key. Groups of hundreds would gain slightly from another value.
+/// Parts, each of up to [`LOCKED_LOOKUPS`] keys of one shard, that are prefetched together. Chosen for groups of a few
+/// dozen keys, where each part has one key. Groups of hundreds would gain slightly from another value.
 const PREFETCHED_PARTS: usize = 8;
 
 /// Aligned so that the locks of neighbouring shards do not share a cache line.
@@ -41,7 +41,7 @@ struct ArenaLock(RwLock<Arena>);
 
 pub(super) struct Map {
     hasher: KeyedSip,
-    /// The table of each shard. Accessed only through the raw shards, never through the map's own look-ups.
+    /// The table of each shard. Accessed only through the raw shards, never through the map's own lookups.
     tables: DashMap<HashedHandle, (), KeyedSip>,
     /// The entries of each shard.
     arenas: Box<[ArenaLock]>,
@@ -60,8 +60,8 @@ struct WriteShard<'a> {
 }
 
 impl WriteShard<'_> {
-    /// Runs `change` on the slot of the entry that was `found` for `key`. If none was, inserts `slot` and runs `change` on
-    /// `None`.
+    /// Runs `change` on the slot of the entry that was `found` for `key`. If none was, inserts `slot` and runs `change`
+    /// on `None`.
     #[inline]
     fn change_or_insert<T>(
         &mut self,
@@ -108,13 +108,13 @@ impl Map {
         self.tables.determine_shard(to_usize(hash))
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_shard(&self, shard: usize) -> ReadShard<'_> {
         let table = self.tables.shards()[shard].read();
         ReadShard { arena: self.arenas[shard].0.read().unwrap_or_else(PoisonError::into_inner), table }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_shard(&self, shard: usize) -> WriteShard<'_> {
         let table = self.tables.shards()[shard].write();
         WriteShard { arena: self.arenas[shard].0.write().unwrap_or_else(PoisonError::into_inner), table }
@@ -122,7 +122,8 @@ impl Map {
 
     // ---- one key --------------------------------------------------------------------------------------------------
 
-    /// The slot of a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry and before reading it.
+    /// The slot of a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry and before
+    /// reading it.
     pub(super) fn get(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<KeydirSlot> {
         let ReadShard { arena, table } = &self.read_shard(self.shard_of(hash));
         table::prefetch_slot(table, hash);
@@ -263,8 +264,8 @@ impl Map {
         });
     }
 
-    /// Sorts the indices of `hashes` by shard, and calls `run` with parts of up to [`LOCKED_LOOKUPS`] indices of one shard.
-    /// So no other thread waits for a shard's lock for longer than one part takes.
+    /// Sorts the indices of `hashes` by shard, and calls `run` with parts of up to [`LOCKED_LOOKUPS`] indices of one
+    /// shard. So no other thread waits for a shard's lock for longer than one part takes.
     fn for_each_part(&self, hashes: &[u64], mut run: impl FnMut(usize, &[usize])) {
         let mut ends = vec![0; self.arenas.len() + 1];
         hashes.iter().for_each(|&hash| ends[self.shard_of(hash) + 1] += 1);

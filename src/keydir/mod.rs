@@ -1,27 +1,27 @@
 //! The keydir: the location of every key's newest record.
 //!
 //! It knows no files. An entry consists of a key, the sequence number of its newest published record, and that record's
-//! [`Location`]. Sequence numbers alone decide which record is newer, so records may be published in any order. Recovery
-//! loads hint files in parallel, and a `Buffered` write is published before an earlier `Synced` one.
+//! [`Location`]. Sequence numbers alone decide which record is newer, so records may be published in any order.
+//! Recovery loads hint files in parallel, and a `Buffered` write is published before an earlier `Synced` one.
 //!
 //! # Tombstones in memory
 //!
-//! A delete may remove its entry only when no older record of the key can still be published. Otherwise the older put would
-//! reappear. Until then a tombstone entry stays in the map ([`Keydir::bury`]), invisible to readers. [`Keydir::sweep`]
-//! removes it later.
+//! A delete may remove its entry only when no older record of the key can still be published. Otherwise the older put
+//! would reappear. Until then a tombstone entry stays in the map ([`Keydir::bury`]), invisible to readers.
+//! [`Keydir::sweep`] removes it later.
 //!
 //! # Concurrency
 //!
-//! The map is sharded. It locks one shard for one look-up or one replacement. No guard leaves this module, so no guard is
-//! held across an await or an I/O operation.
+//! The map is sharded. It locks one shard for one lookup or one replacement. No guard leaves this module, so no guard
+//! is held across an await or an I/O operation.
 //!
-//! A batch becomes visible as a whole. [`Keydir::atomically`] makes the batch epoch odd while it publishes. A reader whose
-//! look-up overlaps an odd or a changed epoch repeats the look-up.
+//! A batch becomes visible as a whole. [`Keydir::atomically`] makes the batch epoch odd while it publishes. A reader
+//! whose lookup overlaps an odd or a changed epoch repeats the lookup.
 //!
 //! # Files
 //!
-//! `location` and `key` hold the plain types. `map` has one hash table (`table`) and one `arena` per shard; an arena takes
-//! its memory in chunks (`chunk`). `shuttle_map` replaces all of these under the schedule explorer.
+//! `location` and `key` hold the plain types. `map` has one hash table (`table`) and one `arena` per shard; an arena
+//! takes its memory in chunks (`chunk`). `shuttle_map` replaces all of these under the schedule explorer.
 
 #[cfg(not(feature = "shuttle"))]
 mod arena;
@@ -51,7 +51,7 @@ pub(crate) use location::Location;
 #[cfg(feature = "shuttle")]
 use shuttle_map::{ShuttleMap as Map, ShuttleScan as ShardScan};
 
-/// The result of a look-up.
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) seq: u64,
@@ -101,9 +101,10 @@ impl Live {
 
 /// A scan over all keys, for the records in some segments that the keys point at. Each step locks each shard briefly.
 ///
-/// The scan finds every record of a sealed segment that is live at its end. All records of a sealed segment were published
-/// before it was sealed. A key that does not point at one of them when the scan visits it has a newer record, and does not
-/// point at the old one again. A key that is removed and written again has its new record in another segment.
+/// The scan finds every record of a sealed segment that is live at its end. All records of a sealed segment were
+/// published before it was sealed. A key that does not point at one of them when the scan visits it has a newer record,
+/// and does not point at the old one again. A key that is removed and written again has its new record in another
+/// segment.
 pub(crate) struct LiveScan {
     segments: Vec<u32>,
     shards: Vec<ShardScan<Live>>,
@@ -155,9 +156,9 @@ impl Keydir {
         self.get_with_prefetch(self.hash(key), key, || ())
     }
 
-    /// Like [`get`](Self::get), for a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry and
-    /// before reading it, so that both cache misses overlap. `also_prefetch` runs under the shard's lock and must be quick.
-    /// It may be called more than once, or not at all if the key has no entry.
+    /// Like [`get`](Self::get), for a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry
+    /// and before reading it, so that both cache misses overlap. `also_prefetch` runs under the shard's lock and must
+    /// be quick. It may be called more than once, or not at all if the key has no entry.
     pub(crate) fn get_with_prefetch(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
@@ -166,7 +167,7 @@ impl Keydir {
                 continue;
             }
             let found = self.find(hash, key, &also_prefetch);
-            // The epoch became odd before the batch published its first record, and this look-up locked the shard after
+            // The epoch became odd before the batch published its first record, and this lookup locked the shard after
             // the records it saw were published. So the second load sees the odd epoch or a later one.
             fence(Ordering::Acquire);
             if self.batch_epoch.load(Ordering::Relaxed) == before || seeded_bug::is(SeededBug::BatchEpochIgnored) {
@@ -185,8 +186,8 @@ impl Keydir {
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 
-    /// Prefetches the hash-table slot of `key`: the first of two steps before a publication of `key`. Each step should be
-    /// followed by about 100 ns of other work. Neither step waits for a lock or for memory.
+    /// Prefetches the hash-table slot of `key`: the first of two steps before a publication of `key`. Each step should
+    /// be followed by about 100 ns of other work. Neither step waits for a lock or for memory.
     pub(crate) fn prefetch_slot(&self, key: &[u8]) {
         self.map.prefetch_slot(key);
     }
@@ -226,8 +227,8 @@ impl Keydir {
         self.map.trim();
     }
 
-    /// Publishes many records, each like [`publish`](Self::publish) or [`bury`](Self::bury). Calls `each` with the index and
-    /// the effect of every record. `each` runs under a shard's lock and must be quick.
+    /// Publishes many records, each like [`publish`](Self::publish) or [`bury`](Self::bury). Calls `each` with the
+    /// index and the effect of every record. `each` runs under a shard's lock and must be quick.
     ///
     /// One call for many records overlaps their cache misses, as in [`are_newest`](Self::are_newest).
     pub(crate) fn publish_many(&self, records: &[KeydirUpdate<'_>], mut each: impl FnMut(usize, Published)) {
@@ -288,8 +289,8 @@ impl Keydir {
         };
     }
 
-    /// Removes the tombstone entry of `key` if its sequence number is at most `seq`. The caller knows that no older record of
-    /// the key can still be published.
+    /// Removes the tombstone entry of `key` if its sequence number is at most `seq`. The caller knows that no older
+    /// record of the key can still be published.
     pub(crate) fn sweep(&self, key: &[u8], seq: u64) {
         self.map.remove_if(key, |slot| slot.live().is_none() && slot.seq() <= seq);
     }
@@ -299,10 +300,10 @@ impl Keydir {
         self.map.retain(|slot| slot.live().is_some());
     }
 
-    /// Returns for each put, given as key and sequence number, whether it is the newest published record of its key and lies
-    /// in `segment`.
+    /// Returns for each put, given as key and sequence number, whether it is the newest published record of its key and
+    /// lies in `segment`.
     ///
-    /// One call for many puts is faster in a large keydir: each look-up misses the CPU cache, and those misses overlap.
+    /// One call for many puts is faster in a large keydir: each lookup misses the CPU cache, and those misses overlap.
     pub(crate) fn are_newest(&self, puts: &[(&[u8], u64)], segment: u32) -> Vec<bool> {
         let hashes: Vec<u64> = puts.iter().map(|(key, _)| self.hash(key)).collect();
         let mut newest = vec![false; puts.len()];
@@ -318,9 +319,9 @@ impl Keydir {
         newest
     }
 
-    /// Repoints keys to copies of their records: each key only if its newest published record is still the copied put, in one
-    /// of the segments `from` (ascending). Calls `moved` with the index of each applied move and the record's old location.
-    /// `moved` runs under a shard's lock and must be quick.
+    /// Repoints keys to copies of their records: each key only if its newest published record is still the copied put,
+    /// in one of the segments `from` (ascending). Calls `moved` with the index of each applied move and the record's
+    /// old location. `moved` runs under a shard's lock and must be quick.
     ///
     /// A sequence number belongs to exactly one record, so a newer put or delete is never overwritten.
     pub(crate) fn repoint(&self, moves: &[Move<'_>], from: &[u32], mut moved: impl FnMut(usize, Location)) {
@@ -347,8 +348,8 @@ impl Keydir {
 
     /// Continues a scan by some keys of every shard. Returns `true` at its end.
     ///
-    /// It visits the shards in turn instead of finishing one before the next. A shard's lock prefers readers, so a thread
-    /// that releases it and takes it again at once would keep writers waiting as if it had never released it.
+    /// It visits the shards in turn instead of finishing one before the next. A shard's lock prefers readers, so a
+    /// thread that releases it and takes it again at once would keep writers waiting as if it had never released it.
     pub(crate) fn advance_scan(&self, scan: &mut LiveScan) -> bool {
         let LiveScan { segments, shards } = scan;
         let unfinished = shards.iter_mut().enumerate().filter(|(_, shard_scan)| !shard_scan.is_over());
@@ -363,8 +364,8 @@ impl Keydir {
         shards.iter().all(ShardScan::is_over)
     }
 
-    /// Calls `each` with every key's length and location, in no particular order. `each` runs under a shard's lock and must be
-    /// quick.
+    /// Calls `each` with every key's length and location, in no particular order. `each` runs under a shard's lock and
+    /// must be quick.
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
         self.map.for_each(|key, slot| {
             if let Some(location) = slot.live() {
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn look_ups_of_many_keys_agree_with_single_ones() {
+    fn lookups_of_many_keys_agree_with_single_ones() {
         let keydir = keydir();
         let keys: Vec<Vec<u8>> = (0..5000_u32).map(|number| format!("key-{number}").into_bytes()).collect();
         for (seq, key) in (1..).zip(&keys).filter(|(seq, _)| seq % 3 != 0) {
@@ -547,7 +548,7 @@ mod tests {
         }
         let mut seen = 0;
         keydir.for_each_location(|_, location| {
-            assert!(left.contains(&location.offset()), "a scan found an entry that no look-up finds");
+            assert!(left.contains(&location.offset()), "a scan found an entry that no lookup finds");
             seen += 1;
         });
         assert_eq!((seen, keydir.len()), (left.len(), left.len() as u64));

@@ -1,5 +1,5 @@
-//! The map under the schedule explorer: the interface of [`Map`](super::map) over the explorer's locks, so that schedules
-//! inside a shard's lock are explored too.
+//! The map under the schedule explorer: the interface of [`Map`](super::map) over the explorer's locks, so that
+//! schedules inside a shard's lock are explored too.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;

@@ -1,13 +1,13 @@
 //! The hash table of one shard: from a key's hash to the handle of the key's entry in the shard's arena.
 //!
-//! The table stores eight bytes per key, a [`HashedHandle`]; the keys themselves are in the arena. The functions here work on
-//! the raw table of a [`DashMap`](dashmap::DashMap) shard, which the caller has locked.
+//! The table stores eight bytes per key, a [`HashedHandle`]; the keys themselves are in the arena. The functions here
+//! work on the raw table of a [`DashMap`](dashmap::DashMap) shard, which the caller has locked.
 //!
 //! # Cache misses
 //!
-//! In a large keydir, one look-up misses the CPU cache three times: at the table's control bytes (hashbrown's tags), at the
-//! table slot, and at the arena entry. The address of the first two follows from the hash, so they can be prefetched
-//! together. The third is known once the slot has been read.
+//! In a large keydir, one lookup misses the CPU cache three times: at the table's control bytes (hashbrown's tags), at
+//! the table slot, and at the arena entry. The address of the first two follows from the hash, so they can be
+//! prefetched together. The third is known once the slot has been read.
 
 use dashmap::SharedValue;
 use hashbrown::raw::RawTable;
@@ -24,9 +24,9 @@ const HASH_BITS: u32 = 64 - EntryHandle::BITS;
 
 /// What the table stores for a key: the low bits of its hash, and the handle of its entry.
 ///
-/// The hash bits serve two purposes. A look-up reads an entry only if they match, so it almost never reads a wrong one.
-/// And a table that grows rehashes from them without reading the entries, which would be one cache miss per key under the
-/// shard's lock.
+/// The hash bits serve two purposes. A lookup reads an entry only if they match, so it almost never reads a wrong one.
+/// And a table that grows rehashes from them without reading the entries, which would be one cache miss per key under
+/// the shard's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct HashedHandle(u64);
 
@@ -48,8 +48,8 @@ impl HashedHandle {
     }
 }
 
-/// The hash that the table uses. It takes the slot from the low bits and the tag from the top seven, so both are made of the
-/// bits that [`HashedHandle`] keeps.
+/// The hash that the table uses. It takes the slot from the low bits and the tag from the top seven, so both are made
+/// of the bits that [`HashedHandle`] keeps.
 fn table_hash(hash: u64) -> u64 {
     hash << EntryHandle::BITS | hash & ((1 << HASH_BITS) - 1)
 }
@@ -127,15 +127,15 @@ pub(super) fn trim(table: &mut HandleTable) {
     }
 }
 
-/// The address of the slot that a hash maps to. The key's slot is there or a few slots further, in most cases in the same
-/// cache line, which holds eight slots. For prefetching only: the address follows from hashbrown's internal layout, which
-/// another version may change.
+/// The address of the slot that a hash maps to. The key's slot is there or a few slots further, in most cases in the
+/// same cache line, which holds eight slots. For prefetching only: the address follows from hashbrown's internal
+/// layout, which another version may change.
 #[inline]
 fn likely_slot(table: &HandleTable, hash: u64) -> *const u8 {
     table.data_end().as_ptr().wrapping_sub((to_usize(table_hash(hash)) & (table.buckets() - 1)) + 1).cast()
 }
 
-/// Prefetches the slot of a hash. The look-up itself reads the tags first, so both misses overlap.
+/// Prefetches the slot of a hash. The lookup itself reads the tags first, so both misses overlap.
 #[inline]
 pub(super) fn prefetch_slot(table: &HandleTable, hash: u64) {
     prefetch(likely_slot(table, hash));
