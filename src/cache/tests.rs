@@ -1,12 +1,13 @@
-//! Blocks, frames and slots by hand, in blocks of 256 bytes.
+//! Blocks, frames and slots without a store, in blocks of 256 bytes.
 
+use super::clock::SWEEP_FRAMES_MAX;
 use super::*;
 
 const BLOCK: usize = 256;
 /// Blocks of 256 bytes.
 const SEGMENT_BYTES: u64 = 8 << 10;
 
-/// What byte `offset` of a segment is: different in every segment and block.
+/// The byte at `offset` of a segment: different in every segment and block.
 fn byte(segment: u32, offset: u64) -> u8 {
     let word = (u64::from(segment) << 40 | offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (word >> 56) as u8
@@ -21,20 +22,20 @@ fn new(bytes: u64, segment_bytes: u64) -> Option<BlockCache> {
 }
 
 fn cache_of(frames: u64) -> BlockCache {
-    let frames_bytes = frames * frame_bytes(8) + BLOCK as u64;
-    // What is left when slots have had their part.
+    let frames_bytes = frames * Frames::frame_bytes(8) + BLOCK as u64;
+    // So that `frames_bytes` remain after the part of the slots.
     let bytes = (frames_bytes * SLOTS_PART).div_ceil(SLOTS_PART - 1);
-    let cache = new(bytes, SEGMENT_BYTES).expect("room for a block");
-    assert_eq!((u64::from(cache.capacity), cache.block_shift), (frames, 8));
-    BlockCache { max_slot_bytes: 1 << 20, ..cache }
+    let cache = new(bytes, SEGMENT_BYTES).expect("a cache with room for a block");
+    assert_eq!((u64::from(cache.frames.capacity), cache.block_shift), (frames, 8));
+    BlockCache { slot_budget: SlotBudget::new(1 << 20), ..cache }
 }
 
 fn block(segment: u32, number: u32) -> BlockId {
     BlockId { segment, number }
 }
 
-/// Brings a block as the read path does; the slots are those of all segments, by id.
-fn bring(cache: &BlockCache, slots: &[Slots], block: BlockId) -> Option<Filled> {
+/// Fills a block as the read path does. `slots` has the slots of all segments, by id.
+fn fill(cache: &BlockCache, slots: &[Slots], block: BlockId) -> Option<Filled> {
     assert!(cache.make_slots(&slots[block.segment as usize], block.number, SEGMENT_BYTES));
     let filled = cache.fill(block, |bytes, offset| {
         bytes.copy_from_slice(&expected(block.segment, offset, bytes.len()));
@@ -47,7 +48,7 @@ fn bring(cache: &BlockCache, slots: &[Slots], block: BlockId) -> Option<Filled> 
     Some(filled)
 }
 
-/// The stretch as the cache has it, if it has.
+/// The bytes as the cache has them, if it has them.
 fn read(cache: &BlockCache, slots: &[Slots], segment: u32, offset: u64, len: usize) -> Option<Vec<u8>> {
     let span = cache.span(segment, offset, len, SEGMENT_BYTES)?;
     let framed = cache.find(span, &slots[segment as usize])?;
@@ -62,32 +63,32 @@ fn slots(segments: usize) -> Vec<Slots> {
 }
 
 #[test]
-fn nobody_sweeps_a_whole_cache_for_one_block() {
+fn one_fill_inspects_a_limited_number_of_frames() {
     let frames = 1000_u32;
     let (cache, slots) = (cache_of(u64::from(frames)), (0..60).map(|_| Slots::default()).collect::<Vec<_>>());
     let all = || (0..).flat_map(|segment| (0..20).map(move |number| block(segment, number)));
     for block in all().take(frames as usize) {
-        bring(&cache, &slots, block).unwrap();
+        fill(&cache, &slots, block).unwrap();
     }
-    // All were referenced when they came. So the hand goes round once, a sweep at a time, before a frame is free.
-    let hand = || u64::from(cache.hand.load(Ordering::Relaxed));
+    // A filled frame counts as referenced. So the hand goes round once, one sweep per fill, before a frame is free.
+    let hand = || u64::from(cache.frames.hand.load(Ordering::Relaxed));
     let mut refused = 0;
     for block in all().skip(frames as usize).take(20) {
         let before = hand();
-        refused += u64::from(bring(&cache, &slots, block).is_none());
+        refused += u64::from(fill(&cache, &slots, block).is_none());
         assert!(hand() - before <= SWEEP_FRAMES_MAX);
     }
     assert_eq!(refused, u64::from(frames) / SWEEP_FRAMES_MAX);
 }
 
 #[test]
-fn a_stretch_over_one_two_and_three_blocks_is_read_when_all_of_them_are_there() {
+fn a_span_of_one_to_three_blocks_is_read_when_all_of_them_are_cached() {
     let (cache, slots) = (cache_of(8), slots(2));
     for (offset, len) in [(0, 1), (10, 200), (0, BLOCK), (255, 1), (200, 100), (255, 2), (200, 400), (0, 3 * BLOCK)] {
-        assert_eq!(read(&cache, &slots, 1, offset, len), None, "{offset}+{len} before any block came");
+        assert_eq!(read(&cache, &slots, 1, offset, len), None, "{offset}+{len} before any block is cached");
     }
     for number in 0..3 {
-        bring(&cache, &slots, block(1, number)).unwrap();
+        fill(&cache, &slots, block(1, number)).unwrap();
         for (offset, len) in [(0, 1), (10, 200), (0, BLOCK), (255, 1), (200, 100), (255, 2), (200, 400), (0, 768)] {
             let last = (offset + len as u64 - 1) / BLOCK as u64;
             let there = (last <= u64::from(number)).then(|| expected(1, offset, len));
@@ -97,52 +98,54 @@ fn a_stretch_over_one_two_and_three_blocks_is_read_when_all_of_them_are_there() 
 }
 
 #[test]
-fn what_is_too_long_or_not_whole_below_the_written_end_is_not_looked_for() {
+fn long_records_and_partial_blocks_are_not_cacheable() {
     let cache = cache_of(8);
-    let is_kept = |offset, len, written_end| cache.span(1, offset, len, written_end).is_some();
-    assert!(is_kept(0, 3 * BLOCK, 768) && !is_kept(0, 3 * BLOCK + 1, 4096) && !is_kept(1, 3 * BLOCK, 4096));
-    assert!(is_kept(0, 10, 256) && !is_kept(0, 10, 255), "the block is whole, or is not");
-    assert!(is_kept(250, 10, 512) && !is_kept(250, 10, 511));
-    assert!(!is_kept(8, usize::MAX, u64::MAX) && !is_kept(u64::MAX - 300, 10, u64::MAX));
+    let is_cacheable = |offset, len, written_end| cache.span(1, offset, len, written_end).is_some();
+    assert!(
+        is_cacheable(0, 3 * BLOCK, 768) && !is_cacheable(0, 3 * BLOCK + 1, 4096) && !is_cacheable(1, 3 * BLOCK, 4096)
+    );
+    assert!(is_cacheable(0, 10, 256) && !is_cacheable(0, 10, 255), "the block must be whole");
+    assert!(is_cacheable(250, 10, 512) && !is_cacheable(250, 10, 511));
+    assert!(!is_cacheable(8, usize::MAX, u64::MAX) && !is_cacheable(u64::MAX - 300, 10, u64::MAX));
 }
 
 #[test]
-fn a_frame_that_went_to_another_block_is_nobodys_elses() {
+fn a_reused_frame_serves_only_its_new_block() {
     let (cache, slots) = (cache_of(1), slots(3));
-    let first = bring(&cache, &slots, block(1, 0)).unwrap();
+    let first = fill(&cache, &slots, block(1, 0)).unwrap();
     assert_eq!(first, Filled { frame: 0, evicted: None });
     let stale = cache.find(cache.span(1, 0, 10, SEGMENT_BYTES).unwrap(), &slots[1]).unwrap();
-    // Number and segment both count.
+    // Differs in the segment, the number, or both.
     for other in [block(2, 0), block(2, 1), block(1, 1)] {
-        bring(&cache, &slots, other).unwrap();
-        assert_eq!(cache.read(&stale, <[u8]>::to_vec), None, "{other:?} is there");
-        assert_eq!(cache.copy(&stale), None, "{other:?} is there");
+        fill(&cache, &slots, other).unwrap();
+        assert_eq!(cache.read(&stale, <[u8]>::to_vec), None, "{other:?} is cached");
+        assert_eq!(cache.copy(&stale), None, "{other:?} is cached");
         slots[1].set(0, 0);
         assert!(!cache.holds(block(1, 0), &slots[1]) && cache.holds(other, &slots[other.segment as usize]));
         let offset = u64::from(other.number) * BLOCK as u64;
         assert_eq!(read(&cache, &slots, other.segment, offset, 10), Some(expected(other.segment, offset, 10)));
     }
-    bring(&cache, &slots, block(1, 0)).unwrap();
-    assert_eq!(cache.read(&stale, <[u8]>::to_vec), Some(expected(1, 0, 10)), "it came back");
+    fill(&cache, &slots, block(1, 0)).unwrap();
+    assert_eq!(cache.read(&stale, <[u8]>::to_vec), Some(expected(1, 0, 10)), "it was filled again");
 }
 
 #[test]
-fn the_hand_passes_over_what_was_read_and_takes_what_was_not() {
+fn the_hand_skips_frames_that_were_read() {
     let (cache, slots) = (cache_of(4), slots(2));
     for number in 0..4 {
-        bring(&cache, &slots, block(1, number)).unwrap();
+        fill(&cache, &slots, block(1, number)).unwrap();
     }
-    // All are fresh: the hand clears them in its first round and takes the first.
-    assert_eq!(bring(&cache, &slots, block(1, 4)).unwrap().evicted, Some(block(1, 0)));
-    assert!(read(&cache, &slots, 1, 256, 10).is_some(), "block 1 is read");
-    assert_eq!(bring(&cache, &slots, block(1, 5)).unwrap().evicted, Some(block(1, 2)));
+    // All frames are referenced. The hand clears the flags in its first round, then takes the first frame.
+    assert_eq!(fill(&cache, &slots, block(1, 4)).unwrap().evicted, Some(block(1, 0)));
+    assert!(read(&cache, &slots, 1, 256, 10).is_some(), "block 1 is cached");
+    assert_eq!(fill(&cache, &slots, block(1, 5)).unwrap().evicted, Some(block(1, 2)));
     assert!(read(&cache, &slots, 1, 256, 10).is_some());
-    assert_eq!(bring(&cache, &slots, block(1, 6)).unwrap().evicted, Some(block(1, 3)));
-    assert!(read(&cache, &slots, 1, 256, 10).is_some(), "and stays");
+    assert_eq!(fill(&cache, &slots, block(1, 6)).unwrap().evicted, Some(block(1, 3)));
+    assert!(read(&cache, &slots, 1, 256, 10).is_some(), "and is kept");
 }
 
 #[test]
-fn memory_stays_below_the_bound_and_comes_with_the_blocks() {
+fn memory_grows_with_the_blocks_and_stays_below_the_limit() {
     let cache = new(1 << 20, 1 << 20).unwrap();
     let all: Vec<Slots> = slots(300);
     assert_eq!((cache.block_shift, cache.held_bytes()), (14, 0));
@@ -156,76 +159,76 @@ fn memory_stays_below_the_bound_and_comes_with_the_blocks() {
             assert!(cache.held_bytes() + (1 << 14) <= 1 << 20, "{} bytes", cache.held_bytes());
         }
         let blocks = u64::from(segment + 1) * 4;
-        assert!(cache.held_bytes() <= blocks * frame_bytes(14) + u64::from(segment + 1) * 256);
+        assert!(cache.held_bytes() <= blocks * Frames::frame_bytes(14) + u64::from(segment + 1) * 256);
     }
-    assert_eq!(cache.slot_bytes.load(Ordering::Relaxed), (1 << 20) / SLOTS_PART, "slots of 256 segments, no more");
+    assert_eq!(cache.slot_budget.held_bytes(), (1 << 20) / SLOTS_PART, "slots of 256 segments and no more");
     drop(all);
-    assert_eq!(cache.slot_bytes.load(Ordering::Relaxed), 0, "their segments are gone");
+    assert_eq!(cache.slot_budget.held_bytes(), 0, "their segments are dropped");
 }
 
 #[test]
-fn hints_are_a_part_of_the_bound_from_the_first_block_on() {
+fn the_locator_counts_toward_the_limit_from_the_first_block_on() {
     const BYTES: u64 = 8 << 20;
     let cache = new(BYTES, 1 << 20).unwrap();
     assert_eq!(cache.held_bytes(), 0);
     let all: Vec<Slots> = slots(1);
     for number in 0..64 {
-        bring_in(&cache, &all, number);
-        let slots = cache.slot_bytes.load(Ordering::Relaxed);
-        assert_eq!(cache.held_bytes(), u64::from(number + 1) * frame_bytes(14) + slots + Hints::bytes(BYTES));
+        fill_block(&cache, &all, number);
+        let slots = cache.slot_budget.held_bytes();
+        assert_eq!(cache.held_bytes(), u64::from(number + 1) * Frames::frame_bytes(14) + slots + Locator::bytes(BYTES));
     }
-    let whole = u64::from(cache.capacity) * frame_bytes(14) + BYTES / SLOTS_PART + Hints::bytes(BYTES);
-    assert!((BYTES - (2 << 14)..=BYTES - (1 << 14)).contains(&whole), "{whole} of {BYTES}, and a spare block");
+    let whole = u64::from(cache.frames.capacity) * Frames::frame_bytes(14) + BYTES / SLOTS_PART + Locator::bytes(BYTES);
+    assert!((BYTES - (2 << 14)..=BYTES - (1 << 14)).contains(&whole), "{whole} of {BYTES}, less a spare block");
 }
 
 #[test]
-fn a_hint_leads_to_the_lines_of_the_record() {
+fn the_locator_points_at_the_lines_of_the_record() {
     let cache = new(8 << 20, 1 << 20).unwrap();
     let all: Vec<Slots> = slots(1);
-    // So that no frame has its block's number.
-    (0..64).rev().for_each(|number| bring_in(&cache, &all, number));
+    // In reverse, so that no frame has its block's number.
+    (0..64).rev().for_each(|number| fill_block(&cache, &all, number));
     for (number, offset) in (0..64_u64).map(|number| (number, number * (16 << 10) + number * 200)) {
         let framed = cache.find(cache.span(0, offset, 300, 1 << 20).unwrap(), &all[0]).unwrap();
         let hash = number << 50;
-        assert_eq!(cache.hint(hash), None);
+        assert_eq!(cache.located(hash), None);
         cache.note(hash, &framed);
         let address = cache.read(&framed, |record| record.as_ptr().addr()).unwrap();
-        let hinted = cache.address + cache.hint(hash).unwrap();
-        assert!(hinted <= address && address < hinted + LINE_BYTES, "{hinted:x} for {address:x}");
-        cache.ask_for_hint(hash);
-        cache.ask_for_record(hash);
+        let located = cache.frames.address + cache.located(hash).unwrap();
+        assert!(located <= address && address < located + LINE_BYTES, "{located:x} for {address:x}");
+        cache.prefetch_locator(hash);
+        cache.prefetch_record(hash);
     }
-    // Whatever a word says, nothing but time depends on it.
+    // Any value of a word is harmless: only speed depends on it.
     for place in [0, (8 << 20) - 1, 1 << 30, (1 << 38) - 65, usize::MAX] {
-        cache.hints.as_ref().unwrap().note(7 << 60, place);
-        cache.ask_for_record(7 << 60);
+        cache.locator.as_ref().unwrap().note(7 << 60, place);
+        cache.prefetch_record(7 << 60);
     }
 }
 
-/// Brings block `number` of a segment of a MiB.
-fn bring_in(cache: &BlockCache, slots: &[Slots], number: u32) {
+/// Fills block `number` of a segment of 1 MiB.
+fn fill_block(cache: &BlockCache, slots: &[Slots], number: u32) {
     assert!(cache.make_slots(&slots[0], number, 1 << 20));
     let filled = cache.fill(block(0, number), |bytes, _| bytes.len()).unwrap();
     slots[0].set(number, filled.frame);
 }
 
 #[test]
-fn less_than_a_block_is_no_cache() {
+fn a_limit_below_one_block_makes_no_cache() {
     let is_one = |bytes| new(bytes, 256 << 20).is_some();
     assert!(!is_one(0) && !is_one(16 << 10) && is_one(1 << 20));
 }
 
 #[test]
-fn a_block_that_cannot_be_read_as_a_whole_takes_no_frame() {
+fn a_block_that_cannot_be_read_whole_takes_no_frame() {
     let (cache, slots) = (cache_of(4), slots(2));
     assert!(cache.make_slots(&slots[1], 0, SEGMENT_BYTES));
     assert_eq!(cache.fill(block(1, 0), |_, _| 100), None);
-    assert_eq!(cache.held_bytes(), cache.slot_bytes.load(Ordering::Relaxed), "its memory is spare");
-    bring(&cache, &slots, block(1, 0)).unwrap();
+    assert_eq!(cache.held_bytes(), cache.slot_budget.held_bytes(), "the buffer is kept as the spare");
+    fill(&cache, &slots, block(1, 0)).unwrap();
 }
 
 #[test]
-fn hits_pay_for_blocks_while_there_is_room_and_some_come_anyway() {
+fn hits_earn_fills_while_there_is_room_and_some_misses_always_fill() {
     let (cache, slots) = (cache_of(4), slots(2));
     let admitted = |misses| (0..misses).filter(|_| cache.admits()).count();
     assert!(cache.admits(), "the first");
@@ -234,27 +237,27 @@ fn hits_pay_for_blocks_while_there_is_room_and_some_come_anyway() {
     assert_eq!(admitted(10), 10);
     assert_eq!(admitted(640), 10);
     (0..1_000_000).for_each(|_| cache.count_hit());
-    assert_eq!(admitted(64 + 640), 64 + 10, "what is earned is not hoarded");
+    assert_eq!(admitted(64 + 640), 64 + 10, "unspent hits are limited");
     for number in 0..4 {
-        bring(&cache, &slots, block(1, number)).unwrap();
+        fill(&cache, &slots, block(1, number)).unwrap();
     }
     (0..80).for_each(|_| cache.count_hit());
-    assert_eq!(admitted(640), 10, "it is full");
+    assert_eq!(admitted(640), 10, "the cache is full");
 }
 
 #[test]
-fn a_damaged_block_is_forgotten() {
+fn a_forgotten_block_is_missing_until_it_is_filled_again() {
     let (cache, slots) = (cache_of(4), slots(2));
-    bring(&cache, &slots, block(1, 0)).unwrap();
+    fill(&cache, &slots, block(1, 0)).unwrap();
     let framed = cache.find(cache.span(1, 0, 10, SEGMENT_BYTES).unwrap(), &slots[1]).unwrap();
     cache.forget(&framed);
     assert_eq!(read(&cache, &slots, 1, 0, 10), None);
-    bring(&cache, &slots, block(1, 0)).unwrap();
+    fill(&cache, &slots, block(1, 0)).unwrap();
     assert_eq!(read(&cache, &slots, 1, 0, 10), Some(expected(1, 0, 10)));
 }
 
 #[test]
-fn readers_beside_fills_and_evictions_never_see_another_blocks_bytes() {
+fn concurrent_readers_never_see_another_blocks_bytes() {
     let (cache, slots) = (cache_of(5), slots(4));
     let hits = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -271,18 +274,18 @@ fn readers_beside_fills_and_evictions_never_see_another_blocks_bytes() {
                             assert_eq!(found, expected(segment, offset, len), "{segment} at {offset}");
                             hits.fetch_add(1, Ordering::Relaxed);
                         }
-                        None => drop(bring(cache, slots, block(segment, number))),
+                        None => drop(fill(cache, slots, block(segment, number))),
                     }
                 }
             });
         }
     });
     assert!(hits.load(Ordering::Relaxed) > 1000, "{hits:?}");
-    assert!(cache.held_bytes() <= 5 * frame_bytes(8) + 4 * 32 * 4);
+    assert!(cache.held_bytes() <= 5 * Frames::frame_bytes(8) + 4 * 32 * 4);
 }
 
 #[test]
-fn whoever_makes_a_frame_its_memory_has_its_number() {
+fn concurrently_created_frames_have_memory_in_the_order_of_their_numbers() {
     let frames = 1000_u32;
     let (cache, slots) = (cache_of(u64::from(frames)), slots(40));
     std::thread::scope(|scope| {
@@ -290,14 +293,14 @@ fn whoever_makes_a_frame_its_memory_has_its_number() {
             let (cache, slots) = (&cache, &slots);
             scope.spawn(move || {
                 (0..10).for_each(|segment| {
-                    (0..25).for_each(|number| _ = bring(cache, slots, block(thread * 10 + segment, number)));
+                    (0..25).for_each(|number| _ = fill(cache, slots, block(thread * 10 + segment, number)));
                 });
             });
         }
     });
-    assert_eq!(cache.used.load(Ordering::Relaxed), frames);
+    assert_eq!(cache.frames.used.load(Ordering::Relaxed), frames);
     for number in 0..frames {
-        let held = cache.frame(number).unwrap().held.read().unwrap();
-        assert_eq!(held.bytes.as_ptr().addr(), cache.address + number as usize * BLOCK, "frame {number}");
+        let contents = cache.frames.frame(number).unwrap().contents.read().unwrap();
+        assert_eq!(contents.bytes.as_ptr().addr(), cache.frames.address + number as usize * BLOCK, "frame {number}");
     }
 }

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use super::stage::Publication;
 use crate::format::RecordKind;
-use crate::keydir::{Keydir, Loaded, Location, Published};
+use crate::keydir::{Keydir, KeydirUpdate, Location, Published};
 use crate::segment::{Segment, SegmentSet};
 
 impl Publication {
     /// What the keydir is to hold of it.
-    fn record<'a>(&self, segment: &Segment, key: &'a [u8]) -> Option<Loaded<'a>> {
+    fn record<'a>(&self, segment: &Segment, key: &'a [u8]) -> Option<KeydirUpdate<'a>> {
         let location = match self.member.kind {
             // Segments end long before a location's reach; see the limit on `segment_bytes` and on a value.
             RecordKind::Put => Some(Location::new(segment.id, self.offset, self.member.value_len)?),
             _ => None,
         };
-        Some(Loaded { key, seq: self.seq, location })
+        Some(KeydirUpdate { key, seq: self.seq, location })
     }
 }
 
@@ -27,7 +27,7 @@ pub(super) fn publish(
     key: &[u8],
     publication: &Publication,
 ) {
-    let Some(Loaded { seq, location, .. }) = publication.record(segment, key) else { return };
+    let Some(KeydirUpdate { seq, location, .. }) = publication.record(segment, key) else { return };
     let published = match location {
         Some(location) => keydir.publish(key, seq, location),
         None => keydir.bury(key, seq),

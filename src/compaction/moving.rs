@@ -73,7 +73,7 @@ impl Compactor {
         let mut moved = Vec::with_capacity(moves.len());
         self.parts
             .keydir
-            .relocate(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
+            .repoint(moves, replaced, |index, old| moved.push((old.segment, old.record_len(moves[index].key.len()))));
         if !seeded_bug::is(SeededBug::CopiesNotCounted) {
             output.add_live(moved.iter().map(|(_, len)| len).sum());
         }

@@ -16,7 +16,7 @@
 //! - A key that points elsewhere never comes back to an input: recency is decided by sequence number, and only a job's
 //!   end moves keys to records that are older. One that was removed comes again with a new record, in another segment.
 //! - The walk sees every entry that is there all the time, although locks are let go of in the middle of it
-//!   ([`LiveWalk`](crate::keydir::LiveWalk), and the head of `keydir/arena.rs`).
+//!   ([`LiveScan`](crate::keydir::LiveScan), and the head of `keydir/arena.rs`).
 //!
 //! This is what the look-ups of a whole input rely on too, and as with them the outcome may be late: a key that is
 //! overwritten after the walk leaves a copy that is dead from the start.
@@ -62,11 +62,11 @@ pub(super) async fn plan(
     let mut found: BTreeMap<u32, Vec<Live>> =
         choose(compactor, segments).into_iter().map(|id| (id, Vec::new())).collect();
     if !found.is_empty() {
-        let mut walk = compactor.parts.keydir.walk(found.keys().copied().collect());
-        while !compactor.parts.keydir.go_on(&mut walk) {
+        let mut scan = compactor.parts.keydir.scan_live(found.keys().copied().collect());
+        while !compactor.parts.keydir.advance_scan(&mut scan) {
             gate.pass().await?;
         }
-        walk.found().for_each(|live| found.entry(live.location.segment).or_default().push(live));
+        scan.into_records().for_each(|live| found.entry(live.location.segment).or_default().push(live));
     }
     for live in found.values_mut() {
         live.sort_unstable_by_key(|live| live.location.offset());

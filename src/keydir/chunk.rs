@@ -1,46 +1,48 @@
-//! The memory of an arena's chunks.
+//! The memory of the arenas' chunks.
 //!
-//! A look-up in a large keydir misses the processor's caches at the entry, and in pages of 4 KiB its table of pages as well.
-//! So chunks of full size lie in large pages ([`pages`](crate::io::pages)), some dozens in each, whichever arena they belong
-//! to. What is shorter, the first chunk of an arena or that of a long key, is the allocator's.
+//! A lookup in a large keydir misses the CPU caches at the entry. With pages of 4 KiB it misses the TLB as well. So
+//! chunks of full size are cut from large pages ([`pages`](crate::io::pages)), some dozens from each, and all arenas
+//! share them. The allocator provides shorter chunks: the first chunk of an arena, and that of a long key.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 
-use super::arena::CHUNK_BYTES;
 use crate::io::pages::{Block, Region};
 use crate::sync::Mutex;
 
-/// Chunks that lie in one piece: that of a large page.
+/// Size of a full chunk.
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
+
+/// Chunks in one region, which is one large page.
 const REGION_CHUNKS: usize = (2 << 20) / CHUNK_BYTES;
 
-/// Bytes that are appended to, up to the room there was from the start or, on the heap, beyond.
+/// A chunk's bytes, which only grow. A block has a fixed capacity; a vector can grow beyond its own.
 #[derive(Debug)]
-pub(super) enum Memory {
+pub(super) enum ChunkMemory {
     Heap(Vec<u8>),
-    /// A block, of which so many bytes are in use.
+    /// A block of a large page, and how many of its bytes are in use.
     Large(Block, usize),
 }
 
-impl Default for Memory {
+impl Default for ChunkMemory {
     fn default() -> Self {
         Self::Heap(Vec::new())
     }
 }
 
-impl Deref for Memory {
+impl Deref for ChunkMemory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match self {
             Self::Heap(bytes) => bytes,
-            // Never more than there are.
+            // `len` is never more than the block has.
             Self::Large(block, len) => block.get(..*len).unwrap_or_default(),
         }
     }
 }
 
-impl DerefMut for Memory {
+impl DerefMut for ChunkMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Heap(bytes) => bytes,
@@ -49,8 +51,8 @@ impl DerefMut for Memory {
     }
 }
 
-impl Memory {
-    /// Appends `parts`, and zeros until it is `len` bytes longer. The caller has seen that there is room.
+impl ChunkMemory {
+    /// Appends `parts`, padded with zeros to `len` bytes. The caller has checked that a block has room for them.
     pub(super) fn append(&mut self, parts: [&[u8]; 3], len: usize) {
         match self {
             Self::Heap(bytes) => {
@@ -71,8 +73,7 @@ impl Memory {
         }
     }
 
-    /// Bytes it takes, used or not.
-    #[cfg(test)]
+    /// Bytes of memory, used or not.
     pub(super) fn capacity(&self) -> usize {
         match self {
             Self::Heap(bytes) => bytes.capacity(),
@@ -81,44 +82,45 @@ impl Memory {
     }
 }
 
-/// Where all arenas of a keydir have their chunks of full size from.
+/// The full-size chunks that all arenas of a keydir share.
 #[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<Chunks>);
+pub(super) struct ChunkPool(Mutex<FreeChunks>);
 
 #[derive(Debug, Default)]
-struct Chunks {
-    /// The piece that is being cut.
+struct FreeChunks {
+    /// The region that new chunks are cut from.
     region: Option<Region>,
-    /// Were given back: addresses without memory.
+    /// Returned chunks: address space without memory.
     spare: Vec<Block>,
 }
 
-impl Pool {
-    /// An empty chunk. From the allocator where there is no address space for a piece: it decides what becomes of that.
-    pub(super) fn take(&self) -> Memory {
+impl ChunkPool {
+    /// An empty chunk. If the system has no address space for a region, the chunk comes from the allocator, which has
+    /// its own way to fail.
+    pub(super) fn take(&self) -> ChunkMemory {
         let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match chunks.next() {
-            Some(block) => Memory::Large(block, 0),
-            None => Memory::Heap(Vec::with_capacity(CHUNK_BYTES)),
+            Some(block) => ChunkMemory::Large(block, 0),
+            None => ChunkMemory::Heap(Vec::with_capacity(CHUNK_BYTES)),
         }
     }
 
-    /// Chunks that were given back and not taken again.
+    /// Returned chunks that are unused.
     #[cfg(test)]
     pub(super) fn spare(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).spare.len()
     }
 
-    /// Lets go of the memory of a chunk that holds nothing any more.
-    pub(super) fn give_back(&self, memory: Memory) {
-        if let Memory::Large(mut block, _) = memory {
+    /// Frees the memory of a chunk, and keeps its address space if it has full size.
+    pub(super) fn put_back(&self, memory: ChunkMemory) {
+        if let ChunkMemory::Large(mut block, _) = memory {
             block.clear();
             self.0.lock().unwrap_or_else(PoisonError::into_inner).spare.push(block);
         }
     }
 }
 
-impl Chunks {
+impl FreeChunks {
     fn next(&mut self) -> Option<Block> {
         if let Some(block) = self.spare.pop() {
             return Some(block);
@@ -135,14 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_that_were_given_back_are_used_again_and_are_empty() {
-        let pool = Pool::default();
-        let fill = |memory: &mut Memory, byte: u8| {
+    fn returned_chunks_are_reused_and_empty() {
+        let pool = ChunkPool::default();
+        let fill = |memory: &mut ChunkMemory, byte: u8| {
             for _ in 0..CHUNK_BYTES / 1024 {
                 memory.append([&[byte; 1000], &[byte; 20], &[]], 1024);
             }
         };
-        let mut taken: Vec<Memory> = (0..3 * REGION_CHUNKS).map(|_| pool.take()).collect();
+        let mut taken: Vec<ChunkMemory> = (0..3 * REGION_CHUNKS).map(|_| pool.take()).collect();
         for (memory, byte) in taken.iter_mut().zip(0..) {
             assert!(memory.is_empty());
             fill(memory, byte);
@@ -152,17 +154,17 @@ mod tests {
             assert_eq!(memory.len(), CHUNK_BYTES);
             assert!(memory.chunks(1024).all(|chunk| chunk[..1020] == [byte; 1020] && chunk[1020..] == [0; 4]));
         }
-        taken.into_iter().for_each(|memory| pool.give_back(memory));
-        let again: Vec<Memory> = (0..3 * REGION_CHUNKS).map(|_| pool.take()).collect();
+        taken.into_iter().for_each(|memory| pool.put_back(memory));
+        let again: Vec<ChunkMemory> = (0..3 * REGION_CHUNKS).map(|_| pool.take()).collect();
         let mut again_at: Vec<_> = again.iter().map(|memory| memory.as_ptr()).collect();
         for memory in &again {
-            let Memory::Large(block, used) = memory else { panic!("there is address space") };
-            assert!(*used == 0 && block.iter().all(|byte| *byte == 0), "what was given back kept its memory");
+            let ChunkMemory::Large(block, used) = memory else { panic!("the system has address space") };
+            assert!(*used == 0 && block.iter().all(|byte| *byte == 0), "a returned chunk kept its memory");
         }
         addresses.sort_unstable();
         again_at.sort_unstable();
         assert_eq!(addresses, again_at);
         drop(pool);
-        assert!(again.iter().all(|memory| memory.is_empty()), "they outlive the pool");
+        assert!(again.iter().all(|memory| memory.is_empty()), "chunks outlive the pool");
     }
 }

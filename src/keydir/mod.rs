@@ -1,75 +1,64 @@
-//! The keydir: where the newest record of every key lies.
+//! The keydir: the location of every key's newest record.
 //!
-//! It knows no files. An entry is a key, the sequence number of its newest published record, and that record's
-//! [`Location`]. Recency is decided by sequence number alone, so records may be published in any order: recovery loads
-//! hint files in parallel, and a `Buffered` write is published before a `Synced` one that came earlier.
+//! It knows no files. An entry consists of a key, the sequence number of its newest published record, and that record's
+//! [`Location`]. Sequence numbers alone decide which record is newer, so records may be published in any order.
+//! Recovery loads hint files in parallel, and a `Buffered` write is published before an earlier `Synced` one.
 //!
 //! # Tombstones in memory
 //!
-//! A delete removes its entry only when no older record of the key can still be published; otherwise the older put
-//! would come back. Until then a tombstone entry stays in the map ([`Keydir::bury`]), invisible to readers, and is
-//! removed later ([`Keydir::sweep`]).
+//! A delete may remove its entry only when no older record of the key can still be published. Otherwise the older put
+//! would reappear. Until then a tombstone entry stays in the map ([`Keydir::bury`]), invisible to readers.
+//! [`Keydir::sweep`] removes it later.
 //!
 //! # Concurrency
 //!
-//! The map is sharded and locks a shard for the length of one look-up or replacement. No guard leaves this module, so
-//! none is ever held across an await or an I/O. A batch becomes visible as a whole: [`Keydir::atomically`] makes the
-//! batch epoch odd while it publishes, and a reader whose look-up overlaps an odd or changed epoch looks again.
+//! The map is sharded. It locks one shard for one lookup or one replacement. No guard leaves this module, so no guard
+//! is held across an await or an I/O operation.
+//!
+//! A batch becomes visible as a whole. [`Keydir::atomically`] makes the batch epoch odd while it publishes. A reader
+//! whose lookup overlaps an odd or a changed epoch repeats the lookup.
+//!
+//! # Files
+//!
+//! `location` and `key` hold the plain types. `map` has one hash table (`table`) and one `arena` per shard; an arena
+//! takes its memory in chunks (`chunk`). `shuttle_map` replaces all of these under the schedule explorer.
 
 #[cfg(not(feature = "shuttle"))]
 mod arena;
 #[cfg(not(feature = "shuttle"))]
 mod chunk;
+mod key;
+mod location;
+#[cfg(not(feature = "shuttle"))]
 mod map;
+#[cfg(feature = "shuttle")]
+mod shuttle_map;
+#[cfg(not(feature = "shuttle"))]
+mod table;
 
 use std::hash::BuildHasher;
 use std::sync::PoisonError;
 
-use siphasher::sip::SipHasher13;
-
-use crate::format::{self, ALIGN};
+#[cfg(not(feature = "shuttle"))]
+use self::{arena::ArenaScan as ShardScan, map::Map};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use map::{Map, Walk};
+pub(crate) use key::Key;
+use key::KeyedSip;
+use location::KeydirSlot;
+pub(crate) use location::Location;
+#[cfg(feature = "shuttle")]
+use shuttle_map::{ShuttleMap as Map, ShuttleScan as ShardScan};
 
-/// Where a record lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Location {
-    /// The segment's id. Ids beyond 32 bits are refused when a segment is created.
-    pub(crate) segment: u32,
-    /// Offset of the record in units of [`ALIGN`].
-    units: u32,
-    /// Bytes of the value as stored.
-    pub(crate) value_len: u32,
-}
-
-impl Location {
-    /// `None` if the place is beyond what a location can name (a segment of more than 32 GiB).
-    pub(crate) fn new(segment: u32, offset: u64, value_len: u32) -> Option<Self> {
-        debug_assert_eq!(offset % ALIGN, 0, "records start at multiples of {ALIGN}, not at {offset}");
-        Some(Self { segment, units: u32::try_from(offset / ALIGN).ok()?, value_len })
-    }
-
-    /// Offset of the record from the start of its segment, in bytes.
-    pub(crate) fn offset(self) -> u64 {
-        u64::from(self.units) * ALIGN
-    }
-
-    /// Bytes the record takes in its segment, given the length of its key.
-    pub(crate) fn record_len(self, key_len: usize) -> u64 {
-        format::record_len(key_len, self.value_len as usize)
-    }
-}
-
-/// What a look-up finds.
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) seq: u64,
     pub(crate) location: Location,
 }
 
-/// What publishing a record did to the bytes that are alive.
+/// The effect of publishing a record, from which callers update live-byte counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Published {
     /// The record is now the newest of its key.
@@ -78,16 +67,16 @@ pub(crate) struct Published {
     pub(crate) replaced: Option<Location>,
 }
 
-/// A record of a sealed segment, as an opening finds it.
+/// A record to publish with [`Keydir::publish_many`].
 #[derive(Clone, Copy)]
-pub(crate) struct Loaded<'a> {
+pub(crate) struct KeydirUpdate<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) seq: u64,
-    /// `None` of a tombstone.
+    /// `None` for a tombstone.
     pub(crate) location: Option<Location>,
 }
 
-/// A put that was copied, and where its copy lies.
+/// A put that compaction copied, and the location of the copy.
 #[derive(Clone, Copy)]
 pub(crate) struct Move<'a> {
     pub(crate) key: &'a [u8],
@@ -104,117 +93,38 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Offset of the first byte behind the record.
+    /// Offset of the first byte after the record.
     pub(crate) fn end(self) -> u64 {
         self.location.offset() + self.location.record_len(usize::from(self.key_len))
     }
 }
 
-/// A walk over all keys, for the records in some segments that they point at. No lock is held for long on the way.
+/// A scan over all keys, for the records in some segments that the keys point at. Each step locks each shard briefly.
 ///
-/// Of sealed segments it finds all that will ever matter. Their records were all published before they were sealed, so a
-/// key that does not point at one of them when it is looked at has a newer record, and will not come back to it; and a key
-/// that is removed and comes again has a new record in another segment.
-pub(crate) struct LiveWalk {
+/// The scan finds every record of a sealed segment that is live at its end. All records of a sealed segment were
+/// published before it was sealed. A key that does not point at one of them when the scan visits it has a newer record,
+/// and does not point at the old one again. A key that is removed and written again has its new record in another
+/// segment.
+pub(crate) struct LiveScan {
     segments: Vec<u32>,
-    /// One for every shard.
-    walks: Vec<Walk<Live>>,
+    shards: Vec<ShardScan<Live>>,
 }
 
-impl LiveWalk {
-    /// What was found, in no order.
-    pub(crate) fn found(self) -> impl Iterator<Item = Live> {
-        self.walks.into_iter().flat_map(Walk::into_picked)
-    }
-}
-
-/// A key that a future holds: up to 22 bytes in place, longer ones on the heap.
-#[derive(Clone)]
-pub(crate) enum Key {
-    Inline(u8, [u8; Key::INLINE]),
-    Heap(Box<[u8]>),
-}
-
-impl Key {
-    const INLINE: usize = 22;
-
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        match u8::try_from(bytes.len()) {
-            Ok(len) if bytes.len() <= Self::INLINE => {
-                let mut inline = [0; Self::INLINE];
-                inline[..bytes.len()].copy_from_slice(bytes);
-                Self::Inline(len, inline)
-            }
-            _ => Self::Heap(bytes.into()),
-        }
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Inline(len, bytes) => bytes.get(..usize::from(*len)).unwrap_or_default(),
-            Self::Heap(bytes) => bytes,
-        }
+impl LiveScan {
+    /// The records found, in no particular order.
+    pub(crate) fn into_records(self) -> impl Iterator<Item = Live> {
+        self.shards.into_iter().flat_map(ShardScan::into_picked)
     }
 }
 
-impl std::fmt::Debug for Key {
-    /// Keys are the user's secrets as much as values are: only the length is shown.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Key({} bytes)", self.as_slice().len())
-    }
-}
-
-/// SipHash-1-3 under a secret key: whoever chooses the keys cannot make them collide.
-#[derive(Clone, Debug)]
-struct KeyedSip(u64, u64);
-
-impl BuildHasher for KeyedSip {
-    type Hasher = SipHasher13;
-
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_keys(self.0, self.1)
-    }
-}
-
-/// What the map holds of a key beside the key: 20 bytes, of which the top bit of `seq_and_kind` marks a tombstone.
-#[derive(Clone, Copy)]
-struct Slot {
-    seq_and_kind: [u32; 2],
-    location: Location,
-}
-
-const TOMBSTONE_BIT: u64 = 1 << 63;
-
-impl Slot {
-    #[expect(clippy::cast_possible_truncation, reason = "two halves of one number")]
-    fn new(seq: u64, tombstone: bool, location: Location) -> Self {
-        let word = if tombstone { seq | TOMBSTONE_BIT } else { seq };
-        Self { seq_and_kind: [word as u32, (word >> 32) as u32], location }
-    }
-
-    fn word(self) -> u64 {
-        u64::from(self.seq_and_kind[0]) | u64::from(self.seq_and_kind[1]) << 32
-    }
-
-    fn seq(self) -> u64 {
-        self.word() & !TOMBSTONE_BIT
-    }
-
-    fn live(self) -> Option<Location> {
-        (self.word() & TOMBSTONE_BIT == 0).then_some(self.location)
-    }
-}
-
-const NOWHERE: Location = Location { segment: 0, units: 0, value_len: 0 };
-
-/// The map itself.
+/// The index of all keys.
 pub(crate) struct Keydir {
     map: Map,
     hasher: KeyedSip,
     live_keys: AtomicU64,
     /// Odd while a batch is being published.
     batch_epoch: AtomicU64,
-    /// Held by whoever publishes a batch, so that a reader that meets one can wait without spinning.
+    /// Held while a batch is being published, so that readers can wait for its end without spinning.
     batch_gate: Mutex<()>,
 }
 
@@ -236,29 +146,34 @@ impl Keydir {
         self.hasher.hash_one(key)
     }
 
-    /// Keys that have a value.
+    /// The number of keys that have a value.
     pub(crate) fn len(&self) -> u64 {
         self.live_keys.load(Ordering::Relaxed)
     }
 
-    /// The newest published record of `key`, seen outside every batch's publication.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
-        self.get_meanwhile(self.hash(key), key, || ())
+    /// Memory that the keydir has allocated, in bytes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.map.held_bytes() as u64
     }
 
-    /// As [`get`](Self::get), of a key whose hash is known. Calls `meanwhile` when the processor has been asked for the key's
-    /// entry and before it is looked at, so that what `meanwhile` asks for comes with it. It is called under the shard's lock
-    /// and must be quick, and may be called more than once, or not where there is no entry.
-    pub(crate) fn get_meanwhile(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Entry> {
+    /// The newest published record of `key`. Sees each batch as a whole or not at all.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
+        self.get_with_prefetch(self.hash(key), key, || ())
+    }
+
+    /// Like [`get`](Self::get), for a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry
+    /// and before reading it, so that both cache misses overlap. `also_prefetch` runs under the shard's lock and must
+    /// be quick. It may be called more than once, or not at all if the key has no entry.
+    pub(crate) fn get_with_prefetch(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
             if before % 2 == 1 && !seeded_bug::is(SeededBug::BatchEpochIgnored) {
                 drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
-            let found = self.find(hash, key, &meanwhile);
-            // The look-up took the shard's lock after any batch member it saw was put there, and that was after the
-            // epoch became odd: so an overlap shows in this second reading.
+            let found = self.find(hash, key, &also_prefetch);
+            // The epoch became odd before the batch published its first record, and this lookup locked the shard after
+            // the records it saw were published. So the second load sees the odd epoch or a later one.
             fence(Ordering::Acquire);
             if self.batch_epoch.load(Ordering::Relaxed) == before || seeded_bug::is(SeededBug::BatchEpochIgnored) {
                 return found;
@@ -266,65 +181,66 @@ impl Keydir {
         }
     }
 
-    /// As [`get`](Self::get), for whoever excludes publishers by other means.
+    /// Like [`get`](Self::get), for callers that exclude the publication of batches by other means.
     pub(crate) fn get_ungated(&self, key: &[u8]) -> Option<Entry> {
         self.find(self.hash(key), key, || ())
     }
 
-    fn find(&self, hash: u64, key: &[u8], meanwhile: impl Fn()) -> Option<Entry> {
-        let slot = self.map.get(hash, key, meanwhile)?;
+    fn find(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<Entry> {
+        let slot = self.map.get(hash, key, also_prefetch)?;
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 
-    /// The first of two steps by which a publication of `key` finds in the processor's cache what it will look at. Between
-    /// the two, and behind them, there should be a tenth of a microsecond's work. Neither waits, for a lock or for memory.
-    pub(crate) fn ask_for_place(&self, key: &[u8]) {
-        self.map.ask_for_place(key);
+    /// Prefetches the hash-table slot of `key`: the first of two steps before a publication of `key`. Each step should
+    /// be followed by about 100 ns of other work. Neither step waits for a lock or for memory.
+    pub(crate) fn prefetch_slot(&self, key: &[u8]) {
+        self.map.prefetch_slot(key);
     }
 
-    /// The second step: what the first has brought says where the rest is.
-    pub(crate) fn ask_for_entry(&self, key: &[u8]) {
-        self.map.ask_for_entry(key);
+    /// Prefetches the entry of `key`, which the slot points at: the second step.
+    pub(crate) fn prefetch_entry(&self, key: &[u8]) {
+        self.map.prefetch_entry(key);
     }
 
-    /// Runs `publish` so that readers see all of what it publishes or nothing.
+    /// Runs `publish` so that readers see all of its records or none.
     pub(crate) fn atomically(&self, publish: impl FnOnce()) {
         let _gate = self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner);
-        struct Even<'a>(&'a AtomicU64);
-        impl Drop for Even<'_> {
+        /// Makes the epoch even again, also when `publish` panics.
+        struct EvenOnDrop<'a>(&'a AtomicU64);
+        impl Drop for EvenOnDrop<'_> {
             fn drop(&mut self) {
                 self.0.fetch_add(1, Ordering::Release);
             }
         }
         self.batch_epoch.fetch_add(1, Ordering::AcqRel);
-        let _even = Even(&self.batch_epoch);
+        let _even = EvenOnDrop(&self.batch_epoch);
         publish();
     }
 
-    /// Publishes a put, unless a newer record of the key was published before.
+    /// Publishes a put, unless a newer record of the key is already published.
     pub(crate) fn publish(&self, key: &[u8], seq: u64, location: Location) -> Published {
-        self.replace(key, Slot::new(seq, false, location))
+        self.replace(key, KeydirSlot::new(seq, false, location))
     }
 
-    /// Makes room for so many keys, so that loading them moves none.
+    /// Makes room for `keys` keys, so that loading them does not rehash.
     pub(crate) fn reserve(&self, keys: u64) {
         self.map.reserve(usize::try_from(keys).unwrap_or(usize::MAX));
     }
 
-    /// Gives back room that was made for keys which did not come, if that is much.
+    /// Frees reserved room that turned out to be far more than the keys need.
     pub(crate) fn trim(&self) {
         self.map.trim();
     }
 
-    /// Publishes many records, each as [`publish`](Self::publish) or [`bury`](Self::bury) would. Tells `each` what became
-    /// of the record of every index; it is called under a shard's lock and must be quick.
+    /// Publishes many records, each like [`publish`](Self::publish) or [`bury`](Self::bury). Calls `each` with the
+    /// index and the effect of every record. `each` runs under a shard's lock and must be quick.
     ///
-    /// Many at a time, as in [`are_newest`](Self::are_newest).
-    pub(crate) fn publish_many(&self, records: &[Loaded<'_>], mut each: impl FnMut(usize, Published)) {
+    /// One call for many records overlaps their cache misses, as in [`are_newest`](Self::are_newest).
+    pub(crate) fn publish_many(&self, records: &[KeydirUpdate<'_>], mut each: impl FnMut(usize, Published)) {
         let hashes: Vec<u64> = records.iter().map(|record| self.hash(record.key)).collect();
         let slot_of = |index: usize| {
-            let Loaded { seq, location, .. } = records[index];
-            Slot::new(seq, location.is_none(), location.unwrap_or(NOWHERE))
+            let KeydirUpdate { seq, location, .. } = records[index];
+            KeydirSlot::new(seq, location.is_none(), location.unwrap_or(Location::NOWHERE))
         };
         let mut keys = 0;
         self.map.change_or_insert_many(
@@ -345,12 +261,12 @@ impl Keydir {
         self.live_keys.fetch_add(keys, Ordering::Relaxed);
     }
 
-    /// Publishes a delete by leaving a tombstone entry, unless a newer record of the key was published before.
+    /// Publishes a delete by storing a tombstone entry, unless a newer record of the key is already published.
     pub(crate) fn bury(&self, key: &[u8], seq: u64) -> Published {
-        self.replace(key, Slot::new(seq, true, NOWHERE))
+        self.replace(key, KeydirSlot::new(seq, true, Location::NOWHERE))
     }
 
-    fn replace(&self, key: &[u8], new: Slot) -> Published {
+    fn replace(&self, key: &[u8], new: KeydirSlot) -> Published {
         self.map.change_or_insert(key, new, |found| match found {
             Some(slot) => self.replace_in(slot, new),
             None => {
@@ -360,7 +276,7 @@ impl Keydir {
         })
     }
 
-    fn replace_in(&self, slot: &mut Slot, new: Slot) -> Published {
+    fn replace_in(&self, slot: &mut KeydirSlot, new: KeydirSlot) -> Published {
         if slot.seq() >= new.seq() {
             return Published { applied: false, replaced: None };
         }
@@ -370,7 +286,7 @@ impl Keydir {
         Published { applied: true, replaced }
     }
 
-    fn count(&self, replaced: Option<Location>, new: Slot) {
+    fn count(&self, replaced: Option<Location>, new: KeydirSlot) {
         match (replaced.is_some(), new.live().is_some()) {
             (false, true) => self.live_keys.fetch_add(1, Ordering::Relaxed),
             (true, false) => self.live_keys.fetch_sub(1, Ordering::Relaxed),
@@ -378,19 +294,21 @@ impl Keydir {
         };
     }
 
-    /// Removes the tombstone entry of `key` if it is no newer than `seq`: nothing older can be published any more.
+    /// Removes the tombstone entry of `key` if its sequence number is at most `seq`. The caller knows that no older
+    /// record of the key can still be published.
     pub(crate) fn sweep(&self, key: &[u8], seq: u64) {
         self.map.remove_if(key, |slot| slot.live().is_none() && slot.seq() <= seq);
     }
 
-    /// Removes every tombstone entry, when all records have been published.
+    /// Removes every tombstone entry. The caller knows that all records are published.
     pub(crate) fn sweep_all(&self) {
         self.map.retain(|slot| slot.live().is_some());
     }
 
-    /// Of each put, by key and sequence number, whether it is the newest published record of its key and lies in `segment`.
+    /// Returns for each put, given as key and sequence number, whether it is the newest published record of its key and
+    /// lies in `segment`.
     ///
-    /// Many at a time: in a large keydir each look-up misses the cache, and those of some shards can do so together.
+    /// One call for many puts is faster in a large keydir: each lookup misses the CPU cache, and those misses overlap.
     pub(crate) fn are_newest(&self, puts: &[(&[u8], u64)], segment: u32) -> Vec<bool> {
         let hashes: Vec<u64> = puts.iter().map(|(key, _)| self.hash(key)).collect();
         let mut newest = vec![false; puts.len()];
@@ -406,13 +324,12 @@ impl Keydir {
         newest
     }
 
-    /// Lets keys point at copies of their records: each only if its newest published record is still the put that was
-    /// copied, in one of the segments `from` (ascending). Tells `moved` the index of each move that was made, and where
-    /// the record was. `moved` is called under a shard's lock and must be quick.
+    /// Repoints keys to copies of their records: each key only if its newest published record is still the copied put,
+    /// in one of the segments `from` (ascending). Calls `moved` with the index of each applied move and the record's
+    /// old location. `moved` runs under a shard's lock and must be quick.
     ///
-    /// A sequence number is that of one record, so this compares the exact place: a newer put or a delete, published at
-    /// any time before, stays.
-    pub(crate) fn relocate(&self, moves: &[Move<'_>], from: &[u32], mut moved: impl FnMut(usize, Location)) {
+    /// A sequence number belongs to exactly one record, so a newer put or delete is never overwritten.
+    pub(crate) fn repoint(&self, moves: &[Move<'_>], from: &[u32], mut moved: impl FnMut(usize, Location)) {
         let hashes: Vec<u64> = moves.iter().map(|it| self.hash(it.key)).collect();
         self.map.change_many(
             &hashes,
@@ -422,37 +339,38 @@ impl Keydir {
                 let Some(old) = slot.live() else { return };
                 let is_same = slot.seq() == seq && from.binary_search(&old.segment).is_ok();
                 if is_same || seeded_bug::is(SeededBug::RelocateUnconditionally) {
-                    *slot = Slot::new(seq, false, to);
+                    *slot = KeydirSlot::new(seq, false, to);
                     moved(index, old);
                 }
             },
         );
     }
 
-    /// Begins a walk over all keys, for the records in `segments` (ascending) that they point at.
-    pub(crate) fn walk(&self, segments: Vec<u32>) -> LiveWalk {
-        LiveWalk { segments, walks: (0..self.map.shards()).map(|_| Walk::new()).collect() }
+    /// Starts a scan over all keys, for the records in `segments` (ascending) that they point at.
+    pub(crate) fn scan_live(&self, segments: Vec<u32>) -> LiveScan {
+        LiveScan { segments, shards: (0..self.map.shards()).map(|_| ShardScan::new()).collect() }
     }
 
-    /// Goes on with a walk by some keys of every shard; `true` at its end.
+    /// Continues a scan by some keys of every shard. Returns `true` at its end.
     ///
-    /// From shard to shard, and not one after the other: a shard's lock prefers readers, so whoever takes it again at once
-    /// keeps a writer waiting as if it had never let go.
-    pub(crate) fn go_on(&self, walk: &mut LiveWalk) -> bool {
-        let LiveWalk { segments, walks } = walk;
-        let under_way = walks.iter_mut().enumerate().filter(|(_, walk)| !walk.is_over());
-        under_way.for_each(|(shard, walk)| {
-            self.map.step(shard, walk, |key, slot| {
+    /// It visits the shards in turn instead of finishing one before the next. A shard's lock prefers readers, so a
+    /// thread that releases it and takes it again at once would keep writers waiting as if it had never released it.
+    pub(crate) fn advance_scan(&self, scan: &mut LiveScan) -> bool {
+        let LiveScan { segments, shards } = scan;
+        let unfinished = shards.iter_mut().enumerate().filter(|(_, shard_scan)| !shard_scan.is_over());
+        unfinished.for_each(|(shard, shard_scan)| {
+            self.map.advance_scan(shard, shard_scan, |key, slot| {
                 let location = slot.live().filter(|location| segments.binary_search(&location.segment).is_ok())?;
-                // No record has a longer key.
+                // Keys have at most 65,535 bytes.
                 let key_len = u16::try_from(key.len()).unwrap_or(u16::MAX);
                 Some(Live { seq: slot.seq(), location, key_len })
             });
         });
-        walks.iter().all(Walk::is_over)
+        shards.iter().all(ShardScan::is_over)
     }
 
-    /// Calls `each` with every key's length and location, in no order. Holds a shard's lock: `each` must be quick.
+    /// Calls `each` with every key's length and location, in no particular order. `each` runs under a shard's lock and
+    /// must be quick.
     pub(crate) fn for_each_location(&self, mut each: impl FnMut(usize, Location)) {
         self.map.for_each(|key, slot| {
             if let Some(location) = slot.live() {
@@ -503,35 +421,37 @@ mod tests {
         keydir.sweep(b"k", 4);
         assert!(!keydir.publish(b"k", 4, at(8)).applied, "a sweep below the tombstone leaves it");
         keydir.sweep(b"k", 5);
-        assert!(keydir.publish(b"k", 4, at(8)).applied, "nothing is left of a swept tombstone");
+        assert!(keydir.publish(b"k", 4, at(8)).applied, "a swept tombstone leaves nothing behind");
     }
 
     #[test]
-    fn only_the_very_record_is_relocated() {
+    fn only_the_copied_record_is_repointed() {
         let keydir = keydir();
         let to = Location::new(9, 512, 10).unwrap();
-        let relocate = |key: &[u8], seq, from: &[u32], to| {
+        let repoint = |key: &[u8], seq, from: &[u32], to| {
             let mut was = None;
-            keydir.relocate(&[Move { key, seq, to }], from, |_, old| was = Some(old));
+            keydir.repoint(&[Move { key, seq, to }], from, |_, old| was = Some(old));
             was
         };
         let is_newest = |seq, segment| keydir.are_newest(&[(b"k", seq)], segment) == [true];
         keydir.publish(b"k", 5, at(8));
-        for (what, seq, from) in [("an older one", 4, &[1][..]), ("a newer one", 6, &[1]), ("elsewhere", 5, &[2, 3])] {
-            assert_eq!(relocate(b"k", seq, from, to), None, "{what}");
+        for (what, seq, from) in
+            [("an older record", 4, &[1][..]), ("a newer record", 6, &[1]), ("another segment", 5, &[2, 3])]
+        {
+            assert_eq!(repoint(b"k", seq, from, to), None, "{what}");
         }
-        assert_eq!(relocate(b"none", 5, &[1], to), None);
+        assert_eq!(repoint(b"none", 5, &[1], to), None);
         assert!(is_newest(5, 1) && !is_newest(5, 2) && !is_newest(4, 1));
-        assert_eq!(relocate(b"k", 5, &[1, 2], to), Some(at(8)));
+        assert_eq!(repoint(b"k", 5, &[1, 2], to), Some(at(8)));
         assert_eq!(keydir.get(b"k"), Some(Entry { seq: 5, location: to }));
         keydir.bury(b"k", 6);
-        assert_eq!(relocate(b"k", 6, &[0, 9], at(8)), None, "a tombstone is nowhere");
+        assert_eq!(repoint(b"k", 6, &[0, 9], at(8)), None, "a tombstone has no location");
         assert!(!is_newest(6, 0));
         assert_eq!(keydir.len(), 0);
     }
 
     #[test]
-    fn many_look_ups_find_what_single_ones_do() {
+    fn lookups_of_many_keys_agree_with_single_ones() {
         let keydir = keydir();
         let keys: Vec<Vec<u8>> = (0..5000_u32).map(|number| format!("key-{number}").into_bytes()).collect();
         for (seq, key) in (1..).zip(&keys).filter(|(seq, _)| seq % 3 != 0) {
@@ -543,7 +463,7 @@ mod tests {
         let to = |seq: u64| Location::new(2, seq * 16, 10).unwrap();
         let moves: Vec<_> = puts.iter().map(|&(key, seq)| Move { key, seq, to: to(seq) }).collect();
         let mut moved = vec![false; keys.len()];
-        keydir.relocate(&moves, &[1], |index, old| {
+        keydir.repoint(&moves, &[1], |index, old| {
             assert_eq!(old, at((index as u64 + 1) * 8));
             moved[index] = true;
         });
@@ -554,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lives_in_some_segments_is_found_without_the_keys() {
+    fn a_scan_finds_the_live_records_of_some_segments() {
         let keydir = keydir();
         let key = |number: u64| format!("{number:>width$}", width = usize::try_from(number % 50).unwrap()).into_bytes();
         let place = |number: u64| Location::new(u32::try_from(number % 7).unwrap(), number * 8, 10).unwrap();
@@ -564,9 +484,9 @@ mod tests {
         for number in (1..9000).step_by(5) {
             keydir.bury(&key(number), 10_000 + number);
         }
-        let mut walk = keydir.walk(vec![2, 5]);
-        while !keydir.go_on(&mut walk) {}
-        let mut found: Vec<Live> = walk.found().collect();
+        let mut scan = keydir.scan_live(vec![2, 5]);
+        while !keydir.advance_scan(&mut scan) {}
+        let mut found: Vec<Live> = scan.into_records().collect();
         found.sort_unstable_by_key(|live| live.seq);
         let is_expected = |number: &u64| number % 5 != 1 && (number % 7 == 2 || number % 7 == 5);
         let key_len = |number| u16::try_from(key(number).len()).unwrap();
@@ -575,20 +495,20 @@ mod tests {
         assert_eq!(found[0].end(), found[0].location.offset() + 56, "a header, a key and a value, padded");
     }
 
-    /// Whoever chooses the keys must not be able to choose where they go.
+    /// An attacker who chooses the keys must not be able to choose their buckets.
     #[test]
     fn hashes_depend_on_the_secret() {
         let (one, other) = (Keydir::new((1, 2), 4), Keydir::new((1, 3), 4));
         let keys: Vec<[u8; 8]> = (0..1000_u64).map(|number| (number << 40).to_le_bytes()).collect();
         let same = keys.iter().filter(|key| one.hash(&key[..]) == other.hash(&key[..])).count();
         assert_eq!(same, 0, "{same} of 1000 keys hash the same under two secrets");
-        // Keys that fall together under a multiplicative hash without a secret are spread like any others.
+        // These keys collide under a multiplicative hash without a secret. Under SipHash they spread like any others.
         let buckets: std::collections::HashSet<u64> = keys.iter().map(|key| one.hash(&key[..]) % 4096).collect();
         assert!(buckets.len() > 800, "{} of 4096 buckets have the 1000 keys", buckets.len());
     }
 
     #[test]
-    fn replaced_records_are_named_once() {
+    fn a_replaced_record_is_reported_once() {
         let keydir = keydir();
         assert_eq!(keydir.publish(b"k", 1, at(8)), Published { applied: true, replaced: None });
         assert_eq!(keydir.publish(b"k", 2, at(16)), Published { applied: true, replaced: Some(at(8)) });
@@ -597,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_every_length_are_told_apart() {
+    fn keys_of_every_length_are_distinct() {
         let keydir = keydir();
         let keys: Vec<Vec<u8>> = (1..=40).map(|len| vec![b'x'; len]).collect();
         for (index, key) in keys.iter().enumerate() {
@@ -610,14 +530,14 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_come_and_go_leave_the_others_where_they_are_found() {
+    fn adding_and_removing_keys_leaves_the_others_findable() {
         let keydir = keydir();
         let key =
             |number: u64| format!("{number:>width$}", width = 8 + usize::try_from(number % 40).unwrap()).into_bytes();
         let (window, last) = (4000, 60_000);
         for number in 0..last {
             keydir.publish(&key(number), number + 1, at(number * 8));
-            // What is deleted is neither the oldest nor the newest only.
+            // Deletes keys of all ages, not only the oldest or the newest.
             if let Some(old) = (number * 7919 % last).checked_sub(1).filter(|old| old + window < number) {
                 keydir.bury(&key(old), last + number);
                 keydir.sweep(&key(old), last + number);
@@ -633,7 +553,7 @@ mod tests {
         }
         let mut seen = 0;
         keydir.for_each_location(|_, location| {
-            assert!(left.contains(&location.offset()), "an entry that no look-up finds");
+            assert!(left.contains(&location.offset()), "a scan found an entry that no lookup finds");
             seen += 1;
         });
         assert_eq!((seen, keydir.len()), (left.len(), left.len() as u64));
@@ -641,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_seen_whole_or_not_at_all() {
+    fn a_batch_is_visible_as_a_whole_or_not_at_all() {
         let keydir = keydir();
         keydir.publish(b"a", 1, at(8));
         keydir.publish(b"b", 2, at(8));

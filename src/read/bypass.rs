@@ -1,63 +1,66 @@
-//! Whether a get looks into the page cache itself before it asks the engine.
+//! The bypass of the page-cache probe: whether a get tries an `RWF_NOWAIT` read before it asks the engine.
 //!
-//! A look costs a system call. Where it finds the record, that is all there is. Where it does not, it has begun the read and
-//! made room for it, on the caller's thread, and the engine does most of it again and waits. So while few looks find
-//! anything, gets go to the engine at once. The engine answers from the page cache too, after two hand-overs between threads:
-//! that is what the few pay. One get in [`LOOK_ONE_IN`] looks, at no regular distance, so that it is noticed when more is
-//! cached.
+//! A probe costs a system call. On a hit, that call is the whole read. On a miss it has started the disk read and
+//! allocated its pages, on the caller's thread, and the engine then repeats most of that work and waits. So while few
+//! probes hit, most gets skip the probe. The engine also answers from the page cache, but at the cost of two hand-overs
+//! between threads, which the few cached gets then pay. One get in [`PROBE_ONE_IN`] still probes, at irregular
+//! intervals, to notice when more is cached.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 
-/// The share of looks that found their record, when all of them did.
-const ALL: u32 = 1 << 16;
+/// A hit rate of 1.
+const FULL_RATE: u32 = 1 << 16;
 
-/// Below this share, three sixteenths, most gets do not look.
-const FEW: u32 = ALL / 16 * 3;
+/// Below this hit rate, 3/16, most gets skip the probe.
+const BYPASS_BELOW: u32 = FULL_RATE / 16 * 3;
 
-/// Each look moves the share by so much of what it is off: slowly while all look, so that the share is not below by chance,
-/// and quickly while few do.
+/// Each probe moves the estimated hit rate by this part of its error. Slowly while all gets probe, so that a few misses
+/// do not push the estimate below the limit, and faster while few of them do.
 const DECAY: u32 = 64;
-const DECAY_OF_FEW: u32 = 16;
+const DECAY_IN_BYPASS: u32 = 16;
 
-/// While few looks find anything, one get in so many looks.
-const LOOK_ONE_IN: u32 = 16;
+/// While gets skip the probe, one in this many still probes.
+const PROBE_ONE_IN: u32 = 16;
 
-/// How much of what is read is cached, as the gets of some threads have found lately.
+/// The estimated page-cache hit rate of the gets of one shard of threads.
 #[derive(Debug)]
 pub(super) struct ProbeBypass {
-    found: AtomicU32,
-    asked: AtomicU32,
+    hit_rate: AtomicU32,
+    /// Gets that could skip the probe.
+    bypassable: AtomicU32,
 }
 
 impl Default for ProbeBypass {
     fn default() -> Self {
-        Self { found: AtomicU32::new(ALL), asked: AtomicU32::new(0) }
+        Self { hit_rate: AtomicU32::new(FULL_RATE), bypassable: AtomicU32::new(0) }
     }
 }
 
 impl ProbeBypass {
-    /// Whether the next get should look.
-    pub(super) fn looks(&self) -> bool {
-        if self.found.load(Ordering::Relaxed) >= FEW {
+    /// Whether the next get should probe.
+    #[inline]
+    pub(super) fn should_probe(&self) -> bool {
+        if self.hit_rate.load(Ordering::Relaxed) >= BYPASS_BELOW {
             return true;
         }
-        // Not each sixteenth: gets may alternate between what is cached and what is not. By the golden ratio instead, whose
-        // multiples fall into the lowest sixteenth at distances that no even one divides.
-        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
-        asked.wrapping_mul(0x9e37_79b9) < u32::MAX / LOOK_ONE_IN
+        // Not every sixteenth get: gets may alternate between cached and uncached records. Multiples of the golden
+        // ratio fall into the lowest sixteenth at intervals that no fixed period divides.
+        let number = self.bypassable.fetch_add(1, Ordering::Relaxed);
+        number.wrapping_mul(0x9e37_79b9) < u32::MAX / PROBE_ONE_IN
     }
 
-    /// A get has looked. Of looks at the same time one may be lost.
-    pub(super) fn observe(&self, found: bool) {
-        let share = self.found.load(Ordering::Relaxed);
-        let decay = if share < FEW { DECAY_OF_FEW } else { DECAY };
-        let next = match found {
-            true => share + (ALL - share).div_ceil(decay),
-            false => share - share.div_ceil(decay),
+    /// Updates the hit rate after a probe. Of two concurrent updates one may be lost.
+    #[inline]
+    pub(super) fn observe(&self, hit: bool) {
+        let rate = self.hit_rate.load(Ordering::Relaxed);
+        let decay = if rate < BYPASS_BELOW { DECAY_IN_BYPASS } else { DECAY };
+        let next = match hit {
+            true => rate + (FULL_RATE - rate).div_ceil(decay),
+            false => rate - rate.div_ceil(decay),
         };
-        // Where everything is cached nobody writes.
-        if next != share {
-            self.found.store(next, Ordering::Relaxed);
+        // Where everything is cached, no thread writes.
+        if next != rate {
+            self.hit_rate.store(next, Ordering::Relaxed);
         }
     }
 }
@@ -66,52 +69,52 @@ impl ProbeBypass {
 mod tests {
     use super::*;
 
-    /// Of so many gets those that look, where a look finds its record as `is_cached` says.
-    fn looks(warmth: &ProbeBypass, gets: u32, is_cached: impl Fn(u32) -> bool) -> u32 {
-        let look = |get: &u32| warmth.looks().then(|| warmth.observe(is_cached(*get))).is_some();
-        (0..gets).filter(look).count().try_into().unwrap_or(u32::MAX)
+    /// Returns how many of `gets` gets probe. `is_cached` says whether the probe of a get hits.
+    fn probes(bypass: &ProbeBypass, gets: u32, is_cached: impl Fn(u32) -> bool) -> u32 {
+        let probe = |get: &u32| bypass.should_probe().then(|| bypass.observe(is_cached(*get))).is_some();
+        (0..gets).filter(probe).count().try_into().unwrap_or(u32::MAX)
     }
 
     #[test]
-    fn gets_look_while_much_is_cached() {
-        let warmth = ProbeBypass::default();
-        assert_eq!(looks(&warmth, 1000, |_| true), 1000);
-        assert_eq!(looks(&warmth, 1000, |get| get % 3 == 0), 1000, "a third of it");
-        let found = warmth.found.load(Ordering::Relaxed);
-        assert!((ALL / 4..ALL / 2).contains(&found), "{found} of {ALL}");
-        assert_eq!(looks(&warmth, 30, |_| false), 30, "a few misses");
-        looks(&warmth, 1000, |_| true);
-        assert_eq!(looks(&warmth, 100, |_| false), 100, "and many, where all was cached");
+    fn gets_probe_while_much_is_cached() {
+        let bypass = ProbeBypass::default();
+        assert_eq!(probes(&bypass, 1000, |_| true), 1000);
+        assert_eq!(probes(&bypass, 1000, |get| get % 3 == 0), 1000, "a third is cached");
+        let rate = bypass.hit_rate.load(Ordering::Relaxed);
+        assert!((FULL_RATE / 4..FULL_RATE / 2).contains(&rate), "{rate} of {FULL_RATE}");
+        assert_eq!(probes(&bypass, 30, |_| false), 30, "a few misses");
+        probes(&bypass, 1000, |_| true);
+        assert_eq!(probes(&bypass, 100, |_| false), 100, "many misses, where all was cached");
     }
 
     #[test]
-    fn few_look_while_little_is_cached() {
-        let warmth = ProbeBypass::default();
-        let first = looks(&warmth, 1000, |_| false);
-        assert!((140..180).contains(&first), "some until it is noticed, then one in sixteen: {first}");
-        let later = looks(&warmth, 16_000, |_| false);
+    fn most_gets_skip_the_probe_while_little_is_cached() {
+        let bypass = ProbeBypass::default();
+        let first = probes(&bypass, 1000, |_| false);
+        assert!((140..180).contains(&first), "probes until the rate has dropped, then one in sixteen: {first}");
+        let later = probes(&bypass, 16_000, |_| false);
         assert!((990..1010).contains(&later), "{later} of 16000");
-        let tenth = looks(&warmth, 16_000, |get| get % 10 == 0);
+        let tenth = probes(&bypass, 16_000, |get| get % 10 == 0);
         assert!((1000..2500).contains(&tenth), "a tenth is cached: {tenth} of 16000");
     }
 
     #[test]
-    fn it_is_noticed_when_more_is_cached() {
+    fn all_gets_probe_again_when_more_is_cached() {
         let cold = || {
-            let warmth = ProbeBypass::default();
-            looks(&warmth, 10_000, |_| false);
-            warmth
+            let bypass = ProbeBypass::default();
+            probes(&bypass, 10_000, |_| false);
+            bypass
         };
-        let warmth = cold();
-        looks(&warmth, 100, |_| true);
-        assert_eq!(looks(&warmth, 100, |_| true), 100, "after six or seven looks");
-        // Whatever the order in which they come.
+        let bypass = cold();
+        probes(&bypass, 100, |_| true);
+        assert_eq!(probes(&bypass, 100, |_| true), 100, "after six or seven probes");
+        // In whatever order cached and uncached gets alternate.
         for period in 2..=32 {
             for phase in 0..period {
-                let (warmth, is_cached) = (cold(), |get: u32| get % period != phase);
-                looks(&warmth, 1000, is_cached);
-                let looks = looks(&warmth, 1000, is_cached);
-                assert_eq!(looks, 1000, "all but one in {period}, at {phase}");
+                let (bypass, is_cached) = (cold(), |get: u32| get % period != phase);
+                probes(&bypass, 1000, is_cached);
+                let probes = probes(&bypass, 1000, is_cached);
+                assert_eq!(probes, 1000, "all but one in {period}, at {phase}");
             }
         }
     }

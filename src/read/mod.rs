@@ -1,25 +1,31 @@
-//! Reading one record: from the staging buffer, from the block cache or the page cache on the caller's thread, or through the
-//! engine.
+//! Reading one record: the keydir gives its location, and [`look_up`] tries the places that can have it, from the
+//! nearest to the farthest.
 //!
-//! Whatever came from a file, by whichever way, is believed only when the header's checksum (bound to segment and offset), the key, the
-//! sequence number and the payload's checksum are right.
+//! 1. A *staging buffer*, if the record is not yet written to its file.
+//! 2. The *block cache*, if the store has one.
+//! 3. The *page cache*, by an `RWF_NOWAIT` read on the caller's thread ([`bypass`]).
+//! 4. The *disk*, by a read through the engine, which the caller awaits ([`DiskRead`]).
 //!
-//! # What a read of the block cache costs
+//! A record from a file, by any of these ways, is returned only if it passes [`check`]: the header's checksum (which is
+//! bound to segment and offset), the key, the sequence number and the payload's checksum must match.
 //!
-//! The cache misses of the look-up and of the block, and one allocation: the record is verified where it lies, and its
-//! value alone is copied. What it finds wrong there it does not report: it forgets the block and reads the file.
+//! # Cost of a block-cache hit
 //!
-//! # What a read of the page cache costs
+//! The CPU cache misses of the lookup and of the block, and one allocation: the record is verified in place, and only
+//! its value is copied. If the check fails there, the get does not report an error. It drops the block and reads the
+//! file.
 //!
-//! The system call, the cache misses of the look-up, one allocation, and as few writes to memory that other readers
-//! write too as can be, for each of them takes a cache line from another core. So no handle on the segment is taken, and
-//! counters come in stripes. While it finds next to nothing, most gets leave it out ([`warmth`]).
+//! # Cost of a page-cache hit
+//!
+//! The system call, the CPU cache misses of the lookup, and one allocation. The path avoids writes to memory that
+//! other readers also write, because each such write takes a cache line from another core. So it takes no reference to
+//! the segment, and counters are sharded.
 
 mod bypass;
+mod counters;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes};
 
@@ -33,63 +39,16 @@ use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{Segment, SegmentSet};
 use crate::sync::sharded::Sharded;
 use bypass::ProbeBypass;
+use counters::count;
+pub(crate) use counters::{ReadCounters, ReadCounts};
 
-/// Counted by readers, where a get counts once, and how warm they have found the page cache.
-#[derive(Debug, Default)]
-pub(crate) struct ReadCounters {
-    from_staging: AtomicU64,
-    from_block_cache: AtomicU64,
-    from_cache: AtomicU64,
-    from_disk: AtomicU64,
-    /// Those that found nothing, or failed before it was clear where to read.
-    from_nowhere: AtomicU64,
-    warmth: ProbeBypass,
-}
-
-/// The counters of all threads.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct ReadCounts {
-    pub(crate) gets: u64,
-    pub(crate) from_staging: u64,
-    pub(crate) from_block_cache: u64,
-    pub(crate) from_cache: u64,
-    pub(crate) from_disk: u64,
-}
-
-impl ReadCounts {
-    pub(crate) fn of(counters: &Sharded<ReadCounters>) -> Self {
-        let mut counts = Self::default();
-        for stripe in counters.iter() {
-            let from_staging = stripe.from_staging.load(Ordering::Relaxed);
-            let from_block_cache = stripe.from_block_cache.load(Ordering::Relaxed);
-            let from_cache = stripe.from_cache.load(Ordering::Relaxed);
-            let from_disk = stripe.from_disk.load(Ordering::Relaxed);
-            let from_nowhere = stripe.from_nowhere.load(Ordering::Relaxed);
-            counts.gets += from_staging + from_block_cache + from_cache + from_disk + from_nowhere;
-            counts.from_staging += from_staging;
-            counts.from_block_cache += from_block_cache;
-            counts.from_cache += from_cache;
-            counts.from_disk += from_disk;
-        }
-        counts
-    }
-}
-
-/// A value, or what it takes to get it.
+/// A value, or the disk read that it takes to get it.
 pub(crate) enum Lookup {
     Ready(Option<Bytes>),
     Disk(DiskRead),
 }
 
-/// A read that has to wait.
-pub(crate) struct DiskRead {
-    place: Place,
-    file: Arc<dyn File>,
-    buf: Vec<u8>,
-    filled: usize,
-}
-
-/// Where reads look.
+/// The parts of a store that reads use.
 #[derive(Clone, Copy)]
 pub(crate) struct Sources<'a> {
     pub(crate) io: &'a dyn Io,
@@ -100,118 +59,117 @@ pub(crate) struct Sources<'a> {
     pub(crate) counters: &'a Sharded<ReadCounters>,
 }
 
-/// A record, and what its header's checksum is bound to.
-#[derive(Clone, Copy)]
-struct Place {
-    entry: Entry,
-    binding: Binding,
-}
-
-/// What a reader needs of a segment to read its file.
-struct Seen {
-    binding: Binding,
-    written_end: u64,
-    file: FileSeen,
-}
-
-enum FileSeen {
-    Open(Arc<dyn File>),
-    /// To be opened. The handle keeps its name from being removed until then.
-    Closed(Arc<Segment>),
-}
-
-impl Seen {
-    fn of(registry: &SegmentSet, segment: &Arc<Segment>) -> Self {
-        Self {
-            binding: segment.binding,
-            written_end: segment.written_end(),
-            file: match registry.open_file(segment) {
-                Some(file) => FileSeen::Open(file),
-                None => FileSeen::Closed(Arc::clone(segment)),
-            },
-        }
+/// Looks `key` up, and reads its value if that needs no waiting.
+pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
+    let hash = sources.keydir.hash(key);
+    let mut cache = sources.cache;
+    if let Some(cache) = cache {
+        cache.prefetch_locator(hash);
+    }
+    loop {
+        let Some((entry, source)) = locate(sources, cache, hash, key)? else { return Ok(Lookup::Ready(None)) };
+        let segment = match source {
+            RecordSource::Staging(segment) => {
+                if let Some(value) = read_staged(sources, key, entry) {
+                    return Ok(Lookup::Ready(Some(value)));
+                }
+                // The record was written to its file since `locate` read the written end.
+                segment
+            }
+            RecordSource::BlockCache(cached) => {
+                if let Some(value) = read_cached(sources, hash, key, entry, &cached) {
+                    return Ok(Lookup::Ready(Some(value)));
+                }
+                // Evicted or damaged. The segment may have been retired since, so this starts over, without the block
+                // cache.
+                cache = None;
+                continue;
+            }
+            RecordSource::File(segment) => segment,
+        };
+        return read_file(sources, key, entry, segment);
     }
 }
 
-/// A record that should be in the cache.
-struct Cached<'a> {
+// ---- the location ---------------------------------------------------------------------------------------------------
+
+/// The place that should have a record.
+enum RecordSource<'a> {
+    /// The record ends beyond the written end of its segment.
+    Staging(SegmentView),
+    BlockCache(CachedRecord<'a>),
+    File(SegmentView),
+}
+
+/// What a reader needs of a segment to read its file.
+struct SegmentView {
+    binding: Binding,
+    written_end: u64,
+    file: ViewedFile,
+}
+
+enum ViewedFile {
+    Open(Arc<dyn File>),
+    /// Yet to be opened. The reference keeps the file from being unlinked until then.
+    Closed(Arc<Segment>),
+}
+
+/// A record that should be in the block cache.
+struct CachedRecord<'a> {
     cache: &'a BlockCache,
     framed: Framed,
     binding: Binding,
 }
 
-impl<'a> Cached<'a> {
-    fn of(cache: Option<&'a BlockCache>, segment: &Segment, entry: Entry, key: &[u8]) -> Option<Self> {
-        let (cache, offset, len) = (cache?, entry.location.offset(), record_len(entry, key));
-        let span = cache.span(segment.id, offset, len, segment.written_end())?;
-        let framed = cache.find(span, &segment.slots)?;
-        Some(Self { cache, framed, binding: segment.binding })
-    }
-
-    /// The value. `None` if the record is not there any more, or not as it should be: its file will tell.
-    fn value(&self, key: &[u8], entry: Entry) -> Option<Bytes> {
-        let Self { cache, framed, binding } = self;
-        let place = Place { entry, binding: *binding };
-        let value = if framed.is_in_one_block() {
-            let value_of = |record: &[u8]| Bytes::copy_from_slice(&record[RECORD_HEADER_LEN + key.len()..]);
-            cache.read(framed, |record| check(record, key, place).map(|()| value_of(record)))?
-        } else {
-            verify(cache.copy(framed)?, key, place)
+impl<'a> RecordSource<'a> {
+    #[inline]
+    fn of(
+        registry: &SegmentSet,
+        cache: Option<&'a BlockCache>,
+        segment: &Arc<Segment>,
+        entry: Entry,
+        key: &[u8],
+    ) -> Self {
+        let (offset, len) = (entry.location.offset(), record_len(entry, key));
+        let (binding, written_end) = (segment.binding, segment.written_end());
+        let view = || SegmentView {
+            binding,
+            written_end,
+            file: match registry.open_file(segment) {
+                Some(file) => ViewedFile::Open(file),
+                None => ViewedFile::Closed(Arc::clone(segment)),
+            },
         };
-        value.inspect_err(|_| cache.forget(framed)).ok()
-    }
-}
-
-/// Bytes of a record without its padding.
-fn record_len(entry: Entry, key: &[u8]) -> usize {
-    RECORD_HEADER_LEN + key.len() + entry.location.value_len as usize
-}
-
-/// Looks `key` up and reads what can be read without waiting.
-pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
-    let Sources { keydir, registry, cache, counters, .. } = sources;
-    let hash = keydir.hash(key);
-    if let Some(cache) = cache {
-        cache.ask_for_hint(hash);
-    }
-    let see = |segment: &Arc<Segment>| Seen::of(registry, segment);
-    let look = |entry, segment: &Arc<Segment>| Cached::of(cache, segment, entry, key).ok_or_else(|| see(segment));
-    let found = find(sources, hash, key, look);
-    let (entry, seen) = match found? {
-        None => return Ok(Lookup::Ready(None)),
-        Some((entry, Err(seen))) => (entry, seen),
-        Some((entry, Ok(cached))) => {
-            if let Some(value) = cached.value(key, entry) {
-                count(&counters.mine().from_block_cache);
-                cached.cache.count_hit();
-                cached.cache.note(hash, &cached.framed);
-                return Ok(Lookup::Ready(Some(value)));
-            }
-            // By now its segment may have been retired.
-            match find(sources, hash, key, |_, segment| see(segment))? {
-                Some(found) => found,
-                None => return Ok(Lookup::Ready(None)),
-            }
+        if offset + len as u64 > written_end {
+            return Self::Staging(view());
         }
-    };
-    read_log(sources, key, entry, seen)
+        if let Some(cache) = cache
+            && let Some(span) = cache.span(segment.id, offset, len, written_end)
+            && let Some(framed) = cache.find(span, &segment.slots)
+        {
+            return Self::BlockCache(CachedRecord { cache, framed, binding });
+        }
+        Self::File(view())
+    }
 }
 
-/// The entry of `key`, and what `look` makes of it and its segment. Counts a get that ends here.
-fn find<T>(
-    sources: Sources<'_>,
+/// The keydir entry of `key`, and the place that should have its record. Counts a get that ends here.
+fn locate<'a>(
+    sources: Sources<'a>,
+    cache: Option<&'a BlockCache>,
     hash: u64,
     key: &[u8],
-    look: impl Fn(Entry, &Arc<Segment>) -> T,
-) -> Result<Option<(Entry, T)>> {
-    let Sources { keydir, registry, cache, counters, .. } = sources;
-    let ask_for_record = || {
+) -> Result<Option<(Entry, RecordSource<'a>)>> {
+    let Sources { keydir, registry, counters, .. } = sources;
+    let prefetch_record = || {
         if let Some(cache) = cache {
-            cache.ask_for_record(hash);
+            cache.prefetch_record(hash);
         }
     };
-    let find = |entry: Entry| registry.with(entry.location.segment, |segment| look(entry, segment));
-    match follow(|| keydir.get_meanwhile(hash, key, ask_for_record), find) {
+    let find = |entry: Entry| {
+        registry.with(entry.location.segment, |segment| RecordSource::of(registry, cache, segment, entry, key))
+    };
+    match follow(|| keydir.get_with_prefetch(hash, key, prefetch_record), find) {
         Ok(Some(found)) => Ok(Some(found)),
         Ok(None) => {
             count(&counters.mine().from_nowhere);
@@ -219,75 +177,73 @@ fn find<T>(
         }
         Err(lost) => {
             count(&counters.mine().from_nowhere);
-            let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is gone");
+            let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is missing");
             Err(at(error, lost).with_key(key).with_path(&registry.path))
         }
     }
 }
 
-/// Reads a record from the staging buffers or from its file, as far as that needs no waiting.
-fn read_log(sources: Sources<'_>, key: &[u8], entry: Entry, seen: Seen) -> Result<Lookup> {
-    let Sources { registry, log, cache, .. } = sources;
-    let counters = sources.counters.mine();
-    let (location, len) = (entry.location, record_len(entry, key));
-    if location.offset() + len as u64 > seen.written_end {
-        let value_offset = location.offset() + (RECORD_HEADER_LEN + key.len()) as u64;
-        if let Some(value) = log.read_staged(location.segment, value_offset, location.value_len as usize) {
-            count(&counters.from_staging);
-            return Ok(Lookup::Ready(Some(value)));
+/// Follows a key's entry to the segment it names. The segment may be retired between the two lookups, any number of
+/// times. But the keydir is changed before a segment is retired, so the next lookup gives another place. If it gives
+/// the same place again, the segment is lost: the error is that entry.
+fn follow<T>(
+    lookup: impl Fn() -> Option<Entry>,
+    find: impl Fn(Entry) -> Option<T>,
+) -> std::result::Result<Option<(Entry, T)>, Entry> {
+    let mut missed = None;
+    while let Some(entry) = lookup() {
+        if let Some(found) = find(entry) {
+            return Ok(Some((entry, found)));
         }
-        // It has just been written: the file has it.
+        if missed.replace(entry) == Some(entry) || seeded_bug::is(SeededBug::NotLookedAgain) {
+            return Err(entry);
+        }
     }
-    let opened = file_and_buffer(registry, seen.file, len);
-    let (file, mut buf) = opened.map_err(|error| {
-        count(&counters.from_nowhere);
-        at(error, entry)
-    })?;
-    let place = Place { entry, binding: seen.binding };
-    let filled = if looks(sources, &counters.warmth, location) {
-        // Whatever the reason of an error was, the engine's read will meet it again, or not.
-        let filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
-        counters.warmth.observe(filled == len);
-        filled
+    Ok(None)
+}
+
+/// Bytes of a record without its padding.
+fn record_len(entry: Entry, key: &[u8]) -> usize {
+    RECORD_HEADER_LEN + key.len() + entry.location.value_len as usize
+}
+
+// ---- 1. the staging buffer ------------------------------------------------------------------------------------------
+
+/// The value, if the record is still in a staging buffer.
+fn read_staged(sources: Sources<'_>, key: &[u8], entry: Entry) -> Option<Bytes> {
+    let location = entry.location;
+    let value_offset = location.offset() + (RECORD_HEADER_LEN + key.len()) as u64;
+    let value = sources.log.read_staged(location.segment, value_offset, location.value_len as usize)?;
+    count(&sources.counters.mine().from_staging);
+    Some(value)
+}
+
+// ---- 2. the block cache ---------------------------------------------------------------------------------------------
+
+/// The value, if the block cache still has the record, undamaged.
+fn read_cached(
+    sources: Sources<'_>,
+    hash: u64,
+    key: &[u8],
+    entry: Entry,
+    CachedRecord { cache, framed, binding }: &CachedRecord<'_>,
+) -> Option<Bytes> {
+    let place = RecordPlace { entry, binding: *binding };
+    let value = if framed.is_in_one_block() {
+        let value_of = |record: &[u8]| Bytes::copy_from_slice(&record[RECORD_HEADER_LEN + key.len()..]);
+        cache.read(framed, |record| check(record, key, place).map(|()| value_of(record)))?
     } else {
-        0
+        verify(cache.copy(framed)?, key, place)
     };
-    if filled < len {
-        count(&counters.from_disk);
-        read_ahead(registry, &*file, location, len as u64);
-        return Ok(Lookup::Disk(DiskRead { place, file, buf, filled }));
-    }
-    count(&counters.from_cache);
-    let value = verify(buf, key, place)?;
-    if let Some(cache) = cache
-        && let Some(span) = cache.span(location.segment, location.offset(), len, seen.written_end)
-        && cache.admits()
-    {
-        fill(cache, registry, &*file, span);
-    }
-    Ok(Lookup::Ready(Some(value)))
+    let value = value.inspect_err(|_| cache.forget(framed)).ok()?;
+    count(&sources.counters.mine().from_block_cache);
+    cache.count_hit();
+    cache.note(hash, framed);
+    Some(value)
 }
 
-/// Whether a get looks into the page cache before it asks the engine. Always where the block cache learns from what is found,
-/// where the engine is slow to say what the page cache has, and for what may have been read ahead.
-fn looks(sources: Sources<'_>, warmth: &ProbeBypass, location: Location) -> bool {
-    let Sources { io, registry, cache, .. } = sources;
-    warmth.looks()
-        || cache.is_some()
-        || !io.cached_reads_overtake()
-        || registry.with(location.segment, |segment| segment.in_order.expects(location.offset())) == Some(true)
-}
-
-/// Who gets what lies in order is spared most waits.
-fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
-    let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
-    if let Some(Some(ahead)) = ahead {
-        file.start_reading(location.offset(), ahead);
-    }
-}
-
-/// Brings what the cache lacks of `span`, as far as the page cache has it.
-fn fill(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, span: Span) {
+/// Fills the blocks of `span` that the block cache lacks, as far as the page cache has them.
+fn fill_block_cache(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, span: Span) {
     for block in span.blocks() {
         let is_wanted = registry.with(block.segment, |segment| {
             let Segment { slots, .. } = &**segment;
@@ -305,33 +261,45 @@ fn fill(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, span: Span) 
     }
 }
 
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
+// ---- 3. the page cache ----------------------------------------------------------------------------------------------
 
-/// Follows a key's entry to the segment it names. That may be retired between the two looks, any number of times; but
-/// the keydir is changed before, so it then leads elsewhere. Where it leads to the same place again, that place is lost:
-/// the error.
-fn follow<T>(
-    look: impl Fn() -> Option<Entry>,
-    find: impl Fn(Entry) -> Option<T>,
-) -> std::result::Result<Option<(Entry, T)>, Entry> {
-    let mut missed = None;
-    while let Some(entry) = look() {
-        if let Some(found) = find(entry) {
-            return Ok(Some((entry, found)));
-        }
-        if missed.replace(entry) == Some(entry) || seeded_bug::is(SeededBug::NotLookedAgain) {
-            return Err(entry);
-        }
+/// Reads a record from its file: from the page cache at once, or as a [`DiskRead`].
+fn read_file(sources: Sources<'_>, key: &[u8], entry: Entry, segment: SegmentView) -> Result<Lookup> {
+    let Sources { registry, cache, .. } = sources;
+    let counters = sources.counters.mine();
+    let (location, len) = (entry.location, record_len(entry, key));
+    let opened = file_and_buffer(registry, segment.file, len);
+    let (file, mut buf) = opened.map_err(|error| {
+        count(&counters.from_nowhere);
+        at(error, entry)
+    })?;
+    let place = RecordPlace { entry, binding: segment.binding };
+    let mut filled = 0;
+    if should_probe(sources, &counters.bypass, location) {
+        // An error counts as a miss: the engine's read will meet its cause again, if it lasts.
+        filled = file.read_nowait(&mut buf, location.offset()).unwrap_or(0);
+        counters.bypass.observe(filled == len);
     }
-    Ok(None)
+    if filled < len {
+        count(&counters.from_disk);
+        read_ahead(registry, &*file, location, len as u64);
+        return Ok(Lookup::Disk(DiskRead { place, file, buf, filled }));
+    }
+    count(&counters.from_page_cache);
+    let value = verify(buf, key, place)?;
+    if let Some(cache) = cache
+        && let Some(span) = cache.span(location.segment, location.offset(), len, segment.written_end)
+        && cache.admits()
+    {
+        fill_block_cache(cache, registry, &*file, span);
+    }
+    Ok(Lookup::Ready(Some(value)))
 }
 
-fn file_and_buffer(registry: &SegmentSet, file: FileSeen, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
+fn file_and_buffer(registry: &SegmentSet, file: ViewedFile, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
     let file = match file {
-        FileSeen::Open(file) => file,
-        FileSeen::Closed(segment) => {
+        ViewedFile::Open(file) => file,
+        ViewedFile::Closed(segment) => {
             registry.file(&segment).map_err(|error| Error::io("get: open the segment", error))?
         }
     };
@@ -341,8 +309,36 @@ fn file_and_buffer(registry: &SegmentSet, file: FileSeen, len: usize) -> Result<
     Ok((file, buf))
 }
 
+/// Whether a get probes the page cache before it asks the engine. It always does if a block cache learns from the hits,
+/// if the engine answers cached reads slowly, and for records that may have been read ahead.
+fn should_probe(sources: Sources<'_>, bypass: &ProbeBypass, location: Location) -> bool {
+    let Sources { io, registry, cache, .. } = sources;
+    bypass.should_probe()
+        || cache.is_some()
+        || !io.cached_reads_overtake()
+        || registry.with(location.segment, |segment| segment.in_order.expects(location.offset())) == Some(true)
+}
+
+// ---- 4. the disk ----------------------------------------------------------------------------------------------------
+
+/// A read that has to wait for the engine.
+pub(crate) struct DiskRead {
+    place: RecordPlace,
+    file: Arc<dyn File>,
+    buf: Vec<u8>,
+    filled: usize,
+}
+
+/// Starts read-ahead if this miss continues the previous one, so that sequential gets rarely wait.
+fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
+    let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
+    if let Some(Some(ahead)) = ahead {
+        file.start_reading(location.offset(), ahead);
+    }
+}
+
 impl DiskRead {
-    /// Reads the rest and checks it. One failed read is tried once more; damage is not.
+    /// Reads the rest of the record and verifies it. Retries a failed read once, but never a failed check.
     pub(crate) async fn finish(self, key: Key) -> Result<Bytes> {
         let Self { place, file, buf, filled } = self;
         let (len, offset) = (buf.len(), place.entry.location.offset());
@@ -359,29 +355,38 @@ impl DiskRead {
     }
 }
 
-/// The value in `buf`, which begins at the record's header and ends with its value.
-fn verify(buf: Vec<u8>, key: &[u8], place: Place) -> Result<Bytes> {
+// ---- verification ---------------------------------------------------------------------------------------------------
+
+/// A record, and what its header's checksum is bound to.
+#[derive(Clone, Copy)]
+struct RecordPlace {
+    entry: Entry,
+    binding: Binding,
+}
+
+/// The value of the record in `buf`, which begins with the record's header and ends with its value.
+fn verify(buf: Vec<u8>, key: &[u8], place: RecordPlace) -> Result<Bytes> {
     check(&buf, key, place)?;
     let mut value = Bytes::from(buf);
     value.advance(RECORD_HEADER_LEN + key.len());
     Ok(value)
 }
 
-/// Whether `record` is, from its header to the end of its value, the one that the keydir has under `key`.
-fn check(record: &[u8], key: &[u8], place: Place) -> Result<()> {
-    let Place { entry, binding } = place;
+/// Checks that `record`, from its header to the end of its value, is the one that the keydir names for `key`.
+fn check(record: &[u8], key: &[u8], place: RecordPlace) -> Result<()> {
+    let RecordPlace { entry, binding } = place;
     let corrupt = |what: String| at(Error::new(ErrorKind::Corrupt, format!("get: {what}")), entry).with_key(key);
     let header = RecordHeader::decode(record, &binding, entry.location.offset());
     let header = header.map_err(|error| corrupt(error.to_string()))?;
     if header.kind != RecordKind::Put || header.seq != entry.seq || header.value_len != entry.location.value_len {
-        return Err(corrupt("another record lies there".into()));
+        return Err(corrupt("the record at this offset is not the one in the keydir".into()));
     }
     let payload = &record[RECORD_HEADER_LEN..];
     let is_its_key = usize::from(header.key_len) == key.len() && payload.starts_with(key);
     if !is_its_key && !seeded_bug::is(SeededBug::KeyNotCompared) {
-        return Err(corrupt("a record of another key lies there".into()));
+        return Err(corrupt("the record at this offset has another key".into()));
     }
-    // Key and value in one piece: long stretches are much quicker than short ones.
+    // Key and value in one call: the checksum is much faster over one long slice than over two short ones.
     let mut crc = PayloadCrc::new();
     crc.update(payload);
     if crc.finish() != header.payload_crc {
@@ -402,29 +407,29 @@ mod tests {
     use crate::Store;
     use crate::io::sim::{SimConfig, SimWorld};
 
-    /// Follows a key whose entry, look after look, is in the segments of `script`; those in `there` exist.
+    /// Follows a key whose entry names the segments of `script`, one per lookup. The segments in `there` exist.
     fn follow_script(script: &[Option<u32>], there: &[u32]) -> std::result::Result<Option<u32>, u32> {
-        let looks = RefCell::new(script.iter().copied());
+        let lookups = RefCell::new(script.iter().copied());
         let entry = |segment| Entry { seq: 7, location: Location::new(segment, 4096, 10).unwrap() };
-        let look = || looks.borrow_mut().next().expect("no look too many").map(entry);
-        let followed = follow(look, |entry| there.contains(&entry.location.segment).then_some(()));
-        assert_eq!(looks.borrow_mut().next(), None, "every look of {script:?} was needed");
+        let lookup = || lookups.borrow_mut().next().expect("one lookup too many").map(entry);
+        let followed = follow(lookup, |entry| there.contains(&entry.location.segment).then_some(()));
+        assert_eq!(lookups.borrow_mut().next(), None, "every lookup of {script:?} was needed");
         let segment = |entry: Entry| entry.location.segment;
         followed.map(|found| found.map(|(entry, ())| segment(entry))).map_err(segment)
     }
 
     #[test]
-    fn a_record_is_followed_through_any_number_of_retired_segments() {
+    fn lookups_follow_a_record_through_any_number_of_retired_segments() {
         assert_eq!(follow_script(&[None], &[]), Ok(None));
         assert_eq!(follow_script(&[Some(1)], &[1]), Ok(Some(1)));
         assert_eq!(follow_script(&[Some(1), Some(2), Some(3), Some(4), Some(5)], &[5]), Ok(Some(5)));
-        assert_eq!(follow_script(&[Some(1), Some(2), None], &[3]), Ok(None), "deleted meanwhile");
-        assert_eq!(follow_script(&[Some(1), Some(2), Some(2)], &[3]), Err(2), "the same place twice is no retirement");
+        assert_eq!(follow_script(&[Some(1), Some(2), None], &[3]), Ok(None), "deleted between lookups");
+        assert_eq!(follow_script(&[Some(1), Some(2), Some(2)], &[3]), Err(2), "the same place twice is an error");
     }
 
-    /// A guess that is never made, or wrong, changes no result, only the time.
+    /// A missing or wrong guess changes no result, only the speed, so only this test notices it.
     #[test]
-    fn a_get_from_the_cache_leaves_a_hint_of_where_it_found_its_record() {
+    fn a_block_cache_hit_updates_the_locator() {
         let world = SimWorld::new(SimConfig::default());
         world.run_until(async {
             let store = Store::builder("/db").world(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
@@ -435,8 +440,8 @@ mod tests {
             store.sync().await.unwrap();
             let core = store.core();
             let cache = core.cache.as_ref().unwrap();
-            let hint = |key: &[u8]| cache.hint(core.parts.keydir.hash(key));
-            assert!(keys.iter().all(|key| hint(key).is_none()), "nothing was read from the cache");
+            let located = |key: &[u8]| cache.located(core.parts.keydir.hash(key));
+            assert!(keys.iter().all(|key| located(key).is_none()), "no get has read from the cache");
             let mut hits: Vec<&[u8; 4]> = Vec::new();
             for _ in 0..200 {
                 hits.clear();
@@ -447,27 +452,28 @@ mod tests {
                 }
             }
             assert!(hits.len() > 400, "{} of 500 from the cache", hits.len());
-            // Keys of one word share a hint, which is then that of the one that was read last.
+            // Keys that share a word share a guess: that of the key read last.
             let line = |place: u64| place % (16 << 10) / 64;
             let is_right = |key: &[u8]| {
                 let offset = core.parts.keydir.get(key).unwrap().location.offset();
-                hint(key).is_some_and(|place| line(place as u64) == line(offset))
+                located(key).is_some_and(|place| line(place as u64) == line(offset))
             };
             let right = hits.iter().filter(|key| is_right(&key[..])).count();
-            println!("{right} hints of {} are right", hits.len());
+            println!("{right} guesses of {} are right", hits.len());
             assert!(right * 10 > hits.len() * 9, "{right} of {}", hits.len());
             store.close().await.unwrap();
         });
     }
-    /// By the gets that the page cache has answered on the caller's thread, of those that looked or of all.
+
+    /// Counts the gets that the page cache answered on the caller's thread.
     #[test]
-    fn gets_look_into_the_page_cache_while_it_has_something() {
+    fn gets_probe_the_page_cache_while_it_has_hits() {
         const GETS: u32 = 4000;
         for (missing, answered) in [(0, 4000..=4000), (60, 1400..=1800), (90, 10..=150), (100, 0..=0)] {
             let world = SimWorld::new(SimConfig { nowait_miss_percent: missing, ..SimConfig::default() });
             let stats = world.run_until(async {
                 let store = Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap();
-                // The first and the last are too far apart for one to be what may have been read ahead for the other.
+                // The first and the last are too far apart for read-ahead of one to cover the other.
                 for (key, len) in [(0_u8, 200), (1, 2 << 20), (2, 200)] {
                     store.put([key], vec![key; len]).await.unwrap();
                 }

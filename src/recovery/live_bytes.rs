@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::format::RecordKind;
-use crate::keydir::{Keydir, Loaded, Location, Published};
+use crate::keydir::{Keydir, KeydirUpdate, Location, Published};
 use crate::segment::Found;
 
 /// Records published at once: enough for some in every shard of the keydir.
@@ -29,7 +29,7 @@ impl LiveByteCounter {
     }
 
     /// Publishes many.
-    fn publish_many(&mut self, keydir: &Keydir, records: &[Loaded<'_>]) {
+    fn publish_many(&mut self, keydir: &Keydir, records: &[KeydirUpdate<'_>]) {
         keydir.publish_many(records, |index, published| {
             if let Some(record) = records.get(index) {
                 self.note(record, published);
@@ -37,7 +37,7 @@ impl LiveByteCounter {
         });
     }
 
-    fn note(&mut self, record: &Loaded<'_>, published: Published) {
+    fn note(&mut self, record: &KeydirUpdate<'_>, published: Published) {
         self.has_tombstones |= record.location.is_none();
         let mut add = |location: Location, sign: i64| {
             let bytes = location.record_len(record.key.len()).cast_signed();
@@ -66,13 +66,13 @@ impl LiveByteCounter {
 }
 
 /// The record as the keydir takes it.
-fn loaded<'a>(segment: u32, found: &Found<'a>) -> Loaded<'a> {
+fn loaded<'a>(segment: u32, found: &Found<'a>) -> KeydirUpdate<'a> {
     let location = match found.kind {
         // Offsets were checked against the file's length, and no segment reaches a location's limit.
         RecordKind::Put => Location::new(segment, found.offset, found.value_len),
         _ => None,
     };
-    Loaded { key: found.key, seq: found.seq, location }
+    KeydirUpdate { key: found.key, seq: found.seq, location }
 }
 
 /// Records of one segment on their way into the keydir, many at a time.
@@ -80,7 +80,7 @@ pub(super) struct Publisher<'a> {
     keydir: &'a Keydir,
     tally: &'a mut LiveByteCounter,
     segment: u32,
-    waiting: Vec<Loaded<'a>>,
+    waiting: Vec<KeydirUpdate<'a>>,
 }
 
 impl<'a> Publisher<'a> {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::thread::Thread;
 
 use crate::cache::BlockCache;
-use crate::commit::{CommitOptions, Committer, Limits, Log, Parts, Prepared};
+use crate::commit::{CommitOptions, Committer, Limits, Log, Parts};
 use crate::compaction::control::Control;
 use crate::compaction::picker::Policy;
 use crate::compaction::{CompactionCounters, Compactor, Settings};
@@ -181,12 +181,10 @@ impl Core {
     }
 
     /// Prefetches the keydir slot of a write that will be published under the log's lock.
-    pub(crate) fn prefetch(&self, op: &Prepared) {
+    pub(crate) fn prefetch(&self, key: &[u8]) {
         // A fork's child must not even release a lock.
-        if let [member] = op.members()
-            && !self.is_forked()
-        {
-            self.parts.keydir.ask_for_place(member.key(&op.bytes));
+        if !self.is_forked() {
+            self.parts.keydir.prefetch_slot(key);
         }
     }
 

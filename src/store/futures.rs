@@ -70,8 +70,11 @@ impl WriteOp {
         if wait.has_waited() {
             return;
         }
-        if durability == Durability::Buffered && self.durability != durability {
-            self.core.prefetch(op);
+        if durability == Durability::Buffered
+            && self.durability != durability
+            && let [member] = op.members()
+        {
+            self.core.prefetch(member.key(&op.bytes));
         }
         self.durability = durability;
     }

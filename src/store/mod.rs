@@ -259,11 +259,10 @@ impl Store {
         let max_value_bytes = self.core().options.max_value_bytes;
         let checked = check_key(key).and_then(|()| check_value_len(value_len, max_value_bytes));
         let op = checked.map(|()| {
-            let op = prepare();
             if durability == Durability::Buffered {
-                self.core().prefetch(&op);
+                self.core().prefetch(key);
             }
-            op
+            prepare()
         });
         WriteOp::new(self.share(), durability, must_exist, op)
     }
@@ -530,7 +529,7 @@ impl Store {
             gets: read.gets,
             gets_from_staging: read.from_staging,
             gets_from_block_cache: read.from_block_cache,
-            gets_from_page_cache: read.from_cache,
+            gets_from_page_cache: read.from_page_cache,
             gets_from_disk: read.from_disk,
             cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
             groups: commit.groups.load(Ordering::Relaxed),

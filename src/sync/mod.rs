@@ -1,11 +1,13 @@
-//! Locks and atomics: the standard library's, or the schedule explorer's.
+//! Locks and atomics: the standard library's, or the schedule explorer's. The submodules build on these and on nothing
+//! else of the crate, except that [`seeded_bug`](crate::seeded_bug) can break them for tests.
 //!
-//! Under the feature `shuttle` every use of them is a point where the explorer may let another thread go on, and waiting
-//! is known to it, so that a deadlock is a finding. Whatever is held or touched between two such points must come from
-//! here: a real lock held at one of them would stop the explorer itself. Only what blocks nobody may be the real thing
-//! (`Arc`, `OnceLock` without an initialiser, counters that only statistics are made of).
+//! Under the feature `shuttle`, every operation on them is a switch point, where the explorer may run another thread.
+//! The explorer also sees which threads wait, so it reports a deadlock. All locks and atomics that are used across a
+//! switch point must come from this module: a real lock held there would block the explorer itself. Types that never
+//! block may be the real ones: `Arc`, `OnceLock` without an initialiser, and counters that only feed statistics.
 //!
-//! The explorer knows interleavings only: each operation is sequentially consistent, whatever [`Ordering`] it names.
+//! The explorer explores interleavings, not memory orderings. Every operation is sequentially consistent, whatever
+//! [`Ordering`] it names.
 //!
 //! [`Ordering`]: atomic::Ordering
 
@@ -23,7 +25,7 @@ pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, atomic};
 
-/// One waker, behind one of the explorer's locks: registering and waking are two steps of two threads.
+/// One waker behind one of the explorer's locks, so that schedules between registering and waking are explored.
 #[cfg(feature = "shuttle")]
 #[derive(Debug, Default)]
 pub(crate) struct AtomicWaker(Mutex<Option<std::task::Waker>>);

@@ -1,17 +1,20 @@
-//! Asking for a cache line before it is needed.
+//! Prefetching a cache line before it is needed.
 //!
-//! A get from memory misses the processor's cache five times, and most times what it finds says where to look next, so that
-//! the misses wait for each other: most of the get's time. But where the keydir's first two are is known at once, from the
-//! hash; where a record lies in the block cache, with the number of its frame, before the frame is looked at, or by a guess
-//! before the keydir's entry is. Whoever publishes or wakes many has the misses of some of them together.
+//! A get from memory misses the CPU cache five times. Most of these reads give the address of the next one, so the
+//! misses wait for each other, and they make up most of the get's time. Some addresses are known earlier and can be
+//! prefetched:
+//!
+//! - the keydir's table lines, from the key's hash;
+//! - a record in the block cache, from the number of its frame before the frame is read, or from the locator's guess
+//!   before the keydir's entry is read;
+//! - everything of the next items, where many records are published or many tasks woken in a row.
 #![allow(unsafe_code)]
 
-/// Has the processor bring the line of `address`, which may be any.
+/// Prefetches the cache line of `address`. Any address is allowed, valid or not.
 #[inline]
 pub(crate) fn prefetch<T>(address: *const T) {
-    // SAFETY: the instruction reads nothing that the program could see and never faults, whatever the address: no memory
-    // is owned or borrowed by it, now or later.
-    // Shown by `any_address_may_be_asked_for`.
+    // SAFETY: the instruction has no effect that the program can observe, and never faults, whatever the address. It
+    // neither owns nor borrows memory. Shown by `any_address_may_be_prefetched`.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -26,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_address_may_be_asked_for() {
+    fn any_address_may_be_prefetched() {
         let local = 1_u64;
         for address in [&raw const local, std::ptr::null(), std::ptr::without_provenance(usize::MAX)] {
             prefetch(address);

@@ -1,16 +1,16 @@
-//! A value that one task hands to one future, on any executor.
+//! A value that one task passes to one future, on any executor.
 
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
 
-/// Where the value arrives.
+/// Both ends of the transfer: the task calls [`fulfil`](Self::fulfil), the future [`poll`](Self::poll).
 #[derive(Debug)]
-pub(crate) struct Promise<T>(Arc<Mutex<State<T>>>);
+pub(crate) struct Promise<T>(Arc<Mutex<PromiseState<T>>>);
 
 #[derive(Debug)]
-struct State<T> {
+struct PromiseState<T> {
     value: Option<T>,
     waker: Option<Waker>,
 }
@@ -23,12 +23,12 @@ impl<T> Clone for Promise<T> {
 
 impl<T> Promise<T> {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { value: None, waker: None })))
+        Self(Arc::new(Mutex::new(PromiseState { value: None, waker: None })))
     }
 
-    /// Hands the value over; the first one stays.
+    /// Provides the value and wakes the future. A second value is dropped.
     pub(crate) fn fulfil(&self, value: T) {
-        let (waker, unwanted) = {
+        let (waker, surplus) = {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let unwanted = match state.value {
                 None => {
@@ -39,13 +39,13 @@ impl<T> Promise<T> {
             };
             (state.waker.take(), unwanted)
         };
-        drop(unwanted);
+        drop(surplus);
         if let Some(waker) = waker {
             crate::sync::wake::wake_one(waker);
         }
     }
 
-    /// Takes the value if it is there.
+    /// Takes the value, or registers the waker if there is none yet.
     pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<T> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = state.value.take() {
@@ -53,7 +53,8 @@ impl<T> Promise<T> {
         }
         let is_new = state.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker()));
         let replaced = if is_new { state.waker.replace(cx.waker().clone()) } else { None };
-        // Outside the lock: dropping a waker may drop a task, and with it the store whose end fulfils the promise.
+        // Dropped outside the lock: dropping a waker may drop a task and its store, whose shutdown fulfils this
+        // promise.
         drop(state);
         drop(replaced);
         Poll::Pending

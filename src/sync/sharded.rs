@@ -1,4 +1,5 @@
-//! One thing in several copies, so that threads that write to it, or lock it, do not take its cache line from each other.
+//! Sharded values: several copies of one thing, so that threads which write to it, or lock it, do not contend for its
+//! cache line.
 
 use std::array;
 use std::ops::Deref;
@@ -6,41 +7,42 @@ use std::sync::Arc;
 #[cfg(not(feature = "shuttle"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// More threads than this share copies, which costs them speed and nothing else. (Two are all the schedule explorer needs.)
-const STRIPES: usize = if cfg!(feature = "shuttle") { 2 } else { 16 };
+/// Copies of each value. More threads than this share copies, which costs speed and nothing else. Two are enough for
+/// the schedule explorer.
+const SHARDS: usize = if cfg!(feature = "shuttle") { 2 } else { 16 };
 
 #[cfg(not(feature = "shuttle"))]
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 #[cfg(not(feature = "shuttle"))]
 thread_local! {
-    /// This thread's copy, in turn.
-    static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+    /// The number of this thread's copy, assigned round robin.
+    static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
 }
 
-/// A thread that is ending has no number any more.
+/// The number of the calling thread's copy. A thread that is exiting has lost its number and uses copy 0.
 #[cfg(not(feature = "shuttle"))]
 fn mine() -> usize {
     MINE.try_with(|index| *index).unwrap_or(0)
 }
 
-/// The explorer's threads are all one thread of the system.
+/// The explorer runs all its threads on one system thread, so it counts its own tasks.
 #[cfg(feature = "shuttle")]
 fn mine() -> usize {
-    shuttle::current::get_current_task().map_or(0, |task| usize::from(task) % STRIPES)
+    shuttle::current::get_current_task().map_or(0, |task| usize::from(task) % SHARDS)
 }
 
-/// Two cache lines: processors fetch them in pairs.
+/// Aligned to two cache lines, because CPUs fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// The copies.
+/// A value with one copy per shard of threads.
 #[derive(Debug, Default)]
-pub(crate) struct Sharded<T>([Padded<T>; STRIPES]);
+pub(crate) struct Sharded<T>([Padded<T>; SHARDS]);
 
 impl<T> Sharded<T> {
-    /// The copy of the calling thread, and of every other whose number leaves the same remainder.
+    /// The calling thread's copy. Threads whose numbers are equal modulo [`SHARDS`] share a copy.
     pub(crate) fn mine(&self) -> &T {
         &self.0[mine()].0
     }
@@ -50,8 +52,8 @@ impl<T> Sharded<T> {
     }
 }
 
-/// A reference to something that every operation takes one of, and drops again. Counted as those of an [`Arc`] are, but those of
-/// each stripe apart: one count for all would be a cache line that every thread takes from all others twice an operation.
+/// A counted reference, like an [`Arc`], with one reference count per shard. Every operation takes a reference and
+/// drops it. A single count would be a cache line that all threads contend for twice per operation.
 #[derive(Debug)]
 pub(crate) struct Share<T>(Arc<Padded<Arc<T>>>);
 
@@ -70,7 +72,7 @@ impl<T> Deref for Share<T> {
 }
 
 impl<T> Sharded<Share<T>> {
-    /// The first reference of every stripe.
+    /// The first reference of every shard.
     pub(crate) fn shares(of: &Arc<T>) -> Self {
         Self(array::from_fn(|_| Padded(Share(Arc::new(Padded(Arc::clone(of)))))))
     }
@@ -83,27 +85,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shared_lives_as_long_as_any_share_of_any_stripe() {
+    fn a_shared_value_lives_as_long_as_any_share_of_any_shard() {
         let counted = Arc::new(());
         let shares = Sharded::shares(&counted);
         let held: Vec<Share<()>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..2 * STRIPES).map(|_| scope.spawn(|| shares.mine().clone())).collect();
+            let threads: Vec<_> = (0..2 * SHARDS).map(|_| scope.spawn(|| shares.mine().clone())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert_eq!(Arc::strong_count(&counted), 1 + STRIPES, "one for each stripe, however many shares");
+        assert_eq!(Arc::strong_count(&counted), 1 + SHARDS, "one for each shard, however many shares");
         drop(shares);
-        let stripes = held.iter().map(|share| Arc::as_ptr(&share.0)).collect::<std::collections::HashSet<_>>().len();
-        assert!(stripes > 1 || cfg!(feature = "shuttle"), "each thread has its own");
-        assert_eq!(Arc::strong_count(&counted), 1 + stripes);
+        let shards = held.iter().map(|share| Arc::as_ptr(&share.0)).collect::<std::collections::HashSet<_>>().len();
+        assert!(shards > 1 || cfg!(feature = "shuttle"), "threads have different shards");
+        assert_eq!(Arc::strong_count(&counted), 1 + shards);
         drop(held);
         assert_eq!(Arc::strong_count(&counted), 1);
     }
 
     #[test]
-    fn the_copies_of_more_threads_than_stripes_add_up() {
+    fn copies_of_more_threads_than_shards_add_up() {
         let counters: Sharded<AtomicU64> = Sharded::default();
         std::thread::scope(|scope| {
-            for _ in 0..3 * STRIPES {
+            for _ in 0..3 * SHARDS {
                 scope.spawn(|| {
                     for _ in 0..100 {
                         counters.mine().fetch_add(1, Ordering::Relaxed);
@@ -112,6 +114,6 @@ mod tests {
             }
         });
         let sum: u64 = counters.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
-        assert_eq!(sum, 300 * STRIPES as u64);
+        assert_eq!(sum, 300 * SHARDS as u64);
     }
 }

@@ -1,8 +1,10 @@
-//! Futures that wait for something of the store's: one slot each, in the order they came.
+//! A list of waiting futures: one slot per future, in the order of arrival.
 //!
-//! However often a future is polled, by whatever executor, it holds one slot; a future that is dropped gives it up. So a
-//! list is never longer than there are futures that wait. The lists lie behind somebody's lock. What is taken out of
-//! one is foreign code: it is woken, or dropped, when that lock is free again.
+//! A future holds one slot, however often and by whichever executor it is polled. Dropping the future frees the slot.
+//! So a list is never longer than the number of waiting futures.
+//!
+//! The owner of a list keeps it behind a lock. Wakers are the caller's code, so the owner wakes or drops the wakers it
+//! takes out of a list only after it has released that lock.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -10,35 +12,35 @@ use std::task::Waker;
 
 use crate::seeded_bug::{self, SeededBug};
 
-/// The slots, each with what its future waits for.
+/// The slots, each with the condition its future waits for.
 #[derive(Debug)]
 pub(crate) struct Waiters<T> {
     newest: u64,
-    /// Ascending by number.
+    /// In ascending order of their numbers.
     list: VecDeque<Waiter<T>>,
 }
 
 #[derive(Debug)]
 struct Waiter<T> {
     number: u64,
-    wish: T,
+    condition: T,
     waker: Waker,
 }
 
-/// A future's claim to a slot; it keeps its place in the order after it was woken.
+/// A future's claim to a slot. It keeps its place in the order after the future was woken.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    /// Slots count from 1.
+    /// Slots are numbered from 1; 0 before the first wait.
     number: u64,
 }
 
 impl Slot {
-    /// Whether its future has ever waited: if not, there is nothing to leave.
+    /// Whether its future has ever waited. If not, there is no slot to leave.
     pub(crate) fn was_used(&self) -> bool {
         self.number > 0
     }
 
-    /// Its number: smaller than that of whoever came later; 0 before it is used.
+    /// Its number: smaller than those of later arrivals; 0 before it is used.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
@@ -55,9 +57,9 @@ impl<T> Waiters<T> {
         self.list.is_empty()
     }
 
-    /// Has `waker` woken for `slot`. Returns the waker it replaces.
-    #[must_use = "to be dropped outside the lock"]
-    pub(crate) fn wait(&mut self, slot: &mut Slot, wish: T, waker: &Waker) -> Option<Waker> {
+    /// Registers `waker` for `slot`. Returns the waker it replaces.
+    #[must_use = "drop it outside the lock"]
+    pub(crate) fn wait(&mut self, slot: &mut Slot, condition: T, waker: &Waker) -> Option<Waker> {
         if slot.number == 0 {
             self.newest += 1;
             slot.number = self.newest;
@@ -65,19 +67,19 @@ impl<T> Waiters<T> {
         match self.find(slot.number) {
             Ok(index) => {
                 let waiter = &mut self.list[index];
-                waiter.wish = wish;
+                waiter.condition = condition;
                 let is_new = !waiter.waker.will_wake(waker);
                 is_new.then(|| mem::replace(&mut waiter.waker, waker.clone()))
             }
             Err(index) => {
-                self.list.insert(index, Waiter { number: slot.number, wish, waker: waker.clone() });
+                self.list.insert(index, Waiter { number: slot.number, condition, waker: waker.clone() });
                 None
             }
         }
     }
 
-    /// Gives `slot` up.
-    #[must_use = "to be dropped outside the lock"]
+    /// Frees `slot`. Returns its waker.
+    #[must_use = "drop it outside the lock"]
     pub(crate) fn leave(&mut self, slot: &mut Slot) -> Option<Waker> {
         let index = self.find(mem::take(slot).number).ok()?;
         if seeded_bug::is(SeededBug::WaiterKept) {
@@ -91,25 +93,25 @@ impl<T> Waiters<T> {
         self.list.front().map(|waiter| waiter.number)
     }
 
-    /// Takes the oldest slot out if its wish is `granted`: its number, the wish and the waker.
-    pub(crate) fn take_first_if(&mut self, granted: impl Fn(&T) -> bool) -> Option<(u64, T, Waker)> {
-        if !granted(&self.list.front()?.wish) {
+    /// Removes the oldest slot if its condition is `met`. Returns its number, condition and waker.
+    pub(crate) fn take_first_if(&mut self, met: impl Fn(&T) -> bool) -> Option<(u64, T, Waker)> {
+        if !met(&self.list.front()?.condition) {
             return None;
         }
         let first = self.list.pop_front()?;
-        Some((first.number, first.wish, first.waker))
+        Some((first.number, first.condition, first.waker))
     }
 
-    /// Everybody's wakers, oldest slot first.
+    /// Removes all slots. Returns their wakers, oldest first.
     pub(crate) fn take_all(&mut self) -> Vec<Waker> {
         self.list.drain(..).map(|waiter| waiter.waker).collect()
     }
 
-    /// The wakers of those whose wish is `granted`.
-    pub(crate) fn take_if(&mut self, granted: impl Fn(&T) -> bool) -> Vec<Waker> {
+    /// Removes the slots whose condition is `met`. Returns their wakers, oldest first.
+    pub(crate) fn take_if(&mut self, met: impl Fn(&T) -> bool) -> Vec<Waker> {
         let mut taken = Vec::new();
         for waiter in mem::take(&mut self.list) {
-            if granted(&waiter.wish) {
+            if met(&waiter.condition) {
                 taken.push(waiter.waker);
             } else {
                 self.list.push_back(waiter);
@@ -132,21 +134,21 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Count(AtomicUsize);
+    struct WakeCount(AtomicUsize);
 
-    impl Wake for Count {
+    impl Wake for WakeCount {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn waiter() -> (Arc<Count>, Waker) {
-        let count = Arc::new(Count::default());
+    fn waiter() -> (Arc<WakeCount>, Waker) {
+        let count = Arc::new(WakeCount::default());
         (Arc::clone(&count), Waker::from(count))
     }
 
     #[test]
-    fn a_future_has_one_slot_however_often_it_is_polled() {
+    fn a_future_holds_one_slot_however_often_it_is_polled() {
         let mut waiters = Waiters::default();
         let mut slot = Slot::default();
         let (first, waker) = waiter();
@@ -163,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn slots_keep_their_order_through_waking_and_leaving() {
+    fn slots_keep_their_order_when_others_wake_and_leave() {
         let mut waiters = Waiters::default();
         let mut slots: Vec<Slot> = (0..4).map(|_| Slot::default()).collect();
         let noop = Waker::noop();
-        for (slot, wish) in slots.iter_mut().zip(0..) {
-            drop(waiters.wait(slot, wish, noop));
+        for (slot, condition) in slots.iter_mut().zip(0..) {
+            drop(waiters.wait(slot, condition, noop));
         }
-        assert_eq!(waiters.take_if(|wish| *wish < 2).len(), 2);
+        assert_eq!(waiters.take_if(|condition| *condition < 2).len(), 2);
         drop(waiters.leave(&mut slots[2]));
         drop(waiters.wait(&mut slots[1], 1, noop));
-        let order: Vec<i32> = waiters.list.iter().map(|waiter| waiter.wish).collect();
-        assert_eq!(order, [1, 3], "who was woken and waits again is ahead of whoever came later");
+        let order: Vec<i32> = waiters.list.iter().map(|waiter| waiter.condition).collect();
+        assert_eq!(order, [1, 3], "a woken waiter that waits again stays ahead of later arrivals");
     }
 }

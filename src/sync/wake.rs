@@ -1,37 +1,37 @@
-//! Running foreign code on the engine's threads: wakers, and the memory of shared values.
+//! Running the caller's code on the engine's threads: wakers, and destructors of shared values.
 //!
-//! Either may panic, and may drop whatever it likes, a store among it. So wakers are called, and values given back,
-//! outside all locks, and a panic ends there, not with the engine.
+//! Both may panic, and may drop anything, including a store. So wakers are called and values dropped outside all locks,
+//! and a panic is caught here instead of ending the engine's thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 use crate::sync::prefetch::prefetch;
 
-/// How far ahead of the waker that is called others' data is asked for.
-const ASKED_AHEAD: usize = 8;
+/// How many wakers ahead of the current one are prefetched.
+const PREFETCHED_WAKERS: usize = 8;
 
 /// Wakes one task.
 pub(crate) fn wake_one(waker: Waker) {
-    // The panic has been reported by its hook; nothing of the engine's state was in the waker's hands.
+    // The panic hook has reported the panic, and the waker had no access to the engine's state.
     let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
 
-/// Drops what may own memory of a caller's.
+/// Drops a value that may own a caller's memory.
 pub(crate) fn give_back(value: impl Sized) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
 }
 
-/// Wakes all of them.
+/// Wakes all of `wakers`, in order.
 pub(crate) fn wake_all(wakers: Vec<Waker>) {
-    wakers.iter().take(ASKED_AHEAD).for_each(ask_for);
+    wakers.iter().take(PREFETCHED_WAKERS).for_each(prefetch_task);
     let mut wakers = wakers.into_iter();
-    // One frame for all of them; a panic costs a second frame for those behind it.
+    // One `catch_unwind` for all of them. A panic costs another one for the wakers after it.
     while wakers.len() > 0 {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             while let Some(waker) = wakers.next() {
-                if let Some(ahead) = wakers.as_slice().get(ASKED_AHEAD - 1) {
-                    ask_for(ahead);
+                if let Some(ahead) = wakers.as_slice().get(PREFETCHED_WAKERS - 1) {
+                    prefetch_task(ahead);
                 }
                 waker.wake();
             }
@@ -39,8 +39,9 @@ pub(crate) fn wake_all(wakers: Vec<Waker>) {
     }
 }
 
-/// A waker's data is the task itself in most executors, and in the cache of the processor that ran it last.
-fn ask_for(waker: &Waker) {
+/// Prefetches the task that a waker belongs to: in most executors, the waker's data is the task itself. It is in the
+/// cache of the CPU that last ran the task.
+fn prefetch_task(waker: &Waker) {
     prefetch(waker.data());
 }
 
@@ -51,12 +52,12 @@ mod tests {
 
     use super::*;
 
-    struct Note {
+    struct OrderWaker {
         number: usize,
         woken: Arc<Mutex<Vec<usize>>>,
     }
 
-    impl Wake for Note {
+    impl Wake for OrderWaker {
         fn wake(self: Arc<Self>) {
             self.woken.lock().unwrap().push(self.number);
             assert!(!PANICKING.contains(&self.number), "a waker's own panic");
@@ -66,10 +67,10 @@ mod tests {
     const PANICKING: [usize; 5] = [0, 1, 9, 12, 24];
 
     #[test]
-    fn each_is_woken_once_and_in_order_whoever_panics() {
+    fn each_task_is_woken_once_and_in_order_even_if_wakers_panic() {
         let woken = Arc::default();
-        let note = |number| Waker::from(Arc::new(Note { number, woken: Arc::clone(&woken) }));
-        wake_all((0..25).map(note).collect());
+        let waker = |number| Waker::from(Arc::new(OrderWaker { number, woken: Arc::clone(&woken) }));
+        wake_all((0..25).map(waker).collect());
         assert_eq!(*woken.lock().unwrap(), (0..25).collect::<Vec<_>>());
     }
 }

@@ -4,7 +4,6 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use ringcask::{Batch, Builder, Compaction, CompactionReport, Durability, ErrorKind, Store, TimeOfDay};
 

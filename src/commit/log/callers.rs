@@ -37,7 +37,7 @@ impl Log {
         if durability == Durability::Buffered
             && let [member] = op.members()
         {
-            self.keydir.ask_for_entry(member.key(&op.bytes));
+            self.keydir.prefetch_entry(member.key(&op.bytes));
         }
         let mut state = self.lock();
         match &state.status {

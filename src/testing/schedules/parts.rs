@@ -55,7 +55,7 @@ pub(super) fn records_against_relocation() {
         thread::spawn(move || {
             for (key, seq) in [(&b"a"[..], 1), (b"b", 2), (b"c", 3)] {
                 if compactor.are_newest(&[(key, seq)], INPUT) == [true] {
-                    compactor.relocate(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
+                    compactor.repoint(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
                 }
             }
         }),
@@ -92,7 +92,7 @@ pub(super) fn batches_are_seen_whole() {
         }),
         thread::spawn(move || {
             for (key, seq) in [(&b"a"[..], 1), (b"b", 2)] {
-                compactor.relocate(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
+                compactor.repoint(&[Move { key, seq, to: at(OUTPUT, seq) }], &[INPUT], |_, _| {});
             }
         }),
     ];
@@ -156,7 +156,7 @@ pub(super) fn a_record_that_moves() {
         for pair in copies.windows(2) {
             segments.insert(Arc::clone(&pair[1]));
             let mut was = None;
-            moved.relocate(&[Move { key: b"k", seq: 1, to: to(pair[1].id) }], &[pair[0].id], |_, old| was = Some(old));
+            moved.repoint(&[Move { key: b"k", seq: 1, to: to(pair[1].id) }], &[pair[0].id], |_, old| was = Some(old));
             assert!(was.is_some());
             segments.retire(Arc::clone(&pair[0]));
         }
