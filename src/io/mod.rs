@@ -20,7 +20,8 @@
 //! - Nothing here retries a failed sync.
 
 mod advice;
-mod engine;
+mod descriptor;
+mod doorbell;
 pub(crate) mod fork;
 pub(crate) mod op;
 mod os;
@@ -28,6 +29,7 @@ pub(crate) mod pages;
 pub mod probe;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod task_thread;
 pub mod threads;
 pub mod uring;
 pub mod util;

@@ -26,7 +26,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use rustix::io::ReadWriteFlags;
 
-use super::os::OsFile;
+use super::descriptor::FileDescriptor;
 use super::{ReadDone, SyncKind};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{Mutex, MutexGuard};
@@ -170,13 +170,20 @@ impl<T> Drop for Handle<T> {
 /// An operation that was started and not yet finished. Dropping one delivers an error.
 pub(super) enum Op {
     /// Read into `buf[at..]`.
-    Read { file: Arc<OsFile>, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags, done: Completer<ReadDone> },
+    Read {
+        file: Arc<FileDescriptor>,
+        buf: Vec<u8>,
+        at: usize,
+        offset: u64,
+        flags: ReadWriteFlags,
+        done: Completer<ReadDone>,
+    },
     /// Begin to read into the page cache. A hint: nobody waits for it, and what comes of it is told to nobody.
-    Advance { file: Arc<OsFile>, offset: u64, len: u32 },
+    Advance { file: Arc<FileDescriptor>, offset: u64, len: u32 },
     /// Write `bufs`, none of them empty and not none of them, one after the other.
-    Write { file: Arc<OsFile>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
+    Write { file: Arc<FileDescriptor>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
     /// Make completed writes durable.
-    Sync { file: Arc<OsFile>, kind: SyncKind, done: Completer<io::Result<()>> },
+    Sync { file: Arc<FileDescriptor>, kind: SyncKind, done: Completer<io::Result<()>> },
 }
 
 impl Op {

@@ -13,9 +13,8 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::num::NonZeroU64;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,14 +26,11 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::advice;
+use super::descriptor::FileDescriptor;
 use super::op::{Op, slot};
 use super::util::MAX_INTERRUPTIONS;
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
-/// Pieces in one vectored write: the kernel's limit.
-pub(super) const MAX_PIECES: usize = 1024;
-/// Bytes in one read or write. The kernel's own limit is a page less than 2 GiB.
-pub(super) const MAX_IO_BYTES: usize = 1 << 30;
 /// `RWF_DONTCACHE`, which rustix does not have: what the read brings into the page cache does not stay there.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Magic numbers of ext4 and XFS. Others, which copy on write, or whose syncs cost nothing, gain nothing.
@@ -83,73 +79,16 @@ fn check_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// An open regular file and what it does without waiting for long, or by blocking.
-#[derive(Debug)]
-pub(super) struct OsFile {
-    fd: OwnedFd,
-}
-
-#[cfg(test)]
-impl From<OwnedFd> for OsFile {
-    fn from(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-}
-
-impl OsFile {
-    pub(super) fn raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64, flags: ReadWriteFlags) -> io::Result<usize> {
-        let len = buf.len().min(MAX_IO_BYTES);
-        let buf = buf.get_mut(..len).unwrap_or_default();
-        if flags.is_empty() {
-            return Ok(rustix::io::pread(&self.fd, buf, offset)?);
-        }
-        Ok(rustix::io::preadv2(&self.fd, &mut [IoSliceMut::new(buf)], offset, flags)?)
-    }
-
-    pub(super) fn write(&self, bufs: &[Bytes], offset: u64) -> io::Result<usize> {
-        let mut room = MAX_IO_BYTES;
-        let mut pieces = Vec::with_capacity(bufs.len().min(MAX_PIECES));
-        for buf in bufs.iter().take(MAX_PIECES) {
-            let piece = buf.get(..room).unwrap_or(buf);
-            room -= piece.len();
-            pieces.push(IoSlice::new(piece));
-            if room == 0 {
-                break;
-            }
-        }
-        Ok(rustix::io::pwritev(&self.fd, &pieces, offset)?)
-    }
-
-    /// Has the kernel begin to read into the page cache. Finds memory for it and room in the disk's queue first, which may
-    /// take as long as a read.
-    pub(super) fn start_reading(&self, offset: u64, len: u32) {
-        // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.fd, offset, NonZeroU64::new(len.into()), fs::Advice::WillNeed);
-    }
-
-    pub(super) fn sync(&self, kind: SyncKind) -> io::Result<()> {
-        match kind {
-            SyncKind::Data => fs::fdatasync(&self.fd)?,
-            SyncKind::All => fs::fsync(&self.fd)?,
-        }
-        Ok(())
-    }
-}
-
 /// A file of a real world.
 #[derive(Clone, Debug)]
-struct WorldFile {
-    file: Arc<OsFile>,
+struct OsFile {
+    file: Arc<FileDescriptor>,
     dispatch: Arc<dyn Dispatch>,
     /// The directory's.
     dontcache_refused: Arc<AtomicBool>,
 }
 
-impl WorldFile {
+impl OsFile {
     fn read(&self, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags) -> OpFuture<ReadDone> {
         let checked = if at > buf.len() {
             Err(invalid(format!("a read into a buffer of {} bytes from {at} on", buf.len())))
@@ -174,14 +113,14 @@ fn may_be_for_its_flags(done: &ReadDone) -> bool {
     matches!(errno, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
 }
 
-impl File for WorldFile {
+impl File for OsFile {
     fn len(&self) -> io::Result<u64> {
-        u64::try_from(fs::fstat(&self.file.fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+        u64::try_from(fs::fstat(&*self.file)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         check_offset(offset)?;
-        match rustix::io::preadv2(&self.file.fd, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
             Ok(count) => Ok(count),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
             Err(errno) => Err(errno.into()),
@@ -236,7 +175,7 @@ impl File for WorldFile {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        advice::start_writeback(self.file.fd.as_fd(), offset, len);
+        advice::start_writeback(self.file.as_fd(), offset, len);
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -244,7 +183,7 @@ impl File for WorldFile {
         if getrlimit(Resource::Fsize).current.is_some_and(|limit| offset.saturating_add(len) > limit) {
             return Err(Errno::FBIG.into());
         }
-        let claim = || fs::fallocate(&self.file.fd, fs::FallocateFlags::KEEP_SIZE, offset, len);
+        let claim = || fs::fallocate(&*self.file, fs::FallocateFlags::KEEP_SIZE, offset, len);
         match retry_on_intr(claim) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
@@ -253,16 +192,16 @@ impl File for WorldFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        Ok(retry_on_intr(|| fs::ftruncate(&self.file.fd, len))?)
+        Ok(retry_on_intr(|| fs::ftruncate(&*self.file, len))?)
     }
 
     fn writes_in_place(&self) -> bool {
-        fs::fstatfs(&self.file.fd).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
+        fs::fstatfs(&*self.file).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
     }
 
     fn expect_random_reads(&self) {
         // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::Random);
+        let _ = fs::fadvise(&*self.file, 0, None, fs::Advice::Random);
     }
 
     fn start_reading(&self, offset: u64, len: u32) {
@@ -273,7 +212,7 @@ impl File for WorldFile {
 
     fn evict(&self) {
         // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::DontNeed);
+        let _ = fs::fadvise(&*self.file, 0, None, fs::Advice::DontNeed);
     }
 }
 
@@ -396,9 +335,9 @@ impl Dir for OsDir {
             OpenMode::ReadWrite => OFlags::RDWR,
             OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        let file = Arc::new(OsFile { fd: self.open_regular(name, flags)? });
+        let file = Arc::new(FileDescriptor::from(self.open_regular(name, flags)?));
         let (dispatch, dontcache_refused) = (Arc::clone(&self.dispatch), Arc::clone(&self.dontcache_refused));
-        Ok(Arc::new(WorldFile { file, dispatch, dontcache_refused }))
+        Ok(Arc::new(OsFile { file, dispatch, dontcache_refused }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

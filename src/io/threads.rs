@@ -22,10 +22,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::engine::{self, Crew, Member, Park, WorldId};
 use super::fork::{self, fork_generation};
 use super::op::{Op, quietly};
 use super::os::{self, Dispatch};
+use super::task_thread::{self, Crew, Member, Park, WorldId};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 /// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
@@ -81,7 +81,7 @@ impl Io for ThreadsIo {
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
-        engine::sleep(duration)
+        task_thread::sleep(duration)
     }
 
     fn now(&self) -> Duration {
@@ -97,7 +97,7 @@ impl Io for ThreadsIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        engine::block_until(self.0.world, done);
+        task_thread::block_until(self.0.world, done);
     }
 }
 
@@ -132,7 +132,7 @@ impl Dispatch for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if engine::has_threads(self.fork_generation) {
+        if task_thread::has_threads(self.fork_generation) {
             self.pool.close();
             self.crew.dismiss();
         }
@@ -203,7 +203,7 @@ impl Pool {
         drop(state);
         self.changed.notify_all();
         for handle in threads {
-            engine::join_other(handle);
+            task_thread::join_other(handle);
         }
     }
 }

@@ -332,44 +332,6 @@ impl Disk {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         match event {
-            Event::DirCreated { path } => self.dirs.push(Directory {
-                path: path.clone(),
-                live: Entries::new(),
-                durable: Entries::new(),
-                pending: Vec::new(),
-            }),
-            Event::Created { dir, name } => {
-                self.inodes.push(Inode::default());
-                let node = Node::File(self.inodes.len() - 1);
-                self.change_dir(*dir, |dir| {
-                    dir.live.insert(name.clone(), node);
-                    dir.pending.push(DirOp::Create { name: name.clone(), node });
-                });
-            }
-            Event::Renamed { dir, from, to } => {
-                self.change_dir(*dir, |dir| {
-                    if let Some(node) = dir.live.remove(from) {
-                        dir.live.insert(to.clone(), node);
-                        dir.pending.push(DirOp::Rename { from: from.clone(), to: to.clone(), node });
-                    }
-                });
-            }
-            Event::Unlinked { dir, name } => {
-                let node = self.dirs.get_mut(*dir).and_then(|dir| {
-                    let node = dir.live.remove(name)?;
-                    dir.pending.push(DirOp::Unlink { name: name.clone(), node });
-                    Some(node)
-                });
-                if let Some(Node::File(ino)) = node
-                    && let Some(inode) = self.inodes.get(ino)
-                {
-                    self.freed = inode.live.clone();
-                }
-            }
-            Event::DirSynced { dir } => self.change_dir(*dir, |dir| {
-                dir.durable.clone_from(&dir.live);
-                dir.pending.clear();
-            }),
             Event::WriteSubmitted { op, ino, offset, data } => self.change_inode(*ino, |inode| {
                 inode.in_flight.push(InFlight { op: *op, offset: *offset, data: data.clone() });
             }),
@@ -389,6 +351,44 @@ impl Disk {
             }
             Event::Truncated { ino, len } => self.change_inode(*ino, |inode| inode.truncate(*len, stamp)),
             Event::Evicted { ino } => self.change_inode(*ino, Inode::evict),
+            Event::DirCreated { path } => self.dirs.push(Directory {
+                path: path.clone(),
+                live: Entries::new(),
+                durable: Entries::new(),
+                pending: Vec::new(),
+            }),
+            Event::Created { dir, name } => {
+                self.inodes.push(Inode::default());
+                let node = Node::File(self.inodes.len() - 1);
+                self.change_dir(*dir, |dir| {
+                    dir.live.insert(name.clone(), node);
+                    dir.pending.push(DirOp::Create { name: name.clone(), node });
+                });
+            }
+            Event::Renamed { dir, from, to } => self.change_dir(*dir, |dir| {
+                if let Some(node) = dir.live.remove(from) {
+                    dir.live.insert(to.clone(), node);
+                    dir.pending.push(DirOp::Rename { from: from.clone(), to: to.clone(), node });
+                }
+            }),
+            Event::Unlinked { dir, name } => self.unlink(*dir, name),
+            Event::DirSynced { dir } => self.change_dir(*dir, |dir| {
+                dir.durable.clone_from(&dir.live);
+                dir.pending.clear();
+            }),
+        }
+    }
+
+    fn unlink(&mut self, dir: DirIndex, name: &Arc<str>) {
+        let node = self.dirs.get_mut(dir).and_then(|dir| {
+            let node = dir.live.remove(name)?;
+            dir.pending.push(DirOp::Unlink { name: name.clone(), node });
+            Some(node)
+        });
+        if let Some(Node::File(ino)) = node
+            && let Some(inode) = self.inodes.get(ino)
+        {
+            self.freed = inode.live.clone();
         }
     }
 

@@ -42,6 +42,7 @@
 //! Hard links and sub-directories as files, permissions, file systems that lose data that was synced (but see
 //! [`FaultKind::SyncLie`]), and a crash in the middle of a directory operation: those are atomic.
 
+mod config;
 mod crash;
 mod disk;
 mod exec;
@@ -51,73 +52,31 @@ mod image;
 mod rng;
 mod state;
 mod steps;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
+pub use config::SimConfig;
 pub use crash::{CrashPoint, DirOrder, Journal, RANDOM_IMAGES, Walk};
 use disk::Event;
-use exec::Timer;
 pub use faults::{Fault, FaultKind, OpClass};
 use files::{SimDir, Sleep, dir_path};
 pub use image::Image;
 pub use rng::Rng;
-use state::{Shared, State, errno};
+use state::{Shared, State, errno, nanos};
 pub use steps::{Step, StepKind};
+use tasks::Timer;
 
 /// When simulated time began: 2026-01-01, 00:00 UTC.
 const WALL_START: Duration = Duration::from_secs(1_767_225_600);
-
-/// The properties of a simulated world.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SimConfig {
-    /// Decides everything that is open.
-    pub seed: u64,
-    /// The unit that is persisted or not, independently of others; 512 by default. Not 0.
-    pub sector_bytes: usize,
-    /// Which sets of directory operations survive a crash.
-    pub dir_order: DirOrder,
-    /// How many of a hundred `read_nowait` calls find that they would have to wait.
-    pub nowait_miss_percent: u8,
-    /// How many of a hundred reads and writes do only a part.
-    pub short_percent: u8,
-    /// How many of a hundred reads and writes are interrupted before they do anything.
-    pub interrupt_percent: u8,
-    /// How many of a hundred reads, writes and syncs take up to 20 ms; others overtake them.
-    pub late_percent: u8,
-    /// Whether the file system can claim space in advance.
-    pub allocate: bool,
-    /// What [`File::writes_in_place`](crate::io::File::writes_in_place) says.
-    pub in_place: bool,
-    /// How many bytes the disk has; `None` for no limit.
-    pub capacity_bytes: Option<u64>,
-    /// Whether events are kept for a [`Journal`].
-    pub journal: bool,
-}
-
-impl Default for SimConfig {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            sector_bytes: 512,
-            dir_order: DirOrder::Posix,
-            nowait_miss_percent: 30,
-            short_percent: 0,
-            interrupt_percent: 0,
-            late_percent: 0,
-            allocate: true,
-            in_place: true,
-            capacity_bytes: None,
-            journal: true,
-        }
-    }
-}
 
 /// A handle of a simulated world; clones are the same world.
 #[derive(Clone)]
@@ -234,16 +193,40 @@ impl SimWorld {
         let state = self.shared.lock();
         rng::scramble(state.trace ^ crash::live_image(&state.disk).hash() ^ state.now_ns)
     }
+
+    /// Drives `future` and every task of the world until `future` is ready.
+    ///
+    /// # Panics
+    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer expires within a
+    /// simulated day), if others are busy without end and get it nowhere ("spinning"), or if another call drives the world already. A panic of `future` goes
+    /// through; a panic of a task does not, see [`panics`](Self::panics).
+    pub fn run_until<F: Future>(&self, future: F) -> F::Output {
+        self.shared.run_until(future)
+    }
+
+    /// Drives the tasks of the world until none is awake, nothing is in flight and no timer expires within `limit` of
+    /// simulated time.
+    ///
+    /// # Panics
+    /// If another call drives the world already.
+    pub fn run_to_idle(&self, limit: Duration) {
+        self.shared.run_to_idle(limit);
+    }
+
+    /// The power goes: every task of the engine is dropped where it is, every operation in flight and every later one
+    /// fails with `EIO`, and nothing more happens to the disk.
+    ///
+    /// Tasks hold the world that holds them; without this call a world that was not run to the end of its tasks is
+    /// never freed.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
+    }
 }
 
 impl fmt::Debug for SimWorld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimWorld").finish_non_exhaustive()
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Io for SimWorld {

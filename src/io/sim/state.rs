@@ -5,15 +5,17 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::config::SimConfig;
+use super::crash::Journal;
 use super::disk::{DirIndex, Disk, Event, Ino, OpId, SyncOutcome, index};
-use super::exec::{ReadyQueue, TaskSlot, Timer};
 use super::faults::{FaultKind, Faults, OpClass};
 use super::image::Image;
 use super::rng::{Rng, scramble};
-use super::{Journal, SimConfig};
+use super::tasks::{ReadyQueue, TaskSlot, Timer};
 use crate::io::{ReadDone, SyncKind};
 
 pub(super) struct Shared {
@@ -94,6 +96,10 @@ pub(super) enum Done {
 
 pub(super) fn errno(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code)
+}
+
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl State {

@@ -135,7 +135,7 @@ impl Driver {
                 }
             }
             // SAFETY: the entry points to the buffers and the iovec array of the operation `key`, and names a descriptor
-            // that its `Arc<OsFile>` keeps open; all are owned by the slab. The slab gives them up only in `reap`, on the
+            // that its `Arc<FileDescriptor>` keeps open; all are owned by the slab. The slab gives them up only in `reap`, on the
             // completion that carries this key, so a future dropped before that changes nothing. If the ring goes first,
             // `Driver::drop` or `fail` has leaked the buffers. Nobody else touches them meanwhile: a read's buffer has
             // no other owner, and a write's `Bytes` are immutable.
@@ -318,14 +318,14 @@ mod tests {
     use super::super::ring;
     use super::*;
     use crate::io::ReadDone;
+    use crate::io::descriptor::FileDescriptor;
     use crate::io::op::{Handle, slot};
-    use crate::io::os::OsFile;
 
-    fn source() -> Arc<OsFile> {
-        Arc::new(OsFile::from(OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap())))
+    fn source() -> Arc<FileDescriptor> {
+        Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap())))
     }
 
-    fn read(file: &Arc<OsFile>) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>) -> (Op, Handle<ReadDone>) {
         let (done, handle) = slot();
         (
             Op::Read {

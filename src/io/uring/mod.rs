@@ -20,7 +20,7 @@
 //! # How a thread sleeps
 //!
 //! With nothing in flight it parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's eventfd armed
-//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see `io/engine.rs`), and write
+//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see `io/doorbell.rs`), and write
 //! to the eventfd only if the thread sleeps in the kernel. Nothing spins.
 //!
 //! # Failure
@@ -46,11 +46,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use driver::{Driver, Finished};
 
-use super::engine::{self, Crew, Doorbell, Member, Reactor, WorldId};
+use super::doorbell::Doorbell;
 use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
 use super::probe::WritePath;
+use super::task_thread::{self, Crew, Member, Reactor, WorldId};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 pub(super) use ring::probe;
@@ -132,7 +133,7 @@ impl Io for UringIo {
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
-        engine::sleep(duration)
+        task_thread::sleep(duration)
     }
 
     fn now(&self) -> Duration {
@@ -148,7 +149,7 @@ impl Io for UringIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        engine::block_until(self.0.world, done);
+        task_thread::block_until(self.0.world, done);
     }
 }
 
@@ -219,7 +220,7 @@ impl Dispatch for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if engine::has_threads(self.fork_generation) {
+        if task_thread::has_threads(self.fork_generation) {
             if let Some(reader) = self.reader.take() {
                 reader.inbox.close();
                 reader.member.join();

@@ -12,8 +12,8 @@ use std::mem;
 use io_uring::{opcode, squeue, types};
 
 use super::super::SyncKind;
+use super::super::descriptor::{MAX_IO_BYTES, MAX_PIECES};
 use super::super::op::Op;
-use super::super::os::{MAX_IO_BYTES, MAX_PIECES};
 
 /// One operation with everything the kernel needs until its completion.
 pub(super) struct InFlight {
@@ -193,8 +193,8 @@ mod tests {
 
     use super::*;
     use crate::io::ReadDone;
+    use crate::io::descriptor::FileDescriptor;
     use crate::io::op::{Handle, slot};
-    use crate::io::os::OsFile;
 
     /// Memory that counts how often it is freed.
     struct Owner([u8; 32], Arc<AtomicUsize>);
@@ -211,17 +211,17 @@ mod tests {
         }
     }
 
-    fn file() -> Arc<OsFile> {
-        Arc::new(OsFile::from(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())))
+    fn file() -> Arc<FileDescriptor> {
+        Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())))
     }
 
-    fn read(file: &Arc<OsFile>, len: usize) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>, len: usize) -> (Op, Handle<ReadDone>) {
         let (done, handle) = slot();
         let (file, flags) = (Arc::clone(file), ReadWriteFlags::empty());
         (Op::Read { file, buf: vec![7; len], at: 0, offset: 0, flags, done }, handle)
     }
 
-    fn write(file: &Arc<OsFile>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, Handle<io::Result<usize>>) {
+    fn write(file: &Arc<FileDescriptor>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, Handle<io::Result<usize>>) {
         let (done, handle) = slot();
         let bufs = (0..pieces).map(|_| Bytes::from_owner(Owner([9; 32], Arc::clone(freed)))).collect();
         (Op::Write { file: Arc::clone(file), bufs, offset: 0, done }, handle)
@@ -263,7 +263,7 @@ mod tests {
     /// A slab in use.
     struct Use {
         slab: Slab,
-        file: Arc<OsFile>,
+        file: Arc<FileDescriptor>,
         in_flight: VecDeque<Flight>,
         /// Keys of what has ended.
         ended: Vec<Key>,
