@@ -7,7 +7,7 @@
 //! - An [`Op`] owns its buffers and keeps its file open from the call that made it until it is finished.
 //! - Every [`Completer`] delivers exactly one result: one that is dropped instead delivers an error, so that no caller
 //!   waits for a thread that is gone.
-//! - A dropped [`Handle`] gives up the result, never the operation.
+//! - A dropped [`OpHandle`] gives up the result, never the operation.
 //!
 //! # Concurrency
 //!
@@ -32,29 +32,29 @@ use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A result that can also say that the operation failed.
-pub(crate) trait Outcome: Send + 'static {
+pub(crate) trait OpResult: Send + 'static {
     /// The result of an operation that ended with `error`.
     fn failed(error: io::Error) -> Self;
 }
 
-impl<T: Send + 'static> Outcome for io::Result<T> {
+impl<T: Send + 'static> OpResult for io::Result<T> {
     fn failed(error: io::Error) -> Self {
         Err(error)
     }
 }
 
-impl Outcome for ReadDone {
+impl OpResult for ReadDone {
     fn failed(error: io::Error) -> Self {
         Self { result: Err(error), buf: Vec::new() }
     }
 }
 
 /// A timer: there is nothing that could go wrong but its thread's end, and then nobody waits.
-impl Outcome for () {
+impl OpResult for () {
     fn failed(_: io::Error) -> Self {}
 }
 
-enum State<T> {
+enum SlotState<T> {
     /// Not finished; the waker of the last poll.
     Running(Option<Waker>),
     /// Finished, the result not yet taken.
@@ -63,23 +63,23 @@ enum State<T> {
     Over,
 }
 
-struct Slot<T>(Mutex<State<T>>);
+struct ResultSlot<T>(Mutex<SlotState<T>>);
 
-impl<T> Slot<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+impl<T> ResultSlot<T> {
+    fn lock(&self) -> MutexGuard<'_, SlotState<T>> {
         // A foreign waker's `clone` may panic under the lock, but never between two halves of a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn finish(&self, value: T) {
         let mut state = self.lock();
-        let before = mem::replace(&mut *state, State::Over);
+        let before = mem::replace(&mut *state, SlotState::Over);
         let (waker, unwanted) = match before {
-            State::Running(waker) => {
-                *state = State::Done(value);
+            SlotState::Running(waker) => {
+                *state = SlotState::Done(value);
                 (waker, None)
             }
-            State::Done(_) | State::Over => (None, Some(value)),
+            SlotState::Done(_) | SlotState::Over => (None, Some(value)),
         };
         drop(state);
         drop(unwanted);
@@ -98,15 +98,15 @@ pub(super) fn quietly(call: impl FnOnce()) {
 }
 
 /// The two ends of a new slot.
-pub(crate) fn slot<T: Outcome>() -> (Completer<T>, Handle<T>) {
-    let slot = Arc::new(Slot(Mutex::new(State::Running(None))));
-    (Completer(Some(Arc::clone(&slot))), Handle(slot))
+pub(crate) fn slot<T: OpResult>() -> (Completer<T>, OpHandle<T>) {
+    let slot = Arc::new(ResultSlot(Mutex::new(SlotState::Running(None))));
+    (Completer(Some(Arc::clone(&slot))), OpHandle(slot))
 }
 
 /// The end that delivers the result.
-pub(crate) struct Completer<T: Outcome>(Option<Arc<Slot<T>>>);
+pub(crate) struct Completer<T: OpResult>(Option<Arc<ResultSlot<T>>>);
 
-impl<T: Outcome> Completer<T> {
+impl<T: OpResult> Completer<T> {
     /// Delivers `value` and wakes whoever waits.
     pub(crate) fn complete(mut self, value: T) {
         if let Some(slot) = self.0.take() {
@@ -116,11 +116,11 @@ impl<T: Outcome> Completer<T> {
 
     /// Whether nobody will ever look at the result.
     fn is_abandoned(&self) -> bool {
-        self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), State::Over))
+        self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), SlotState::Over))
     }
 }
 
-impl<T: Outcome> Drop for Completer<T> {
+impl<T: OpResult> Drop for Completer<T> {
     fn drop(&mut self) {
         if let Some(slot) = self.0.take() {
             slot.finish(T::failed(io::Error::other("the thread that carried out the operation is gone")));
@@ -129,39 +129,39 @@ impl<T: Outcome> Drop for Completer<T> {
 }
 
 /// The end that waits for the result.
-pub(crate) struct Handle<T>(Arc<Slot<T>>);
+pub(crate) struct OpHandle<T>(Arc<ResultSlot<T>>);
 
-impl<T> Future for Handle<T> {
+impl<T> Future for OpHandle<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let mut state = self.0.lock();
-        if matches!(*state, State::Running(_)) && seeded_bug::is(SeededBug::CompletionOverwritten) {
+        if matches!(*state, SlotState::Running(_)) && seeded_bug::is(SeededBug::CompletionOverwritten) {
             drop(state);
-            *self.0.lock() = State::Running(Some(cx.waker().clone()));
+            *self.0.lock() = SlotState::Running(Some(cx.waker().clone()));
             return Poll::Pending;
         }
         match &mut *state {
-            State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
-            State::Running(waker) => {
+            SlotState::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            SlotState::Running(waker) => {
                 let old = waker.replace(cx.waker().clone());
                 // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
                 drop(state);
                 drop(old);
                 Poll::Pending
             }
-            State::Done(_) => match mem::replace(&mut *state, State::Over) {
-                State::Done(value) => Poll::Ready(value),
-                State::Running(_) | State::Over => Poll::Pending,
+            SlotState::Done(_) => match mem::replace(&mut *state, SlotState::Over) {
+                SlotState::Done(value) => Poll::Ready(value),
+                SlotState::Running(_) | SlotState::Over => Poll::Pending,
             },
-            State::Over => Poll::Pending,
+            SlotState::Over => Poll::Pending,
         }
     }
 }
 
-impl<T> Drop for Handle<T> {
+impl<T> Drop for OpHandle<T> {
     fn drop(&mut self) {
-        let before = mem::replace(&mut *self.0.lock(), State::Over);
+        let before = mem::replace(&mut *self.0.lock(), SlotState::Over);
         // Outside the lock: it may hold a foreign waker.
         drop(before);
     }

@@ -44,13 +44,13 @@ pub enum WritePath {
 }
 
 /// A world, and why it is not io_uring if that was tried first.
-pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
+pub type OpenedBackend = (Arc<dyn Io>, Option<String>);
 
 /// Opens the world of `choice`.
 ///
 /// # Errors
 /// If io_uring is demanded and refused (the message says why), or the environment names an engine that does not exist.
-pub fn open_world(choice: EngineChoice, write_path: WritePath) -> io::Result<OpenedWorld> {
+pub fn open_backend(choice: EngineChoice, write_path: WritePath) -> io::Result<OpenedBackend> {
     let named = if choice == EngineChoice::Auto { env::var_os(OVERRIDE) } else { None };
     let choice = match &named {
         None => choice,
@@ -71,7 +71,7 @@ fn choice_named(name: &str) -> io::Result<EngineChoice> {
     }
 }
 
-fn open(choice: EngineChoice, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedWorld> {
+fn open(choice: EngineChoice, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedBackend> {
     match choice {
         EngineChoice::Threads => Ok((Arc::new(ThreadsIo::new()), None)),
         EngineChoice::Uring => Ok((Arc::new(uring()?), None)),

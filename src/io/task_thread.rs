@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::doorbell::Doorbell;
 use super::fork::{block_signals, fork_generation};
-use super::op::{Completer, Handle, quietly, slot};
+use super::op::{Completer, OpHandle, quietly, slot};
 use super::{OpFuture, Priority, Task, advice};
 
 /// How often [`block_until`] asks again without being unparked.
@@ -57,13 +57,13 @@ impl Timers {
 }
 
 /// A sleep; dropping it forgets the timer.
-struct Sleep {
+struct TimerSleep {
     timers: Arc<Timers>,
     key: (Instant, u64),
-    handle: Handle<()>,
+    handle: OpHandle<()>,
 }
 
-impl Future for Sleep {
+impl Future for TimerSleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -76,7 +76,7 @@ impl Future for Sleep {
     }
 }
 
-impl Drop for Sleep {
+impl Drop for TimerSleep {
     fn drop(&mut self) {
         let forgotten = self.timers.lock().remove(&self.key);
         drop(forgotten);
@@ -94,24 +94,24 @@ pub(super) fn sleep(duration: Duration) -> OpFuture<()> {
     let (done, handle) = slot();
     let key = (deadline, timers.asked_count.fetch_add(1, Ordering::Relaxed));
     timers.lock().insert(key, done);
-    Box::pin(Sleep { timers, key, handle })
+    Box::pin(TimerSleep { timers, key, handle })
 }
 
-struct Current {
-    world: WorldId,
+struct ThreadContext {
+    backend: BackendId,
     timers: Arc<Timers>,
 }
 
 thread_local! {
     /// Set on the threads of a world, for their whole life.
-    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<ThreadContext>> = const { RefCell::new(None) };
 }
 
 /// Tells the worlds of a process apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WorldId(u64);
+pub(super) struct BackendId(u64);
 
-impl WorldId {
+impl BackendId {
     pub(super) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -119,21 +119,21 @@ impl WorldId {
 
     /// Whether the calling thread is one of this world's own.
     pub(super) fn owns_this_thread(self) -> bool {
-        CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.world == self))
+        CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.backend == self))
     }
 
     /// Makes the calling thread one of this world's own.
     pub(super) fn adopt_this_thread(self) -> Arc<Timers> {
         block_signals();
         let timers = Arc::new(Timers::default());
-        CURRENT.set(Some(Current { world: self, timers: Arc::clone(&timers) }));
+        CURRENT.set(Some(ThreadContext { backend: self, timers: Arc::clone(&timers) }));
         timers
     }
 }
 
 /// [`super::Io::block_until`] of the real worlds.
-pub(super) fn block_until(world: WorldId, done: &dyn Fn() -> bool) {
-    if world.owns_this_thread() {
+pub(super) fn block_until(backend: BackendId, done: &dyn Fn() -> bool) {
+    if backend.owns_this_thread() {
         return;
     }
     while !done() {
@@ -161,15 +161,15 @@ pub(super) trait Reactor {
 }
 
 /// The reactor of a thread whose operations block.
-pub(super) struct Park(Arc<Doorbell>);
+pub(super) struct ParkReactor(Arc<Doorbell>);
 
-impl Park {
+impl ParkReactor {
     pub(super) fn new() -> Self {
         Self(Arc::new(Doorbell::new()))
     }
 }
 
-impl Reactor for Park {
+impl Reactor for ParkReactor {
     fn doorbell(&self) -> &Arc<Doorbell> {
         &self.0
     }
@@ -210,15 +210,15 @@ fn drive(task: &mut Task, reactor: &mut impl Reactor, timers: &Timers) {
 }
 
 /// A started thread.
-pub(super) struct Member {
+pub(super) struct TaskThread {
     handle: JoinHandle<()>,
     task_over: Arc<AtomicBool>,
 }
 
-impl Member {
+impl TaskThread {
     /// Starts a thread that sets up its reactor and runs `task`; an error of the setup is returned here.
     pub(super) fn start<R: Reactor>(
-        world: WorldId,
+        backend: BackendId,
         name: &str,
         priority: Priority,
         setup: impl FnOnce() -> io::Result<R> + Send + 'static,
@@ -228,7 +228,7 @@ impl Member {
         let task_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&task_over);
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let timers = world.adopt_this_thread();
+            let timers = backend.adopt_this_thread();
             // Before the set-up: the kernel's workers of a ring inherit it.
             advice::take_priority(priority);
             match setup() {
@@ -274,28 +274,28 @@ fn run(mut task: Task, mut reactor: impl Reactor, timers: &Timers, task_over: &A
 
 /// The threads of a world's tasks.
 ///
-/// Dropped without [`Crew::dismiss`] it does nothing at all: in a forked child these threads do not exist, and even
+/// Dropped without [`TaskThreads::dismiss`] it does nothing at all: in a forked child these threads do not exist, and even
 /// detaching them would touch what is no longer theirs.
 #[derive(Default)]
-pub(super) struct Crew(Mutex<ManuallyDrop<Vec<Member>>>);
+pub(super) struct TaskThreads(Mutex<ManuallyDrop<Vec<TaskThread>>>);
 
-impl Crew {
-    fn lock(&self) -> MutexGuard<'_, ManuallyDrop<Vec<Member>>> {
+impl TaskThreads {
+    fn lock(&self) -> MutexGuard<'_, ManuallyDrop<Vec<TaskThread>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add(&self, member: Member) {
-        let mut members = self.lock();
-        members.retain(|member| !member.handle.is_finished());
-        members.push(member);
+    pub(super) fn add(&self, thread: TaskThread) {
+        let mut threads = self.lock();
+        threads.retain(|thread| !thread.handle.is_finished());
+        threads.push(thread);
     }
 
     /// Waits for the threads whose task is over and which only clean up; a task that still runs is left alone.
     pub(super) fn dismiss(&self) {
-        let members = mem::take(&mut **self.lock());
-        for member in members {
-            if member.task_over.load(Ordering::Acquire) {
-                member.join();
+        let threads = mem::take(&mut **self.lock());
+        for thread in threads {
+            if thread.task_over.load(Ordering::Acquire) {
+                thread.join();
             }
         }
     }

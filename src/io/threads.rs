@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::fork::{self, fork_generation};
 use super::op::{Op, quietly};
 use super::os::{self, Dispatch};
-use super::task_thread::{self, Crew, Member, Park, WorldId};
+use super::task_thread::{self, BackendId, ParkReactor, TaskThread, TaskThreads};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 /// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
@@ -33,19 +33,19 @@ const POOL_THREADS: usize = 2;
 
 /// The world without io_uring.
 #[derive(Debug)]
-pub struct ThreadsIo(Arc<Shared>);
+pub struct ThreadsIo(Arc<ThreadsShared>);
 
 impl ThreadsIo {
     /// A world that has no threads yet.
     #[must_use]
     pub fn new() -> Self {
         fork::watch();
-        Self(Arc::new(Shared {
-            world: WorldId::next(),
+        Self(Arc::new(ThreadsShared {
+            backend: BackendId::next(),
             fork_generation: fork_generation(),
             start: Instant::now(),
-            crew: Crew::default(),
-            pool: Arc::new(Pool::default()),
+            tasks: TaskThreads::default(),
+            pool: Arc::new(ThreadPool::default()),
         }))
     }
 }
@@ -71,12 +71,12 @@ impl Io for ThreadsIo {
     }
 
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
-        let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
+        let dispatch: Arc<dyn Dispatch> = Arc::<ThreadsShared>::clone(&self.0);
         os::open_dir(path, create, dispatch)
     }
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
-        self.0.crew.add(Member::start(self.0.world, name, priority, || Ok(Park::new()), task)?);
+        self.0.tasks.add(TaskThread::start(self.0.backend, name, priority, || Ok(ParkReactor::new()), task)?);
         Ok(())
     }
 
@@ -97,28 +97,28 @@ impl Io for ThreadsIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        task_thread::block_until(self.0.world, done);
+        task_thread::block_until(self.0.backend, done);
     }
 }
 
 /// What the world, its directories and its files hold on to.
-struct Shared {
-    world: WorldId,
+struct ThreadsShared {
+    backend: BackendId,
     fork_generation: u64,
     start: Instant,
-    crew: Crew,
-    pool: Arc<Pool>,
+    tasks: TaskThreads,
+    pool: Arc<ThreadPool>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for ThreadsShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads").field("world", &self.world).finish_non_exhaustive()
+        f.debug_struct("Threads").field("backend", &self.backend).finish_non_exhaustive()
     }
 }
 
-impl Dispatch for Shared {
+impl Dispatch for ThreadsShared {
     fn start(&self, op: Op) {
-        if self.world.owns_this_thread() {
+        if self.backend.owns_this_thread() {
             op.run();
         } else {
             self.start_behind(op);
@@ -126,44 +126,44 @@ impl Dispatch for Shared {
     }
 
     fn start_behind(&self, op: Op) {
-        self.pool.push(self.world, op);
+        self.pool.push(self.backend, op);
     }
 }
 
-impl Drop for Shared {
+impl Drop for ThreadsShared {
     fn drop(&mut self) {
         if task_thread::has_threads(self.fork_generation) {
             self.pool.close();
-            self.crew.dismiss();
+            self.tasks.dismiss();
         }
     }
 }
 
 #[derive(Default)]
-struct Pool {
-    state: Mutex<PoolState>,
+struct ThreadPool {
+    state: Mutex<ThreadPoolState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct PoolState {
+struct ThreadPoolState {
     queue: VecDeque<Op>,
     idle_count: usize,
     threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
+impl ThreadPool {
+    fn lock(&self) -> MutexGuard<'_, ThreadPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(self: &Arc<Self>, world: WorldId, op: Op) {
+    fn push(self: &Arc<Self>, backend: BackendId, op: Op) {
         let mut state = self.lock();
         if state.idle_count <= state.queue.len() && state.threads.len() < POOL_THREADS {
             let pool = Arc::clone(self);
             let name = "ringcask-read".to_owned();
-            match thread::Builder::new().name(name).spawn(move || pool.work(world)) {
+            match thread::Builder::new().name(name).spawn(move || pool.work(backend)) {
                 Ok(handle) => state.threads.push(handle),
                 Err(_) if state.threads.is_empty() => {
                     drop(state);
@@ -177,8 +177,8 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    fn work(&self, world: WorldId) {
-        world.adopt_this_thread();
+    fn work(&self, backend: BackendId) {
+        backend.adopt_this_thread();
         let mut state = self.lock();
         loop {
             if let Some(op) = state.queue.pop_front() {

@@ -467,7 +467,7 @@ fn begin_open(options: Options) -> Result<Promise<Result<Store>>> {
     options.validate()?;
     let (io, fallback) = match &options.world {
         Some(world) => (Arc::clone(world), None),
-        None => probe::open_world(options.engine, options.write_path)
+        None => probe::open_backend(options.engine, options.write_path)
             .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?,
     };
     let promise = Promise::new();

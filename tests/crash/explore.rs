@@ -235,7 +235,7 @@ impl Explorer {
 
     /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
     pub fn explore(&mut self, budget: usize) -> Result<(), String> {
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut seen = HashSet::new();
         let mut unlinked = false;
@@ -280,7 +280,7 @@ impl Explorer {
         let mut steps: Vec<usize> = (0..points).map(|_| rng.below(self.explored.journal.len() + 1)).collect();
         steps.sort_unstable();
         let phases = Phases::of(&self.explored.journal, &self.explored.history);
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         for step in steps {
             walk.advance_to(step);
             self.tally.crash_points += 1;
@@ -299,7 +299,7 @@ impl Explorer {
 
     /// One crash state again.
     pub fn replay(&mut self, place: Place) -> Result<(), String> {
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         walk.advance_to(place.step);
         let image = if place.kill {
             walk.kill_image(&mut Rng::new(self.image_seed(place.step)))
@@ -413,7 +413,7 @@ impl Explorer {
         }
         // Crashes in what was just done: in the recovery, and after it.
         let phases = Phases::of(&journal, &history);
-        let mut walk = journal.walk();
+        let mut walk = journal.replay();
         let mut steps: Vec<usize> = (0..2).map(|_| rng.below(opened + 1)).collect();
         steps.extend((0..3).map(|_| opened + rng.below(journal.len() - opened + 1)));
         steps.sort_unstable();

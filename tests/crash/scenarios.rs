@@ -103,7 +103,7 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     let began = ran?;
     let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
     steps.sort_unstable();
-    let mut walk = journal.walk();
+    let mut walk = journal.replay();
     for step in &steps {
         walk.advance_to(*step);
         let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;

@@ -1,6 +1,6 @@
 //! What a crash leaves: the journal of a run, its crash points, and the images each of them may leave.
 //!
-//! A [`Walk`] replays a journal event by event; between any two events lies a crash point. There, some things are
+//! A [`JournalReplay`] replays a journal event by event; between any two events lies a crash point. There, some things are
 //! undecided: each sector of each write that no sync covered, each such truncation, whether a file that was growing got
 //! its new length, and each directory operation that no directory sync covered. Up to ten undecided things give every
 //! combination; more give all lost, all kept, each lost alone, each kept alone, and [`RANDOM_IMAGES`] drawn at random.
@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::disk::{
-    Change, DirIndex, DirOp, Directory, Disk, Entries, Event, Ino, Inode, Node, index, overlay, sectors,
+    Change, DirIndex, DirOp, Directory, Disk, DiskEvent, Entries, Ino, Node, SimInode, index, overlay, sectors,
 };
 use super::image::{Image, ImageFile};
 use super::rng::{Rng, scramble};
@@ -37,7 +37,7 @@ pub const RANDOM_IMAGES: u64 = 64;
 #[derive(Clone)]
 pub struct Journal {
     pub(super) initial: Image,
-    pub(super) events: Arc<Vec<Event>>,
+    pub(super) events: Arc<Vec<DiskEvent>>,
     pub(super) sector_bytes: usize,
     pub(super) dir_order: DirOrder,
 }
@@ -63,28 +63,28 @@ impl Journal {
 
     /// Starts before the first step.
     #[must_use]
-    pub fn walk(&self) -> Walk {
-        Walk { journal: self.clone(), disk: Disk::from_image(&self.initial), step: 0 }
+    pub fn replay(&self) -> JournalReplay {
+        JournalReplay { journal: self.clone(), disk: Disk::from_image(&self.initial), step: 0 }
     }
 
     /// What a power cut just after `step` steps may leave, at most `budget` images of it.
     ///
-    /// Replays the journal from its start; to visit many crash points, [`walk`](Self::walk).
+    /// Replays the journal from its start; to visit many crash points, [`replay`](Self::replay).
     pub fn crash_images(&self, step: usize, budget: usize, rng: &mut Rng) -> impl Iterator<Item = Image> + use<> {
-        let mut walk = self.walk();
-        walk.advance_to(step);
+        let mut replay = self.replay();
+        replay.advance_to(step);
         let seed = rng.next_u64();
-        let picks: Vec<u64> = walk.crash_point().sample(budget, rng).collect();
-        picks.into_iter().map(move |number| walk.crash_point().image(number, seed))
+        let picks: Vec<u64> = replay.crash_point().sample(budget, rng).collect();
+        picks.into_iter().map(move |number| replay.crash_point().image(number, seed))
     }
 
     /// What the kernel still has when the process is killed just after `step` steps; writes on their way may have been
     /// carried out in part.
     #[must_use]
     pub fn kill_image(&self, step: usize, rng: &mut Rng) -> Image {
-        let mut walk = self.walk();
-        walk.advance_to(step);
-        walk.kill_image(rng)
+        let mut replay = self.replay();
+        replay.advance_to(step);
+        replay.kill_image(rng)
     }
 }
 
@@ -94,29 +94,31 @@ impl fmt::Debug for Journal {
     }
 }
 
-fn describe(event: &Event) -> String {
+fn describe(event: &DiskEvent) -> String {
     match event {
-        Event::WriteSubmitted { op, ino, offset, data } => {
+        DiskEvent::WriteSubmitted { op, ino, offset, data } => {
             format!("write {op} of {} bytes to inode {ino} at {offset} submitted", data.len())
         }
-        Event::WriteCompleted { op, ino, applied } => format!("write {op} to inode {ino} completed: {applied} bytes"),
-        Event::SyncSubmitted { op, ino, kind, undelivered } => {
+        DiskEvent::WriteCompleted { op, ino, applied } => {
+            format!("write {op} to inode {ino} completed: {applied} bytes")
+        }
+        DiskEvent::SyncSubmitted { op, ino, kind, undelivered } => {
             format!("sync {op} ({kind:?}) of inode {ino} submitted, without writes {undelivered:?}")
         }
-        Event::SyncCompleted { op, ino, outcome } => format!("sync {op} of inode {ino} completed: {outcome:?}"),
+        DiskEvent::SyncCompleted { op, ino, outcome } => format!("sync {op} of inode {ino} completed: {outcome:?}"),
         other => format!("{other:?}"),
     }
 }
 
 /// A replay of a [`Journal`], between two of its steps.
 #[derive(Clone, Debug)]
-pub struct Walk {
+pub struct JournalReplay {
     journal: Journal,
     disk: Disk,
     step: usize,
 }
 
-impl Walk {
+impl JournalReplay {
     /// How many steps have been replayed.
     #[must_use]
     pub fn step(&self) -> usize {
@@ -166,7 +168,7 @@ enum Choice {
 
 /// Which of the choices an image keeps.
 #[derive(Clone, Copy, Debug)]
-enum Pick {
+enum KeptChoices {
     Bits(u64),
     All,
     Nothing,
@@ -175,7 +177,7 @@ enum Pick {
     Random(u64),
 }
 
-impl Pick {
+impl KeptChoices {
     fn keeps(self, choice: usize) -> bool {
         match self {
             Self::Bits(bits) => bits >> choice & 1 == 1,
@@ -190,7 +192,7 @@ impl Pick {
 
 /// The contents of a hole: places that belong to the file although nothing was persisted there.
 #[derive(Clone, Copy, Debug)]
-enum Fill {
+enum HoleFill {
     Zeros,
     Ones,
     Random(u64),
@@ -274,11 +276,11 @@ impl<'d> CrashPoint<'d> {
         let mut rng = Rng::new(scramble(seed ^ number.wrapping_mul(0x9e37_79b9)));
         let pick = self.pick(number, &mut rng);
         let fill = match rng.below(5) {
-            0 => Fill::Zeros,
-            1 => Fill::Ones,
-            2 => Fill::Stale,
-            3 => Fill::Freed,
-            _ => Fill::Random(rng.next_u64()),
+            0 => HoleFill::Zeros,
+            1 => HoleFill::Ones,
+            2 => HoleFill::Stale,
+            3 => HoleFill::Freed,
+            _ => HoleFill::Random(rng.next_u64()),
         };
         let mut image = Image { dirs: self.dir_paths.clone(), files: Vec::with_capacity(8) };
         for (at, dir) in self.disk.dirs.iter().enumerate() {
@@ -296,18 +298,18 @@ impl<'d> CrashPoint<'d> {
         image
     }
 
-    fn pick(&self, number: u64, rng: &mut Rng) -> Pick {
+    fn pick(&self, number: u64, rng: &mut Rng) -> KeptChoices {
         let choices = self.choices.len();
         let number = index(number);
         if choices <= EXHAUSTIVE_CHOICES {
-            return Pick::Bits(number as u64);
+            return KeptChoices::Bits(number as u64);
         }
         match number {
-            0 => Pick::Nothing,
-            1 => Pick::All,
-            _ if number < 2 + choices => Pick::AllBut(number - 2),
-            _ if number < 2 + 2 * choices => Pick::Only(number - 2 - choices),
-            _ => Pick::Random(rng.next_u64()),
+            0 => KeptChoices::Nothing,
+            1 => KeptChoices::All,
+            _ if number < 2 + choices => KeptChoices::AllBut(number - 2),
+            _ if number < 2 + 2 * choices => KeptChoices::Only(number - 2 - choices),
+            _ => KeptChoices::Random(rng.next_u64()),
         }
     }
 
@@ -339,7 +341,7 @@ impl<'d> CrashPoint<'d> {
     }
 
     /// The names of a directory of which only some operations survived.
-    fn entries(&self, dir: &Directory, first_choice: usize, pick: Pick) -> Entries {
+    fn entries(&self, dir: &Directory, first_choice: usize, pick: KeptChoices) -> Entries {
         let mut entries = dir.durable.clone();
         let kept = |op: usize| pick.keeps(first_choice + op);
         // In order: as many as were kept, but the first ones.
@@ -372,7 +374,15 @@ impl<'d> CrashPoint<'d> {
         entries
     }
 
-    fn add_entries(&self, image: &mut Image, dir: &Arc<str>, entries: &Entries, pick: Pick, fill: Fill, rng: &mut Rng) {
+    fn add_entries(
+        &self,
+        image: &mut Image,
+        dir: &Arc<str>,
+        entries: &Entries,
+        pick: KeptChoices,
+        fill: HoleFill,
+        rng: &mut Rng,
+    ) {
         for (name, node) in entries {
             let bytes = match node {
                 Node::Other => None,
@@ -389,7 +399,14 @@ impl<'d> CrashPoint<'d> {
     }
 
     /// A file of which only some changes survived.
-    fn contents(&self, inode: &Inode, choices: &Range<usize>, pick: Pick, fill: Fill, rng: &mut Rng) -> Arc<Vec<u8>> {
+    fn contents(
+        &self,
+        inode: &SimInode,
+        choices: &Range<usize>,
+        pick: KeptChoices,
+        fill: HoleFill,
+        rng: &mut Rng,
+    ) -> Arc<Vec<u8>> {
         let mut bytes = Vec::clone(&inode.durable);
         let all = self.choices.get(choices.clone()).unwrap_or_default();
         for (choice, number) in all.iter().zip(choices.clone()) {
@@ -423,30 +440,38 @@ impl<'d> CrashPoint<'d> {
         Arc::new(bytes)
     }
 
-    fn place(&self, inode: &Inode, bytes: &mut Vec<u8>, offset: usize, data: &[u8], range: Range<usize>, fill: Fill) {
+    fn place(
+        &self,
+        inode: &SimInode,
+        bytes: &mut Vec<u8>,
+        offset: usize,
+        data: &[u8],
+        range: Range<usize>,
+        fill: HoleFill,
+    ) {
         let start = offset + range.start;
         self.fill(inode, bytes, start, fill);
         overlay(bytes, start, data.get(range).unwrap_or_default());
     }
 
     /// Extends `bytes` to `len` with what may be found in blocks that nothing was written to.
-    fn fill(&self, inode: &Inode, bytes: &mut Vec<u8>, len: usize, fill: Fill) {
+    fn fill(&self, inode: &SimInode, bytes: &mut Vec<u8>, len: usize, fill: HoleFill) {
         if bytes.len() >= len {
             return;
         }
         let start = bytes.len();
         let old = match fill {
-            Fill::Zeros => return bytes.resize(len, 0),
-            Fill::Ones => return bytes.resize(len, 0xff),
-            Fill::Random(seed) => {
+            HoleFill::Zeros => return bytes.resize(len, 0),
+            HoleFill::Ones => return bytes.resize(len, 0xff),
+            HoleFill::Random(seed) => {
                 let mut rng = Rng::new(seed ^ start as u64);
                 while bytes.len() < len {
                     bytes.extend_from_slice(&rng.next_u64().to_le_bytes());
                 }
                 return bytes.truncate(len);
             }
-            Fill::Stale => &inode.stale,
-            Fill::Freed => &*self.disk.freed,
+            HoleFill::Stale => &inode.stale,
+            HoleFill::Freed => &*self.disk.freed,
         };
         bytes.extend_from_slice(old.get(start..len.min(old.len())).unwrap_or_default());
         bytes.resize(len, 0);

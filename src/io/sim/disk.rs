@@ -1,6 +1,6 @@
 //! What the simulated disk holds: what the kernel shows, what is durable, and all that lies between.
 //!
-//! The state changes by [`Event`]s alone. The running world applies each event as it happens and writes it down; the
+//! The state changes by [`DiskEvent`]s alone. The running world applies each event as it happens and writes it down; the
 //! exploration of crashes applies the same events again, one by one, and looks at what a power cut may leave after each.
 //! So both see the same disk, and a crash point is a number of events.
 //!
@@ -48,7 +48,7 @@ pub(super) enum SyncOutcome {
 
 /// One step of the world that can matter to a crash.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub(super) enum DiskEvent {
     DirCreated { path: Arc<str> },
     WriteSubmitted { op: OpId, ino: Ino, offset: u64, data: Bytes },
     WriteCompleted { op: OpId, ino: Ino, applied: usize },
@@ -71,7 +71,7 @@ pub(super) enum Node {
 
 /// A write or truncation that the kernel has done and no sync has covered.
 #[derive(Clone, Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingChange {
     op: OpId,
     stamp: u64,
     pub(super) change: Change,
@@ -85,14 +85,14 @@ pub(super) enum Change {
 
 /// A write on its way.
 #[derive(Clone, Debug)]
-pub(super) struct InFlight {
+pub(super) struct WriteInFlight {
     op: OpId,
     pub(super) offset: u64,
     pub(super) data: Bytes,
 }
 
 #[derive(Clone, Debug)]
-struct SyncInFlight {
+struct PendingSync {
     op: OpId,
     /// Covers what got its stamp before this one.
     before: u64,
@@ -102,15 +102,15 @@ struct SyncInFlight {
 
 /// One file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inode {
+pub(super) struct SimInode {
     /// What reads see.
     pub(super) live: Arc<Vec<u8>>,
     /// What every crash leaves, but for what `pending` and `in_flight` change.
     pub(super) durable: Arc<Vec<u8>>,
     /// In the order they took effect.
-    pub(super) pending: Vec<Pending>,
-    pub(super) in_flight: Vec<InFlight>,
-    syncs: Vec<SyncInFlight>,
+    pub(super) pending: Vec<PendingChange>,
+    pub(super) in_flight: Vec<WriteInFlight>,
+    syncs: Vec<PendingSync>,
     /// Seen by reads, but lost to a failed sync.
     lost: Vec<Range<usize>>,
     /// Bytes that truncations cut off, at their old places: they may come back as the contents of a hole.
@@ -138,7 +138,7 @@ pub(super) struct Directory {
 /// The whole disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
-    pub(super) inodes: Vec<Inode>,
+    pub(super) inodes: Vec<SimInode>,
     pub(super) dirs: Vec<Directory>,
     /// What the file that was unlinked last held: its blocks may be given to another file.
     pub(super) freed: Arc<Vec<u8>>,
@@ -175,8 +175,8 @@ pub(super) fn sectors(offset: u64, len: usize, sector_bytes: usize) -> impl Iter
     })
 }
 
-impl SyncInFlight {
-    fn covers(&self, item: &Pending, durable_len: usize) -> bool {
+impl PendingSync {
+    fn covers(&self, item: &PendingChange, durable_len: usize) -> bool {
         item.stamp < self.before
             && !self.undelivered.contains(&item.op)
             && match item.change {
@@ -187,7 +187,7 @@ impl SyncInFlight {
     }
 }
 
-impl Inode {
+impl SimInode {
     fn of(bytes: &Arc<Vec<u8>>) -> Self {
         Self { live: bytes.clone(), durable: bytes.clone(), ..Self::default() }
     }
@@ -203,7 +203,11 @@ impl Inode {
         write.data.truncate(applied);
         if !write.data.is_empty() {
             overlay(Arc::make_mut(&mut self.live), index(write.offset), &write.data);
-            self.pending.push(Pending { op, stamp, change: Change::Write { offset: write.offset, data: write.data } });
+            self.pending.push(PendingChange {
+                op,
+                stamp,
+                change: Change::Write { offset: write.offset, data: write.data },
+            });
         }
     }
 
@@ -213,7 +217,7 @@ impl Inode {
             overlay(&mut self.stale, cut, tail);
         }
         Arc::make_mut(&mut self.live).resize(cut, 0);
-        self.pending.push(Pending { op: OpId::MAX, stamp, change: Change::Truncate { len } });
+        self.pending.push(PendingChange { op: OpId::MAX, stamp, change: Change::Truncate { len } });
     }
 
     fn complete_sync(&mut self, op: OpId, outcome: SyncOutcome, sector_bytes: usize) {
@@ -292,12 +296,12 @@ impl Disk {
     pub(super) fn from_image(image: &Image) -> Self {
         let mut disk = Self::default();
         for path in image.dirs.iter() {
-            disk.apply(&Event::DirCreated { path: path.clone() }, 0);
+            disk.apply(&DiskEvent::DirCreated { path: path.clone() }, 0);
         }
         for ImageFile { dir, name, bytes } in &image.files {
             let node = match bytes {
                 Some(bytes) => {
-                    disk.inodes.push(Inode::of(bytes));
+                    disk.inodes.push(SimInode::of(bytes));
                     Node::File(disk.inodes.len() - 1)
                 }
                 None => Node::Other,
@@ -314,11 +318,11 @@ impl Disk {
         self.dirs.iter().position(|dir| &*dir.path == path)
     }
 
-    pub(super) fn inode(&self, ino: Ino) -> Option<&Inode> {
+    pub(super) fn inode(&self, ino: Ino) -> Option<&SimInode> {
         self.inodes.get(ino)
     }
 
-    /// The inode that the next [`Event::Created`] makes.
+    /// The inode that the next [`DiskEvent::Created`] makes.
     pub(super) fn next_ino(&self) -> Ino {
         self.inodes.len()
     }
@@ -328,51 +332,46 @@ impl Disk {
         self.inode(ino).is_some_and(|inode| !inode.lost.is_empty())
     }
 
-    pub(super) fn apply(&mut self, event: &Event, sector_bytes: usize) {
+    pub(super) fn apply(&mut self, event: &DiskEvent, sector_bytes: usize) {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         match event {
-            Event::WriteSubmitted { op, ino, offset, data } => self.change_inode(*ino, |inode| {
-                inode.in_flight.push(InFlight { op: *op, offset: *offset, data: data.clone() });
+            DiskEvent::WriteSubmitted { op, ino, offset, data } => self.change_inode(*ino, |inode| {
+                inode.in_flight.push(WriteInFlight { op: *op, offset: *offset, data: data.clone() });
             }),
-            Event::WriteCompleted { op, ino, applied } => {
+            DiskEvent::WriteCompleted { op, ino, applied } => {
                 self.change_inode(*ino, |inode| inode.complete_write(*op, *applied, stamp));
             }
-            Event::SyncSubmitted { op, ino, kind, undelivered } => self.change_inode(*ino, |inode| {
-                inode.syncs.push(SyncInFlight {
-                    op: *op,
-                    before: stamp,
-                    kind: *kind,
-                    undelivered: undelivered.clone(),
-                });
+            DiskEvent::SyncSubmitted { op, ino, kind, undelivered } => self.change_inode(*ino, |inode| {
+                inode.syncs.push(PendingSync { op: *op, before: stamp, kind: *kind, undelivered: undelivered.clone() });
             }),
-            Event::SyncCompleted { op, ino, outcome } => {
+            DiskEvent::SyncCompleted { op, ino, outcome } => {
                 self.change_inode(*ino, |inode| inode.complete_sync(*op, *outcome, sector_bytes));
             }
-            Event::Truncated { ino, len } => self.change_inode(*ino, |inode| inode.truncate(*len, stamp)),
-            Event::Evicted { ino } => self.change_inode(*ino, Inode::evict),
-            Event::DirCreated { path } => self.dirs.push(Directory {
+            DiskEvent::Truncated { ino, len } => self.change_inode(*ino, |inode| inode.truncate(*len, stamp)),
+            DiskEvent::Evicted { ino } => self.change_inode(*ino, SimInode::evict),
+            DiskEvent::DirCreated { path } => self.dirs.push(Directory {
                 path: path.clone(),
                 live: Entries::new(),
                 durable: Entries::new(),
                 pending: Vec::new(),
             }),
-            Event::Created { dir, name } => {
-                self.inodes.push(Inode::default());
+            DiskEvent::Created { dir, name } => {
+                self.inodes.push(SimInode::default());
                 let node = Node::File(self.inodes.len() - 1);
                 self.change_dir(*dir, |dir| {
                     dir.live.insert(name.clone(), node);
                     dir.pending.push(DirOp::Create { name: name.clone(), node });
                 });
             }
-            Event::Renamed { dir, from, to } => self.change_dir(*dir, |dir| {
+            DiskEvent::Renamed { dir, from, to } => self.change_dir(*dir, |dir| {
                 if let Some(node) = dir.live.remove(from) {
                     dir.live.insert(to.clone(), node);
                     dir.pending.push(DirOp::Rename { from: from.clone(), to: to.clone(), node });
                 }
             }),
-            Event::Unlinked { dir, name } => self.unlink(*dir, name),
-            Event::DirSynced { dir } => self.change_dir(*dir, |dir| {
+            DiskEvent::Unlinked { dir, name } => self.unlink(*dir, name),
+            DiskEvent::DirSynced { dir } => self.change_dir(*dir, |dir| {
                 dir.durable.clone_from(&dir.live);
                 dir.pending.clear();
             }),
@@ -392,7 +391,7 @@ impl Disk {
         }
     }
 
-    fn change_inode(&mut self, ino: Ino, change: impl FnOnce(&mut Inode)) {
+    fn change_inode(&mut self, ino: Ino, change: impl FnOnce(&mut SimInode)) {
         if let Some(inode) = self.inodes.get_mut(ino) {
             change(inode);
         }

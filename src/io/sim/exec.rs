@@ -9,12 +9,12 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::state::{Shared, State, nanos};
+use super::state::{SimShared, SimState, nanos};
 use super::tasks::{TaskSlot, TaskWaker};
 use crate::io::Task;
 
@@ -34,7 +34,7 @@ enum Turn {
     Idle,
 }
 
-impl Shared {
+impl SimShared {
     pub(super) fn add_task(&self, name: &'static str, task: Task) {
         let mut state = self.lock();
         let id = state.tasks.len();
@@ -132,7 +132,7 @@ impl Shared {
     }
 }
 
-pub(super) struct Driving<'s>(&'s Shared);
+pub(super) struct Driving<'s>(&'s SimShared);
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
@@ -148,7 +148,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("a panic without a text")
 }
 
-fn dump(state: &State) -> String {
+fn dump(state: &SimState) -> String {
     let tasks: Vec<_> = state.tasks.iter().filter(|task| !task.ended).map(|task| task.name).collect();
     let timers: Vec<_> = state.timers.iter().map(|timer| Duration::from_nanos(timer.deadline_ns)).collect();
     format!(
@@ -161,7 +161,7 @@ fn dump(state: &State) -> String {
     )
 }
 
-impl Shared {
+impl SimShared {
     #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
     pub(super) fn run_until<F: Future>(&self, future: F) -> F::Output {
         let Some(_driving) = self.drive() else { panic!("run_until inside run_until") };

@@ -138,13 +138,13 @@ impl Fault {
 
 /// The counts and the schedule.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(super) struct FaultSchedule {
     counts: [u64; OpClass::COUNT],
     schedule: Vec<Fault>,
     injected: u64,
 }
 
-impl Faults {
+impl FaultSchedule {
     pub(super) fn add(&mut self, fault: Fault) {
         self.schedule.push(fault);
     }

@@ -65,13 +65,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 pub use config::SimConfig;
-pub use crash::{CrashPoint, DirOrder, Journal, RANDOM_IMAGES, Walk};
-use disk::Event;
+pub use crash::{CrashPoint, DirOrder, Journal, JournalReplay, RANDOM_IMAGES};
+use disk::DiskEvent;
 pub use faults::{Fault, FaultKind, OpClass};
-use files::{SimDir, Sleep, dir_path};
+use files::{SimDir, SimSleep, dir_path};
 pub use image::Image;
 pub use rng::Rng;
-use state::{Shared, State, errno, nanos};
+use state::{SimShared, SimState, errno, nanos};
 pub use steps::{Step, StepKind};
 use tasks::Timer;
 
@@ -81,7 +81,7 @@ const WALL_START: Duration = Duration::from_secs(1_767_225_600);
 /// A handle of a simulated world; clones are the same world.
 #[derive(Clone)]
 pub struct SimWorld {
-    shared: Arc<Shared>,
+    shared: Arc<SimShared>,
 }
 
 impl SimWorld {
@@ -95,7 +95,7 @@ impl SimWorld {
     #[must_use]
     pub fn from_image(image: Image, mut config: SimConfig) -> Self {
         config.sector_bytes = config.sector_bytes.max(1);
-        Self { shared: Shared::new(State::new(image, config)) }
+        Self { shared: SimShared::new(SimState::new(image, config)) }
     }
 
     /// How many steps there have been that can matter to a crash: what was acknowledged at step *n* must be found after
@@ -242,7 +242,7 @@ impl Io for SimWorld {
         let dir = match state.disk.find_dir(&path) {
             Some(dir) => dir,
             None if create => {
-                state.record(Event::DirCreated { path: path.into() });
+                state.record(DiskEvent::DirCreated { path: path.into() });
                 state.disk.dirs.len() - 1
             }
             None => return Err(errno(libc::ENOENT)),
@@ -271,7 +271,7 @@ impl Io for SimWorld {
             }
             id
         };
-        Box::pin(Sleep { shared: self.shared.clone(), id })
+        Box::pin(SimSleep { shared: self.shared.clone(), id })
     }
 
     fn now(&self) -> Duration {

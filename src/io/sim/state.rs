@@ -11,44 +11,44 @@ use bytes::{Bytes, BytesMut};
 
 use super::config::SimConfig;
 use super::crash::Journal;
-use super::disk::{DirIndex, Disk, Event, Ino, OpId, SyncOutcome, index};
-use super::faults::{FaultKind, Faults, OpClass};
+use super::disk::{DirIndex, Disk, DiskEvent, Ino, OpId, SyncOutcome, index};
+use super::faults::{FaultKind, FaultSchedule, OpClass};
 use super::image::Image;
 use super::rng::{Rng, scramble};
 use super::tasks::{ReadyQueue, TaskSlot, Timer};
 use crate::io::{ReadDone, SyncKind};
 
-pub(super) struct Shared {
-    state: Mutex<State>,
+pub(super) struct SimShared {
+    state: Mutex<SimState>,
     pub(super) ready: Arc<ReadyQueue>,
 }
 
-impl Shared {
-    pub(super) fn new(state: State) -> Arc<Self> {
+impl SimShared {
+    pub(super) fn new(state: SimState) -> Arc<Self> {
         Arc::new(Self { state: Mutex::new(state), ready: Arc::default() })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SimState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) struct State {
+pub(super) struct SimState {
     pub(super) config: SimConfig,
     pub(super) disk: Disk,
     initial: Image,
-    events: Option<Vec<Event>>,
+    events: Option<Vec<DiskEvent>>,
     pub(super) step: usize,
     /// Every choice of the world.
     pub(super) rng: Rng,
     /// What the engine is given as randomness; apart, so that the engine's use of it does not move the schedule.
     pub(super) entropy: Rng,
-    pub(super) faults: Faults,
+    pub(super) faults: FaultSchedule,
     pub(super) capacity: Option<u64>,
     /// Space taken by each inode, including what is claimed beyond its end.
     charges: Vec<u64>,
     used: u64,
-    ops: Vec<Option<Op>>,
+    ops: Vec<Option<SimOp>>,
     free_ops: Vec<usize>,
     /// Slots of the operations that the scheduler may complete.
     pub(super) in_flight: Vec<usize>,
@@ -70,17 +70,17 @@ pub(super) struct State {
 }
 
 /// An operation between the call that made it and the poll that takes its result.
-struct Op {
+struct SimOp {
     id: OpId,
     ino: Ino,
-    kind: OpKind,
+    kind: SimOpKind,
     fault: Option<FaultKind>,
     waker: Option<Waker>,
-    done: Option<Done>,
+    done: Option<SimOpResult>,
     abandoned: bool,
 }
 
-enum OpKind {
+enum SimOpKind {
     Read { buf: Vec<u8>, at: usize, offset: u64 },
     Write { len: usize, offset: u64 },
     Sync,
@@ -88,7 +88,7 @@ enum OpKind {
 }
 
 /// The result of an operation, whichever it was.
-pub(super) enum Done {
+pub(super) enum SimOpResult {
     Read(ReadDone),
     Write(io::Result<usize>),
     Sync(io::Result<()>),
@@ -102,7 +102,7 @@ pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl State {
+impl SimState {
     pub(super) fn new(image: Image, config: SimConfig) -> Self {
         let disk = Disk::from_image(&image);
         let charges: Vec<u64> = disk.inodes.iter().map(|inode| inode.live.len() as u64).collect();
@@ -115,7 +115,7 @@ impl State {
             step: 0,
             rng,
             entropy,
-            faults: Faults::default(),
+            faults: FaultSchedule::default(),
             capacity: config.capacity_bytes,
             used: charges.iter().sum(),
             charges,
@@ -140,7 +140,7 @@ impl State {
     }
 
     /// Does `event` to the disk and writes it down.
-    pub(super) fn record(&mut self, event: Event) {
+    pub(super) fn record(&mut self, event: DiskEvent) {
         self.disk.apply(&event, self.config.sector_bytes);
         self.step += 1;
         if let Some(events) = &mut self.events {
@@ -211,8 +211,8 @@ impl State {
 
     // Operations.
 
-    fn start(&mut self, ino: Ino, kind: OpKind, fault: Option<FaultKind>) -> usize {
-        let op = Op { id: self.next_op, ino, kind, fault, waker: None, done: None, abandoned: false };
+    fn start(&mut self, ino: Ino, kind: SimOpKind, fault: Option<FaultKind>) -> usize {
+        let op = SimOp { id: self.next_op, ino, kind, fault, waker: None, done: None, abandoned: false };
         self.next_op += 1;
         let slot = self.free_ops.pop().unwrap_or_else(|| {
             self.ops.push(None);
@@ -260,7 +260,7 @@ impl State {
 
     pub(super) fn start_read(&mut self, ino: Ino, buf: Vec<u8>, at: usize, offset: u64) -> usize {
         let fault = self.fault_for(OpClass::Read, buf.len().saturating_sub(at));
-        self.start(ino, OpKind::Read { buf, at, offset }, fault)
+        self.start(ino, SimOpKind::Read { buf, at, offset }, fault)
     }
 
     pub(super) fn start_write(&mut self, ino: Ino, mut bufs: Vec<Bytes>, offset: u64, writable: bool) -> usize {
@@ -276,22 +276,22 @@ impl State {
         };
         let fault = self.fault_for(OpClass::Write, data.len());
         let fault = if writable { fault } else { Some(FaultKind::Errno(libc::EBADF)) };
-        let slot = self.start(ino, OpKind::Write { len: data.len(), offset }, fault);
+        let slot = self.start(ino, SimOpKind::Write { len: data.len(), offset }, fault);
         if !self.off {
             let op = self.next_op - 1;
             self.undelivered.push(op);
             self.mix(offset ^ (data.len() as u64) << 40);
-            self.record(Event::WriteSubmitted { op, ino, offset, data });
+            self.record(DiskEvent::WriteSubmitted { op, ino, offset, data });
         }
         slot
     }
 
     pub(super) fn start_sync(&mut self, ino: Ino, kind: SyncKind) -> usize {
         let fault = self.faults.next(OpClass::Sync);
-        let slot = self.start(ino, OpKind::Sync, fault);
+        let slot = self.start(ino, SimOpKind::Sync, fault);
         if !self.off {
             let (op, undelivered) = (self.next_op - 1, self.undelivered.clone());
-            self.record(Event::SyncSubmitted { op, ino, kind, undelivered });
+            self.record(DiskEvent::SyncSubmitted { op, ino, kind, undelivered });
         }
         slot
     }
@@ -299,24 +299,24 @@ impl State {
     /// Carries out the operation in `slot`; returns who waits for it.
     pub(super) fn complete(&mut self, slot: usize) -> Option<Waker> {
         let op = self.ops.get_mut(slot)?.as_mut()?;
-        let kind = std::mem::replace(&mut op.kind, OpKind::Finished);
+        let kind = std::mem::replace(&mut op.kind, SimOpKind::Finished);
         let (id, ino, fault, abandoned) = (op.id, op.ino, op.fault, op.abandoned);
         let done = match kind {
-            OpKind::Read { mut buf, at, offset } => {
+            SimOpKind::Read { mut buf, at, offset } => {
                 let result = self.read(ino, buf.get_mut(at..).unwrap_or_default(), offset, fault);
-                Done::Read(ReadDone { result, buf })
+                SimOpResult::Read(ReadDone { result, buf })
             }
-            OpKind::Write { len, offset } => {
+            SimOpKind::Write { len, offset } => {
                 let (applied, result) = self.write(ino, len, offset, fault);
-                self.record(Event::WriteCompleted { op: id, ino, applied });
-                Done::Write(result)
+                self.record(DiskEvent::WriteCompleted { op: id, ino, applied });
+                SimOpResult::Write(result)
             }
-            OpKind::Sync => {
+            SimOpKind::Sync => {
                 let (outcome, result) = self.sync(fault);
-                self.record(Event::SyncCompleted { op: id, ino, outcome });
-                Done::Sync(result)
+                self.record(DiskEvent::SyncCompleted { op: id, ino, outcome });
+                SimOpResult::Sync(result)
             }
-            OpKind::Finished => return None,
+            SimOpKind::Finished => return None,
         };
         if abandoned {
             self.delivered(id);
@@ -408,7 +408,7 @@ impl State {
         }
     }
 
-    pub(super) fn poll_op(&mut self, slot: usize, waker: &Waker) -> Poll<Done> {
+    pub(super) fn poll_op(&mut self, slot: usize, waker: &Waker) -> Poll<SimOpResult> {
         let Some(Some(op)) = self.ops.get_mut(slot) else { return Poll::Pending };
         let Some(done) = op.done.take() else {
             if op.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
@@ -445,10 +445,10 @@ impl State {
     fn finish(&mut self, slot: usize) -> Option<Waker> {
         let op = self.ops.get_mut(slot)?.as_mut()?;
         let failed = || errno(libc::EIO);
-        op.done = Some(match std::mem::replace(&mut op.kind, OpKind::Finished) {
-            OpKind::Read { buf, .. } => Done::Read(ReadDone { result: Err(failed()), buf }),
-            OpKind::Write { .. } => Done::Write(Err(failed())),
-            OpKind::Sync | OpKind::Finished => Done::Sync(Err(failed())),
+        op.done = Some(match std::mem::replace(&mut op.kind, SimOpKind::Finished) {
+            SimOpKind::Read { buf, .. } => SimOpResult::Read(ReadDone { result: Err(failed()), buf }),
+            SimOpKind::Write { .. } => SimOpResult::Write(Err(failed())),
+            SimOpKind::Sync | SimOpKind::Finished => SimOpResult::Sync(Err(failed())),
         });
         let waker = op.waker.take();
         if op.abandoned {

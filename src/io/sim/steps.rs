@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::crash::Journal;
-use super::disk::{Event, OpId};
+use super::disk::{DiskEvent, OpId};
 
 /// What kind of operation a [`Step`] belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,32 +54,32 @@ impl Journal {
         let mut steps = Vec::with_capacity(self.events.len());
         for event in self.events.iter() {
             let (kind, name, ino) = match event {
-                Event::DirCreated { .. } | Event::DirSynced { .. } => (StepKind::Directory, None, None),
-                Event::WriteSubmitted { op, ino, offset, data } => {
+                DiskEvent::DirCreated { .. } | DiskEvent::DirSynced { .. } => (StepKind::Directory, None, None),
+                DiskEvent::WriteSubmitted { op, ino, offset, data } => {
                     writes.insert(*op, (*offset, data.clone()));
                     (StepKind::Write, None, Some(*ino))
                 }
-                Event::WriteCompleted { ino, .. } => (StepKind::Write, None, Some(*ino)),
-                Event::SyncSubmitted { ino, .. } | Event::SyncCompleted { ino, .. } => {
+                DiskEvent::WriteCompleted { ino, .. } => (StepKind::Write, None, Some(*ino)),
+                DiskEvent::SyncSubmitted { ino, .. } | DiskEvent::SyncCompleted { ino, .. } => {
                     (StepKind::Sync, None, Some(*ino))
                 }
-                Event::Truncated { ino, .. } => (StepKind::Truncate, None, Some(*ino)),
-                Event::Evicted { ino } => (StepKind::Evict, None, Some(*ino)),
-                Event::Created { name, .. } => {
+                DiskEvent::Truncated { ino, .. } => (StepKind::Truncate, None, Some(*ino)),
+                DiskEvent::Evicted { ino } => (StepKind::Evict, None, Some(*ino)),
+                DiskEvent::Created { name, .. } => {
                     names.push(name.clone());
                     (StepKind::Create, None, Some(names.len() - 1))
                 }
-                Event::Renamed { from, to, .. } => {
+                DiskEvent::Renamed { from, to, .. } => {
                     // The newest of this name: an older one has none any more.
                     if let Some(name) = names.iter_mut().rev().find(|name| *name == from) {
                         name.clone_from(to);
                     }
                     (StepKind::Rename, Some(to.clone()), None)
                 }
-                Event::Unlinked { name, .. } => (StepKind::Unlink, Some(name.clone()), None),
+                DiskEvent::Unlinked { name, .. } => (StepKind::Unlink, Some(name.clone()), None),
             };
             let (offset, data) = match event {
-                Event::WriteSubmitted { op, .. } | Event::WriteCompleted { op, .. } => writes.get(op).cloned(),
+                DiskEvent::WriteSubmitted { op, .. } | DiskEvent::WriteCompleted { op, .. } => writes.get(op).cloned(),
                 _ => None,
             }
             .unwrap_or_default();

@@ -342,9 +342,9 @@ fn every_crash_point_of_a_run_can_be_visited_and_found_again() {
         lab.dir.open(&format!("file-{round}"), OpenMode::CreateNew).unwrap();
     }
     let journal = lab.world.journal();
-    let (mut walk, mut images, mut large) = (journal.walk(), 0, 0);
+    let (mut replay, mut images, mut large) = (journal.replay(), 0, 0);
     loop {
-        let point = walk.crash_point();
+        let point = replay.crash_point();
         large += usize::from(point.undecided() > 10);
         let all: Vec<u64> = point.sample(usize::MAX, &mut Rng::new(1)).collect();
         assert!(all.iter().copied().eq(0..point.image_count()));
@@ -358,11 +358,11 @@ fn every_crash_point_of_a_run_can_be_visited_and_found_again() {
             assert!(image.names().is_sorted());
             images += 1;
         }
-        if !walk.advance() {
+        if !replay.advance() {
             break;
         }
     }
-    assert_eq!(walk.step(), journal.len());
+    assert_eq!(replay.step(), journal.len());
     assert!(images > 5_000 && large > 4, "{images} images, {large} large crash points");
     println!("{} crash points, {images} images", journal.len() + 1);
 }
@@ -662,15 +662,15 @@ fn images_are_cheap() {
     lab.dir.sync().unwrap();
     lab.write(0, vec![1; 4_000]);
     let journal = lab.world.journal();
-    let mut walk = journal.walk();
-    walk.advance_to(journal.len());
+    let mut replay = journal.replay();
+    replay.advance_to(journal.len());
     let start = std::time::Instant::now();
     let mut hashes = BTreeSet::new();
     for seed in 0..200 {
-        let point = walk.crash_point();
+        let point = replay.crash_point();
         hashes.extend((0..point.image_count()).map(|number| point.image(number, seed).hash()));
     }
-    let made = 200 * walk.crash_point().image_count();
+    let made = 200 * replay.crash_point().image_count();
     println!("{made} images, {} distinct, {:.0}/s", hashes.len(), made as f64 / start.elapsed().as_secs_f64());
     assert!(hashes.len() > 1_000, "{} distinct images", hashes.len());
 }

@@ -37,7 +37,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode};
 
 use super::super::op::Op;
-use super::slab::{InFlight, Key, Slab};
+use super::slab::{OpInFlight, OpKey, Slab};
 
 /// The doorbell's `user_data`; no operation has that index.
 const DOORBELL: u64 = u64::MAX;
@@ -45,14 +45,14 @@ const DOORBELL: u64 = u64::MAX;
 const BACKOFF: Duration = Duration::from_millis(1);
 
 /// A finished operation and what to tell its caller.
-pub(super) enum Finished {
+pub(super) enum FinishedOp {
     /// The kernel's result.
-    Completed(InFlight, i32),
+    Completed(OpInFlight, i32),
     /// The ring failed.
-    Failed(InFlight, io::Error),
+    Failed(OpInFlight, io::Error),
 }
 
-impl Finished {
+impl FinishedOp {
     /// Delivers it. Runs foreign code: not while the driver is borrowed.
     pub(super) fn deliver(self) {
         match self {
@@ -66,7 +66,7 @@ pub(super) struct Driver {
     ring: IoUring,
     slab: Slab,
     /// Operations not yet in the submission queue.
-    backlog: VecDeque<Key>,
+    backlog: VecDeque<OpKey>,
     /// Operations in the submission queue, the kernel, or the completion queue.
     in_ring_count: usize,
     in_ring_max: usize,
@@ -77,7 +77,7 @@ pub(super) struct Driver {
     /// Why the ring is unusable.
     failure: Option<String>,
     /// To be delivered by the owner.
-    pub(super) finished: Vec<Finished>,
+    pub(super) finished: Vec<FinishedOp>,
 }
 
 impl Driver {
@@ -248,9 +248,9 @@ impl Driver {
             if completion.user_data() == DOORBELL {
                 self.doorbell_armed = false;
                 doorbell_result = completion.result();
-            } else if let Some(in_flight) = self.slab.remove(Key::from_user_data(completion.user_data())) {
+            } else if let Some(in_flight) = self.slab.remove(OpKey::from_user_data(completion.user_data())) {
                 self.in_ring_count -= 1;
-                self.finished.push(Finished::Completed(in_flight, completion.result()));
+                self.finished.push(FinishedOp::Completed(in_flight, completion.result()));
             }
         }
         let errno = doorbell_result.wrapping_neg();
@@ -267,7 +267,7 @@ impl Driver {
         }
         let failure = format!("the ring failed: {error}");
         for in_flight in self.slab.leak_all() {
-            self.finished.push(Finished::Failed(in_flight, io::Error::other(failure.clone())));
+            self.finished.push(FinishedOp::Failed(in_flight, io::Error::other(failure.clone())));
         }
         self.backlog.clear();
         self.in_ring_count = 0;
@@ -319,13 +319,13 @@ mod tests {
     use super::*;
     use crate::io::ReadDone;
     use crate::io::descriptor::FileDescriptor;
-    use crate::io::op::{Handle, slot};
+    use crate::io::op::{OpHandle, slot};
 
     fn source() -> Arc<FileDescriptor> {
         Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap())))
     }
 
-    fn read(file: &Arc<FileDescriptor>) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>) -> (Op, OpHandle<ReadDone>) {
         let (done, handle) = slot();
         (
             Op::Read {
@@ -340,7 +340,7 @@ mod tests {
         )
     }
 
-    fn result(handle: &mut Handle<ReadDone>) -> Option<ReadDone> {
+    fn result(handle: &mut OpHandle<ReadDone>) -> Option<ReadDone> {
         match Pin::new(handle).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(done) => Some(done),
             Poll::Pending => None,
@@ -354,7 +354,7 @@ mod tests {
 
     fn deliver(driver: &mut Driver) {
         driver.reap();
-        driver.finished.drain(..).for_each(Finished::deliver);
+        driver.finished.drain(..).for_each(FinishedOp::deliver);
     }
 
     /// `io_uring_enter` on something that is no ring says nothing about what went before: all of it fails.

@@ -44,14 +44,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
-use driver::{Driver, Finished};
+use driver::{Driver, FinishedOp};
 
 use super::doorbell::Doorbell;
 use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
 use super::probe::WritePath;
-use super::task_thread::{self, Crew, Member, Reactor, WorldId};
+use super::task_thread::{self, BackendId, Reactor, TaskThread, TaskThreads};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 pub(super) use ring::probe;
@@ -61,7 +61,7 @@ pub const DEFAULT_ENTRIES: u32 = 64;
 
 /// The world of io_uring.
 #[derive(Debug)]
-pub struct UringIo(Arc<Shared>);
+pub struct UringIo(Arc<UringShared>);
 
 impl UringIo {
     /// A world whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
@@ -79,13 +79,13 @@ impl UringIo {
     pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;
-        Ok(Self(Arc::new(Shared {
-            world: WorldId::next(),
+        Ok(Self(Arc::new(UringShared {
+            backend: BackendId::next(),
             fork_generation: fork_generation(),
             start: Instant::now(),
             entries: entries.max(2),
             write_path,
-            crew: Crew::default(),
+            tasks: TaskThreads::default(),
             reader: OnceLock::new(),
             reader_start: Mutex::new(()),
         })))
@@ -98,12 +98,12 @@ impl Io for UringIo {
     }
 
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
-        let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
+        let dispatch: Arc<dyn Dispatch> = Arc::<UringShared>::clone(&self.0);
         os::open_dir(path, create, dispatch)
     }
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
-        self.0.crew.add(self.0.start_thread(name, priority, task)?);
+        self.0.tasks.add(self.0.start_thread(name, priority, task)?);
         Ok(())
     }
 
@@ -112,17 +112,17 @@ impl Io for UringIo {
     }
 
     fn flush(&self) {
-        if self.0.world.owns_this_thread() {
+        if self.0.backend.owns_this_thread() {
             with_driver(Driver::submit);
         }
     }
 
     fn together(&self, start: &mut dyn FnMut()) {
-        if self.0.world.owns_this_thread() {
+        if self.0.backend.owns_this_thread() {
             // They wait for the task's next flush as it is.
             return start();
         }
-        let ops = Held::collect(start);
+        let ops = HeldOps::collect(start);
         if ops.is_empty() {
             return;
         }
@@ -149,36 +149,36 @@ impl Io for UringIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        task_thread::block_until(self.0.world, done);
+        task_thread::block_until(self.0.backend, done);
     }
 }
 
 /// What the world, its directories and its files hold on to.
-struct Shared {
-    world: WorldId,
+struct UringShared {
+    backend: BackendId,
     fork_generation: u64,
     start: Instant,
     entries: u32,
     write_path: WritePath,
-    crew: Crew,
-    reader: OnceLock<Reader>,
-    /// Held by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
+    tasks: TaskThreads,
+    reader: OnceLock<ReadThread>,
+    /// HeldOps by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
     reader_start: Mutex<()>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for UringShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Uring").field("world", &self.world).field("entries", &self.entries).finish_non_exhaustive()
+        f.debug_struct("Uring").field("backend", &self.backend).field("entries", &self.entries).finish_non_exhaustive()
     }
 }
 
-impl Shared {
-    fn start_thread(&self, name: &str, priority: Priority, task: Task) -> io::Result<Member> {
-        let (world, entries) = (self.world, self.entries);
-        Member::start(world, name, priority, move || RingReactor::set_up(entries), task)
+impl UringShared {
+    fn start_thread(&self, name: &str, priority: Priority, task: Task) -> io::Result<TaskThread> {
+        let (backend, entries) = (self.backend, self.entries);
+        TaskThread::start(backend, name, priority, move || RingReactor::set_up(entries), task)
     }
 
-    fn reader(&self) -> io::Result<&Reader> {
+    fn reader(&self) -> io::Result<&ReadThread> {
         if let Some(reader) = self.reader.get() {
             return Ok(reader);
         }
@@ -188,21 +188,21 @@ impl Shared {
         }
         let inbox = Arc::new(Inbox::default());
         let intake = Box::pin(Intake { inbox: Arc::clone(&inbox) });
-        let member = self.start_thread("ringcask-read", Priority::Foreground, intake)?;
-        Ok(self.reader.get_or_init(|| Reader { inbox, member }))
+        let thread = self.start_thread("ringcask-read", Priority::Foreground, intake)?;
+        Ok(self.reader.get_or_init(|| ReadThread { inbox, thread }))
     }
 }
 
-impl Dispatch for Shared {
+impl Dispatch for UringShared {
     fn start(&self, op: Op) {
-        if self.write_path == WritePath::Thread && self.world.owns_this_thread() && !op.is_read() {
+        if self.write_path == WritePath::Thread && self.backend.owns_this_thread() && !op.is_read() {
             return op.run();
         }
         self.start_behind(op);
     }
 
     fn start_behind(&self, op: Op) {
-        let op = if self.world.owns_this_thread() {
+        let op = if self.backend.owns_this_thread() {
             match start_here(op) {
                 Ok(()) => return,
                 Err(op) => op,
@@ -210,7 +210,7 @@ impl Dispatch for Shared {
         } else {
             op
         };
-        let Some(op) = Held::take(op) else { return };
+        let Some(op) = HeldOps::take(op) else { return };
         match self.reader() {
             Ok(reader) => reader.inbox.push([op]),
             Err(_) => op.run(),
@@ -218,14 +218,14 @@ impl Dispatch for Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for UringShared {
     fn drop(&mut self) {
         if task_thread::has_threads(self.fork_generation) {
             if let Some(reader) = self.reader.take() {
                 reader.inbox.close();
-                reader.member.join();
+                reader.thread.join();
             }
-            self.crew.dismiss();
+            self.tasks.dismiss();
         } else {
             // A forked child: the reader's locks may be held by a thread that does not exist here.
             mem::forget(self.reader.take());
@@ -234,9 +234,9 @@ impl Drop for Shared {
 }
 
 /// The read thread.
-struct Reader {
+struct ReadThread {
     inbox: Arc<Inbox>,
-    member: Member,
+    thread: TaskThread,
 }
 
 /// Operations on their way to the read thread.
@@ -283,12 +283,12 @@ thread_local! {
 }
 
 /// Holds back what a thread starts.
-struct Held {
+struct HeldOps {
     /// What an outer one has held back so far.
     outer: Option<Vec<Op>>,
 }
 
-impl Held {
+impl HeldOps {
     /// Runs `start`; what it starts for the read thread is returned instead.
     fn collect(start: &mut dyn FnMut()) -> Vec<Op> {
         let held = Self { outer: HELD.replace(Some(Vec::new())) };
@@ -311,7 +311,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldOps {
     fn drop(&mut self) {
         // After a panic as well: nothing may be held back for ever.
         let lost = HELD.replace(self.outer.take());
@@ -375,7 +375,7 @@ fn with_driver<R>(call: impl FnOnce(&mut Driver) -> R) -> Option<R> {
 struct RingReactor {
     doorbell: Arc<Doorbell>,
     /// Reused from one delivery to the next.
-    finished: Vec<Finished>,
+    finished: Vec<FinishedOp>,
 }
 
 impl RingReactor {

@@ -16,7 +16,7 @@ use super::super::descriptor::{MAX_IO_BYTES, MAX_PIECES};
 use super::super::op::Op;
 
 /// One operation with everything the kernel needs until its completion.
-pub(super) struct InFlight {
+pub(super) struct OpInFlight {
     op: Op,
     /// The pieces of a vectored write. The kernel copies the array when it takes the entry from the submission queue,
     /// or not before the operation runs: so it lives as long.
@@ -25,7 +25,7 @@ pub(super) struct InFlight {
     asked_len: u32,
 }
 
-impl InFlight {
+impl OpInFlight {
     fn new(op: Op) -> Self {
         let mut in_flight = Self { op, pieces: Vec::new(), asked_len: 0 };
         let mut room = MAX_IO_BYTES;
@@ -105,12 +105,12 @@ impl InFlight {
 
 /// Names an operation in the slab; goes through the kernel as `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
+pub(super) struct OpKey {
     index: u32,
     generation: u32,
 }
 
-impl Key {
+impl OpKey {
     pub(super) fn to_user_data(self) -> u64 {
         u64::from(self.index) | u64::from(self.generation) << 32
     }
@@ -121,47 +121,47 @@ impl Key {
     }
 }
 
-struct Entry {
+struct SlabEntry {
     generation: u32,
-    in_flight: Option<InFlight>,
+    in_flight: Option<OpInFlight>,
 }
 
 #[derive(Default)]
 pub(super) struct Slab {
-    entries: Vec<Entry>,
+    entries: Vec<SlabEntry>,
     free: Vec<u32>,
 }
 
 impl Slab {
     /// Takes `op` in, or gives it back if there are four billion others.
-    pub(super) fn insert(&mut self, op: Op) -> Result<Key, Op> {
+    pub(super) fn insert(&mut self, op: Op) -> Result<OpKey, Op> {
         if let Some(index) = self.free.pop()
             && let Some(entry) = self.entries.get_mut(index as usize)
         {
-            entry.in_flight = Some(InFlight::new(op));
-            return Ok(Key { index, generation: entry.generation });
+            entry.in_flight = Some(OpInFlight::new(op));
+            return Ok(OpKey { index, generation: entry.generation });
         }
         let Ok(index) = u32::try_from(self.entries.len()) else { return Err(op) };
         // Not the last one: the doorbell's key has it.
         if index == u32::MAX {
             return Err(op);
         }
-        self.entries.push(Entry { generation: 0, in_flight: Some(InFlight::new(op)) });
-        Ok(Key { index, generation: 0 })
+        self.entries.push(SlabEntry { generation: 0, in_flight: Some(OpInFlight::new(op)) });
+        Ok(OpKey { index, generation: 0 })
     }
 
-    fn get_mut(&mut self, key: Key) -> Option<&mut Entry> {
+    fn get_mut(&mut self, key: OpKey) -> Option<&mut SlabEntry> {
         self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)
     }
 
     /// The submission for the operation `key`.
-    pub(super) fn submission(&mut self, key: Key) -> Option<squeue::Entry> {
+    pub(super) fn submission(&mut self, key: OpKey) -> Option<squeue::Entry> {
         let in_flight = self.get_mut(key)?.in_flight.as_mut()?;
         Some(in_flight.entry().user_data(key.to_user_data()))
     }
 
     /// Takes the operation out. The kernel must be done with it.
-    pub(super) fn remove(&mut self, key: Key) -> Option<InFlight> {
+    pub(super) fn remove(&mut self, key: OpKey) -> Option<OpInFlight> {
         let entry = self.get_mut(key)?;
         let in_flight = entry.in_flight.take()?;
         entry.generation = entry.generation.wrapping_add(1);
@@ -170,9 +170,9 @@ impl Slab {
     }
 
     /// Takes out all that is left, with its memory given up.
-    pub(super) fn leak_all(&mut self) -> Vec<InFlight> {
+    pub(super) fn leak_all(&mut self) -> Vec<OpInFlight> {
         let mut left: Vec<_> = self.entries.drain(..).filter_map(|entry| entry.in_flight).collect();
-        left.iter_mut().for_each(InFlight::leak_buffers);
+        left.iter_mut().for_each(OpInFlight::leak_buffers);
         self.free.clear();
         left
     }
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::io::ReadDone;
     use crate::io::descriptor::FileDescriptor;
-    use crate::io::op::{Handle, slot};
+    use crate::io::op::{OpHandle, slot};
 
     /// Memory that counts how often it is freed.
     struct Owner([u8; 32], Arc<AtomicUsize>);
@@ -215,24 +215,24 @@ mod tests {
         Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())))
     }
 
-    fn read(file: &Arc<FileDescriptor>, len: usize) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>, len: usize) -> (Op, OpHandle<ReadDone>) {
         let (done, handle) = slot();
         let (file, flags) = (Arc::clone(file), ReadWriteFlags::empty());
         (Op::Read { file, buf: vec![7; len], at: 0, offset: 0, flags, done }, handle)
     }
 
-    fn write(file: &Arc<FileDescriptor>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, Handle<io::Result<usize>>) {
+    fn write(file: &Arc<FileDescriptor>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, OpHandle<io::Result<usize>>) {
         let (done, handle) = slot();
         let bufs = (0..pieces).map(|_| Bytes::from_owner(Owner([9; 32], Arc::clone(freed)))).collect();
         (Op::Write { file: Arc::clone(file), bufs, offset: 0, done }, handle)
     }
 
-    fn insert(slab: &mut Slab, op: Op) -> Key {
+    fn insert(slab: &mut Slab, op: Op) -> OpKey {
         slab.insert(op).ok().expect("there is room")
     }
 
     /// Where the kernel was told to find the memory, and the first and the last byte there.
-    fn memory(slab: &mut Slab, key: Key) -> (Vec<usize>, Vec<u8>) {
+    fn memory(slab: &mut Slab, key: OpKey) -> (Vec<usize>, Vec<u8>) {
         let in_flight = slab.get_mut(key).unwrap().in_flight.as_ref().unwrap();
         let pieces: Vec<&[u8]> = match &in_flight.op {
             Op::Read { buf, .. } => vec![&buf[..]],
@@ -247,12 +247,12 @@ mod tests {
 
     /// The caller's end of a read or a write.
     enum Caller {
-        Reads(Handle<ReadDone>),
-        Writes(Handle<io::Result<usize>>),
+        Reads(OpHandle<ReadDone>),
+        Writes(OpHandle<io::Result<usize>>),
     }
 
     struct Flight {
-        key: Key,
+        key: OpKey,
         /// Where its memory was when the kernel was told, and what was there.
         told: (Vec<usize>, Vec<u8>),
         is_write: bool,
@@ -266,7 +266,7 @@ mod tests {
         file: Arc<FileDescriptor>,
         in_flight: VecDeque<Flight>,
         /// Keys of what has ended.
-        ended: Vec<Key>,
+        ended: Vec<OpKey>,
         freed: Arc<AtomicUsize>,
         pieces_ended: usize,
     }
@@ -282,7 +282,7 @@ mod tests {
                 (op, Caller::Reads(handle))
             };
             let key = insert(&mut self.slab, op);
-            assert_eq!(Key::from_user_data(key.to_user_data()), key, "what the kernel hands back names it");
+            assert_eq!(OpKey::from_user_data(key.to_user_data()), key, "what the kernel hands back names it");
             let told = memory(&mut self.slab, key);
             let caller = Some(caller).filter(|_| !step.is_multiple_of(3));
             self.in_flight.push_back(Flight { key, told, is_write, caller });
@@ -308,7 +308,7 @@ mod tests {
     }
 
     /// The result, which is there.
-    fn finished<T>(mut handle: Handle<T>) -> T {
+    fn finished<T>(mut handle: OpHandle<T>) -> T {
         match Pin::new(&mut handle).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => result,
             Poll::Pending => panic!("it is finished"),
@@ -353,7 +353,7 @@ mod tests {
     fn canary_a_buffer_that_is_freed_in_flight() {
         let (mut slab, (op, handle)) = (Slab::default(), read(&file(), 4096));
         let key = insert(&mut slab, op);
-        if let Some(InFlight { op: Op::Read { buf, .. }, .. }) = &slab.get_mut(key).unwrap().in_flight {
+        if let Some(OpInFlight { op: Op::Read { buf, .. }, .. }) = &slab.get_mut(key).unwrap().in_flight {
             // SAFETY: there is none. The slab still owns the buffer, as if its future's end had freed it.
             drop(unsafe { std::ptr::read(buf) });
         }
