@@ -1,4 +1,4 @@
-//! One open regular file: the blocking system calls that read, write and sync it.
+//! An open regular file: the blocking system calls that read, write and sync it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::num::NonZeroU64;
@@ -10,11 +10,11 @@ use rustix::io::ReadWriteFlags;
 
 use super::SyncKind;
 
-/// Pieces in one vectored write: the kernel's limit.
+/// Maximum number of buffers in one vectored write: the kernel's limit.
 pub(super) const MAX_PIECES: usize = 1024;
-/// Bytes in one read or write. The kernel's own limit is a page less than 2 GiB.
+/// Maximum bytes in one read or write. The kernel's own limit is one page less than 2 GiB.
 pub(super) const MAX_IO_BYTES: usize = 1 << 30;
-/// An open regular file and what it does without waiting for long, or by blocking.
+/// An open regular file. Its methods block.
 #[derive(Debug)]
 pub(super) struct FileDescriptor {
     fd: OwnedFd,
@@ -60,10 +60,10 @@ impl FileDescriptor {
         Ok(rustix::io::pwritev(&self.fd, &pieces, offset)?)
     }
 
-    /// Has the kernel begin to read into the page cache. Finds memory for it and room in the disk's queue first, which may
-    /// take as long as a read.
+    /// Starts reading into the page cache. First waits for memory and for room in the disk's queue, which may take as
+    /// long as a read.
     pub(super) fn start_reading(&self, offset: u64, len: u32) {
-        // A hint: there is nothing to do about a refusal.
+        // A hint: a refusal is ignored.
         let _ = fs::fadvise(&self.fd, offset, NonZeroU64::new(len.into()), fs::Advice::WillNeed);
     }
 

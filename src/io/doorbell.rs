@@ -1,23 +1,30 @@
-//! What wakes one thread of the store.
+//! The doorbell wakes one thread of the store.
 //!
 //! # Why no wake-up is lost
 //!
-//! [`Doorbell`] is one atomic word, changed by read-modify-write operations only, so that all changes have one order:
+//! [`Doorbell`] is one atomic word. It is changed only by read-modify-write operations, so all changes have one total
+//! order:
 //!
 //! ```text
-//!          ring()                      announce(): only from AWAKE
-//! any ───────────────▶ RUNG     AWAKE ─────────────▶ PARKED | IN_KERNEL
-//! RUNG ── answer() ──▶ AWAKE     PARKED | IN_KERNEL ── awake() ──▶ AWAKE
+//!            notify()                               sleep_as(): only from AWAKE
+//! any ──────────────────▶ NOTIFIED      AWAKE ───────────────────▶ PARKED | IN_KERNEL
+//! NOTIFIED ─ acknowledge() ─▶ AWAKE     PARKED | IN_KERNEL ─ end of sleep_as() ─▶ AWAKE
 //! ```
 //!
-//! `ring` swaps in RUNG. If its swap comes before the thread's `announce` in that order, `announce` fails and the thread
-//! does not sleep. If it comes after, the swap returns how the thread sleeps, and the ringer wakes it that way; both ways
-//! are sticky (a park token, an eventfd's counter), so a wake-up that comes before the thread has reached the kernel is
-//! kept. Later ringers see RUNG and leave the waking to the first. `answer` is called before the task is polled, so a
-//! wake during the poll leaves RUNG behind. What a ringer wrote before `ring` is seen by the poll: the swap releases,
-//! `answer` acquires, and read-modify-writes in between continue the release sequence.
+//! `notify` swaps in NOTIFIED. There are two cases:
 //!
-//! A ring while the thread is awake is one atomic swap: no system call.
+//! - The swap precedes the thread's change to PARKED or IN_KERNEL. That change then fails, and the thread does not
+//!   sleep.
+//! - The swap follows it. The swap then returns how the thread sleeps, and the notifier wakes it that way.
+//!
+//! Both ways to wake a thread are sticky (a park token, an eventfd counter), so a wake-up that arrives before the
+//! thread has entered the kernel is kept. Later notifiers see NOTIFIED and leave the waking to the first one. The
+//! thread calls `acknowledge` before it polls the task, so a wake-up during the poll leaves NOTIFIED behind.
+//!
+//! The poll sees everything that the notifier wrote before `notify`: the swap releases, `acknowledge` acquires, and the
+//! read-modify-writes in between continue the release sequence.
+//!
+//! Notifying a thread that is awake costs one atomic swap and no system call.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -30,11 +37,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 
 const AWAKE: u32 = 0;
-const RUNG: u32 = 1;
+const NOTIFIED: u32 = 1;
 const PARKED: u32 = 2;
 const IN_KERNEL: u32 = 3;
 
-/// Wakes one thread; see the module's argument.
+/// Wakes one thread. The module documentation argues why no wake-up is lost.
 #[derive(Debug)]
 pub(super) struct Doorbell {
     state: AtomicU32,
@@ -43,33 +50,33 @@ pub(super) struct Doorbell {
 }
 
 impl Doorbell {
-    /// The doorbell of the calling thread.
+    /// Creates the doorbell of the calling thread.
     pub(super) fn new() -> Self {
         Self { state: AtomicU32::new(AWAKE), sleeper: thread::current(), eventfd: None }
     }
 
-    /// The doorbell of the calling thread, which may also sleep in a ring that reads the eventfd.
+    /// Creates the doorbell of the calling thread, which may also sleep in a ring that reads the eventfd.
     pub(super) fn with_eventfd() -> io::Result<Self> {
-        // Not non-blocking: a ring would answer a read of an empty one with EAGAIN instead of waiting.
+        // Blocking, because a ring completes a read of an empty non-blocking eventfd with EAGAIN instead of waiting.
         Ok(Self { eventfd: Some(eventfd(0, EventfdFlags::CLOEXEC)?), ..Self::new() })
     }
 
-    /// What the ring reads to be woken.
+    /// The descriptor that the ring reads.
     pub(super) fn eventfd(&self) -> Option<RawFd> {
         self.eventfd.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Wakes the thread, or keeps it from falling asleep.
-    pub(super) fn ring(&self) {
-        match self.state.swap(RUNG, Ordering::AcqRel) {
+    /// Wakes the thread, or prevents it from falling asleep.
+    pub(super) fn notify(&self) {
+        match self.state.swap(NOTIFIED, Ordering::AcqRel) {
             PARKED => self.sleeper.unpark(),
-            IN_KERNEL => self.ring_eventfd(),
+            IN_KERNEL => self.notify_eventfd(),
             _ => {}
         }
     }
 
-    /// Adds one to the eventfd. It blocks only 2^64 additions later, and an eventfd has no other error.
-    pub(super) fn ring_eventfd(&self) {
+    /// Adds one to the eventfd. This blocks only after 2^64 additions, and an eventfd has no other error.
+    pub(super) fn notify_eventfd(&self) {
         #[expect(clippy::host_endian_bytes, reason = "the kernel's word, in the machine's own order")]
         let one = 1u64.to_ne_bytes();
         if let Some(fd) = &self.eventfd {
@@ -77,23 +84,23 @@ impl Doorbell {
         }
     }
 
-    pub(super) fn answer(&self) {
+    pub(super) fn acknowledge(&self) {
         self.state.swap(AWAKE, Ordering::AcqRel);
     }
 
-    pub(super) fn is_rung(&self) -> bool {
-        self.state.load(Ordering::Acquire) == RUNG
+    pub(super) fn is_notified(&self) -> bool {
+        self.state.load(Ordering::Acquire) == NOTIFIED
     }
 
     fn sleep_as(&self, how: u32, sleep: impl FnOnce()) {
         if self.state.compare_exchange(AWAKE, how, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             sleep();
-            // Fails if it was rung, and then leaves that in place.
+            // Fails after a notification, and then leaves NOTIFIED in place.
             let _ = self.state.compare_exchange(how, AWAKE, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
-    /// Sleeps until rung or until `timeout` is over; may return early.
+    /// Sleeps until notified or until `timeout` has passed. May return early.
     pub(super) fn park(&self, timeout: Option<Duration>) {
         self.sleep_as(PARKED, || match timeout {
             None => thread::park(),
@@ -101,7 +108,7 @@ impl Doorbell {
         });
     }
 
-    /// Runs `sleep`, which must end when the eventfd is written to. Not at all if the doorbell has been rung.
+    /// Runs `sleep`, which must end when the eventfd is written to. Does nothing after a notification.
     pub(super) fn sleep_in_kernel(&self, sleep: impl FnOnce()) {
         self.sleep_as(IN_KERNEL, sleep);
     }
@@ -109,10 +116,10 @@ impl Doorbell {
 
 impl Wake for Doorbell {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        self.notify();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring();
+        self.notify();
     }
 }

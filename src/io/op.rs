@@ -1,19 +1,19 @@
-//! One started operation of a real world: what it owns, and where its result goes.
+//! One started operation of a real backend: what it owns, and where its result goes.
 //!
-//! Knows files only as things that read, write and sync; knows no thread and no ring.
+//! Knows files only as things that can be read, written and synced. Knows no threads and no rings.
 //!
 //! # Invariants
 //!
-//! - An [`Op`] owns its buffers and keeps its file open from the call that made it until it is finished.
-//! - Every [`Completer`] delivers exactly one result: one that is dropped instead delivers an error, so that no caller
-//!   waits for a thread that is gone.
-//! - A dropped [`OpHandle`] gives up the result, never the operation.
+//! - An [`Op`] owns its buffers and keeps its file open from the call that created it until it has finished.
+//! - Every [`Completer`] delivers exactly one result. Dropping it delivers an error, so no caller waits for a thread
+//!   that is gone.
+//! - Dropping an [`OpHandle`] discards the result but does not cancel the operation.
 //!
 //! # Concurrency
 //!
-//! The two ends of a slot meet under one mutex, held for a few instructions. No foreign code but a waker's `clone` runs
-//! under it; `wake` is called outside, and a waker that panics is caught, as is the owner of a written buffer: the thread
-//! that completes operations serves many callers, and one bad executor must not end it.
+//! The two ends of a result slot share one mutex, which is held for a few instructions. The only foreign code that runs
+//! under it is a waker's `clone`; `wake` is called outside. The completing thread serves many callers, so it catches
+//! panics of a waker and of the owner of a written buffer: one faulty executor must not end it.
 
 use std::future::Future;
 use std::io;
@@ -31,7 +31,7 @@ use super::{ReadDone, SyncKind};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{Mutex, MutexGuard};
 
-/// A result that can also say that the operation failed.
+/// A result type that can report the failure of an operation.
 pub(crate) trait OpResult: Send + 'static {
     /// The result of an operation that ended with `error`.
     fn failed(error: io::Error) -> Self;
@@ -49,17 +49,17 @@ impl OpResult for ReadDone {
     }
 }
 
-/// A timer: there is nothing that could go wrong but its thread's end, and then nobody waits.
+/// A timer. It fails only if its thread ends, and then nobody waits for it.
 impl OpResult for () {
     fn failed(_: io::Error) -> Self {}
 }
 
 enum SlotState<T> {
-    /// Not finished; the waker of the last poll.
+    /// Not finished. Holds the waker of the last poll.
     Running(Option<Waker>),
-    /// Finished, the result not yet taken.
+    /// Finished. Holds the result.
     Done(T),
-    /// The result was taken, or the handle dropped.
+    /// The result was taken, or the handle was dropped.
     Over,
 }
 
@@ -67,7 +67,8 @@ struct ResultSlot<T>(Mutex<SlotState<T>>);
 
 impl<T> ResultSlot<T> {
     fn lock(&self) -> MutexGuard<'_, SlotState<T>> {
-        // A foreign waker's `clone` may panic under the lock, but never between two halves of a change.
+        // A poisoned lock is safe to use: a foreign waker's `clone` can panic under it, but never in the middle of a
+        // change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -89,15 +90,15 @@ impl<T> ResultSlot<T> {
     }
 }
 
-/// Runs foreign code that must not take this thread down.
+/// Runs foreign code and catches its panic, so that this thread survives.
 pub(super) fn quietly(call: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
-        // Dropping what was thrown could throw again.
+        // Dropping the payload could panic again.
         mem::forget(payload);
     }
 }
 
-/// The two ends of a new slot.
+/// Creates the two ends of a new result slot.
 pub(crate) fn slot<T: OpResult>() -> (Completer<T>, OpHandle<T>) {
     let slot = Arc::new(ResultSlot(Mutex::new(SlotState::Running(None))));
     (Completer(Some(Arc::clone(&slot))), OpHandle(slot))
@@ -107,14 +108,14 @@ pub(crate) fn slot<T: OpResult>() -> (Completer<T>, OpHandle<T>) {
 pub(crate) struct Completer<T: OpResult>(Option<Arc<ResultSlot<T>>>);
 
 impl<T: OpResult> Completer<T> {
-    /// Delivers `value` and wakes whoever waits.
+    /// Delivers `value` and wakes the waiting task.
     pub(crate) fn complete(mut self, value: T) {
         if let Some(slot) = self.0.take() {
             slot.finish(value);
         }
     }
 
-    /// Whether nobody will ever look at the result.
+    /// Whether the handle was dropped, so that nobody will take the result.
     fn is_abandoned(&self) -> bool {
         self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), SlotState::Over))
     }
@@ -123,7 +124,7 @@ impl<T: OpResult> Completer<T> {
 impl<T: OpResult> Drop for Completer<T> {
     fn drop(&mut self) {
         if let Some(slot) = self.0.take() {
-            slot.finish(T::failed(io::Error::other("the thread that carried out the operation is gone")));
+            slot.finish(T::failed(io::Error::other("the thread that ran the operation has ended")));
         }
     }
 }
@@ -145,7 +146,7 @@ impl<T> Future for OpHandle<T> {
             SlotState::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
             SlotState::Running(waker) => {
                 let old = waker.replace(cx.waker().clone());
-                // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
+                // Outside the lock: dropping a waker may drop a task and everything the task owns.
                 drop(state);
                 drop(old);
                 Poll::Pending
@@ -162,14 +163,14 @@ impl<T> Future for OpHandle<T> {
 impl<T> Drop for OpHandle<T> {
     fn drop(&mut self) {
         let before = mem::replace(&mut *self.0.lock(), SlotState::Over);
-        // Outside the lock: it may hold a foreign waker.
+        // Outside the lock: the state may hold a foreign waker.
         drop(before);
     }
 }
 
-/// An operation that was started and not yet finished. Dropping one delivers an error.
+/// A started, unfinished operation. Dropping it delivers an error.
 pub(super) enum Op {
-    /// Read into `buf[at..]`.
+    /// Reads into `buf[at..]`.
     Read {
         file: Arc<FileDescriptor>,
         buf: Vec<u8>,
@@ -178,16 +179,16 @@ pub(super) enum Op {
         flags: ReadWriteFlags,
         done: Completer<ReadDone>,
     },
-    /// Begin to read into the page cache. A hint: nobody waits for it, and what comes of it is told to nobody.
-    Advance { file: Arc<FileDescriptor>, offset: u64, len: u32 },
-    /// Write `bufs`, none of them empty and not none of them, one after the other.
+    /// Starts reading into the page cache. A hint: nobody waits for it, and its result is ignored.
+    ReadAhead { file: Arc<FileDescriptor>, offset: u64, len: u32 },
+    /// Writes `bufs` one after the other. There is at least one buffer, and none is empty.
     Write { file: Arc<FileDescriptor>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
-    /// Make completed writes durable.
+    /// Makes completed writes durable.
     Sync { file: Arc<FileDescriptor>, kind: SyncKind, done: Completer<io::Result<()>> },
 }
 
 impl Op {
-    /// Carries it out on this thread, blocking it.
+    /// Carries out the operation on the calling thread, which blocks.
     pub(super) fn run(self) {
         match self {
             Self::Read { done, .. } if done.is_abandoned() => {}
@@ -195,7 +196,7 @@ impl Op {
                 let result = file.read(buf.get_mut(at..).unwrap_or_default(), offset, flags);
                 done.complete(ReadDone { result, buf });
             }
-            Self::Advance { file, offset, len } => file.start_reading(offset, len),
+            Self::ReadAhead { file, offset, len } => file.start_reading(offset, len),
             Self::Write { file, bufs, offset, done } => {
                 let result = file.write(&bufs, offset);
                 quietly(|| drop(bufs));
@@ -208,24 +209,24 @@ impl Op {
         }
     }
 
-    /// Whether it need not be started: a read nobody waits for. Writes and syncs are always carried out.
+    /// Whether the operation need not be started: a read whose handle was dropped. Writes and syncs always run.
     pub(super) fn is_moot(&self) -> bool {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
-    /// Whether it changes nothing.
+    /// Whether the operation leaves the file unchanged.
     pub(super) fn is_read(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Advance { .. })
+        matches!(self, Self::Read { .. } | Self::ReadAhead { .. })
     }
 
-    /// Delivers what the kernel said; a count is of bytes.
+    /// Delivers the kernel's result. A count is in bytes.
     pub(super) fn finish(self, result: io::Result<usize>) {
         match self {
             Self::Read { file, buf, done, .. } => {
                 drop(file);
                 done.complete(ReadDone { result, buf });
             }
-            Self::Advance { .. } => {}
+            Self::ReadAhead { .. } => {}
             Self::Write { file, bufs, done, .. } => {
                 drop(file);
                 quietly(|| drop(bufs));
@@ -238,12 +239,12 @@ impl Op {
         }
     }
 
-    /// Gives up the memory the kernel might still use: it is never freed.
+    /// Leaks the memory that the kernel might still use.
     pub(super) fn leak_buffers(&mut self) {
         match self {
             Self::Read { buf, .. } => mem::forget(mem::take(buf)),
             Self::Write { bufs, .. } => mem::forget(mem::take(bufs)),
-            Self::Advance { .. } | Self::Sync { .. } => {}
+            Self::ReadAhead { .. } | Self::Sync { .. } => {}
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Choosing the world a store lives in.
+//! Chooses the backend of a store.
 //!
-//! io_uring where it is allowed, and never silence where it is not: container runtimes' default profiles forbid it, so the
-//! reason for a fallback is handed back as text, to be shown to whoever asks.
+//! Uses io_uring where the system allows it. The default profiles of container runtimes forbid it, so a fallback
+//! returns its reason as text for the store to report.
 
 use std::env;
 use std::io;
@@ -11,45 +11,47 @@ use super::Io;
 use super::threads::ThreadsIo;
 use super::uring::{DEFAULT_ENTRIES, UringIo};
 
-/// Overrides [`EngineChoice::Auto`]: `uring` or `threads`. The builder's explicit choice is stronger.
+/// Overrides [`EngineChoice::Auto`] with `uring` or `threads`. An explicit choice by the builder takes precedence.
 const OVERRIDE: &str = "RINGCASK_ENGINE";
 
-/// Who carries out the I/O.
+/// The engine that carries out the I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EngineChoice {
-    /// io_uring where this machine lets us use it, blocking calls on threads otherwise. The environment variable
-    /// `RINGCASK_ENGINE` (`uring` or `threads`) overrides it.
+    /// io_uring if the system supports and permits it, otherwise blocking calls on threads (default). The environment
+    /// variable `RINGCASK_ENGINE` (`uring` or `threads`) overrides this value.
     #[default]
     Auto,
-    /// io_uring (Linux 6.1 or later), or an error if it is not to be had.
+    /// io_uring (Linux 6.1 or later). Opening the store fails if io_uring is unavailable.
     Uring,
     /// Blocking calls on the store's own threads.
     Threads,
 }
 
-/// How the engine [`Uring`](EngineChoice::Uring) makes appends and syncs. Reads go to a ring either way.
+/// How the engine [`Uring`](EngineChoice::Uring) carries out appends and syncs. Reads use a ring in both cases.
 ///
-/// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
-/// On the machine of `benches/RESULTS.md` these wake-ups cost more than what overlapping gains, at every number of writers.
-/// Where wake-ups are cheap and the disk is fast the other path may win: measure.
+/// On ext4, buffered writes and syncs never complete within `io_uring_enter`: the kernel hands each to a worker thread.
+/// These wake-ups usually cost more than the overlap gains. Where wake-ups are cheap and the disk is fast,
+/// [`Ring`](Self::Ring) may be faster; measure it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WritePath {
-    /// The commit thread makes the calls itself.
+    /// The commit thread makes the system calls itself (default).
     #[default]
     Thread,
-    /// The commit thread's ring: a group is told of its sync while the next one's is under way.
+    /// The commit thread submits to its ring. The next group's sync can run while this group's writers are notified.
     Ring,
 }
 
-/// A world, and why it is not io_uring if that was tried first.
+/// An opened backend and, if [`EngineChoice::Auto`] fell back to threads, the reason.
 pub type OpenedBackend = (Arc<dyn Io>, Option<String>);
 
-/// Opens the world of `choice`.
+/// Opens the backend that `choice` selects.
 ///
 /// # Errors
-/// If io_uring is demanded and refused (the message says why), or the environment names an engine that does not exist.
+///
+/// If io_uring is required but refused (the message gives the reason), or the environment variable names an unknown
+/// engine.
 pub fn open_backend(choice: EngineChoice, write_path: WritePath) -> io::Result<OpenedBackend> {
     let named = if choice == EngineChoice::Auto { env::var_os(OVERRIDE) } else { None };
     let choice = match &named {
@@ -66,7 +68,7 @@ fn choice_named(name: &str) -> io::Result<EngineChoice> {
         "threads" => Ok(EngineChoice::Threads),
         other => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{OVERRIDE} is {other:?}, which is none of uring, threads, auto"),
+            format!("{OVERRIDE} is {other:?}, expected uring, threads or auto"),
         )),
     }
 }
@@ -76,7 +78,7 @@ fn open(choice: EngineChoice, uring: impl FnOnce() -> io::Result<UringIo>) -> io
         EngineChoice::Threads => Ok((Arc::new(ThreadsIo::new()), None)),
         EngineChoice::Uring => Ok((Arc::new(uring()?), None)),
         EngineChoice::Auto => match uring() {
-            Ok(world) => Ok((Arc::new(world), None)),
+            Ok(backend) => Ok((Arc::new(backend), None)),
             Err(reason) => Ok((Arc::new(ThreadsIo::new()), Some(reason.to_string()))),
         },
     }
@@ -88,20 +90,20 @@ mod tests {
     use crate::io::IoKind;
 
     fn refused() -> io::Result<UringIo> {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "forbidden here"))
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "forbidden"))
     }
 
     #[test]
-    fn a_refusal_falls_back_with_its_reason_unless_rings_are_demanded() {
-        let (world, reason) = open(EngineChoice::Auto, refused).unwrap();
-        assert_eq!((world.kind(), reason.as_deref()), (IoKind::Threads, Some("forbidden here")));
+    fn a_refused_ring_falls_back_with_its_reason_unless_required() {
+        let (backend, reason) = open(EngineChoice::Auto, refused).unwrap();
+        assert_eq!((backend.kind(), reason.as_deref()), (IoKind::Threads, Some("forbidden")));
         assert_eq!(open(EngineChoice::Uring, refused).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        let (world, reason) = open(EngineChoice::Threads, refused).unwrap();
-        assert_eq!((world.kind(), reason), (IoKind::Threads, None));
+        let (backend, reason) = open(EngineChoice::Threads, refused).unwrap();
+        assert_eq!((backend.kind(), reason), (IoKind::Threads, None));
     }
 
     #[test]
-    fn the_environment_names_engines_and_nothing_else() {
+    fn the_environment_variable_accepts_engine_names_only() {
         assert_eq!(choice_named("uring").unwrap(), EngineChoice::Uring);
         assert_eq!(choice_named("threads").unwrap(), EngineChoice::Threads);
         assert_eq!(choice_named("").unwrap(), EngineChoice::Auto);

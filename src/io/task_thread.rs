@@ -1,11 +1,11 @@
-//! The engine's own threads: one task each, its timers, its doorbell, and its end.
+//! Threads that run the store's tasks: one task per thread, with its timers and its end.
 //!
-//! Both real worlds run their tasks here; they differ in the [`Reactor`], which says how a thread sleeps and what it
-//! does with finished operations. No executor, no run queue: a thread has one task.
+//! Both real backends run their tasks here. They differ in the [`Reactor`], which defines how a thread sleeps and how
+//! it delivers finished operations. There is no executor and no run queue, because a thread has exactly one task.
 //!
 //! # Failure
 //!
-//! A panic of the task ends its thread, after its operations in flight have come back.
+//! A panic of the task ends its thread, after the operations in flight have completed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,10 +26,10 @@ use super::fork::{block_signals, fork_generation};
 use super::op::{Completer, OpHandle, quietly, slot};
 use super::{OpFuture, Priority, Task, advice};
 
-/// How often [`block_until`] asks again without being unparked.
+/// Interval at which [`block_until`] checks without being unparked.
 const BLOCK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The sleeps of one thread's task, in the order they end; equal ends in the order they were asked for.
+/// The pending sleeps of one thread's task, ordered by deadline and then by creation.
 #[derive(Default)]
 pub(super) struct Timers {
     pending: Mutex<BTreeMap<(Instant, u64), Completer<()>>>,
@@ -56,7 +56,7 @@ impl Timers {
     }
 }
 
-/// A sleep; dropping it forgets the timer.
+/// A pending sleep. Dropping it removes the timer.
 struct TimerSleep {
     timers: Arc<Timers>,
     key: (Instant, u64),
@@ -67,7 +67,7 @@ impl Future for TimerSleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // A task whose operations are all ready at once polls this many times before its thread looks at the timers.
+        // A task whose operations are always ready at once polls in a loop, and its thread never fires the timers.
         let now = Instant::now();
         if self.key.0 <= now {
             self.timers.fire(now);
@@ -83,8 +83,8 @@ impl Drop for TimerSleep {
     }
 }
 
-/// Ready after `duration`, in the thread's own task. On any other thread there is nobody to keep the time, and the first
-/// poll blocks instead.
+/// Completes after `duration` when called in a thread's own task. Other threads have no timers, so there the first poll
+/// blocks instead.
 pub(super) fn sleep(duration: Duration) -> OpFuture<()> {
     let Some(deadline) = Instant::now().checked_add(duration) else { return Box::pin(std::future::pending()) };
     let timers = CURRENT.with_borrow(|current| current.as_ref().map(|current| Arc::clone(&current.timers)));
@@ -103,11 +103,11 @@ struct ThreadContext {
 }
 
 thread_local! {
-    /// Set on the threads of a world, for their whole life.
+    /// Set for the whole life of a backend's thread.
     static CURRENT: RefCell<Option<ThreadContext>> = const { RefCell::new(None) };
 }
 
-/// Tells the worlds of a process apart.
+/// Identifies a backend within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BackendId(u64);
 
@@ -117,12 +117,12 @@ impl BackendId {
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Whether the calling thread is one of this world's own.
+    /// Whether the calling thread belongs to this backend.
     pub(super) fn owns_this_thread(self) -> bool {
         CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.backend == self))
     }
 
-    /// Makes the calling thread one of this world's own.
+    /// Makes the calling thread one of this backend's threads.
     pub(super) fn adopt_this_thread(self) -> Arc<Timers> {
         block_signals();
         let timers = Arc::new(Timers::default());
@@ -131,7 +131,7 @@ impl BackendId {
     }
 }
 
-/// [`super::Io::block_until`] of the real worlds.
+/// [`super::Io::block_until`] for the real backends.
 pub(super) fn block_until(backend: BackendId, done: &dyn Fn() -> bool) {
     if backend.owns_this_thread() {
         return;
@@ -143,20 +143,20 @@ pub(super) fn block_until(backend: BackendId, done: &dyn Fn() -> bool) {
 
 /// What a thread does besides polling its task.
 pub(super) trait Reactor {
-    /// What wakes the thread.
+    /// The doorbell that wakes the thread.
     fn doorbell(&self) -> &Arc<Doorbell>;
 
-    /// Hands out the results that are there. No system call.
+    /// Delivers the available results. Makes no system call.
     fn deliver(&mut self);
 
-    /// Gives the kernel what the task started. Does not wait.
+    /// Submits to the kernel what the task has started. Does not wait.
     fn submit(&mut self);
 
-    /// Does what [`Reactor::submit`] does and sleeps until the doorbell is rung, a result is there or `timeout` is over;
-    /// may return early.
+    /// Does what [`Reactor::submit`] does, then sleeps until the doorbell is notified, a result arrives or `timeout`
+    /// has passed. May return early.
     fn sleep(&mut self, timeout: Option<Duration>);
 
-    /// Waits for everything in flight and lets go of it. The task is gone.
+    /// Waits for all operations in flight and releases their resources. Called after the task has been dropped.
     fn finish(&mut self);
 }
 
@@ -185,13 +185,13 @@ impl Reactor for ParkReactor {
     fn finish(&mut self) {}
 }
 
-/// Polls `task` to its end.
+/// Polls `task` to completion.
 fn drive(task: &mut Task, reactor: &mut impl Reactor, timers: &Timers) {
     let doorbell = Arc::clone(reactor.doorbell());
     let waker = Waker::from(Arc::clone(&doorbell));
     let mut cx = Context::from_waker(&waker);
     loop {
-        doorbell.answer();
+        doorbell.acknowledge();
         if task.as_mut().poll(&mut cx).is_ready() {
             return;
         }
@@ -199,8 +199,8 @@ fn drive(task: &mut Task, reactor: &mut impl Reactor, timers: &Timers) {
             reactor.deliver();
             let now = Instant::now();
             timers.fire(now);
-            if doorbell.is_rung() {
-                // A task that always has something to do must not keep from the kernel what it started.
+            if doorbell.is_notified() {
+                // A task that is always ready must not delay the submission of what it started.
                 reactor.submit();
                 break;
             }
@@ -209,14 +209,14 @@ fn drive(task: &mut Task, reactor: &mut impl Reactor, timers: &Timers) {
     }
 }
 
-/// A started thread.
+/// A running task thread.
 pub(super) struct TaskThread {
     handle: JoinHandle<()>,
     task_over: Arc<AtomicBool>,
 }
 
 impl TaskThread {
-    /// Starts a thread that sets up its reactor and runs `task`; an error of the setup is returned here.
+    /// Starts a thread that sets up its reactor and runs `task`. Returns an error of the setup.
     pub(super) fn start<R: Reactor>(
         backend: BackendId,
         name: &str,
@@ -229,11 +229,11 @@ impl TaskThread {
         let over = Arc::clone(&task_over);
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let timers = backend.adopt_this_thread();
-            // Before the set-up: the kernel's workers of a ring inherit it.
+            // Before the setup: the kernel workers of a ring inherit the priority.
             advice::take_priority(priority);
             match setup() {
                 Ok(reactor) => {
-                    // Its receiver is waiting.
+                    // The receiver is waiting.
                     let _ = report.send(Ok(()));
                     run(task, reactor, &timers, &over);
                 }
@@ -243,20 +243,20 @@ impl TaskThread {
         match setup_result.recv() {
             Ok(Ok(())) => Ok(Self { handle, task_over }),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::other("the thread ended before it began")),
+            Err(_) => Err(io::Error::other("the task thread ended during its setup")),
         }
     }
 
-    /// Waits for the thread's end, unless this is that thread.
+    /// Waits for the thread to end, unless it is the calling thread.
     pub(super) fn join(self) {
         join_other(self.handle);
     }
 }
 
-/// Waits for a thread's end, unless it is the calling one (the last handle can be dropped by a waker, on any thread).
+/// Waits for a thread to end, unless it is the calling thread: a waker may drop the last handle on any thread.
 pub(super) fn join_other(handle: JoinHandle<()>) {
     if handle.thread().id() != thread::current().id() {
-        // Its panic was caught; what is left is that it ended.
+        // The thread catches panics, so the result carries no information.
         let _ = handle.join();
     }
 }
@@ -264,7 +264,7 @@ pub(super) fn join_other(handle: JoinHandle<()>) {
 fn run(mut task: Task, mut reactor: impl Reactor, timers: &Timers, task_over: &AtomicBool) {
     let ended = catch_unwind(AssertUnwindSafe(|| drive(&mut task, &mut reactor, timers)));
     task_over.store(true, Ordering::Release);
-    // The task's own guards tell others of its end. They run here, while operations still work.
+    // The task's drop guards report its end. They run here, while operations still work.
     quietly(|| drop(task));
     quietly(|| reactor.finish());
     if let Err(payload) = ended {
@@ -272,10 +272,10 @@ fn run(mut task: Task, mut reactor: impl Reactor, timers: &Timers, task_over: &A
     }
 }
 
-/// The threads of a world's tasks.
+/// The task threads of a backend.
 ///
-/// Dropped without [`TaskThreads::dismiss`] it does nothing at all: in a forked child these threads do not exist, and even
-/// detaching them would touch what is no longer theirs.
+/// Dropping it without calling [`TaskThreads::dismiss`] does nothing: in a forked child the threads do not exist, and
+/// even detaching them would touch memory that belongs to the parent's threads.
 #[derive(Default)]
 pub(super) struct TaskThreads(Mutex<ManuallyDrop<Vec<TaskThread>>>);
 
@@ -290,7 +290,7 @@ impl TaskThreads {
         threads.push(thread);
     }
 
-    /// Waits for the threads whose task is over and which only clean up; a task that still runs is left alone.
+    /// Joins the threads whose task is over and which only clean up. Does not touch threads whose task still runs.
     pub(super) fn dismiss(&self) {
         let threads = mem::take(&mut **self.lock());
         for thread in threads {
@@ -301,7 +301,7 @@ impl TaskThreads {
     }
 }
 
-/// Whether a world made in fork generation `generation` may still use its threads: in a forked child they do not exist.
+/// Whether a backend created in fork generation `generation` still has its threads. In a forked child it has none.
 pub(super) fn has_threads(generation: u64) -> bool {
     fork_generation() == generation
 }

@@ -1,18 +1,18 @@
-//! The world without io_uring: blocking system calls on the engine's own threads.
+//! The thread backend: blocking system calls on the store's own threads.
 //!
-//! An operation made on the thread of a task is carried out there and then, so its future is ready at once: the task has
-//! nothing better to do than to wait, and no hop to another thread is faster than none. From any other thread (a
-//! caller's read that missed the page cache) it goes to a pool of two threads, started when the first one comes.
+//! An operation started on a task's thread runs there at once, so its future is ready immediately. The task would only
+//! wait for it, and running it in place avoids a switch to another thread. An operation started on any other thread (a
+//! caller's read that missed the page cache) goes to a pool of two threads. The first such operation starts the pool.
 //!
 //! # Concurrency
 //!
-//! The pool's queue is one mutex and a condition variable. Its length is bounded by its callers, each of which waits for
-//! what it put there.
+//! The pool's queue is one mutex and one condition variable. The number of callers bounds its length, because each
+//! caller waits for its operation.
 //!
 //! # Failure
 //!
-//! Where not one pool thread can be started, the caller's thread carries out its operation itself. The pool finishes
-//! what is queued before the world's last handle (the world itself, a directory or a file) is gone.
+//! If no pool thread can be started, the caller's thread runs the operation itself. The pool finishes the queued
+//! operations before the backend's last handle (the backend, a directory or a file) is dropped.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,15 +28,15 @@ use super::os::{self, Dispatch};
 use super::task_thread::{self, BackendId, ParkReactor, TaskThread, TaskThreads};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
-/// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
+/// Pool threads for callers' operations. More threads do not make one disk faster, and each costs a stack.
 const POOL_THREADS: usize = 2;
 
-/// The world without io_uring.
+/// The backend without io_uring.
 #[derive(Debug)]
 pub struct ThreadsIo(Arc<ThreadsShared>);
 
 impl ThreadsIo {
-    /// A world that has no threads yet.
+    /// Creates a backend. It has no threads yet.
     #[must_use]
     pub fn new() -> Self {
         fork::watch();
@@ -65,7 +65,7 @@ impl Io for ThreadsIo {
         false
     }
 
-    /// The threads of the pool are few, and each waits for its own.
+    /// False: the pool has few threads, and each blocks on its own operation.
     fn cached_reads_overtake(&self) -> bool {
         false
     }
@@ -101,7 +101,7 @@ impl Io for ThreadsIo {
     }
 }
 
-/// What the world, its directories and its files hold on to.
+/// The state shared by the backend, its directories and its files.
 struct ThreadsShared {
     backend: BackendId,
     fork_generation: u64,
@@ -195,7 +195,7 @@ impl ThreadPool {
         }
     }
 
-    /// Finishes what is queued and ends the threads.
+    /// Finishes the queued operations and ends the threads.
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;

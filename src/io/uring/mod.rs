@@ -428,7 +428,7 @@ impl Reactor for RingReactor {
                     return true;
                 }
                 if driver.is_idle() {
-                    self.doorbell.ring_eventfd();
+                    self.doorbell.notify_eventfd();
                 }
                 driver.wait(None);
                 false

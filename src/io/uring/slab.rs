@@ -41,7 +41,7 @@ impl OpInFlight {
                     }
                 }
             }
-            Op::Advance { .. } | Op::Sync { .. } => {}
+            Op::ReadAhead { .. } | Op::Sync { .. } => {}
         }
         in_flight.asked_len = u32::try_from(MAX_IO_BYTES - room).unwrap_or(u32::MAX);
         in_flight
@@ -56,7 +56,7 @@ impl OpInFlight {
                 read.rw_flags(flags.bits().cast_signed()).build()
             }
             // The kernel hands it to a worker: it may block there.
-            Op::Advance { file, offset, len } => {
+            Op::ReadAhead { file, offset, len } => {
                 opcode::Fadvise::new(types::Fd(file.raw_fd()), (*len).into(), libc::POSIX_FADV_WILLNEED)
                     .offset(*offset)
                     .build()
@@ -237,7 +237,7 @@ mod tests {
         let pieces: Vec<&[u8]> = match &in_flight.op {
             Op::Read { buf, .. } => vec![&buf[..]],
             Op::Write { bufs, .. } => bufs.iter().map(|buf| &buf[..]).collect(),
-            Op::Advance { .. } | Op::Sync { .. } => Vec::new(),
+            Op::ReadAhead { .. } | Op::Sync { .. } => Vec::new(),
         };
         let told = in_flight.pieces.iter().map(|piece| piece.iov_base as usize);
         let addresses: Vec<usize> = pieces.iter().map(|piece| piece.as_ptr() as usize).collect();
