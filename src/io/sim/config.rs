@@ -1,31 +1,31 @@
-//! The properties of a simulated world.
+//! The configuration of a simulated backend.
 
 use super::crash::DirOrder;
 
-/// The properties of a simulated world.
+/// The properties of a simulated backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SimConfig {
-    /// Decides everything that is open.
+    /// Seed of every random decision.
     pub seed: u64,
-    /// The unit that is persisted or not, independently of others; 512 by default. Not 0.
+    /// Bytes that are persisted or lost as a unit; 512 by default. Must not be 0.
     pub sector_bytes: usize,
     /// Which sets of directory operations survive a crash.
     pub dir_order: DirOrder,
-    /// How many of a hundred `read_nowait` calls find that they would have to wait.
+    /// Percentage of `read_nowait` calls that return `WouldBlock`.
     pub nowait_miss_percent: u8,
-    /// How many of a hundred reads and writes do only a part.
+    /// Percentage of reads and writes that are short.
     pub short_percent: u8,
-    /// How many of a hundred reads and writes are interrupted before they do anything.
+    /// Percentage of reads and writes that are interrupted before they have any effect.
     pub interrupt_percent: u8,
-    /// How many of a hundred reads, writes and syncs take up to 20 ms; others overtake them.
+    /// Percentage of reads, writes and syncs that take up to 20 ms, so that others overtake them.
     pub late_percent: u8,
-    /// Whether the file system can claim space in advance.
+    /// Whether the file system supports preallocation.
     pub allocate: bool,
-    /// What [`File::writes_in_place`](crate::io::File::writes_in_place) says.
+    /// The result of [`File::writes_in_place`](crate::io::File::writes_in_place).
     pub in_place: bool,
-    /// How many bytes the disk has; `None` for no limit.
+    /// Capacity of the disk in bytes; `None` for no limit.
     pub capacity_bytes: Option<u64>,
-    /// Whether events are kept for a [`Journal`].
+    /// Whether to record events for a [`Journal`](crate::sim::Journal).
     pub journal: bool,
 }
 

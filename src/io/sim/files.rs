@@ -120,14 +120,14 @@ impl File for SimFile {
         if !state.config.allocate {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        state.claim(self.ino, offset.saturating_add(len))
+        state.reserve_space(self.ino, offset.saturating_add(len))
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut state = self.change(OpClass::Truncate)?;
         let now = state.disk.inode(self.ino).map_or(0, |inode| inode.live.len() as u64);
         if len > now {
-            state.claim(self.ino, len)?;
+            state.reserve_space(self.ino, len)?;
         }
         state.set_charge(self.ino, len);
         state.record(DiskEvent::Truncated { ino: self.ino, len });

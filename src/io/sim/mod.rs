@@ -1,8 +1,8 @@
-//! A simulated world: a disk that forgets what was not synced, a clock, and a scheduler, all decided by one seed.
+//! A simulated backend: a disk that forgets what was not synced, a clock and a scheduler, all driven by one seed.
 //!
-//! [`SimWorld`] is an [`Io`] like the real ones, for tests of this crate and of code built on it. Nothing in it waits,
-//! no thread is started, and two runs with the same seed and the same calls are the same, step by step
-//! ([`SimWorld::trace_hash`] tells). It knows nothing of stores: it sees names and bytes.
+//! [`SimWorld`] is an [`Io`] for tests of this crate and of code built on it. It never waits and starts no threads. Two
+//! runs with the same seed and the same calls take the same steps, which [`SimWorld::trace_hash`] can confirm. The
+//! simulation knows nothing of stores: it sees names and bytes.
 //!
 //! ```
 //! # #![allow(clippy::unwrap_used)]
@@ -19,7 +19,7 @@
 //!     util::write_all(&*file, vec![" perhaps".into()], 4).await
 //! })?;
 //!
-//! // The power goes after the last step: whatever the disk is left with, the synced bytes are in it.
+//! The power fails after the last step. Every possible disk contains the synced bytes.
 //! let journal = world.journal();
 //! for image in journal.crash_images(journal.len(), 100, &mut Rng::new(1)) {
 //!     assert_eq!(&image.bytes("log").unwrap()[..4], b"kept");
@@ -29,18 +29,18 @@
 //!
 //! # What the disk may do
 //!
-//! - A crash leaves the synced data and any subset of the rest: see [`CrashPoint`] for what is undecided and how many
-//!   images are made of it. Holes hold zeros, ones, noise, what a truncation cut off there, or what another file had.
-//! - Concurrent operations complete in any order; a sync covers the writes whose completion had been delivered before
-//!   it was made, and no others.
-//! - Operations fail as scheduled ([`Fault`]) or, at the rates of [`SimConfig`], are short, interrupted or late. A failed sync
-//!   loses data for good, yet reads see it until the pages are dropped.
-//! - Space is limited by [`SimWorld::set_capacity`].
+//! - A crash leaves the synced data and any subset of the rest. [`CrashPoint`] defines what is undecided and how many
+//!   images result. Holes contain zeros, ones, noise, bytes that a truncation cut off there, or another file's bytes.
+//! - Concurrent operations complete in any order. A sync covers exactly the writes whose completion was delivered
+//!   before it started.
+//! - Operations fail as scheduled ([`Fault`]), or are short, interrupted or late at the rates of [`SimConfig`]. A
+//!   failed sync loses data for good, although reads see it until the pages are dropped.
+//! - [`SimWorld::set_capacity`] limits the space.
 //!
-//! # What it leaves out
+//! # What the simulation omits
 //!
-//! Hard links and sub-directories as files, permissions, file systems that lose data that was synced (but see
-//! [`FaultKind::SyncLie`]), and a crash in the middle of a directory operation: those are atomic.
+//! Hard links, subdirectories as entries to open, permissions, and file systems that lose synced data (but see
+//! [`FaultKind::SyncLie`]). Directory operations are atomic: there is no crash in the middle of one.
 
 mod config;
 mod crash;
@@ -75,49 +75,49 @@ use state::{SimShared, SimState, errno, nanos};
 pub use steps::{Step, StepKind};
 use tasks::Timer;
 
-/// When simulated time began: 2026-01-01, 00:00 UTC.
+/// The simulated clock starts at 2026-01-01, 00:00 UTC.
 const WALL_START: Duration = Duration::from_secs(1_767_225_600);
 
-/// A handle of a simulated world; clones are the same world.
+/// A handle of a simulated backend. Clones refer to the same backend.
 #[derive(Clone)]
 pub struct SimWorld {
     shared: Arc<SimShared>,
 }
 
 impl SimWorld {
-    /// A world with an empty disk.
+    /// Creates a backend with an empty disk.
     #[must_use]
     pub fn new(config: SimConfig) -> Self {
         Self::from_image(Image::new(), config)
     }
 
-    /// A world whose disk holds `image`, all of it durable. No lock is held in it.
+    /// Creates a backend whose disk contains `image`, all of it durable. No lock is held.
     #[must_use]
     pub fn from_image(image: Image, mut config: SimConfig) -> Self {
         config.sector_bytes = config.sector_bytes.max(1);
         Self { shared: SimShared::new(SimState::new(image, config)) }
     }
 
-    /// How many steps there have been that can matter to a crash: what was acknowledged at step *n* must be found after
+    /// The number of steps so far that can matter to a crash. What was acknowledged at step *n* must be found after
     /// every crash at step *n* or later.
     #[must_use]
     pub fn step(&self) -> usize {
         self.shared.lock().step
     }
 
-    /// The steps so far. Empty without [`SimConfig::journal`].
+    /// The steps so far. Empty if [`SimConfig::journal`] is off.
     #[must_use]
     pub fn journal(&self) -> Journal {
         self.shared.lock().journal()
     }
 
-    /// The steps so far, without copying them; none are kept from here on.
+    /// Takes the steps so far without copying them. No further steps are recorded.
     #[must_use]
     pub fn take_journal(&self) -> Journal {
         self.shared.lock().take_journal()
     }
 
-    /// What a power cut right now may leave, at most `budget` images of it. Needs no journal.
+    /// Images that a power failure at this moment may leave, at most `budget` of them. Does not need the journal.
     #[must_use]
     pub fn crash_images(&self, budget: usize, rng: &mut Rng) -> Vec<Image> {
         let state = self.shared.lock();
@@ -126,13 +126,13 @@ impl SimWorld {
         point.sample(budget, rng).map(|number| point.image(number, seed)).collect()
     }
 
-    /// What a kill of the process right now leaves; see [`Journal::kill_image`].
+    /// The image that a kill of the process at this moment leaves; see [`Journal::kill_image`].
     #[must_use]
     pub fn kill_image(&self, rng: &mut Rng) -> Image {
         crash::kill_image(&self.shared.lock().disk, rng)
     }
 
-    /// What reads see: what an orderly end of the machine leaves.
+    /// The live contents: what an orderly shutdown of the machine leaves.
     #[must_use]
     pub fn image(&self) -> Image {
         crash::live_image(&self.shared.lock().disk)
@@ -148,30 +148,31 @@ impl SimWorld {
         self.shared.lock().faults.clear();
     }
 
-    /// How many operations of `class` there have been.
+    /// The number of operations of `class` so far.
     #[must_use]
     pub fn op_count(&self, class: OpClass) -> u64 {
         self.shared.lock().faults.count(class)
     }
 
-    /// How many operations have met a scheduled fault.
+    /// The number of operations that met a scheduled fault.
     #[must_use]
     pub fn fault_count(&self) -> u64 {
         self.shared.lock().faults.injected()
     }
 
-    /// Gives the disk `bytes` in all, or no limit. It may be less than what is used: then nothing more can be claimed.
+    /// Sets the capacity of the disk, or removes the limit. If it is below the used space, no more space can be
+    /// reserved.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.shared.lock().capacity = bytes;
     }
 
-    /// How much of the disk is used, including space that was claimed in advance.
+    /// The used bytes of the disk, including preallocated space.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.shared.lock().used()
     }
 
-    /// Sets the wall clock, forwards or backwards; it goes on from there. Monotonic time is not touched.
+    /// Sets the wall clock, forwards or backwards. It continues from there. Monotonic time is unaffected.
     pub fn set_wall_clock(&self, time: SystemTime) {
         let mut state = self.shared.lock();
         let since = match time.duration_since(UNIX_EPOCH + WALL_START) {
@@ -181,43 +182,47 @@ impl SimWorld {
         state.wall_offset_ns = since - i128::from(state.now_ns);
     }
 
-    /// What tasks of the world died of. A test should end by finding this empty.
+    /// The panic messages of tasks. A test should end by checking that there are none.
     #[must_use]
     pub fn panics(&self) -> Vec<String> {
         self.shared.lock().panics.clone()
     }
 
-    /// A number that is the same for two runs that made the same choices and left the same disk.
+    /// A hash that is equal for two runs that made the same decisions and left the same disk.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         let state = self.shared.lock();
         rng::scramble(state.trace ^ crash::live_image(&state.disk).hash() ^ state.now_ns)
     }
 
-    /// Drives `future` and every task of the world until `future` is ready.
+    /// Runs all tasks until `future` is ready.
     ///
     /// # Panics
-    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer expires within a
-    /// simulated day), if others are busy without end and get it nowhere ("spinning"), or if another call drives the world already. A panic of `future` goes
-    /// through; a panic of a task does not, see [`panics`](Self::panics).
+    ///
+    /// - "deadlock": `future` cannot become ready, because no task is awake, nothing is in flight and no timer expires
+    ///   within a simulated day.
+    /// - "spinning": tasks stay busy without ever making `future` ready.
+    /// - Another call is already running this backend.
+    ///
+    /// A panic of `future` propagates. A panic of a task does not; see [`panics`](Self::panics).
     pub fn run_until<F: Future>(&self, future: F) -> F::Output {
         self.shared.run_until(future)
     }
 
-    /// Drives the tasks of the world until none is awake, nothing is in flight and no timer expires within `limit` of
-    /// simulated time.
+    /// Runs all tasks until none is awake, nothing is in flight and no timer expires within `limit` of simulated time.
     ///
     /// # Panics
-    /// If another call drives the world already.
+    ///
+    /// If another call is already running this backend.
     pub fn run_to_idle(&self, limit: Duration) {
         self.shared.run_to_idle(limit);
     }
 
-    /// The power goes: every task of the engine is dropped where it is, every operation in flight and every later one
-    /// fails with `EIO`, and nothing more happens to the disk.
+    /// Switches the power off: drops every task, fails every operation in flight and every later one with `EIO`, and
+    /// leaves the disk as it is.
     ///
-    /// Tasks hold the world that holds them; without this call a world that was not run to the end of its tasks is
-    /// never freed.
+    /// Tasks and their backend refer to each other. A backend whose tasks have not all ended is never freed without
+    /// this call.
     pub fn shutdown(&self) {
         self.shared.shutdown();
     }
@@ -290,8 +295,8 @@ impl Io for SimWorld {
         Ok(self.shared.lock().entropy.next_u64())
     }
 
-    /// Drives the world until `done`, or until nothing more happens in a simulated minute; returns at once inside a
-    /// task, or inside [`run_until`](SimWorld::run_until).
+    /// Runs all tasks until `done` returns true, or until nothing more happens within a simulated minute. Returns at
+    /// once inside a task or inside [`run_until`](SimWorld::run_until).
     fn block_until(&self, done: &dyn Fn() -> bool) {
         let Some(_driving) = self.shared.drive() else { return };
         let horizon_ns = self.shared.lock().now_ns.saturating_add(60_000_000_000);

@@ -1,6 +1,6 @@
-//! Everything a world knows, behind one lock, and what an operation does to it when the scheduler lets it happen.
+//! The state of a simulated backend behind one lock, and the effect of each operation on it.
 //!
-//! No waker is called and no task is dropped while the lock is held: both may lead back here.
+//! The lock is never held while a waker is called or a task is dropped, because both may call back into this module.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,22 +39,22 @@ pub(super) struct SimState {
     initial: Image,
     events: Option<Vec<DiskEvent>>,
     pub(super) step: usize,
-    /// Every choice of the world.
+    /// Source of all scheduling decisions.
     pub(super) rng: Rng,
-    /// What the engine is given as randomness; apart, so that the engine's use of it does not move the schedule.
+    /// Source of the store's random numbers. Separate, so that drawing them does not change the schedule.
     pub(super) entropy: Rng,
     pub(super) faults: FaultSchedule,
     pub(super) capacity: Option<u64>,
-    /// Space taken by each inode, including what is claimed beyond its end.
+    /// Bytes used by each inode, including space preallocated beyond its end.
     charges: Vec<u64>,
     used: u64,
     ops: Vec<Option<SimOp>>,
     free_ops: Vec<usize>,
     /// Slots of the operations that the scheduler may complete.
     pub(super) in_flight: Vec<usize>,
-    /// Slots of those that it may not complete before a time.
+    /// Slots of the operations that may not complete before the given time.
     late: Vec<(u64, usize)>,
-    /// Writes whose completion nobody has been told of.
+    /// Writes whose completion has not been delivered.
     undelivered: Vec<OpId>,
     next_op: OpId,
     pub(super) timers: Vec<Timer>,
@@ -69,7 +69,7 @@ pub(super) struct SimState {
     pub(super) running: bool,
 }
 
-/// An operation between the call that made it and the poll that takes its result.
+/// An operation from the call that started it to the poll that takes its result.
 struct SimOp {
     id: OpId,
     ino: Ino,
@@ -87,7 +87,7 @@ enum SimOpKind {
     Finished,
 }
 
-/// The result of an operation, whichever it was.
+/// The result of an operation of any kind.
 pub(super) enum SimOpResult {
     Read(ReadDone),
     Write(io::Result<usize>),
@@ -139,7 +139,7 @@ impl SimState {
         }
     }
 
-    /// Does `event` to the disk and writes it down.
+    /// Applies `event` to the disk and records it.
     pub(super) fn record(&mut self, event: DiskEvent) {
         self.disk.apply(&event, self.config.sector_bytes);
         self.step += 1;
@@ -194,14 +194,14 @@ impl SimState {
         }
     }
 
-    /// How far `ino` can reach with the space there is, if it is to reach `end`.
+    /// How far a file can extend towards `end` with the free space.
     fn reachable(&self, ino: Ino, end: u64) -> u64 {
         let free = self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used));
         end.min(self.charge_of(ino).saturating_add(free))
     }
 
-    /// Claims space up to `end`, all or nothing.
-    pub(super) fn claim(&mut self, ino: Ino, end: u64) -> io::Result<()> {
+    /// Reserves space up to `end`, all or nothing.
+    pub(super) fn reserve_space(&mut self, ino: Ino, end: u64) -> io::Result<()> {
         if self.reachable(ino, end) < end {
             return Err(errno(libc::ENOSPC));
         }
@@ -236,7 +236,7 @@ impl SimState {
         slot
     }
 
-    /// Lets the scheduler complete the late operations whose time has come; says when that of the next one comes.
+    /// Makes late operations that are due available to the scheduler. Returns the due time of the next one.
     pub(super) fn release_late(&mut self) -> Option<u64> {
         let now_ns = self.now_ns;
         let due = self.late.extract_if(.., |(due_ns, _)| *due_ns <= now_ns).map(|(_, slot)| slot);
@@ -244,7 +244,7 @@ impl SimState {
         self.late.iter().map(|(due_ns, _)| *due_ns).min()
     }
 
-    /// The scheduled fault of an operation of `class`, or one of those that may come at any time.
+    /// The scheduled fault of an operation of `class`, or a random one at the configured rates.
     fn fault_for(&mut self, class: OpClass, len: usize) -> Option<FaultKind> {
         self.faults.next(class).or_else(|| {
             if self.rng.percent(self.config.interrupt_percent) {
@@ -296,7 +296,7 @@ impl SimState {
         slot
     }
 
-    /// Carries out the operation in `slot`; returns who waits for it.
+    /// Carries out the operation in `slot`. Returns the waker of its future.
     pub(super) fn complete(&mut self, slot: usize) -> Option<Waker> {
         let op = self.ops.get_mut(slot)?.as_mut()?;
         let kind = std::mem::replace(&mut op.kind, SimOpKind::Finished);
@@ -328,7 +328,7 @@ impl SimState {
         op.waker.take()
     }
 
-    /// What reads see, with the faults of a read.
+    /// Reads the live contents, subject to the fault.
     pub(super) fn read(
         &mut self,
         ino: Ino,
@@ -359,7 +359,7 @@ impl SimState {
         Ok(count)
     }
 
-    /// Another place to read from: in another file, or some sectors away in the same.
+    /// Another place to read from: in another file, or some sectors away in the same file.
     fn elsewhere(&mut self, ino: Ino, offset: u64) -> (Ino, u64) {
         let other = self.rng.below(self.disk.next_ino());
         if other != ino {
@@ -369,7 +369,7 @@ impl SimState {
         (ino, offset.checked_sub(away).unwrap_or(offset + away))
     }
 
-    /// How much of a write is done, and what its caller is told.
+    /// Returns how many bytes a write applies, and the result for its caller.
     fn write(&mut self, ino: Ino, len: usize, offset: u64, fault: Option<FaultKind>) -> (usize, io::Result<usize>) {
         let (wanted, error) = match fault {
             Some(FaultKind::Errno(code @ (libc::EIO | libc::ENOMEM))) => (self.rng.below(len + 1), Some(code)),
@@ -422,7 +422,7 @@ impl SimState {
         Poll::Ready(done)
     }
 
-    /// The future is gone: the operation runs to its end without it.
+    /// The future was dropped: the operation completes without it.
     pub(super) fn abandon(&mut self, slot: usize) {
         let Some(Some(op)) = self.ops.get_mut(slot) else { return };
         if op.done.is_some() {
@@ -435,7 +435,7 @@ impl SimState {
         }
     }
 
-    /// Fails what is on its way, for want of power; returns who waits for it.
+    /// Fails all operations in flight because the power is off. Returns the wakers of their futures.
     pub(super) fn finish_all(&mut self) -> Vec<Waker> {
         let slots = std::mem::take(&mut self.in_flight);
         let late = std::mem::take(&mut self.late).into_iter().map(|(_, slot)| slot);
@@ -468,7 +468,7 @@ impl SimState {
         }
     }
 
-    /// For the dump of a world that is stuck.
+    /// For the state dump of a stuck simulation.
     pub(super) fn op_count_in_flight(&self) -> usize {
         self.in_flight.len() + self.late.len()
     }

@@ -1,33 +1,33 @@
-//! The world of io_uring: a ring per engine thread.
+//! The io_uring backend: one ring per store thread.
 //!
 //! | module | job |
 //! |---|---|
-//! | `ring` | setting rings up, and finding out whether one may |
-//! | `slab` | who owns what the kernel uses, until its completion |
-//! | `driver` | one ring: in, submit, wait, out |
-//! | this one | whose ring an operation goes to, and how a thread with a ring sleeps |
+//! | `ring` | creates rings, and probes whether the system permits them |
+//! | `slab` | owns everything the kernel uses until its completion |
+//! | `driver` | one ring: accepts operations, submits, waits, reaps completions |
+//! | this one | assigns operations to rings; puts a thread with a ring to sleep |
 //!
-//! # Whose ring
+//! # Which ring an operation uses
 //!
-//! A ring lives and dies in a thread of ours: the kernel cancels what a thread has in flight when it exits, and callers'
-//! threads exit when they like. So an operation made in a task goes to that task's thread's ring, and one made on any
-//! other thread (a caller's read that missed the page cache) goes through an inbox to the ring of one read thread, which
-//! starts with the first such operation.
+//! Rings belong to the store's own threads. The kernel cancels a thread's operations when the thread exits, and
+//! callers' threads may exit at any time. An operation started by a task therefore goes to the ring of the task's
+//! thread. One started on any other thread (a caller's read that missed the page cache) goes through an inbox to the
+//! ring of the read thread. The first such operation starts that thread.
 //!
-//! Writes and syncs are an exception by default ([`WritePath`]): the kernel completes neither within `io_uring_enter`, and
-//! handing them to its worker threads costs two wake-ups more than making the call does.
+//! By default ([`WritePath`]), a task's writes and syncs bypass the ring: the kernel completes neither within
+//! `io_uring_enter`, and handing them to its worker threads costs two wake-ups more than the system call.
 //!
 //! # How a thread sleeps
 //!
-//! With nothing in flight it parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's eventfd armed
-//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see `io/doorbell.rs`), and write
-//! to the eventfd only if the thread sleeps in the kernel. Nothing spins.
+//! With nothing in flight, the thread parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's
+//! eventfd armed, so that a wake-up by another thread is an ordinary completion. The doorbell knows how the thread
+//! sleeps (see `io/doorbell.rs`) and writes to the eventfd only if the thread sleeps in the kernel. No thread spins.
 //!
 //! # Failure
 //!
-//! Where the read thread cannot be started, its operations block the thread that made them. A ring that fails fails its
-//! operations (see `driver`). A thread whose task is over, or has panicked, waits for everything in flight before its ring
-//! and the buffers go.
+//! If the read thread cannot be started, each of its operations blocks the thread that started it. If a ring fails, all
+//! its operations fail (see `driver`). A thread whose task has ended or panicked waits for everything in flight before
+//! it drops its ring and the buffers.
 
 mod driver;
 mod ring;
@@ -56,26 +56,28 @@ use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
 pub(super) use ring::probe;
 
-/// Submission entries of a ring, if nothing else is asked for. What exceeds it waits in user space.
+/// Default number of submission entries of a ring. Further operations wait in user space.
 pub const DEFAULT_ENTRIES: u32 = 64;
 
-/// The world of io_uring.
+/// The io_uring backend.
 #[derive(Debug)]
 pub struct UringIo(Arc<UringShared>);
 
 impl UringIo {
-    /// A world whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
+    /// Creates a backend whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
     ///
     /// # Errors
-    /// If this machine does not let us have rings; the message says why.
+    ///
+    /// If the system does not permit rings. The message gives the reason.
     pub fn new(entries: u32) -> io::Result<Self> {
         Self::with_write_path(entries, WritePath::default())
     }
 
-    /// As [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
+    /// Like [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    ///
+    /// As for [`new`](Self::new).
     pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;
@@ -119,7 +121,7 @@ impl Io for UringIo {
 
     fn together(&self, start: &mut dyn FnMut()) {
         if self.0.backend.owns_this_thread() {
-            // They wait for the task's next flush as it is.
+            // The task's next flush submits them together anyway.
             return start();
         }
         let ops = HeldOps::collect(start);
@@ -153,7 +155,7 @@ impl Io for UringIo {
     }
 }
 
-/// What the world, its directories and its files hold on to.
+/// The state shared by the backend, its directories and its files.
 struct UringShared {
     backend: BackendId,
     fork_generation: u64,
@@ -162,7 +164,7 @@ struct UringShared {
     write_path: WritePath,
     tasks: TaskThreads,
     reader: OnceLock<ReadThread>,
-    /// HeldOps by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
+    /// Held while the read thread starts. Separate from the `OnceLock`, so that a failed start can be retried.
     reader_start: Mutex<()>,
 }
 
@@ -227,7 +229,7 @@ impl Drop for UringShared {
             }
             self.tasks.dismiss();
         } else {
-            // A forked child: the reader's locks may be held by a thread that does not exist here.
+            // In a forked child, a thread that does not exist there may hold the reader's locks.
             mem::forget(self.reader.take());
         }
     }
@@ -246,7 +248,7 @@ struct Inbox(Mutex<InboxState>);
 #[derive(Default)]
 struct InboxState {
     ops: Vec<Op>,
-    /// The read thread's waker, there only while that thread knows of no operation: one wake per batch.
+    /// The read thread's waker. Present only while that thread has no queued operations, so a batch needs one wake-up.
     waker: Option<Waker>,
     closed: bool,
 }
@@ -278,18 +280,18 @@ impl Inbox {
 }
 
 thread_local! {
-    /// Operations that a caller's thread has started and not handed on, while it starts more.
+    /// Operations that a caller's thread has started inside [`Io::together`] and not yet handed on.
     static HELD: RefCell<Option<Vec<Op>>> = const { RefCell::new(None) };
 }
 
-/// Holds back what a thread starts.
+/// Collects the operations that a thread starts, instead of handing them on one by one.
 struct HeldOps {
-    /// What an outer one has held back so far.
+    /// The collection of an enclosing call.
     outer: Option<Vec<Op>>,
 }
 
 impl HeldOps {
-    /// Runs `start`; what it starts for the read thread is returned instead.
+    /// Runs `start` and returns the operations that it started for the read thread.
     fn collect(start: &mut dyn FnMut()) -> Vec<Op> {
         let held = Self { outer: HELD.replace(Some(Vec::new())) };
         start();
@@ -298,10 +300,10 @@ impl HeldOps {
         ops
     }
 
-    /// Holds `op` back, or gives it back where nothing is held back.
+    /// Adds `op` to the current collection, or returns it if there is none.
     fn take(op: Op) -> Option<Op> {
         let mut op = Some(op);
-        // A thread that is ending holds nothing back.
+        // A thread that is exiting has no collection.
         let _ = HELD.try_with(|held| {
             if let Some(ops) = held.borrow_mut().as_mut() {
                 ops.extend(op.take());
@@ -313,15 +315,15 @@ impl HeldOps {
 
 impl Drop for HeldOps {
     fn drop(&mut self) {
-        // After a panic as well: nothing may be held back for ever.
+        // Also runs after a panic, so that no operation is held forever.
         let lost = HELD.replace(self.outer.take());
         for op in lost.into_iter().flatten() {
-            op.finish(Err(io::Error::other("the thread that started it panicked")));
+            op.finish(Err(io::Error::other("the thread that started the operation panicked")));
         }
     }
 }
 
-/// The read thread's task: starts what is in the inbox, until that is closed.
+/// The read thread's task: starts the operations in the inbox until the inbox is closed.
 struct Intake {
     inbox: Arc<Inbox>,
 }
@@ -338,7 +340,7 @@ impl Future for Intake {
         }
         drop(state);
         for op in ops {
-            // Nobody waits for a moot one. One that finds no ring was not meant to come here; it is carried out all the same.
+            // Skips operations that nobody waits for. If the thread has no ring, the operation runs here and blocks.
             if !op.is_moot()
                 && let Err(op) = start_here(op)
             {
@@ -350,18 +352,18 @@ impl Future for Intake {
 }
 
 thread_local! {
-    /// The ring of this engine thread. Borrowed for the length of a driver's call, which runs no foreign code.
+    /// The ring of this store thread. It is borrowed only during a driver call, which runs no foreign code.
     static DRIVER: RefCell<Option<Driver>> = const { RefCell::new(None) };
 }
 
-/// Gives `op` to the ring of the calling thread, or back if there is none.
+/// Gives `op` to the ring of the calling thread. Returns it if the thread has no ring.
 fn start_here(op: Op) -> Result<(), Op> {
     let refused = DRIVER.with(|cell| match cell.try_borrow_mut().as_deref_mut() {
         Ok(Some(driver)) => Ok(driver.start(op)),
         Ok(None) | Err(_) => Err(op),
     })?;
     if let Err((op, error)) = refused {
-        // Runs foreign code: not while the driver is borrowed.
+        // Runs foreign code, so the driver must not be borrowed.
         op.finish(Err(error));
     }
     Ok(())
@@ -371,17 +373,17 @@ fn with_driver<R>(call: impl FnOnce(&mut Driver) -> R) -> Option<R> {
     DRIVER.with_borrow_mut(|driver| driver.as_mut().map(call))
 }
 
-/// A thread with a ring.
+/// The reactor of a thread with a ring.
 struct RingReactor {
     doorbell: Arc<Doorbell>,
-    /// Reused from one delivery to the next.
+    /// Reused for every delivery.
     finished: Vec<FinishedOp>,
 }
 
 impl RingReactor {
     fn set_up(entries: u32) -> io::Result<Self> {
         let doorbell = Arc::new(Doorbell::with_eventfd()?);
-        let eventfd = doorbell.eventfd().ok_or_else(|| io::Error::other("a doorbell without its eventfd"))?;
+        let eventfd = doorbell.eventfd().ok_or_else(|| io::Error::other("the doorbell has no eventfd"))?;
         let driver = Driver::new(ring::build(entries)?, eventfd);
         DRIVER.set(Some(driver));
         Ok(Self { doorbell, finished: Vec::new() })
@@ -412,7 +414,8 @@ impl Reactor for RingReactor {
             return self.doorbell.park(timeout);
         }
         if with_driver(Driver::arm_doorbell) != Some(true) {
-            // No room in the kernel, and it has been waited for; or the ring has failed, and there is news to deliver.
+            // Either the kernel has no room, and `arm_doorbell` has waited for it, or the ring has failed and its
+            // results must be delivered.
             return;
         }
         self.doorbell.sleep_in_kernel(|| {
