@@ -1,20 +1,20 @@
-//! What the simulated disk holds: what the kernel shows, what is durable, and all that lies between.
+//! The simulated disk: the live contents, the durable contents, and the undecided changes between them.
 //!
-//! The state changes by [`DiskEvent`]s alone. The running world applies each event as it happens and writes it down; the
-//! exploration of crashes applies the same events again, one by one, and looks at what a power cut may leave after each.
-//! So both see the same disk, and a crash point is a number of events.
+//! Only [`DiskEvent`]s change the state. The running simulation applies each event as it happens and records it. The
+//! crash explorer applies the same events again, one by one, and inspects after each what a power failure may leave.
+//! Both therefore see the same disk, and a crash point is a number of events.
 //!
 //! # What is durable
 //!
-//! - A write changes what reads see when it *completes*; from its submission on, any part of it may be on the disk.
-//! - A sync makes durable the writes whose completion had been delivered when it was submitted. All others stay
-//!   undecided: each sector of each write may be on the disk or not, independently of every other.
-//! - A shrinking truncation is an undecided item of its own, in order with the writes. `SyncKind::Data` does not cover
-//!   it: only what is needed to read data back.
-//! - After a failed sync what it covered is either on the disk or lost. The lost part is still what reads see, until the
-//!   pages are dropped, and no later sync persists it.
-//! - Creating, renaming and unlinking are undecided until the directory is synced; syncing a file says nothing about its
-//!   name, and the other way round.
+//! - A write becomes visible to reads when it *completes*. From its submission on, any part of it may be on the disk.
+//! - A sync makes durable the writes whose completion was delivered before its submission. All other writes stay
+//!   undecided: each of their sectors may be on the disk or not, independently.
+//! - A shrinking truncation is an undecided change of its own, ordered with the writes. `SyncKind::Data` does not cover
+//!   it, because the data can be read back without it.
+//! - A failed sync decides everything it covered: each sector is on the disk or lost. Reads still see the lost part
+//!   until the pages are dropped, and no later sync persists it.
+//! - Creates, renames and unlinks are undecided until the directory is synced. A sync of a file does not cover its
+//!   name, and a sync of a directory does not cover its files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,27 +26,27 @@ use super::image::{Image, ImageFile};
 use super::rng::Rng;
 use crate::io::SyncKind;
 
-/// Index of an inode; never used again.
+/// Index of an inode; never reused.
 pub(super) type Ino = usize;
-/// Number of an asynchronous operation; never used again.
+/// Number of an asynchronous operation; never reused.
 pub(super) type OpId = u64;
 /// Index of a directory.
 pub(super) type DirIndex = usize;
 
-/// What a sync did.
+/// The effect of a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SyncOutcome {
     Durable,
-    /// Reported as an error; everything it covered is durable all the same.
+    /// Reported as an error, although everything it covered is durable.
     FailedKept,
     FailedLost,
-    /// Every sector's fate follows from the number.
+    /// Reported as an error; the number is the seed that decides each sector.
     FailedPartial(u64),
-    /// Reported as a success.
+    /// Reported as a success without any effect.
     Lied,
 }
 
-/// One step of the world that can matter to a crash.
+/// One step of the simulation that can matter to a crash.
 #[derive(Clone, Debug)]
 pub(super) enum DiskEvent {
     DirCreated { path: Arc<str> },
@@ -62,14 +62,14 @@ pub(super) enum DiskEvent {
     DirSynced { dir: DirIndex },
 }
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {
     File(Ino),
     Other,
 }
 
-/// A write or truncation that the kernel has done and no sync has covered.
+/// An applied write or truncation that no sync has covered.
 #[derive(Clone, Debug)]
 pub(super) struct PendingChange {
     op: OpId,
@@ -83,7 +83,7 @@ pub(super) enum Change {
     Truncate { len: u64 },
 }
 
-/// A write on its way.
+/// A write that has been submitted and not completed.
 #[derive(Clone, Debug)]
 pub(super) struct WriteInFlight {
     op: OpId,
@@ -94,7 +94,7 @@ pub(super) struct WriteInFlight {
 #[derive(Clone, Debug)]
 struct PendingSync {
     op: OpId,
-    /// Covers what got its stamp before this one.
+    /// Covers the changes with a smaller stamp.
     before: u64,
     kind: SyncKind,
     undelivered: Vec<OpId>,
@@ -103,17 +103,17 @@ struct PendingSync {
 /// One file.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SimInode {
-    /// What reads see.
+    /// The contents that reads see.
     pub(super) live: Arc<Vec<u8>>,
-    /// What every crash leaves, but for what `pending` and `in_flight` change.
+    /// The contents after any crash, before `pending` and `in_flight` are applied.
     pub(super) durable: Arc<Vec<u8>>,
-    /// In the order they took effect.
+    /// In the order in which they took effect.
     pub(super) pending: Vec<PendingChange>,
     pub(super) in_flight: Vec<WriteInFlight>,
     syncs: Vec<PendingSync>,
-    /// Seen by reads, but lost to a failed sync.
+    /// Ranges that reads see but a failed sync lost.
     lost: Vec<Range<usize>>,
-    /// Bytes that truncations cut off, at their old places: they may come back as the contents of a hole.
+    /// Bytes that truncations cut off, at their offsets. They may reappear in a hole.
     pub(super) stale: Vec<u8>,
 }
 
@@ -140,17 +140,17 @@ pub(super) struct Directory {
 pub(super) struct Disk {
     pub(super) inodes: Vec<SimInode>,
     pub(super) dirs: Vec<Directory>,
-    /// What the file that was unlinked last held: its blocks may be given to another file.
+    /// The contents of the file that was unlinked last. Another file may get its blocks.
     pub(super) freed: Arc<Vec<u8>>,
     next_stamp: u64,
 }
 
-/// A length or offset as an index; what does not fit into memory cannot be in the simulated disk.
+/// Converts a length or offset to an index. The simulated disk is in memory, so larger values do not occur.
 pub(super) fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Overwrites or extends `bytes` with `data` at `offset`; a gap becomes zeros.
+/// Overwrites or extends `bytes` with `data` at `offset`. Fills a gap with zeros.
 pub(super) fn overlay(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     let end = offset + data.len();
     if bytes.len() < end {
@@ -161,7 +161,7 @@ pub(super) fn overlay(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     }
 }
 
-/// Cuts a write at the sector boundaries: ranges within its data.
+/// Splits a write at sector boundaries. Returns ranges of its data.
 pub(super) fn sectors(offset: u64, len: usize, sector_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     let first = sector_bytes - index(offset % sector_bytes as u64);
     let mut start = 0;
@@ -181,7 +181,7 @@ impl PendingSync {
             && !self.undelivered.contains(&item.op)
             && match item.change {
                 Change::Write { .. } => true,
-                // The new length is needed to read the data back only where it shows more of it.
+                // The new length is needed to read data back only if the file grew.
                 Change::Truncate { len } => self.kind == SyncKind::All || index(len) > durable_len,
             }
     }
@@ -192,7 +192,7 @@ impl SimInode {
         Self { live: bytes.clone(), durable: bytes.clone(), ..Self::default() }
     }
 
-    /// Whether a crash can leave anything but `durable`.
+    /// Whether every crash leaves exactly `durable`.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty() && self.in_flight.is_empty() && self.live.len() <= self.durable.len()
     }
@@ -263,7 +263,7 @@ impl SimInode {
 
     fn persist(&mut self, offset: usize, data: &[u8]) {
         overlay(Arc::make_mut(&mut self.durable), offset, data);
-        // A truncation that is still undecided came before this write: it must not take the write with it.
+        // An undecided truncation is older than this write, so it must not cut the write off.
         let end = (offset + data.len()) as u64;
         for item in &mut self.pending {
             if let Change::Truncate { len } = &mut item.change {
@@ -272,7 +272,7 @@ impl SimInode {
         }
     }
 
-    /// Reads see the disk again where a failed sync left pages that are not on it. Dirty pages stay.
+    /// Replaces pages that a failed sync lost by the contents of the disk. Dirty pages stay.
     fn evict(&mut self) {
         let live = Arc::make_mut(&mut self.live);
         for range in self.lost.drain(..) {
@@ -322,7 +322,7 @@ impl Disk {
         self.inodes.get(ino)
     }
 
-    /// The inode that the next [`DiskEvent::Created`] makes.
+    /// The inode that the next [`DiskEvent::Created`] creates.
     pub(super) fn next_ino(&self) -> Ino {
         self.inodes.len()
     }

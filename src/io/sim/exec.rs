@@ -1,9 +1,9 @@
-//! The scheduler: one thread, one choice at a time.
+//! The scheduler: one thread, one decision at a time.
 //!
-//! A turn is the poll of a task that was woken, the completion of an operation, or the expiry of a timer that is due;
-//! the seed chooses among all that are possible. Only when nothing is possible does time leap to the next timer, so a
-//! simulated second costs no more than what happens in it. Between turns every operation moves time on a little, so that
-//! a world that is never idle sees its timers expire too.
+//! A turn is the poll of a woken task, the completion of an operation, or the expiry of a timer that is due. The seed
+//! chooses among all possible turns. Time jumps to the next timer only if no turn is possible, so a simulated second
+//! costs no more than the events in it. Every turn also advances time a little, so that timers expire in a simulation
+//! that is never idle.
 
 use std::any::Any;
 use std::future::Future;
@@ -18,16 +18,16 @@ use super::state::{SimShared, SimState, nanos};
 use super::tasks::{TaskSlot, TaskWaker};
 use crate::io::Task;
 
-/// The future of [`SimWorld::run_until`], among the tasks.
+/// The task number of the future that [`SimShared::run_until`] runs.
 const MAIN: usize = usize::MAX;
-/// Simulated time without a poll of the main future after which a world counts as stuck.
+/// Simulated time without a poll of the main future that counts as a deadlock.
 const STALL_NS: u64 = 24 * 3_600_000_000_000;
-/// Polls in a row, with no operation completed and no timer expired, after which a world counts as spinning.
+/// Consecutive polls without a completed operation or an expired timer that count as spinning.
 const SPINNING_POLLS: u64 = 100_000;
-/// Turns of any kind without a poll of the main future that mean the same.
+/// Turns of any kind without a poll of the main future that count as spinning.
 const SPINNING_TURNS: u64 = 1_000_000;
 
-/// What the seed chose to happen next.
+/// The turn that the seed chose.
 enum Turn {
     Poll(usize),
     Wake(Option<Waker>),
@@ -43,7 +43,7 @@ impl SimShared {
         self.ready.push(id);
     }
 
-    /// Makes one choice; time leaps no further than to `horizon_ns`.
+    /// Chooses one turn. Time jumps at most to `horizon_ns`.
     fn next_turn(&self, horizon_ns: u64) -> Turn {
         let mut state = self.lock();
         let state = &mut *state;
@@ -108,12 +108,12 @@ impl SimShared {
             slot.name
         });
         for panic in [polled.err(), dropped.err()].into_iter().flatten() {
-            let text = format!("task {name}: {}", message(&*panic));
+            let text = format!("task {name}: {}", panic_message(&*panic));
             state.panics.push(text);
         }
     }
 
-    /// One turn without a main future; false when nothing can happen before `horizon_ns`.
+    /// Takes one turn without a main future. Returns false if nothing can happen before `horizon_ns`.
     pub(super) fn turn(&self, horizon_ns: u64) -> bool {
         match self.next_turn(horizon_ns) {
             Turn::Poll(MAIN) | Turn::Wake(None) => {}
@@ -124,10 +124,10 @@ impl SimShared {
         true
     }
 
-    /// Marks the world as being driven until the guard goes; `None` if somebody else is at it.
+    /// Marks the simulation as running until the guard is dropped. Returns `None` if it is already running.
     pub(super) fn drive(&self) -> Option<Driving<'_>> {
         let mut state = self.lock();
-        // Lazily: the guard of a drive that is refused must not end the one that goes on.
+        // Creates the guard only on success: dropping the guard of a refused call would end the other one.
         (!std::mem::replace(&mut state.running, true)).then(|| Driving(self))
     }
 }
@@ -140,12 +140,12 @@ impl Drop for Driving<'_> {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a text")
+        .unwrap_or("panic without a message")
 }
 
 fn dump(state: &SimState) -> String {
@@ -162,7 +162,7 @@ fn dump(state: &SimState) -> String {
 }
 
 impl SimShared {
-    #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
+    #[expect(clippy::panic, reason = "test tool: a stuck simulation must fail the test")]
     pub(super) fn run_until<F: Future>(&self, future: F) -> F::Output {
         let Some(_driving) = self.drive() else { panic!("run_until inside run_until") };
         let mut future: Pin<&mut F> = pin!(future);
@@ -201,7 +201,7 @@ impl SimShared {
         }
     }
 
-    #[expect(clippy::panic, reason = "this is a test tool: misuse is the failure of a test")]
+    #[expect(clippy::panic, reason = "test tool: misuse must fail the test")]
     pub(super) fn run_to_idle(&self, limit: Duration) {
         let Some(_driving) = self.drive() else { panic!("run_to_idle inside run_until") };
         let horizon_ns = self.lock().now_ns.saturating_add(nanos(limit));
@@ -218,9 +218,9 @@ impl SimShared {
         };
         drop(timers);
         for task in tasks {
-            // A task may panic while it is dropped; that is its engine's affair, recorded like any other panic.
+            // A task may panic while it is dropped. Record that like any other panic.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(task))) {
-                let text = format!("dropping a task: {}", message(&*panic));
+                let text = format!("dropping a task: {}", panic_message(&*panic));
                 self.lock().panics.push(text);
             }
         }

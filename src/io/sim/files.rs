@@ -1,4 +1,4 @@
-//! Files, directories and locks of the simulated world, as the engine sees them.
+//! Simulated files, directories and locks, as the store sees them.
 
 use std::fmt;
 use std::future::Future;
@@ -26,7 +26,7 @@ impl fmt::Debug for SimFile {
     }
 }
 
-/// The future of an operation in slot `slot`.
+/// The future of the operation in `slot`.
 struct SimOpFuture<T> {
     shared: Arc<SimShared>,
     slot: Option<usize>,
@@ -57,7 +57,8 @@ impl SimFile {
         Box::pin(SimOpFuture { shared: self.shared.clone(), slot: Some(slot), finish })
     }
 
-    /// For a change that is done at once: counted, and refused without power or on a file opened for reading.
+    /// Begins a change that takes effect at once: counts it, and fails it without power or on a file opened for
+    /// reading.
     fn change(&self, class: OpClass) -> io::Result<std::sync::MutexGuard<'_, SimState>> {
         let mut state = self.shared.lock();
         state.powered()?;
@@ -181,7 +182,7 @@ impl SimDir {
         Ok(ino)
     }
 
-    /// A name is gone: its file's space is free (the simulated engine never keeps a file open that has no name).
+    /// Frees the space of a file whose name is gone. The store never keeps an unlinked file open in the simulation.
     fn free(state: &mut SimState, node: Option<Node>) {
         if let Some(Node::File(ino)) = node {
             state.set_charge(ino, 0);
@@ -319,7 +320,7 @@ impl Drop for SimSleep {
     }
 }
 
-/// The path of a directory as the world knows it.
+/// The normalised path of a directory.
 pub(super) fn dir_path(path: &std::path::Path) -> String {
     let text = path.to_string_lossy();
     let text = text.trim_end_matches('/');

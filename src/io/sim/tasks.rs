@@ -1,4 +1,4 @@
-//! What the scheduler keeps of a task and of a timer.
+//! Tasks and timers as the scheduler keeps them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::task::{Wake, Waker};
 
 use crate::io::Task;
 
-/// The tasks that were woken. Wakers hold this and nothing else, so that no cycle keeps a world alive.
+/// The woken tasks. Wakers hold only this queue, so no reference cycle keeps the simulation alive.
 #[derive(Default)]
 pub(super) struct ReadyQueue(Mutex<Vec<usize>>);
 
@@ -32,17 +32,17 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Relaxed is enough: the queue's lock orders everything else.
+        // Relaxed is enough: the lock of the queue orders everything else.
         if !self.queued.swap(true, Ordering::Relaxed) {
             self.ready.push(self.task);
         }
     }
 }
 
-/// A task of the engine.
+/// A task of the store.
 pub(super) struct TaskSlot {
     pub(super) name: &'static str,
-    /// `None` while it is being polled, and for ever once it ended.
+    /// `None` while the task is being polled, and after it has ended.
     pub(super) task: Option<Task>,
     pub(super) waker: Arc<TaskWaker>,
     pub(super) ended: bool,

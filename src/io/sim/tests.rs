@@ -1,5 +1,4 @@
-//! The semantics of the simulated disk, each shown from both sides: that what may happen does, and that what must not
-//! never does.
+//! Semantics of the simulated disk. Each test shows both that permitted outcomes happen and that forbidden ones do not.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -21,7 +20,7 @@ struct Lab {
     file: Arc<dyn File>,
 }
 
-/// A world with the empty, durable file `f` in a durable directory.
+/// Creates a backend with the empty, durable file `f` in a durable directory.
 fn lab(config: SimConfig) -> Lab {
     let world = SimWorld::new(config);
     let dir = world.open_dir(DB.as_ref(), true).unwrap();
@@ -50,23 +49,23 @@ impl Lab {
         buf
     }
 
-    /// Every image of a crash here, from the live disk and, to the same effect, from the journal; several times, since
-    /// holes and torn sectors differ by seed.
+    /// Every image of a crash at this point, from the live disk and from the journal, which must agree. Uses several
+    /// seeds, because holes and torn sectors depend on the seed.
     fn crash(&self) -> Vec<Image> {
         let journal = self.world.journal();
         let mut images = Vec::new();
         for seed in 0..40 {
             let live = self.world.crash_images(usize::MAX, &mut Rng::new(seed));
             let replayed: Vec<_> = journal.crash_images(journal.len(), usize::MAX, &mut Rng::new(seed)).collect();
-            assert_eq!(live, replayed, "the journal tells another story than the disk");
+            assert_eq!(live, replayed, "journal and disk disagree");
             images.extend(live);
         }
         images
     }
 
-    /// The distinct contents that file `f` may have after a crash here.
+    /// The distinct contents that file `f` may have after a crash at this point.
     fn contents(&self) -> BTreeSet<Vec<u8>> {
-        self.crash().iter().map(|image| image.bytes("f").expect("a durable name").to_vec()).collect()
+        self.crash().iter().map(|image| image.bytes("f").expect("the name is durable").to_vec()).collect()
     }
 
     fn name_sets(&self) -> BTreeSet<Vec<String>> {
@@ -79,7 +78,7 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn unsynced_data_may_vanish_stay_or_arrive_out_of_order() {
+fn unsynced_data_may_be_lost_kept_or_reordered() {
     let lab = seeded(1);
     lab.write(0, [[1; 512], [2; 512], [3; 512]].concat());
     let contents = lab.contents();
@@ -93,7 +92,7 @@ fn unsynced_data_may_vanish_stay_or_arrive_out_of_order() {
 }
 
 #[test]
-fn synced_data_never_vanishes() {
+fn synced_data_is_never_lost() {
     let lab = seeded(2);
     lab.write(0, vec![1; 1000]);
     lab.sync();
@@ -119,7 +118,7 @@ fn an_overwrite_is_old_or_new_by_sector() {
 }
 
 #[test]
-fn a_new_name_vanishes_unless_its_directory_was_synced() {
+fn a_new_name_is_lost_unless_its_directory_was_synced() {
     let lab = seeded(4);
     let file = lab.dir.open("g", OpenMode::CreateNew).unwrap();
     lab.world.run_until(async {
@@ -192,7 +191,7 @@ fn a_sync_covers_only_completions_that_were_delivered() {
     let lab = seeded(7);
     let write = lab.file.write_at(vec![Bytes::from_static(b"done")], 0);
     lab.world.run_to_idle(Duration::ZERO);
-    assert_eq!(lab.read(10), b"done", "completed, but nobody was told");
+    assert_eq!(lab.read(10), b"done", "completed but not delivered");
     lab.sync();
     assert!(lab.contents().contains(&vec![]));
     lab.world.run_until(write).unwrap();
@@ -218,7 +217,7 @@ fn a_failed_sync_loses_what_reads_still_see() {
     lab.world.inject(Fault::once(OpClass::Sync, 1, FaultKind::SyncLost));
     lab.write(2, *b"LOST");
     assert_eq!(lab.world.run_until(lab.file.sync(SyncKind::Data)).unwrap_err().raw_os_error(), Some(libc::EIO));
-    assert_eq!(lab.read(10), b"saLOST", "the pages are clean, and in memory");
+    assert_eq!(lab.read(10), b"saLOST", "the pages are clean and still in memory");
     lab.write(6, *b"next");
     lab.sync();
     for bytes in lab.contents() {
@@ -226,7 +225,7 @@ fn a_failed_sync_loses_what_reads_still_see() {
         assert_eq!(bytes.get(6..), Some(&b"next"[..]));
     }
     lab.file.evict();
-    assert_eq!(lab.read(10), b"safe\0\0next", "the disk has what it had");
+    assert_eq!(lab.read(10), b"safe\0\0next", "reads see the disk again");
 }
 
 #[test]
@@ -241,7 +240,7 @@ fn a_failed_sync_may_have_persisted_everything_or_some_sectors() {
             lab.write(0, [[1; 512], [2; 512]].concat());
             lab.world.run_until(lab.file.sync(SyncKind::Data)).unwrap_err();
             let now = lab.contents();
-            assert_eq!(now.len(), 1, "the failure decided it");
+            assert_eq!(now.len(), 1, "the failure decides it");
             contents.extend(now);
         }
         contents
@@ -266,7 +265,7 @@ fn a_lying_sync_persists_nothing() {
 }
 
 #[test]
-fn a_truncation_is_undone_unless_all_was_synced() {
+fn a_truncation_may_be_undone_unless_all_was_synced() {
     let lab = seeded(11);
     lab.write(0, *b"longer");
     lab.sync();
@@ -332,7 +331,7 @@ fn a_kill_keeps_what_the_kernel_has() {
 }
 
 #[test]
-fn every_crash_point_of_a_run_can_be_visited_and_found_again() {
+fn every_crash_point_can_be_visited_and_reproduced() {
     let lab = seeded(16);
     for round in 0..9_u8 {
         lab.write(u64::from(round) * 700, vec![round; 700]);
@@ -380,17 +379,21 @@ fn a_full_disk_writes_what_fits_and_recovers() {
     lab.file.truncate(100).unwrap();
     assert_eq!(lab.world.used_bytes(), 100);
     lab.file.allocate(100, 800).unwrap();
-    assert_eq!(lab.file.len().unwrap(), 100, "a claim is not a length");
+    assert_eq!(lab.file.len().unwrap(), 100, "preallocation keeps the length");
     let other = lab.dir.open("g", OpenMode::CreateNew).unwrap();
     assert_eq!(lab.world.run_until(other.write_at(vec![vec![3; 700].into()], 0)).unwrap(), 100);
-    assert_eq!(lab.world.run_until(lab.file.write_at(vec![vec![4; 800].into()], 100)).unwrap(), 800, "was claimed");
+    assert_eq!(
+        lab.world.run_until(lab.file.write_at(vec![vec![4; 800].into()], 100)).unwrap(),
+        800,
+        "the space was preallocated"
+    );
     assert_eq!(lab.file.allocate(0, 2000).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     lab.dir.unlink("f").unwrap();
     assert_eq!(lab.world.used_bytes(), 100);
 }
 
 #[test]
-fn a_lock_is_held_once_per_world_and_by_nobody_after_a_crash() {
+fn a_lock_has_one_holder_and_none_after_a_crash() {
     let lab = seeded(18);
     let held = lab.dir.lock("LOCK").unwrap();
     assert!(held.is_some() && lab.dir.lock("LOCK").unwrap().is_none());
@@ -403,7 +406,7 @@ fn a_lock_is_held_once_per_world_and_by_nobody_after_a_crash() {
 }
 
 #[test]
-fn faults_meet_the_operations_they_are_meant_for() {
+fn faults_hit_the_scheduled_operations() {
     let lab = seeded(19);
     let write = || lab.world.run_until(lab.file.write_at(vec![Bytes::from_static(b"abc")], 0)).map_err(|e| e.kind());
     lab.world.inject(Fault::once(OpClass::Write, 1, FaultKind::ENOSPC));
@@ -429,12 +432,12 @@ fn faults_meet_the_operations_they_are_meant_for() {
     lab.file.start_writeback(0, 3);
     assert!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).result.is_err());
     assert_eq!(lab.world.run_until(lab.file.read_once(vec![0; 3], 0, 0)).buf, b"abc");
-    assert_eq!(lab.world.op_count(OpClass::Read) - reads, 2, "read once or not, it is a read");
-    assert_eq!(lab.world.step(), steps, "and nothing was written");
+    assert_eq!(lab.world.op_count(OpClass::Read) - reads, 2, "read_once counts as a read");
+    assert_eq!(lab.world.step(), steps, "nothing was written");
 }
 
 #[test]
-fn the_loops_above_the_seam_cope_with_short_and_interrupted_operations() {
+fn util_loops_handle_short_and_interrupted_operations() {
     let mut ops = 0;
     for seed in 0..30 {
         let lab = lab(SimConfig { seed, short_percent: 60, interrupt_percent: 20, ..SimConfig::default() });
@@ -446,11 +449,11 @@ fn the_loops_above_the_seam_cope_with_short_and_interrupted_operations() {
         assert_eq!((&read[500..], filled), (&data[..], 3_500));
         ops += lab.world.op_count(OpClass::Any);
     }
-    assert!(ops > 30 * 6, "{ops} operations: hardly anything was short or interrupted");
+    assert!(ops > 30 * 6, "{ops} operations: too few were short or interrupted");
 }
 
 #[test]
-fn an_operation_runs_to_its_end_without_its_future() {
+fn an_operation_completes_without_its_future() {
     let lab = seeded(20);
     drop(lab.file.write_at(vec![Bytes::from_static(b"orphan")], 0));
     let mut polled = lab.file.write_at(vec![Bytes::from_static(b"!")], 6);
@@ -462,7 +465,7 @@ fn an_operation_runs_to_its_end_without_its_future() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
         let lab = lab(SimConfig { seed, short_percent: 20, ..SimConfig::default() });
         for task in 0..4_u64 {
@@ -484,12 +487,12 @@ fn the_same_seed_is_the_same_run() {
     };
     let traces: BTreeSet<_> = (0..20).map(|seed| (run(seed).0, run(seed) == run(seed))).collect();
     assert!(traces.iter().all(|(_, same)| *same));
-    assert_eq!(traces.len(), 20, "other seeds are other runs");
-    assert!((0..20).map(|seed| run(seed).1).collect::<BTreeSet<_>>().len() > 1, "and leave other disks");
+    assert_eq!(traces.len(), 20, "each seed gives a different run");
+    assert!((0..20).map(|seed| run(seed).1).collect::<BTreeSet<_>>().len() > 1, "seeds leave different disks");
 }
 
 #[test]
-fn time_leaps_to_the_next_timer_when_nothing_else_can_happen() {
+fn time_jumps_to_the_next_timer_when_nothing_else_is_possible() {
     let world = SimWorld::new(SimConfig::default());
     let before = world.wall_clock();
     world.run_until(async {
@@ -505,7 +508,7 @@ fn time_leaps_to_the_next_timer_when_nothing_else_can_happen() {
 }
 
 #[test]
-fn idle_means_no_timer_within_the_limit() {
+fn run_to_idle_runs_timers_within_the_limit() {
     let world = SimWorld::new(SimConfig::default());
     let (ticks, task_world) = (Arc::new(AtomicUsize::new(0)), world.clone());
     let counter = ticks.clone();
@@ -521,11 +524,11 @@ fn idle_means_no_timer_within_the_limit() {
     world.run_to_idle(Duration::from_millis(10_500));
     assert_eq!(ticks.load(Ordering::Relaxed), 10);
     world.shutdown();
-    assert_eq!(Arc::strong_count(&ticks), 1, "the task is gone, and the world with it can be");
+    assert_eq!(Arc::strong_count(&ticks), 1, "the task was dropped");
 }
 
 #[test]
-fn a_panic_ends_its_task_and_is_told() {
+fn a_panic_ends_its_task_and_is_reported() {
     let world = SimWorld::new(SimConfig::default());
     world.spawn("bad", Priority::Foreground, Box::pin(async { panic!("on purpose") })).unwrap();
     world.run_until(world.sleep(Duration::from_secs(1)));
@@ -534,13 +537,13 @@ fn a_panic_ends_its_task_and_is_told() {
 
 #[test]
 #[should_panic(expected = "deadlock: seed 0")]
-fn a_world_in_which_nothing_can_happen_says_so() {
+fn a_deadlock_is_reported() {
     SimWorld::new(SimConfig::default()).run_until(std::future::pending::<()>());
 }
 
 #[test]
 #[should_panic(expected = "spinning: seed 0")]
-fn tasks_that_wake_themselves_without_end_are_noticed() {
+fn endless_wake_ups_are_reported() {
     let yields = std::future::poll_fn::<(), _>(|cx| {
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -550,7 +553,7 @@ fn tasks_that_wake_themselves_without_end_are_noticed() {
 
 #[test]
 #[should_panic(expected = "spinning: seed 0")]
-fn a_task_that_tries_again_without_end_is_noticed() {
+fn endless_retries_are_reported() {
     let lab = seeded(0);
     lab.world.inject(Fault::sticky(OpClass::Sync, 0, FaultKind::EIO));
     let file = lab.file.clone();
@@ -560,7 +563,7 @@ fn a_task_that_tries_again_without_end_is_noticed() {
 }
 
 #[test]
-fn without_power_everything_fails_and_nothing_happens() {
+fn without_power_everything_fails_and_nothing_changes() {
     let lab = seeded(21);
     let write = lab.file.write_at(vec![Bytes::from_static(b"abc")], 0);
     let steps = lab.world.step();
@@ -574,7 +577,7 @@ fn without_power_everything_fails_and_nothing_happens() {
 }
 
 #[test]
-fn blocking_drives_the_world_from_outside_and_returns_from_inside() {
+fn block_until_runs_tasks_from_outside_and_returns_inside_one() {
     let world = SimWorld::new(SimConfig::default());
     let done = Arc::new(AtomicUsize::new(0));
     let (task_world, task_done) = (world.clone(), done.clone());
@@ -595,7 +598,7 @@ fn blocking_drives_the_world_from_outside_and_returns_from_inside() {
 }
 
 #[test]
-fn directories_keep_to_the_contract() {
+fn directories_follow_the_contract() {
     let mut image = Image::new();
     image.insert(DB, "b", *b"bytes");
     image.insert_other(DB, "a");
@@ -637,7 +640,7 @@ fn cached_reads_hit_and_miss() {
 }
 
 #[test]
-fn images_are_edited_without_touching_their_copies() {
+fn editing_an_image_keeps_its_copies() {
     let mut image = Image::new();
     image.insert(DB, "a", *b"\x01\x02");
     let (copy, hash) = (image.clone(), image.hash());
