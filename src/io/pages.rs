@@ -77,18 +77,18 @@ pub(crate) struct Region {
     mapping: Arc<Mapping>,
     block_bytes: usize,
     /// Offset of the next block.
-    next: usize,
+    next_offset: usize,
     /// End offset of the last block.
-    end: usize,
+    end_offset: usize,
 }
 
 impl Region {
-    /// Reserves address space for `blocks` (at least one) of `block_bytes` each. Takes no physical memory.
-    pub(crate) fn new(blocks: usize, block_bytes: usize) -> io::Result<Self> {
-        let end = blocks.checked_mul(block_bytes);
+    /// Reserves address space for `block_count` blocks (at least one) of `block_bytes` each. Takes no physical memory.
+    pub(crate) fn new(block_count: usize, block_bytes: usize) -> io::Result<Self> {
+        let end = block_count.checked_mul(block_bytes);
         let len = end.and_then(|end| end.checked_next_multiple_of(GRANULE_BYTES));
         let (Some(end), Some(len)) = (end, len) else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        Ok(Self { mapping: Arc::new(Mapping::new(len)?), block_bytes, next: 0, end })
+        Ok(Self { mapping: Arc::new(Mapping::new(len)?), block_bytes, next_offset: 0, end_offset: end })
     }
 
     /// The address of the first block, for arithmetic only; not for access.
@@ -101,9 +101,9 @@ impl Iterator for Region {
     type Item = Block;
 
     fn next(&mut self) -> Option<Block> {
-        let begin = self.next;
-        let end = begin.checked_add(self.block_bytes).filter(|end| *end <= self.end)?;
-        self.next = end;
+        let begin = self.next_offset;
+        let end = begin.checked_add(self.block_bytes).filter(|end| *end <= self.end_offset)?;
+        self.next_offset = end;
         let base = self.mapping.base().wrapping_add(begin);
         Some(Block { base: base.into(), len: self.block_bytes, _mapping: Arc::clone(&self.mapping) })
     }

@@ -174,7 +174,7 @@ impl SimDir {
     }
 
     fn create(&self, state: &mut SimState, name: &str) -> io::Result<Ino> {
-        if state.capacity.is_some_and(|capacity| state.used() >= capacity) {
+        if state.capacity_bytes.is_some_and(|capacity| state.used_bytes() >= capacity) {
             return Err(errno(libc::ENOSPC));
         }
         let ino = state.disk.next_ino();

@@ -163,13 +163,13 @@ impl SimWorld {
     /// Sets the capacity of the disk, or removes the limit. If it is below the used space, no more space can be
     /// reserved.
     pub fn set_capacity(&self, bytes: Option<u64>) {
-        self.shared.lock().capacity = bytes;
+        self.shared.lock().capacity_bytes = bytes;
     }
 
     /// The used bytes of the disk, including preallocated space.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        self.shared.lock().used()
+        self.shared.lock().used_bytes()
     }
 
     /// Sets the wall clock, forwards or backwards. It continues from there. Monotonic time is unaffected.

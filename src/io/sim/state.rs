@@ -44,10 +44,10 @@ pub(super) struct SimState {
     /// Source of the store's random numbers. Separate, so that drawing them does not change the schedule.
     pub(super) entropy: Rng,
     pub(super) faults: FaultSchedule,
-    pub(super) capacity: Option<u64>,
+    pub(super) capacity_bytes: Option<u64>,
     /// Bytes used by each inode, including space preallocated beyond its end.
     charges: Vec<u64>,
-    used: u64,
+    used_bytes: u64,
     ops: Vec<Option<SimOp>>,
     free_ops: Vec<usize>,
     /// Slots of the operations that the scheduler may complete.
@@ -116,8 +116,8 @@ impl SimState {
             rng,
             entropy,
             faults: FaultSchedule::default(),
-            capacity: config.capacity_bytes,
-            used: charges.iter().sum(),
+            capacity_bytes: config.capacity_bytes,
+            used_bytes: charges.iter().sum(),
             charges,
             ops: Vec::new(),
             free_ops: Vec::new(),
@@ -176,8 +176,8 @@ impl SimState {
 
     // Space.
 
-    pub(super) fn used(&self) -> u64 {
-        self.used
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes
     }
 
     fn charge_of(&self, ino: Ino) -> u64 {
@@ -189,14 +189,14 @@ impl SimState {
             self.charges.resize(ino + 1, 0);
         }
         if let Some(charge) = self.charges.get_mut(ino) {
-            self.used = self.used - *charge + bytes;
+            self.used_bytes = self.used_bytes - *charge + bytes;
             *charge = bytes;
         }
     }
 
     /// How far a file can extend towards `end` with the free space.
     fn reachable(&self, ino: Ino, end: u64) -> u64 {
-        let free = self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used));
+        let free = self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used_bytes));
         end.min(self.charge_of(ino).saturating_add(free))
     }
 
