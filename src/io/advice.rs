@@ -50,16 +50,16 @@ fn lower_nice() {
 /// on a submission has no effect, because the page cache does not pass it on. Writeback is done by the kernel itself
 /// and has no priority.
 fn lower_io_priority() {
-    // SAFETY: takes two numbers, of which 0 means the calling thread, and accesses no memory. Shown by
-    // `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // SAFETY: takes two numbers, of which 0 means the calling thread, and accesses no memory.
+    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
     let now = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) };
     if now >> IOPRIO_CLASS_SHIFT == libc::c_long::from(IOPRIO_CLASS_IDLE) {
         // The process runs in the idle class. Best effort would raise its priority.
         return;
     }
     let lowest = IOPRIO_CLASS_BEST_EFFORT << IOPRIO_CLASS_SHIFT | IOPRIO_LOWEST_LEVEL;
-    // SAFETY: takes three numbers, of which 0 means the calling thread, and accesses no memory. Shown by
-    // `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // SAFETY: takes three numbers, of which 0 means the calling thread, and accesses no memory.
+    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, lowest) };
 }
 

@@ -26,8 +26,8 @@ pub(crate) fn watch() {
     REGISTERED.call_once(|| {
         // SAFETY: `in_child` is valid for the life of the program and only performs an atomic addition, which is
         // async-signal-safe, as required in the child of a threaded process. The other two handlers may be null. If the
-        // registration fails for lack of memory, forks go unnoticed, as in a program without this call. Shown by
-        // `only_a_forked_child_sees_a_new_generation`.
+        // registration fails for lack of memory, forks go unnoticed, as in a program without this call.
+        // Shown by `only_a_forked_child_sees_a_new_generation`.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
 }
@@ -51,8 +51,8 @@ pub(crate) fn block_signals() {
     ];
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: `sigfillset` initialises the given set, a local variable. The later calls only read or change the
-    // initialised set, and `pthread_sigmask` keeps no pointer to it. All signal numbers are valid. Shown by
-    // `signals_are_blocked_except_faults`.
+    // initialised set, and `pthread_sigmask` keeps no pointer to it. All signal numbers are valid.
+    // Shown by `signals_are_blocked_except_faults`.
     unsafe {
         if libc::sigfillset(set.as_mut_ptr()) != 0 {
             return;

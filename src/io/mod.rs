@@ -278,7 +278,7 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Starts reading `offset..offset + len`, up to the end of the file, into the page cache.
     ///
     /// On a caller's thread this never blocks: another thread waits for memory and for room in the disk's queue, as for
-    /// [`read_at`](Self::read_at). It is a hint and reports no errors; later reads will meet them.
+    /// [`read_at`](Self::read_at). It is a hint; errors surface in later reads.
     fn start_reading(&self, offset: u64, len: u32) {
         let _ = (offset, len);
     }

@@ -37,13 +37,14 @@ impl Mapping {
         let mapped = len.checked_add(slack).filter(|mapped| isize::try_from(*mapped).is_ok());
         let mapped = mapped.ok_or(io::ErrorKind::OutOfMemory)?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: no address is requested, so the kernel places the mapping where nothing else is mapped. Shown by
-        // `blocks_do_not_overlap_and_outlive_their_region`.
+        // SAFETY: no address is requested, so the kernel places the mapping where nothing else is mapped.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), mapped, protection, flags) }?.cast::<u8>();
         let before = if slack == 0 { 0 } else { start.addr().next_multiple_of(LARGE_PAGE_BYTES) - start.addr() };
         let base = start.wrapping_add(before);
         // SAFETY: unmaps only the parts before and after the kept range of the new mapping, to which no reference
-        // exists yet. The advice changes no byte. Shown by `blocks_do_not_overlap_and_outlive_their_region`.
+        // exists yet. The advice changes no byte.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe {
             if before > 0 {
                 let _ = munmap(start.cast(), before);
@@ -65,8 +66,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped this range, and it is unmapped once. A block in it keeps the mapping alive. Shown by
-        // `blocks_do_not_overlap_and_outlive_their_region`.
+        // SAFETY: `new` mapped this range, and it is unmapped once. A block in it keeps the mapping alive.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         let _ = unsafe { munmap(self.base().cast(), self.len) };
     }
 }
@@ -131,7 +132,8 @@ impl Block {
         }
         // SAFETY: the range consists of whole pages of the mapping, which the block keeps alive. They are private,
         // anonymous, and exclusive to this block. Only bytes that this mutable borrow may write change, to zeros or not
-        // at all. Shown by `clearing_a_block_keeps_its_neighbours`.
+        // at all.
+        // Shown by `clearing_a_block_keeps_its_neighbours`.
         let _ = unsafe { madvise(base.cast(), len, Advice::LinuxDontNeed) };
     }
 }
@@ -141,16 +143,16 @@ impl Deref for Block {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the bytes lie in the mapping, which the block keeps alive, and were initialised to zero. The region
-        // gave them to this block only, so every write to them holds a mutable borrow of the block. Shown by
-        // `blocks_do_not_overlap_and_outlive_their_region`.
+        // gave them to this block only, so every write to them holds a mutable borrow of the block.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe { std::slice::from_raw_parts(self.base.load(Ordering::Relaxed), self.len) }
     }
 }
 
 impl DerefMut for Block {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and this is the only borrow of the block. Shown by
-        // `blocks_do_not_overlap_and_outlive_their_region`.
+        // SAFETY: as in `deref`, and this is the only borrow of the block.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe { std::slice::from_raw_parts_mut(*self.base.get_mut(), self.len) }
     }
 }
@@ -176,8 +178,8 @@ impl Deref for Words {
 
     fn deref(&self) -> &[AtomicU32] {
         // SAFETY: the words lie in the mapping, which is kept alive, is page-aligned and was initialised to zero; zero
-        // is a valid word. No other reference to the memory exists, and all writes are atomic. Shown by
-        // `words_start_at_zero_and_are_shared_by_threads`.
+        // is a valid word. No other reference to the memory exists, and all writes are atomic.
+        // Shown by `words_start_at_zero_and_are_shared_by_threads`.
         unsafe { std::slice::from_raw_parts(self.mapping.base().cast(), self.count) }
     }
 }

@@ -9,7 +9,7 @@
 //! - A write becomes visible to reads when it *completes*. From its submission on, any part of it may be on the disk.
 //! - A sync makes durable the writes whose completion was delivered before its submission. All other writes stay
 //!   undecided: each of their sectors may be on the disk or not, independently.
-//! - A shrinking truncation is an undecided change of its own, ordered with the writes. `SyncKind::Data` does not cover
+//! - A shrinking truncation is a separate undecided change, ordered with the writes. `SyncKind::Data` does not cover
 //!   it, because the data can be read back without it.
 //! - A failed sync decides everything it covered: each sector is on the disk or lost. Reads still see the lost part
 //!   until the pages are dropped, and no later sync persists it.

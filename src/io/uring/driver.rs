@@ -143,8 +143,7 @@ impl Driver {
             // accesses the buffers meanwhile: a read's buffer has no other owner, and a write's `Bytes` are immutable.
             // Shown by `dropped_operations_run_to_their_end_and_free_their_buffers` and
             // `reads_outlive_the_thread_that_started_them_and_the_world`; if the ring is dropped first, by
-            // `dropping_the_driver_fails_pending_operations`; for the slab, by
-            // `buffers_never_move_and_are_freed_once`.
+            // `dropping_the_driver_fails_pending_operations`; for the slab, by `buffers_never_move_and_are_freed_once`.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_err() {
                 return;
@@ -212,7 +211,8 @@ impl Driver {
         let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         // SAFETY: `args` has the type that EXT_ARG requires and, like the time it points to, lives until the call
         // returns. The call submits nothing. Its error can be ignored, because the next call sees the same ring and
-        // judges it again. Shown by `backing_off_submits_nothing`.
+        // judges it again.
+        // Shown by `backing_off_submits_nothing`.
         let _ = unsafe { self.ring.submitter().enter(0, 1, flags.bits(), Some(&args)) };
     }
 
@@ -231,8 +231,8 @@ impl Driver {
         let entry = opcode::Read::new(Fd(self.doorbell_fd), self.doorbell_word.as_mut_ptr(), len).build();
         // SAFETY: the driver owns the word, never resizes it, and frees it only if `doorbell_armed` is false, that is,
         // after the completion; otherwise `Driver::drop` leaks it. No future is involved. The owner keeps the
-        // descriptor open for the life of the driver. Shown by `no_wake_up_from_a_foreign_thread_is_lost` and
-        // `dropping_the_driver_fails_pending_operations`.
+        // descriptor open for the life of the driver.
+        // Shown by `no_wake_up_from_a_foreign_thread_is_lost` and `dropping_the_driver_fails_pending_operations`.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(DOORBELL)) };
         self.doorbell_armed = pushed.is_ok();
         self.doorbell_armed

@@ -280,11 +280,11 @@ impl Inbox {
 }
 
 thread_local! {
-    /// Operations that a caller's thread has started inside [`Io::together`] and not yet handed on.
+    /// Operations that a caller's thread has started inside [`Io::together`] and not yet passed on.
     static HELD: RefCell<Option<Vec<Op>>> = const { RefCell::new(None) };
 }
 
-/// Collects the operations that a thread starts, instead of handing them on one by one.
+/// Collects the operations that a thread starts, instead of passing them on one by one.
 struct HeldOps {
     /// The collection of an enclosing call.
     outer: Option<Vec<Op>>,
