@@ -19,7 +19,8 @@
 //! - The call starts the operation. The first poll of its future does not.
 //! - Results are raw: a read or write may be short, and `Interrupted` and `WouldBlock` may come back. The loops in
 //!   [`util`] handle them, so that the simulated disk can test those loops.
-//! - [`File::sync`] covers exactly the writes whose completion was *delivered* before the call.
+//! - [`File::sync`] covers the writes whose completion was *delivered* before the call. It promises
+//!   nothing for other writes.
 //! - No backend retries a failed sync.
 
 mod advice;
@@ -56,7 +57,7 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 /// The scheduling priority of a task's thread. It is advice: if the kernel refuses it, nothing else changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// The priority of the spawning thread. Callers wait for what the task does.
+    /// The priority of the spawning thread, for tasks that callers wait for.
     Foreground,
     /// Lower CPU and disk-read priority than foreground threads, for work that may take long.
     ///
