@@ -383,7 +383,7 @@ impl<'a> Rewrite<'a> {
 mod tests {
     use std::sync::Arc;
 
-    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::io::sim::{SimBackend, SimConfig};
     use crate::{Compaction, Store};
 
     /// Values that do not fit the window are read beside it: a rate that did not know of them would be none. Of the first
@@ -392,7 +392,7 @@ mod tests {
     fn what_is_read_of_large_values_counts() {
         const VALUE: usize = 3 << 20;
         for dead in [1, 3] {
-            let world = SimWorld::new(SimConfig::default());
+            let world = SimBackend::new(SimConfig::default());
             let report = world.run_until(async {
                 let builder = Store::builder("/db").world(Arc::new(world.clone()));
                 let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();

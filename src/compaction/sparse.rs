@@ -125,13 +125,13 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::io::sim::{SimBackend, SimConfig};
     use crate::{Builder, Compaction, CompactionReport, ErrorKind, Result, Store};
 
     const KEYS: u8 = 60;
     const VALUE: usize = 100 << 10;
 
-    fn builder(world: &SimWorld) -> Builder {
+    fn builder(world: &SimBackend) -> Builder {
         let builder = Store::builder("/db").world(Arc::new(world.clone()));
         builder.compaction(Compaction::new().automatic(false))
     }
@@ -141,8 +141,8 @@ mod tests {
     }
 
     /// A closed store of one segment: sixty long values, and short ones for all keys but `kept`, or deletes for `deleted`.
-    fn filled(kept: &[u8], deleted: &[u8]) -> (SimWorld, BTreeMap<u8, Vec<u8>>) {
-        let world = SimWorld::new(SimConfig::default());
+    fn filled(kept: &[u8], deleted: &[u8]) -> (SimBackend, BTreeMap<u8, Vec<u8>>) {
+        let world = SimBackend::new(SimConfig::default());
         let mut model = BTreeMap::new();
         world.run_until(async {
             let store = builder(&world).open().await.unwrap();
@@ -170,7 +170,7 @@ mod tests {
         }
     }
 
-    fn compact(world: &SimWorld, model: &BTreeMap<u8, Vec<u8>>) -> CompactionReport {
+    fn compact(world: &SimBackend, model: &BTreeMap<u8, Vec<u8>>) -> CompactionReport {
         let report = world.run_until(async {
             let store = builder(world).open().await.unwrap();
             let report = store.compact().await.unwrap();
@@ -221,7 +221,7 @@ mod tests {
             let begin = bytes.windows(99).position(|window| window == value(key, 99)).unwrap();
             bytes[begin + VALUE / 2] ^= 1;
         });
-        let world = SimWorld::from_image(image, SimConfig::default());
+        let world = SimBackend::from_image(image, SimConfig::default());
         let result = world.run_until(async {
             let store = builder(&world).open().await.unwrap();
             let result = store.compact().await;

@@ -1,26 +1,31 @@
-//! The one seam between the engine and the world.
+//! The storage backend: the one seam between the store and the operating system.
 //!
-//! Everything the engine does outside its own memory goes through the traits here: files, directories, the lock, time,
-//! randomness and threads. The layer knows no records, no keys and no segments; it moves bytes. Three worlds implement it:
+//! The store does everything outside its own memory through the traits here: files, directories, the lock file, time,
+//! random numbers and threads. This layer knows no records, keys or segments; it moves bytes. A backend implements
+//! [`Io`]. There are three:
 //!
-//! | world | I/O of an engine task | I/O of a caller's thread | time |
+//! | backend | I/O started by a store task | I/O started by a caller's thread | time |
 //! |---|---|---|---|
-//! | `uring` | the ring of the task's own thread | the ring of the read thread | the machine's |
-//! | `threads` | blocking calls on the task's own thread | a small pool | the machine's |
-//! | `sim` | steps of a simulated disk, in an order the seed chooses | the same | simulated |
+//! | `uring` | the ring of the task's thread | the ring of the read thread | real |
+//! | `threads` | blocking calls on the task's thread | a small thread pool | real |
+//! | `sim` | steps of a simulated disk, ordered by the seed | the same | simulated |
 //!
-//! # Rules every world keeps (`tests/io_contract` runs them against all three)
+//! # Rules that every backend keeps
 //!
-//! - An operation owns its buffers from the call until its completion. Dropping the future of an operation abandons the
-//!   result, never the operation: it runs to its end and then its buffers are freed.
-//! - An operation is started by the call that makes it, not by the first poll of its future.
-//! - Results are raw: a read or write may be short, `Interrupted` and `WouldBlock` may come back. [`util`] holds the
-//!   one loop that deals with them, so that the simulated disk can test that loop.
-//! - [`File::sync`] covers the writes whose completion was *delivered* before the call, and no others.
-//! - Nothing here retries a failed sync.
+//! `tests/io_contract` checks these rules against all three backends.
+//!
+//! - An operation owns its buffers from the call until its completion. Dropping the future of an operation discards the
+//!   result but does not cancel the operation: it completes, and then its buffers are freed.
+//! - The call starts the operation. The first poll of its future does not.
+//! - Results are raw: a read or write may be short, and `Interrupted` and `WouldBlock` may come back. The loops in
+//!   [`util`] handle them, so that the simulated disk can test those loops.
+//! - [`File::sync`] covers the writes whose completion was *delivered* before the call. It promises
+//!   nothing for other writes.
+//! - No backend retries a failed sync.
 
 mod advice;
-mod engine;
+mod descriptor;
+mod doorbell;
 pub(crate) mod fork;
 pub(crate) mod op;
 mod os;
@@ -28,6 +33,7 @@ pub(crate) mod pages;
 pub mod probe;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod task_thread;
 pub mod threads;
 pub mod uring;
 pub mod util;
@@ -45,81 +51,85 @@ use bytes::Bytes;
 /// The future of one started operation.
 pub type OpFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
-/// A task of the engine, for [`Io::spawn`].
+/// A background task of the store, for [`Io::spawn`].
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
-/// How the thread of a task stands to the others. Advice: where the kernel refuses it, nothing else changes.
+/// The scheduling priority of a task's thread. It is advice: if the kernel refuses it, nothing else changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// As the thread that spawns it: somebody waits for what the task does.
+    /// The priority of the spawning thread, for tasks that callers wait for.
     Foreground,
-    /// Behind it, for the processor and for reads from the disk: it may take what time it takes.
+    /// Lower CPU and disk-read priority than foreground threads, for work that may take long.
     ///
-    /// For good, as without privileges no thread can take it back, and for every thread that this one starts. So a
-    /// background task spawns no foreground task and makes no [`File::sync_behind`], which may start a thread.
+    /// The thread keeps this priority for life, because an unprivileged thread cannot raise it again, and every thread
+    /// that it starts inherits it. A background task therefore spawns no foreground task and never calls
+    /// [`File::sync_behind`], which may start a thread.
     Background,
 }
 
-/// Which world carries out the I/O.
+/// The kind of backend that carries out the I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IoKind {
-    /// io_uring, a ring per engine thread.
+    /// io_uring, with one ring per store thread.
     Uring,
-    /// Blocking system calls on the engine's own threads.
+    /// Blocking system calls on the store's own threads.
     Threads,
     /// The simulated disk.
     Sim,
 }
 
-/// A world: where directories are, how late it is, and who runs the engine's tasks.
+/// A storage backend: opens directories, tells the time and runs the store's tasks.
 pub trait Io: Send + Sync + fmt::Debug + 'static {
-    /// Which world this is.
+    /// The kind of this backend.
     fn kind(&self) -> IoKind;
 
-    /// Opens the directory at `path`, creating it (mode 0700, with its missing parents, each made durable) if `create`.
+    /// Opens the directory at `path`. If `create` is set, creates it (mode 0700) and its missing parents, each made
+    /// durable.
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>>;
 
-    /// Runs `task` to its end on a thread of its own, named `name`; its operations use that thread's ring, and that
-    /// thread's `priority`.
+    /// Runs `task` to completion on a new thread named `name` with the given `priority`. The task's operations use that
+    /// thread's ring.
     ///
-    /// A panic inside the task ends the thread, not the process; the task itself must tell others (by a drop guard).
+    /// A panic of the task ends the thread but not the process. The task itself must report it, for example with a drop
+    /// guard.
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()>;
 
-    /// Whether a task's sync goes on while the task does something else; if not, the call that starts it blocks.
+    /// Whether a task can do other work while its sync runs. If not, the call that starts the sync blocks.
     fn sync_overlaps(&self) -> bool {
         true
     }
 
-    /// Whether a read of what the page cache has overtakes reads that wait for the disk.
+    /// Whether a read served from the page cache can finish before earlier reads that wait for the disk.
     fn cached_reads_overtake(&self) -> bool {
         true
     }
 
-    /// Hands what the calling task has started to the kernel now, instead of when the task next waits.
+    /// Submits the operations that the calling task has started now, instead of when the task next waits.
     fn flush(&self) {}
 
-    /// Runs `start`, and hands the operations that it starts to the kernel together where that can be.
+    /// Runs `start` and, where the backend can, submits the operations it starts in one batch.
     fn together(&self, start: &mut dyn FnMut()) {
         start();
     }
 
-    /// Ready after `duration`. Only inside a spawned task.
+    /// Completes after `duration`. May be called only inside a spawned task.
     fn sleep(&self, duration: Duration) -> OpFuture<()>;
 
-    /// Monotonic time since an arbitrary start.
+    /// Monotonic time since an arbitrary origin.
     fn now(&self) -> Duration;
 
-    /// Wall-clock time. Never decides an order.
+    /// Wall-clock time. The store never orders anything by it.
     fn wall_clock(&self) -> SystemTime;
 
-    /// A random number that nobody can guess (in the simulated world: the seed's next one).
+    /// An unpredictable random number. The simulated backend returns the next number of its seed.
     fn random_u64(&self) -> io::Result<u64>;
 
-    /// Blocks the calling thread until `done` says so, or returns at once where the world has no other threads (`sim`),
-    /// or where the calling thread is one of the engine's own, whose wait would never end.
+    /// Blocks the calling thread until `done` returns true.
     ///
-    /// `done` is asked again whenever the thread that called is unparked, and at least every 50 ms.
+    /// Returns at once if the backend has no other threads (`sim`), or if the calling thread is one of the store's own,
+    /// because then the wait would never end. Calls `done` again each time the calling thread is unparked, and at least
+    /// every 50 ms.
     fn block_until(&self, done: &dyn Fn() -> bool);
 }
 
@@ -134,139 +144,146 @@ pub enum OpenMode {
     CreateNew,
 }
 
-/// What a directory entry is.
+/// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A regular file.
     File,
-    /// Anything else: a directory, symbolic link, pipe, socket or device. Never opened, never deleted.
+    /// Anything else: a directory, symbolic link, pipe, socket or device. The store never opens or deletes it.
     Other,
 }
 
-/// One name in a directory.
+/// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
-    /// The name, lossily decoded if it is not UTF-8 (then it is not one of ours).
+    /// The name, decoded lossily if it is not UTF-8. The store creates only UTF-8 names.
     pub name: String,
-    /// What it names.
+    /// The type of the entry.
     pub kind: EntryKind,
 }
 
-/// One open directory. Calls block; the engine makes them on its own threads only.
+/// An open directory. Its methods block, so the store calls them only on its own threads.
 pub trait Dir: Send + Sync + fmt::Debug {
-    /// All names but `.` and `..`, sorted.
+    /// All names except `.` and `..`, sorted.
     fn list(&self) -> io::Result<Vec<DirEntry>>;
 
-    /// Opens the regular file `name` without following links; anything but a regular file is `InvalidInput`.
+    /// Opens the regular file `name` without following links. Returns `InvalidInput` if it is not a regular file.
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn File>>;
 
-    /// Renames within the directory, replacing `to` atomically. Durable after [`Dir::sync`].
+    /// Renames `from` to `to` within the directory, replacing `to` atomically. Durable after [`Dir::sync`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Removes the name. Durable after [`Dir::sync`].
     fn unlink(&self, name: &str) -> io::Result<()>;
 
-    /// Makes every earlier create, rename and unlink in this directory durable.
+    /// Makes all earlier creates, renames and unlinks in this directory durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Takes the exclusive lock file `name`, creating it (mode 0600) if need be; `None` if somebody else holds it, in
-    /// this process or another. The lock is free when the guard, or its process, is gone. The file is never removed.
+    /// Takes the exclusive lock on the file `name`, creating the file (mode 0600) if necessary.
+    ///
+    /// Returns `None` if this process or another one holds the lock. The lock is released when the guard is dropped or
+    /// the process ends. The file is never removed.
     fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>>;
 }
 
-/// A held lock; dropping it releases it.
+/// A held lock. Dropping it releases the lock.
 pub trait DirLock: Send + Sync + fmt::Debug {}
 
-/// What [`File::sync`] makes durable.
+/// What a [`File::sync`] makes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncKind {
-    /// The data, and of the metadata what is needed to read it back (the size): `fdatasync`.
+    /// The data, and the metadata needed to read it back (the file size): `fdatasync`.
     Data,
-    /// Data and all metadata: `fsync`. After a truncation.
+    /// The data and all metadata: `fsync`. Required after a truncation.
     All,
 }
 
-/// The end of a read: how many bytes came, and the buffer back.
+/// The result of a read, together with the buffer.
 #[derive(Debug)]
 pub struct ReadDone {
-    /// Bytes read into `buf[at..]`; 0 is the end of the file.
+    /// The number of bytes read into `buf[at..]`; 0 at the end of the file.
     pub result: io::Result<usize>,
-    /// The buffer that went into the call.
+    /// The buffer that was passed to the call.
     pub buf: Vec<u8>,
 }
 
-/// One open file. The methods that return a future start their operation at once; the others block briefly.
+/// An open file. Methods that return a future start their operation at once; the others block briefly.
 #[allow(clippy::len_without_is_empty, reason = "a file's length may fail to be read")]
 pub trait File: Send + Sync + fmt::Debug {
-    /// Length in bytes.
+    /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;
 
-    /// Reads at `offset` into `buf` only what needs no waiting; `WouldBlock` if that is nothing (the read may then have
-    /// been started in the background), `Unsupported` if this file cannot tell.
+    /// Reads at `offset` into `buf` whatever is available without waiting.
+    ///
+    /// Returns `WouldBlock` if nothing is available; the kernel may then have started the read in the background.
+    /// Returns `Unsupported` if the file system cannot answer.
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads at `offset` into `buf[at..]`, up to the buffer's end.
+    /// Reads at `offset` into `buf[at..]`, at most to the end of the buffer.
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone>;
 
-    /// As [`read_at`](Self::read_at), for bytes that will not be asked for again: the read leaves the page cache as it
-    /// found it where the kernel can (Linux 6.14, and not every file system), and is a plain read elsewhere.
+    /// Like [`read_at`](Self::read_at), for bytes that will not be read again: the read leaves no new pages in the page
+    /// cache if the kernel (Linux 6.14 or later) and the file system support that, and is a plain read otherwise.
     ///
-    /// For reads of some MiB, aligned to that, one after the other up to the end of what the file has. The kernel drops
-    /// what a read brought in by whole folios, so that short reads fetch the same bytes again, and keeps what it read
-    /// ahead until that is read as well.
+    /// Use it for aligned, consecutive reads of some MiB up to the end of the data. The kernel drops the pages it read
+    /// by whole folios, so short reads fetch the same bytes again. It keeps pages that it read ahead until they are
+    /// read too.
     fn read_once(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
         self.read_at(buf, at, offset)
     }
 
-    /// Writes `bufs`, one after the other, at `offset`. May be short.
+    /// Writes `bufs` at `offset`, one after the other. May be short.
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>>;
 
-    /// Makes the writes completed so far durable. After an error the file's unsynced data must be taken as lost.
+    /// Makes the writes completed so far durable. After an error, treat the file's unsynced data as lost.
     fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>>;
 
-    /// As [`sync`](Self::sync), for a sync nobody waits for: it never blocks the task that starts it.
+    /// Like [`sync`](Self::sync), for a sync that no caller waits for: it never blocks the task that starts it.
     fn sync_behind(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
         self.sync(kind)
     }
 
-    /// Asks the kernel to begin writing `offset..offset + len` to the disk, so that a later sync finds less to do.
+    /// Asks the kernel to start writing `offset..offset + len` to the disk, so that a later sync has less to do.
     ///
-    /// It promises nothing: not that anything is written, and never that anything is durable, which is for
-    /// [`sync`](Self::sync) alone to say. Does not wait for the disk, but may for room in the disk's queue: for bytes that
-    /// are many compared with such a wait, and for whole pages, as whoever writes to one again may wait for it. A hint: errors are not reported, and a failed write is the later
-    /// sync's to report.
+    /// This is a hint: it guarantees neither that anything is written nor that anything is durable; only
+    /// [`sync`](Self::sync) does. It reports no errors; a failed write is reported by the next sync. It does not wait
+    /// for the disk, but may wait for room in the disk's queue, so the range should be large compared with such a wait.
+    /// The range should cover whole pages, because a later write to a page under writeback may have to wait.
     fn start_writeback(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }
 
-    /// Claims disk space for `offset..offset + len` without changing the file's length, so that writing there cannot
-    /// fail for want of space. `Unsupported` where the file system cannot; `FileTooLarge` beyond the process's limit of a
-    /// file's size.
+    /// Preallocates disk space for `offset..offset + len` without changing the file's length, so that a write there
+    /// cannot fail for lack of space.
+    ///
+    /// Returns `Unsupported` if the file system cannot preallocate, and `FileTooLarge` beyond the process's file-size
+    /// limit.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Cuts or extends the file to `len`, and gives back space claimed beyond it.
+    /// Truncates or extends the file to `len`, and frees space preallocated beyond it.
     fn truncate(&self, len: u64) -> io::Result<()>;
 
-    /// Whether bytes written over others go to the same blocks of the disk, as far as is known: then a sync of them has no
-    /// metadata to write.
+    /// Whether overwritten bytes are known to keep their disk blocks. A sync of an overwrite then has no metadata to
+    /// write.
     fn writes_in_place(&self) -> bool {
         false
     }
 
-    /// Says that reads of this file, through this handle, will come from anywhere in it: each should bring in what it asks
-    /// for and nothing beyond. For good. A hint: errors are not reported.
+    /// Declares that reads through this handle are random: each should fetch only the bytes it asks for. The setting is
+    /// permanent for the handle. It is a hint and reports no errors.
     ///
-    /// The kernel guesses otherwise from which pages happen to be cached, and under random reads it guesses wrong. But it
-    /// also stops using large pages for what it brings in: who reads from end to end opens the file anew.
+    /// Without it the kernel guesses from the pages that happen to be cached, and guesses wrong under random reads. The
+    /// setting also stops the kernel from using large pages, so code that reads a file sequentially opens it again.
     fn expect_random_reads(&self) {}
 
-    /// Has the kernel begin to read `offset..offset + len` into the page cache, as far as the file has it. On a caller's thread
-    /// this never blocks: memory and room in the disk's queue are found elsewhere, as for [`read_at`](Self::read_at). A hint:
-    /// errors are not reported, and the reads to come will meet them.
+    /// Starts reading `offset..offset + len`, up to the end of the file, into the page cache.
+    ///
+    /// On a caller's thread this never blocks: another thread waits for memory and for room in the disk's queue, as for
+    /// [`read_at`](Self::read_at). It is a hint; errors surface in later reads.
     fn start_reading(&self, offset: u64, len: u32) {
         let _ = (offset, len);
     }
 
-    /// Drops clean cached pages, so that the next read asks the disk. A hint: errors are not reported.
+    /// Drops clean cached pages, so that the next read goes to the disk. It is a hint and reports no errors.
     fn evict(&self);
 }

@@ -1,19 +1,19 @@
-//! One started operation of a real world: what it owns, and where its result goes.
+//! One started operation of a real backend: what it owns, and where its result goes.
 //!
-//! Knows files only as things that read, write and sync; knows no thread and no ring.
+//! Knows files only as things that can be read, written and synced. Knows no threads and no rings.
 //!
 //! # Invariants
 //!
-//! - An [`Op`] owns its buffers and keeps its file open from the call that made it until it is finished.
-//! - Every [`Completer`] delivers exactly one result: one that is dropped instead delivers an error, so that no caller
-//!   waits for a thread that is gone.
-//! - A dropped [`Handle`] gives up the result, never the operation.
+//! - An [`Op`] owns its buffers and keeps its file open from the call that created it until it has finished.
+//! - Every [`Completer`] delivers exactly one result. Dropping it delivers an error, so no caller waits for a thread
+//!   that is gone.
+//! - Dropping an [`OpHandle`] discards the result but does not cancel the operation.
 //!
 //! # Concurrency
 //!
-//! The two ends of a slot meet under one mutex, held for a few instructions. No foreign code but a waker's `clone` runs
-//! under it; `wake` is called outside, and a waker that panics is caught, as is the owner of a written buffer: the thread
-//! that completes operations serves many callers, and one bad executor must not end it.
+//! The two ends of a result slot share one mutex, which is held for a few instructions. The only foreign code that runs
+//! under it is a waker's `clone`; `wake` is called outside. The completing thread serves many callers, so it catches
+//! panics of a waker and of the owner of a written buffer: one faulty executor must not end it.
 
 use std::future::Future;
 use std::io;
@@ -26,60 +26,61 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use rustix::io::ReadWriteFlags;
 
-use super::os::OsFile;
+use super::descriptor::FileDescriptor;
 use super::{ReadDone, SyncKind};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::{Mutex, MutexGuard};
 
-/// A result that can also say that the operation failed.
-pub(crate) trait Outcome: Send + 'static {
+/// A result type that can report the failure of an operation.
+pub(crate) trait OpResult: Send + 'static {
     /// The result of an operation that ended with `error`.
     fn failed(error: io::Error) -> Self;
 }
 
-impl<T: Send + 'static> Outcome for io::Result<T> {
+impl<T: Send + 'static> OpResult for io::Result<T> {
     fn failed(error: io::Error) -> Self {
         Err(error)
     }
 }
 
-impl Outcome for ReadDone {
+impl OpResult for ReadDone {
     fn failed(error: io::Error) -> Self {
         Self { result: Err(error), buf: Vec::new() }
     }
 }
 
-/// A timer: there is nothing that could go wrong but its thread's end, and then nobody waits.
-impl Outcome for () {
+/// A timer. It fails only if its thread ends, and then nobody waits for it.
+impl OpResult for () {
     fn failed(_: io::Error) -> Self {}
 }
 
-enum State<T> {
-    /// Not finished; the waker of the last poll.
+enum SlotState<T> {
+    /// Not finished. Holds the waker of the last poll.
     Running(Option<Waker>),
-    /// Finished, the result not yet taken.
+    /// Finished. Holds the result.
     Done(T),
-    /// The result was taken, or the handle dropped.
+    /// The result was taken, or the handle was dropped.
     Over,
 }
 
-struct Slot<T>(Mutex<State<T>>);
+struct ResultSlot<T>(Mutex<SlotState<T>>);
 
-impl<T> Slot<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // A foreign waker's `clone` may panic under the lock, but never between two halves of a change.
+impl<T> ResultSlot<T> {
+    fn lock(&self) -> MutexGuard<'_, SlotState<T>> {
+        // A poisoned lock is safe to use: a foreign waker's `clone` can panic under it, but never in the middle of a
+        // change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn finish(&self, value: T) {
         let mut state = self.lock();
-        let before = mem::replace(&mut *state, State::Over);
+        let before = mem::replace(&mut *state, SlotState::Over);
         let (waker, unwanted) = match before {
-            State::Running(waker) => {
-                *state = State::Done(value);
+            SlotState::Running(waker) => {
+                *state = SlotState::Done(value);
                 (waker, None)
             }
-            State::Done(_) | State::Over => (None, Some(value)),
+            SlotState::Done(_) | SlotState::Over => (None, Some(value)),
         };
         drop(state);
         drop(unwanted);
@@ -89,98 +90,105 @@ impl<T> Slot<T> {
     }
 }
 
-/// Runs foreign code that must not take this thread down.
+/// Runs foreign code and catches its panic, so that this thread survives.
 pub(super) fn quietly(call: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
-        // Dropping what was thrown could throw again.
+        // Dropping the payload could panic again.
         mem::forget(payload);
     }
 }
 
-/// The two ends of a new slot.
-pub(crate) fn slot<T: Outcome>() -> (Completer<T>, Handle<T>) {
-    let slot = Arc::new(Slot(Mutex::new(State::Running(None))));
-    (Completer(Some(Arc::clone(&slot))), Handle(slot))
+/// Creates the two ends of a new result slot.
+pub(crate) fn slot<T: OpResult>() -> (Completer<T>, OpHandle<T>) {
+    let slot = Arc::new(ResultSlot(Mutex::new(SlotState::Running(None))));
+    (Completer(Some(Arc::clone(&slot))), OpHandle(slot))
 }
 
 /// The end that delivers the result.
-pub(crate) struct Completer<T: Outcome>(Option<Arc<Slot<T>>>);
+pub(crate) struct Completer<T: OpResult>(Option<Arc<ResultSlot<T>>>);
 
-impl<T: Outcome> Completer<T> {
-    /// Delivers `value` and wakes whoever waits.
+impl<T: OpResult> Completer<T> {
+    /// Delivers `value` and wakes the waiting task.
     pub(crate) fn complete(mut self, value: T) {
         if let Some(slot) = self.0.take() {
             slot.finish(value);
         }
     }
 
-    /// Whether nobody will ever look at the result.
+    /// Whether the handle was dropped, so that nobody will take the result.
     fn is_abandoned(&self) -> bool {
-        self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), State::Over))
+        self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), SlotState::Over))
     }
 }
 
-impl<T: Outcome> Drop for Completer<T> {
+impl<T: OpResult> Drop for Completer<T> {
     fn drop(&mut self) {
         if let Some(slot) = self.0.take() {
-            slot.finish(T::failed(io::Error::other("the thread that carried out the operation is gone")));
+            slot.finish(T::failed(io::Error::other("the thread that ran the operation has ended")));
         }
     }
 }
 
 /// The end that waits for the result.
-pub(crate) struct Handle<T>(Arc<Slot<T>>);
+pub(crate) struct OpHandle<T>(Arc<ResultSlot<T>>);
 
-impl<T> Future for Handle<T> {
+impl<T> Future for OpHandle<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let mut state = self.0.lock();
-        if matches!(*state, State::Running(_)) && seeded_bug::is(SeededBug::CompletionOverwritten) {
+        if matches!(*state, SlotState::Running(_)) && seeded_bug::is(SeededBug::CompletionOverwritten) {
             drop(state);
-            *self.0.lock() = State::Running(Some(cx.waker().clone()));
+            *self.0.lock() = SlotState::Running(Some(cx.waker().clone()));
             return Poll::Pending;
         }
         match &mut *state {
-            State::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
-            State::Running(waker) => {
+            SlotState::Running(Some(waker)) if waker.will_wake(cx.waker()) => Poll::Pending,
+            SlotState::Running(waker) => {
                 let old = waker.replace(cx.waker().clone());
-                // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
+                // Outside the lock: dropping a waker may drop a task and everything the task owns.
                 drop(state);
                 drop(old);
                 Poll::Pending
             }
-            State::Done(_) => match mem::replace(&mut *state, State::Over) {
-                State::Done(value) => Poll::Ready(value),
-                State::Running(_) | State::Over => Poll::Pending,
+            SlotState::Done(_) => match mem::replace(&mut *state, SlotState::Over) {
+                SlotState::Done(value) => Poll::Ready(value),
+                SlotState::Running(_) | SlotState::Over => Poll::Pending,
             },
-            State::Over => Poll::Pending,
+            SlotState::Over => Poll::Pending,
         }
     }
 }
 
-impl<T> Drop for Handle<T> {
+impl<T> Drop for OpHandle<T> {
     fn drop(&mut self) {
-        let before = mem::replace(&mut *self.0.lock(), State::Over);
-        // Outside the lock: it may hold a foreign waker.
+        let before = mem::replace(&mut *self.0.lock(), SlotState::Over);
+        // Outside the lock: the state may hold a foreign waker.
         drop(before);
     }
 }
 
-/// An operation that was started and not yet finished. Dropping one delivers an error.
+/// A started, unfinished operation. Dropping it delivers an error.
 pub(super) enum Op {
-    /// Read into `buf[at..]`.
-    Read { file: Arc<OsFile>, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags, done: Completer<ReadDone> },
-    /// Begin to read into the page cache. A hint: nobody waits for it, and what comes of it is told to nobody.
-    Advance { file: Arc<OsFile>, offset: u64, len: u32 },
-    /// Write `bufs`, none of them empty and not none of them, one after the other.
-    Write { file: Arc<OsFile>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
-    /// Make completed writes durable.
-    Sync { file: Arc<OsFile>, kind: SyncKind, done: Completer<io::Result<()>> },
+    /// Reads into `buf[at..]`.
+    Read {
+        file: Arc<FileDescriptor>,
+        buf: Vec<u8>,
+        at: usize,
+        offset: u64,
+        flags: ReadWriteFlags,
+        done: Completer<ReadDone>,
+    },
+    /// Starts reading into the page cache. A hint: nobody waits for it, and its result is ignored.
+    ReadAhead { file: Arc<FileDescriptor>, offset: u64, len: u32 },
+    /// Writes `bufs` one after the other. There is at least one buffer, and none is empty.
+    Write { file: Arc<FileDescriptor>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },
+    /// Makes completed writes durable.
+    Sync { file: Arc<FileDescriptor>, kind: SyncKind, done: Completer<io::Result<()>> },
 }
 
 impl Op {
-    /// Carries it out on this thread, blocking it.
+    /// Carries out the operation on the calling thread, which blocks.
     pub(super) fn run(self) {
         match self {
             Self::Read { done, .. } if done.is_abandoned() => {}
@@ -188,7 +196,7 @@ impl Op {
                 let result = file.read(buf.get_mut(at..).unwrap_or_default(), offset, flags);
                 done.complete(ReadDone { result, buf });
             }
-            Self::Advance { file, offset, len } => file.start_reading(offset, len),
+            Self::ReadAhead { file, offset, len } => file.start_reading(offset, len),
             Self::Write { file, bufs, offset, done } => {
                 let result = file.write(&bufs, offset);
                 quietly(|| drop(bufs));
@@ -201,24 +209,24 @@ impl Op {
         }
     }
 
-    /// Whether it need not be started: a read nobody waits for. Writes and syncs are always carried out.
+    /// Whether the operation need not be started: a read whose handle was dropped. Writes and syncs always run.
     pub(super) fn is_moot(&self) -> bool {
         matches!(self, Self::Read { done, .. } if done.is_abandoned())
     }
 
-    /// Whether it changes nothing.
+    /// Whether the operation leaves the file unchanged.
     pub(super) fn is_read(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Advance { .. })
+        matches!(self, Self::Read { .. } | Self::ReadAhead { .. })
     }
 
-    /// Delivers what the kernel said; a count is of bytes.
+    /// Delivers the kernel's result. A count is in bytes.
     pub(super) fn finish(self, result: io::Result<usize>) {
         match self {
             Self::Read { file, buf, done, .. } => {
                 drop(file);
                 done.complete(ReadDone { result, buf });
             }
-            Self::Advance { .. } => {}
+            Self::ReadAhead { .. } => {}
             Self::Write { file, bufs, done, .. } => {
                 drop(file);
                 quietly(|| drop(bufs));
@@ -231,12 +239,12 @@ impl Op {
         }
     }
 
-    /// Gives up the memory the kernel might still use: it is never freed.
+    /// Leaks the memory that the kernel might still use.
     pub(super) fn leak_buffers(&mut self) {
         match self {
             Self::Read { buf, .. } => mem::forget(mem::take(buf)),
             Self::Write { bufs, .. } => mem::forget(mem::take(bufs)),
-            Self::Advance { .. } | Self::Sync { .. } => {}
+            Self::ReadAhead { .. } | Self::Sync { .. } => {}
         }
     }
 }

@@ -1,21 +1,20 @@
-//! Directories, the lock and the blocking half of files, for both real worlds.
+//! Directories, files and the lock of the real backends.
 //!
-//! Knows no threads and no ring: operations that take time go to a [`Dispatch`], which says where they run.
+//! Knows no threads and no rings: operations that take time go to a [`Dispatch`], which decides where they run.
 //!
 //! # Invariants
 //!
-//! - A directory is held by its descriptor; every name is one component relative to it, so a renamed or replaced parent
-//!   directory never makes two calls talk about different files.
-//! - Only regular files are opened, links are never followed: whoever can write to the directory cannot make us write
-//!   elsewhere or block in a pipe. A file may have other names (a backup's hard links); that is not looked at.
-//! - The lock lies on an open file description and ends with its last descriptor. It is released by closing alone: an
-//!   explicit unlock in a forked child would take it from the parent.
+//! - A directory is held by its descriptor, and every name is a single component relative to it. If a parent directory
+//!   is renamed or replaced, all calls still refer to the same files.
+//! - Only regular files are opened, and links are never followed. A user with write access to the directory cannot make
+//!   the store write elsewhere or block on a pipe. Other names of a file (a backup's hard links) are allowed.
+//! - The lock belongs to an open file description and ends with its last descriptor. It is released only by closing the
+//!   descriptor: an explicit unlock in a forked child would release the parent's lock.
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::num::NonZeroU64;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,24 +26,21 @@ use rustix::io::{Errno, ReadWriteFlags};
 use rustix::process::{Resource, getrlimit};
 
 use super::advice;
+use super::descriptor::FileDescriptor;
 use super::op::{Op, slot};
 use super::util::MAX_INTERRUPTIONS;
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
-/// Pieces in one vectored write: the kernel's limit.
-pub(super) const MAX_PIECES: usize = 1024;
-/// Bytes in one read or write. The kernel's own limit is a page less than 2 GiB.
-pub(super) const MAX_IO_BYTES: usize = 1 << 30;
-/// `RWF_DONTCACHE`, which rustix does not have: what the read brings into the page cache does not stay there.
+/// `RWF_DONTCACHE`, which rustix lacks: the read leaves no new pages in the page cache.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-/// Magic numbers of ext4 and XFS. Others, which copy on write, or whose syncs cost nothing, gain nothing.
+/// Magic numbers of ext4 and XFS. Other file systems copy on write, or have syncs that cost nothing.
 const WRITE_IN_PLACE: [fs::FsWord; 2] = [0xEF53, 0x5846_5342];
 
-/// Files replaced under our hands while locking, after which something else is wrong.
+/// How often the lock file may be replaced during one attempt to lock it.
 const MAX_LOCK_TRIES: usize = 100;
 
-/// Calls again what a signal interrupted, but not for ever: a file system that says nothing else would have this thread
-/// spin, and everybody who waits for it wait.
+/// Retries a call that a signal interrupted, but not forever: a file system that always returns EINTR would make this
+/// thread spin and block everything that waits for it.
 fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..MAX_INTERRUPTIONS {
         match call() {
@@ -55,12 +51,12 @@ fn retry_on_intr<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Err
     call()
 }
 
-/// Where operations that take time are carried out.
+/// Decides where operations that take time run.
 pub(super) trait Dispatch: Send + Sync + fmt::Debug + 'static {
-    /// Starts `op`; it finishes without further help from its caller.
+    /// Starts `op`, which then finishes without further help from the caller.
     fn start(&self, op: Op);
 
-    /// As [`start`](Self::start), but never on the calling thread.
+    /// Like [`start`](Self::start), but never runs `op` on the calling thread.
     fn start_behind(&self, op: Op);
 }
 
@@ -68,91 +64,34 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
-/// Offsets are signed in the kernel, and the last one means "the current position" to a ring.
+/// Offsets are signed in the kernel, and a ring takes -1 to mean the current position.
 fn check_offset(offset: u64) -> io::Result<()> {
     match i64::try_from(offset) {
         Ok(_) => Ok(()),
-        Err(_) => Err(invalid(format!("offset {offset} is beyond what a file can have"))),
+        Err(_) => Err(invalid(format!("offset {offset} exceeds the maximum file offset"))),
     }
 }
 
 fn check_name(name: &str) -> io::Result<()> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-        return Err(invalid(format!("{name:?} is not the name of a file in a directory")));
+        return Err(invalid(format!("{name:?} is not a valid file name")));
     }
     Ok(())
 }
 
-/// An open regular file and what it does without waiting for long, or by blocking.
-#[derive(Debug)]
-pub(super) struct OsFile {
-    fd: OwnedFd,
-}
-
-#[cfg(test)]
-impl From<OwnedFd> for OsFile {
-    fn from(fd: OwnedFd) -> Self {
-        Self { fd }
-    }
-}
-
-impl OsFile {
-    pub(super) fn raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64, flags: ReadWriteFlags) -> io::Result<usize> {
-        let len = buf.len().min(MAX_IO_BYTES);
-        let buf = buf.get_mut(..len).unwrap_or_default();
-        if flags.is_empty() {
-            return Ok(rustix::io::pread(&self.fd, buf, offset)?);
-        }
-        Ok(rustix::io::preadv2(&self.fd, &mut [IoSliceMut::new(buf)], offset, flags)?)
-    }
-
-    pub(super) fn write(&self, bufs: &[Bytes], offset: u64) -> io::Result<usize> {
-        let mut room = MAX_IO_BYTES;
-        let mut pieces = Vec::with_capacity(bufs.len().min(MAX_PIECES));
-        for buf in bufs.iter().take(MAX_PIECES) {
-            let piece = buf.get(..room).unwrap_or(buf);
-            room -= piece.len();
-            pieces.push(IoSlice::new(piece));
-            if room == 0 {
-                break;
-            }
-        }
-        Ok(rustix::io::pwritev(&self.fd, &pieces, offset)?)
-    }
-
-    /// Has the kernel begin to read into the page cache. Finds memory for it and room in the disk's queue first, which may
-    /// take as long as a read.
-    pub(super) fn start_reading(&self, offset: u64, len: u32) {
-        // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.fd, offset, NonZeroU64::new(len.into()), fs::Advice::WillNeed);
-    }
-
-    pub(super) fn sync(&self, kind: SyncKind) -> io::Result<()> {
-        match kind {
-            SyncKind::Data => fs::fdatasync(&self.fd)?,
-            SyncKind::All => fs::fsync(&self.fd)?,
-        }
-        Ok(())
-    }
-}
-
-/// A file of a real world.
+/// A file of a real backend.
 #[derive(Clone, Debug)]
-struct WorldFile {
-    file: Arc<OsFile>,
+struct OsFile {
+    file: Arc<FileDescriptor>,
     dispatch: Arc<dyn Dispatch>,
-    /// The directory's.
+    /// Shared by all files of the directory; see [`OsDir`].
     dontcache_refused: Arc<AtomicBool>,
 }
 
-impl WorldFile {
+impl OsFile {
     fn read(&self, buf: Vec<u8>, at: usize, offset: u64, flags: ReadWriteFlags) -> OpFuture<ReadDone> {
         let checked = if at > buf.len() {
-            Err(invalid(format!("a read into a buffer of {} bytes from {at} on", buf.len())))
+            Err(invalid(format!("read at position {at} of a buffer of {} bytes", buf.len())))
         } else {
             check_offset(offset)
         };
@@ -168,20 +107,20 @@ impl WorldFile {
     }
 }
 
-/// Whether a read failed for its flags, perhaps: older kernels and other file systems do not know them all.
-fn may_be_for_its_flags(done: &ReadDone) -> bool {
+/// Whether a read may have failed because of its flags. Older kernels and some file systems do not know all flags.
+fn may_be_due_to_flags(done: &ReadDone) -> bool {
     let errno = done.result.as_ref().err().and_then(io::Error::raw_os_error);
     matches!(errno, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
 }
 
-impl File for WorldFile {
+impl File for OsFile {
     fn len(&self) -> io::Result<u64> {
-        u64::try_from(fs::fstat(&self.file.fd)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
+        u64::try_from(fs::fstat(&*self.file)?.st_size).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     fn read_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         check_offset(offset)?;
-        match rustix::io::preadv2(&self.file.fd, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&*self.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
             Ok(count) => Ok(count),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
             Err(errno) => Err(errno.into()),
@@ -200,11 +139,11 @@ impl File for WorldFile {
         let file = self.clone();
         Box::pin(async move {
             let done = first.await;
-            if !may_be_for_its_flags(&done) {
+            if !may_be_due_to_flags(&done) {
                 return done;
             }
-            // The second read is started by a poll: who does not poll has no use for it. If the first failed for
-            // something else, the second will tell, and all that is lost is the hint.
+            // A poll starts the second read, because without a poll nobody takes the result. If the first read failed
+            // for another reason, the second one reports it, and only the hint is lost.
             file.dontcache_refused.store(true, Ordering::Relaxed);
             file.read_at(done.buf, at, offset).await
         })
@@ -236,16 +175,16 @@ impl File for WorldFile {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        advice::start_writeback(self.file.fd.as_fd(), offset, len);
+        advice::start_writeback(self.file.as_fd(), offset, len);
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        // Of a claim that leaves the file's length alone ext4 does not ask this; of the write that follows it does.
+        // ext4 does not check this limit when it preallocates without changing the length, but does in the later write.
         if getrlimit(Resource::Fsize).current.is_some_and(|limit| offset.saturating_add(len) > limit) {
             return Err(Errno::FBIG.into());
         }
-        let claim = || fs::fallocate(&self.file.fd, fs::FallocateFlags::KEEP_SIZE, offset, len);
-        match retry_on_intr(claim) {
+        let preallocate = || fs::fallocate(&*self.file, fs::FallocateFlags::KEEP_SIZE, offset, len);
+        match retry_on_intr(preallocate) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
             Err(errno) => Err(errno.into()),
@@ -253,31 +192,31 @@ impl File for WorldFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        Ok(retry_on_intr(|| fs::ftruncate(&self.file.fd, len))?)
+        Ok(retry_on_intr(|| fs::ftruncate(&*self.file, len))?)
     }
 
     fn writes_in_place(&self) -> bool {
-        fs::fstatfs(&self.file.fd).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
+        fs::fstatfs(&*self.file).is_ok_and(|stat| WRITE_IN_PLACE.contains(&stat.f_type))
     }
 
     fn expect_random_reads(&self) {
-        // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::Random);
+        // A hint: a refusal is ignored.
+        let _ = fs::fadvise(&*self.file, 0, None, fs::Advice::Random);
     }
 
     fn start_reading(&self, offset: u64, len: u32) {
         if len > 0 && check_offset(offset).is_ok() {
-            self.dispatch.start(Op::Advance { file: Arc::clone(&self.file), offset, len });
+            self.dispatch.start(Op::ReadAhead { file: Arc::clone(&self.file), offset, len });
         }
     }
 
     fn evict(&self) {
-        // A hint: there is nothing to do about a refusal.
-        let _ = fs::fadvise(&self.file.fd, 0, None, fs::Advice::DontNeed);
+        // A hint: a refusal is ignored.
+        let _ = fs::fadvise(&*self.file, 0, None, fs::Advice::DontNeed);
     }
 }
 
-/// Opens the directory at `path` for a world whose operations `dispatch` carries out.
+/// Opens the directory at `path` for a backend that carries out operations with `dispatch`.
 pub(super) fn open_dir(path: &Path, create: bool, dispatch: Arc<dyn Dispatch>) -> io::Result<Arc<dyn Dir>> {
     if create {
         create_with_parents(path)?;
@@ -315,7 +254,8 @@ fn create_with_parents(path: &Path) -> io::Result<()> {
         }
     }
     if missing.is_empty() {
-        // It may stem from an attempt that was killed before this sync. Somebody else's parent may be unreadable.
+        // An earlier attempt may have been killed before this sync. The parent may be unreadable if another user owns
+        // it.
         if let Some(Ok(parent)) = parent_of(path).map(open_directory) {
             fs::fsync(parent)?;
         }
@@ -326,10 +266,10 @@ fn create_with_parents(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 struct OsDir {
     fd: OwnedFd,
-    /// For messages only.
+    /// Only for error messages.
     path: PathBuf,
     dispatch: Arc<dyn Dispatch>,
-    /// Whether a read here was refused [`DONTCACHE`]: found out by the first one, once for all files of the directory, as
+    /// Whether a read was refused for [`DONTCACHE`]. The first read finds out for all files of the directory, because
     /// they lie in one file system.
     dontcache_refused: Arc<AtomicBool>,
 }
@@ -339,7 +279,7 @@ impl OsDir {
         invalid(format!("{} is not a regular file", self.path.join(name).display()))
     }
 
-    /// Opens the regular file `name`; `O_NONBLOCK` keeps a pipe from blocking us before `fstat` unmasks it.
+    /// Opens the regular file `name`. `O_NONBLOCK` prevents blocking on a pipe before `fstat` detects it.
     fn open_regular(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
         check_name(name)?;
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -351,10 +291,12 @@ impl OsDir {
         if FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
             return Err(self.not_regular(name));
         }
-        // Where the file system has no non-blocking reads, a ring would answer EAGAIN for ever to a file so marked.
+        // On a file system without non-blocking reads, a ring would return EAGAIN forever for a descriptor with this
+        // flag.
         let flags = fs::fcntl_getfl(&fd)? - OFlags::NONBLOCK;
-        // Nobody asks when a segment was last read, and noting it down is a tenth of a cached read. The kernel lets only
-        // a file's owner do without, and says so now: at the opening it might have created the file by then.
+        // The store does not use access times, and updating one costs a tenth of a cached read. Only a file's owner may
+        // set `O_NOATIME`. It is set here and not by `openat`, which might have created the file before it refuses the
+        // flag.
         fs::fcntl_setfl(&fd, flags | OFlags::NOATIME).or_else(|_| fs::fcntl_setfl(&fd, flags))?;
         Ok(fd)
     }
@@ -396,9 +338,9 @@ impl Dir for OsDir {
             OpenMode::ReadWrite => OFlags::RDWR,
             OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        let file = Arc::new(OsFile { fd: self.open_regular(name, flags)? });
+        let file = Arc::new(FileDescriptor::from(self.open_regular(name, flags)?));
         let (dispatch, dontcache_refused) = (Arc::clone(&self.dispatch), Arc::clone(&self.dontcache_refused));
-        Ok(Arc::new(WorldFile { file, dispatch, dontcache_refused }))
+        Ok(Arc::new(OsFile { file, dispatch, dontcache_refused }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -424,8 +366,8 @@ impl Dir for OsDir {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
-            // Somebody may have replaced the file between opening and locking: then the lock is on a file that nobody
-            // else will ever find, and protects nothing.
+            // Another process may have replaced the file between the open and the lock. The lock would then be on a
+            // file that no other process can find, and would protect nothing.
             let held = fs::fstat(&fd)?;
             match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(named) if named.st_ino == held.st_ino && named.st_dev == held.st_dev => {
@@ -435,11 +377,11 @@ impl Dir for OsDir {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Err(io::Error::other(format!("the lock file {} is replaced again and again", self.path.join(name).display())))
+        Err(io::Error::other(format!("the lock file {} keeps being replaced", self.path.join(name).display())))
     }
 }
 
-/// Dropping it closes the descriptor, which frees the lock.
+/// Closes the descriptor on drop, which releases the lock.
 #[derive(Debug)]
 struct OsLock {
     _fd: OwnedFd,
@@ -447,10 +389,10 @@ struct OsLock {
 
 impl DirLock for OsLock {}
 
-/// A number nobody can guess.
+/// An unpredictable random number.
 pub(super) fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
-    // Up to 256 bytes come whole, or not at all.
+    // The kernel returns up to 256 bytes completely or not at all.
     retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
     Ok(u64::from_le_bytes(bytes))
 }
@@ -461,11 +403,11 @@ mod tests {
 
     use super::*;
 
-    /// Answers reads that carry flags with an error, and notes the flags of all.
+    /// Fails reads that carry flags, and records the flags of all reads.
     #[derive(Debug)]
-    struct Refusing(i32, Mutex<Vec<ReadWriteFlags>>);
+    struct RefusingDispatch(i32, Mutex<Vec<ReadWriteFlags>>);
 
-    impl Dispatch for Refusing {
+    impl Dispatch for RefusingDispatch {
         fn start(&self, op: Op) {
             let Op::Read { flags, .. } = op else { return op.run() };
             self.1.lock().unwrap().push(flags);
@@ -477,11 +419,11 @@ mod tests {
         }
     }
 
-    /// Reads two files twice each; returns the flags the kernel was asked with, and the last read's error.
-    fn ask(errno: i32) -> (Vec<ReadWriteFlags>, Option<i32>) {
+    /// Reads two files twice each. Returns the flags of every read, and the error of the last one.
+    fn read_twice_each(errno: i32) -> (Vec<ReadWriteFlags>, Option<i32>) {
         let home = tempfile::tempdir().unwrap();
-        let dispatch = Arc::new(Refusing(errno, Mutex::default()));
-        let dir = open_dir(home.path(), false, Arc::<Refusing>::clone(&dispatch)).unwrap();
+        let dispatch = Arc::new(RefusingDispatch(errno, Mutex::default()));
+        let dir = open_dir(home.path(), false, Arc::<RefusingDispatch>::clone(&dispatch)).unwrap();
         let mut last = None;
         for name in ["a", "b"] {
             std::fs::write(home.path().join(name), "content").unwrap();
@@ -492,12 +434,12 @@ mod tests {
                 assert!(last.is_some() || (done.result.unwrap(), &*done.buf) == (5, b"\0ntent\0\0"), "{errno}");
             }
         }
-        let asked = dispatch.1.lock().unwrap().clone();
-        (asked, last)
+        let flags = dispatch.1.lock().unwrap().clone();
+        (flags, last)
     }
 
     #[test]
-    fn interruptions_are_survived_but_not_for_ever() {
+    fn interruptions_are_retried_but_not_forever() {
         let mut calls = 0;
         let mut interrupted = |times: usize| {
             calls = 0;
@@ -512,11 +454,11 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_flag_is_asked_for_once_and_nobody_hears_of_it() {
+    fn a_refused_read_flag_is_tried_once_and_hidden_from_callers() {
         let plain = ReadWriteFlags::empty();
         for errno in [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS] {
-            assert_eq!(ask(errno), (vec![DONTCACHE, plain, plain, plain, plain], None), "{errno}");
+            assert_eq!(read_twice_each(errno), (vec![DONTCACHE, plain, plain, plain, plain], None), "{errno}");
         }
-        assert_eq!(ask(libc::EIO), (vec![DONTCACHE; 4], Some(libc::EIO)), "other errors are the caller's");
+        assert_eq!(read_twice_each(libc::EIO), (vec![DONTCACHE; 4], Some(libc::EIO)), "other errors reach the caller");
     }
 }

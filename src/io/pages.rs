@@ -1,11 +1,11 @@
-//! Memory in large pages: that of the block cache and its hints, and of the keydir's entries.
+//! Memory in large pages, for the block cache, its locators and the keydir's entries.
 //!
-//! What is read here and there in hundreds of megabytes misses more than the processor's caches: its table of pages has
-//! room for some megabytes, and a miss there is a walk through memory before the read itself. Large pages are few enough
-//! for it, and new ones cost one fault for 2 MiB instead of 512. The kernel is asked for them; where it has none, all is the
-//! same but for the time. (The kernel's `Documentation/admin-guide/mm/transhuge.rst`.)
+//! Random reads in hundreds of megabytes miss not only the CPU caches but also the TLB, which covers only some
+//! megabytes of small pages; each such miss adds a page-table walk. Large pages fit in the TLB, and fresh memory costs
+//! one page fault per 2 MiB instead of 512. If the kernel provides no large pages, only speed suffers. See the kernel's
+//! `Documentation/admin-guide/mm/transhuge.rst`.
 
-// Memory that is not the allocator's is mapped, given out in parts and unmapped here.
+// This file maps memory outside the allocator, hands out parts of it, and unmaps it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,33 +18,33 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Mappings are as long as multiples of this, which the pages of every Linux divide.
+/// The length of every mapping is a multiple of this. It is a multiple of every Linux page size.
 const GRANULE_BYTES: usize = 64 << 10;
 
-/// Memory that was never used: it reads as zeros, and takes room where it is written.
+/// Fresh anonymous memory: reads as zeros, and takes physical memory where it is written.
 #[derive(Debug)]
 struct Mapping {
-    /// Never changed. A plain pointer would bind it to one thread, though the memory is touched only by those who have
-    /// parts of it, each its own.
+    /// Never changed. An `AtomicPtr`, because a raw pointer would make the type `!Send` and `!Sync`, although each part
+    /// of the memory has exactly one owner.
     base: AtomicPtr<u8>,
     len: usize,
 }
 
 impl Mapping {
-    /// Begins at a large page if it is as long as one. `len` is a multiple of [`GRANULE_BYTES`].
+    /// Maps `len` bytes, a multiple of [`GRANULE_BYTES`]. A mapping of at least one large page begins at a large page.
     fn new(len: usize) -> io::Result<Self> {
         let slack = if len < LARGE_PAGE_BYTES { 0 } else { LARGE_PAGE_BYTES };
         let mapped = len.checked_add(slack).filter(|mapped| isize::try_from(*mapped).is_ok());
         let mapped = mapped.ok_or(io::ErrorKind::OutOfMemory)?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: no address is asked for, so the kernel puts it where nothing is: nobody's memory is touched.
-        // Shown by `blocks_are_apart_and_outlive_their_region`.
+        // SAFETY: no address is requested, so the kernel places the mapping where nothing else is mapped.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), mapped, protection, flags) }?.cast::<u8>();
         let before = if slack == 0 { 0 } else { start.addr().next_multiple_of(LARGE_PAGE_BYTES) - start.addr() };
         let base = start.wrapping_add(before);
-        // SAFETY: what is unmapped are the parts before and behind what is kept of the mapping just made, of which
-        // nobody has been told; advice changes no byte.
-        // Shown by `blocks_are_apart_and_outlive_their_region`.
+        // SAFETY: unmaps only the parts before and after the kept range of the new mapping, to which no reference
+        // exists yet. The advice changes no byte.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe {
             if before > 0 {
                 let _ = munmap(start.cast(), before);
@@ -66,33 +66,33 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it was mapped when it was made and is unmapped once; a block that has a part of it keeps it.
-        // Shown by `blocks_are_apart_and_outlive_their_region`.
+        // SAFETY: `new` mapped this range, and it is unmapped once. A block in it keeps the mapping alive.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         let _ = unsafe { munmap(self.base().cast(), self.len) };
     }
 }
 
-/// Memory for blocks of one size. An iterator that gives each of them out, once, in the order of their addresses.
+/// Memory for blocks of one size. The iterator yields each block once, in address order.
 #[derive(Debug)]
 pub(crate) struct Region {
     mapping: Arc<Mapping>,
     block_bytes: usize,
-    /// Where the next block begins,
-    next: usize,
-    /// and the last one ends.
-    end: usize,
+    /// Offset of the next block.
+    next_offset: usize,
+    /// End offset of the last block.
+    end_offset: usize,
 }
 
 impl Region {
-    /// Room for `blocks`, one at least, of `block_bytes` each. Takes address space and no memory.
-    pub(crate) fn new(blocks: usize, block_bytes: usize) -> io::Result<Self> {
-        let end = blocks.checked_mul(block_bytes);
+    /// Reserves address space for `block_count` blocks (at least one) of `block_bytes` each. Takes no physical memory.
+    pub(crate) fn new(block_count: usize, block_bytes: usize) -> io::Result<Self> {
+        let end = block_count.checked_mul(block_bytes);
         let len = end.and_then(|end| end.checked_next_multiple_of(GRANULE_BYTES));
         let (Some(end), Some(len)) = (end, len) else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        Ok(Self { mapping: Arc::new(Mapping::new(len)?), block_bytes, next: 0, end })
+        Ok(Self { mapping: Arc::new(Mapping::new(len)?), block_bytes, next_offset: 0, end_offset: end })
     }
 
-    /// Where its first block begins: an address to be computed with, not to be read by.
+    /// The address of the first block, for arithmetic only; not for access.
     pub(crate) fn address(&self) -> usize {
         self.mapping.base().addr()
     }
@@ -102,37 +102,38 @@ impl Iterator for Region {
     type Item = Block;
 
     fn next(&mut self) -> Option<Block> {
-        let begin = self.next;
-        let end = begin.checked_add(self.block_bytes).filter(|end| *end <= self.end)?;
-        self.next = end;
+        let begin = self.next_offset;
+        let end = begin.checked_add(self.block_bytes).filter(|end| *end <= self.end_offset)?;
+        self.next_offset = end;
         let base = self.mapping.base().wrapping_add(begin);
         Some(Block { base: base.into(), len: self.block_bytes, _mapping: Arc::clone(&self.mapping) })
     }
 }
 
-/// A part of a region, which nobody else has.
+/// One block of a region, with exclusive access to its memory.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// Never changed, as a mapping's is not.
+    /// Never changed, as in [`Mapping`].
     base: AtomicPtr<u8>,
     len: usize,
-    /// So that it stays mapped.
+    /// Keeps the memory mapped.
     _mapping: Arc<Mapping>,
 }
 
-// The schedule explorer's keydir has no chunks.
+// The keydir of the schedule explorer has no chunks.
 #[cfg(not(feature = "shuttle"))]
 impl Block {
-    /// Gives its memory back to the system and keeps its address, if it begins and ends where pages of every size do. What it
-    /// holds from here on is zeros, or what it held.
+    /// Returns the block's physical memory to the system and keeps its address, if the block is aligned to pages of
+    /// every size. Afterwards the block reads as zeros or as before.
     pub(crate) fn clear(&mut self) {
         let (base, len) = (*self.base.get_mut(), self.len);
         if !base.addr().is_multiple_of(GRANULE_BYTES) || !len.is_multiple_of(GRANULE_BYTES) {
             return;
         }
-        // SAFETY: these are whole pages of the mapping, which it keeps, private and of no file, and nobody else has a byte of
-        // them: what changes is what this borrow could have written, to zeros or not at all.
-        // Shown by `a_cleared_block_takes_no_memory_and_others_stay`.
+        // SAFETY: the range consists of whole pages of the mapping, which the block keeps alive. They are private,
+        // anonymous, and exclusive to this block. Only bytes that this mutable borrow may write change, to zeros or not
+        // at all.
+        // Shown by `clearing_a_block_keeps_its_neighbours`.
         let _ = unsafe { madvise(base.cast(), len, Advice::LinuxDontNeed) };
     }
 }
@@ -141,22 +142,22 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: its bytes lie in the mapping, which it keeps, and were zeros when it was made. The region has given them to
-        // this block alone, so who writes them has borrowed it.
-        // Shown by `blocks_are_apart_and_outlive_their_region`.
+        // SAFETY: the bytes lie in the mapping, which the block keeps alive, and were initialised to zero. The region
+        // gave them to this block only, so every write to them holds a mutable borrow of the block.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe { std::slice::from_raw_parts(self.base.load(Ordering::Relaxed), self.len) }
     }
 }
 
 impl DerefMut for Block {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and this borrow of it is the only one.
-        // Shown by `blocks_are_apart_and_outlive_their_region`.
+        // SAFETY: as in `deref`, and this is the only borrow of the block.
+        // Shown by `blocks_do_not_overlap_and_outlive_their_region`.
         unsafe { std::slice::from_raw_parts_mut(*self.base.get_mut(), self.len) }
     }
 }
 
-/// Words that any number of threads read and write. They are zeros at first, and take memory where one was written.
+/// Atomic words that any number of threads read and write. Initially zero; memory is taken where a word is written.
 #[derive(Debug)]
 pub(crate) struct Words {
     mapping: Mapping,
@@ -164,7 +165,7 @@ pub(crate) struct Words {
 }
 
 impl Words {
-    /// So many of them, one at least.
+    /// Reserves `count` words, at least one.
     pub(crate) fn new(count: usize) -> io::Result<Self> {
         let bytes = count.checked_mul(size_of::<AtomicU32>());
         let len = bytes.and_then(|bytes| bytes.checked_next_multiple_of(GRANULE_BYTES));
@@ -176,9 +177,9 @@ impl Deref for Words {
     type Target = [AtomicU32];
 
     fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: they lie in the mapping, which is kept, begins at a page and was zeros when it was made, and zero is a word.
-        // Nobody else has a byte of it, and whoever borrows the words writes them as atomics.
-        // Shown by `words_are_zeros_and_are_written_by_all`.
+        // SAFETY: the words lie in the mapping, which is kept alive, is page-aligned and was initialised to zero; zero
+        // is a valid word. No other reference to the memory exists, and all writes are atomic.
+        // Shown by `words_start_at_zero_and_are_shared_by_threads`.
         unsafe { std::slice::from_raw_parts(self.mapping.base().cast(), self.count) }
     }
 }
@@ -194,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_apart_and_outlive_their_region() {
-        // Of less than a large page, of one, and of some that do not end at one.
+    fn blocks_do_not_overlap_and_outlive_their_region() {
+        // Less than a large page, exactly one, and several that do not end at a large page.
         for (blocks, block_bytes) in [(1, 256), (7, 1000), (128, 16 << 10), (300, 16 << 10), (1, 5 << 20)] {
             let mut region = Region::new(blocks, block_bytes).unwrap();
             let address = region.address();
@@ -221,13 +222,13 @@ mod tests {
 
     #[cfg(not(feature = "shuttle"))]
     #[test]
-    fn a_cleared_block_takes_no_memory_and_others_stay() {
+    fn clearing_a_block_keeps_its_neighbours() {
         let mut blocks: Vec<Block> = Region::new(64, 64 << 10).unwrap().collect();
         blocks.iter_mut().for_each(|block| block.fill(7));
         let [before, cleared, after, ..] = &mut blocks[..] else { panic!("64 blocks") };
         cleared.clear();
         assert!(before.iter().chain(after.iter()).all(|byte| *byte == 7));
-        assert!(cleared.iter().all(|byte| *byte == 0), "what is left are new pages");
+        assert!(cleared.iter().all(|byte| *byte == 0), "the pages are fresh");
         cleared.fill(8);
         assert!(cleared.iter().all(|byte| *byte == 8) && before.iter().chain(after.iter()).all(|byte| *byte == 7));
         // Less than a page.
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_zeros_and_are_written_by_all() {
+    fn words_start_at_zero_and_are_shared_by_threads() {
         for count in [1_u32, 1000, 1 << 14, (1 << 20) + 1] {
             let words = Words::new(count as usize).unwrap();
             assert_eq!(words.len(), count as usize);
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_can_be_mapped_is_an_error() {
+    fn mapping_too_much_memory_is_an_error() {
         for (blocks, block_bytes) in [(usize::MAX, 2), (usize::MAX / 2, 1), (1 << 50, 16)] {
             let refused = Region::new(blocks, block_bytes).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory, "{refused}");
@@ -270,9 +271,9 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked_for_large_pages() {
+    fn regions_request_large_pages() {
         if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
-            println!("SKIPPED: this kernel has no large pages");
+            println!("SKIPPED: this kernel has no transparent large pages");
             return;
         }
         let region = Region::new(256, 16 << 10).unwrap();

@@ -1,7 +1,7 @@
-//! Choosing the world a store lives in.
+//! Chooses the backend of a store.
 //!
-//! io_uring where it is allowed, and never silence where it is not: container runtimes' default profiles forbid it, so the
-//! reason for a fallback is handed back as text, to be shown to whoever asks.
+//! Uses io_uring where the system allows it. The default profiles of container runtimes forbid it, so a fallback
+//! returns its reason as text for the store to report.
 
 use std::env;
 use std::io;
@@ -12,17 +12,19 @@ use super::threads::ThreadsIo;
 use super::uring::{DEFAULT_ENTRIES, UringIo};
 use crate::options::{Engine, WritePath};
 
-/// Overrides [`Engine::Auto`]: `uring` or `threads`. The builder's explicit choice is stronger.
+/// Overrides [`Engine::Auto`] with `uring` or `threads`. An explicit choice by the builder takes precedence.
 const OVERRIDE: &str = "RINGCASK_ENGINE";
 
-/// A world, and why it is not io_uring if that was tried first.
-pub type OpenedWorld = (Arc<dyn Io>, Option<String>);
+/// An opened backend and, if [`Engine::Auto`] fell back to threads, the reason.
+pub type OpenedBackend = (Arc<dyn Io>, Option<String>);
 
-/// Opens the world of `choice`.
+/// Opens the backend that `choice` selects.
 ///
 /// # Errors
-/// If io_uring is demanded and refused (the message says why), or the environment names an engine that does not exist.
-pub fn open_world(choice: Engine, write_path: WritePath) -> io::Result<OpenedWorld> {
+///
+/// If io_uring is required but refused (the message gives the reason), or the environment variable names an unknown
+/// engine.
+pub fn open_backend(choice: Engine, write_path: WritePath) -> io::Result<OpenedBackend> {
     let named = if choice == Engine::Auto { env::var_os(OVERRIDE) } else { None };
     let choice = match &named {
         None => choice,
@@ -38,17 +40,17 @@ fn choice_named(name: &str) -> io::Result<Engine> {
         "threads" => Ok(Engine::Threads),
         other => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{OVERRIDE} is {other:?}, which is none of uring, threads, auto"),
+            format!("{OVERRIDE} is {other:?}, expected uring, threads or auto"),
         )),
     }
 }
 
-fn open(choice: Engine, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedWorld> {
+fn open(choice: Engine, uring: impl FnOnce() -> io::Result<UringIo>) -> io::Result<OpenedBackend> {
     match choice {
         Engine::Threads => Ok((Arc::new(ThreadsIo::new()), None)),
         Engine::Uring => Ok((Arc::new(uring()?), None)),
         Engine::Auto => match uring() {
-            Ok(world) => Ok((Arc::new(world), None)),
+            Ok(backend) => Ok((Arc::new(backend), None)),
             Err(reason) => Ok((Arc::new(ThreadsIo::new()), Some(reason.to_string()))),
         },
     }
@@ -60,20 +62,20 @@ mod tests {
     use crate::io::IoKind;
 
     fn refused() -> io::Result<UringIo> {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "forbidden here"))
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "forbidden"))
     }
 
     #[test]
-    fn a_refusal_falls_back_with_its_reason_unless_rings_are_demanded() {
-        let (world, reason) = open(Engine::Auto, refused).unwrap();
-        assert_eq!((world.kind(), reason.as_deref()), (IoKind::Threads, Some("forbidden here")));
+    fn a_refused_ring_falls_back_with_its_reason_unless_required() {
+        let (backend, reason) = open(Engine::Auto, refused).unwrap();
+        assert_eq!((backend.kind(), reason.as_deref()), (IoKind::Threads, Some("forbidden")));
         assert_eq!(open(Engine::Uring, refused).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        let (world, reason) = open(Engine::Threads, refused).unwrap();
-        assert_eq!((world.kind(), reason), (IoKind::Threads, None));
+        let (backend, reason) = open(Engine::Threads, refused).unwrap();
+        assert_eq!((backend.kind(), reason), (IoKind::Threads, None));
     }
 
     #[test]
-    fn the_environment_names_engines_and_nothing_else() {
+    fn the_environment_variable_accepts_engine_names_only() {
         assert_eq!(choice_named("uring").unwrap(), Engine::Uring);
         assert_eq!(choice_named("threads").unwrap(), Engine::Threads);
         assert_eq!(choice_named("").unwrap(), Engine::Auto);

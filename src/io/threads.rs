@@ -1,18 +1,18 @@
-//! The world without io_uring: blocking system calls on the engine's own threads.
+//! The thread backend: blocking system calls on the store's own threads.
 //!
-//! An operation made on the thread of a task is carried out there and then, so its future is ready at once: the task has
-//! nothing better to do than to wait, and no hop to another thread is faster than none. From any other thread (a
-//! caller's read that missed the page cache) it goes to a pool of two threads, started when the first one comes.
+//! An operation started on a task's thread runs there at once, so its future is ready immediately. The task would only
+//! wait for it, and running it in place avoids a switch to another thread. An operation started on any other thread (a
+//! caller's read that missed the page cache) goes to a pool of two threads. The first such operation starts the pool.
 //!
 //! # Concurrency
 //!
-//! The pool's queue is one mutex and a condition variable. Its length is bounded by its callers, each of which waits for
-//! what it put there.
+//! The pool's queue is one mutex and one condition variable. The number of callers bounds its length, because each
+//! caller waits for its operation.
 //!
 //! # Failure
 //!
-//! Where not one pool thread can be started, the caller's thread carries out its operation itself. The pool finishes
-//! what is queued before the world's last handle (the world itself, a directory or a file) is gone.
+//! If no pool thread can be started, the caller's thread runs the operation itself. The pool finishes the queued
+//! operations before the backend's last handle (the backend, a directory or a file) is dropped.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,30 +22,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::engine::{self, Crew, Member, Park, WorldId};
 use super::fork::{self, fork_generation};
 use super::op::{Op, quietly};
 use super::os::{self, Dispatch};
+use super::task_thread::{self, BackendId, ParkReactor, TaskThread, TaskThreads};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 
-/// Threads for the operations of callers. More would not make one disk faster, and each costs a stack.
+/// Pool threads for callers' operations. More threads do not make one disk faster, and each costs a stack.
 const POOL_THREADS: usize = 2;
 
-/// The world without io_uring.
+/// The backend without io_uring.
 #[derive(Debug)]
-pub struct ThreadsIo(Arc<Shared>);
+pub struct ThreadsIo(Arc<ThreadsShared>);
 
 impl ThreadsIo {
-    /// A world that has no threads yet.
+    /// Creates a backend. It has no threads yet.
     #[must_use]
     pub fn new() -> Self {
         fork::watch();
-        Self(Arc::new(Shared {
-            world: WorldId::next(),
+        Self(Arc::new(ThreadsShared {
+            backend: BackendId::next(),
             fork_generation: fork_generation(),
             start: Instant::now(),
-            crew: Crew::default(),
-            pool: Arc::new(Pool::default()),
+            tasks: TaskThreads::default(),
+            pool: Arc::new(ThreadPool::default()),
         }))
     }
 }
@@ -65,23 +65,23 @@ impl Io for ThreadsIo {
         false
     }
 
-    /// The threads of the pool are few, and each waits for its own.
+    /// False: the pool has few threads, and each blocks on its own operation.
     fn cached_reads_overtake(&self) -> bool {
         false
     }
 
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
-        let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
+        let dispatch: Arc<dyn Dispatch> = Arc::<ThreadsShared>::clone(&self.0);
         os::open_dir(path, create, dispatch)
     }
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
-        self.0.crew.add(Member::start(self.0.world, name, priority, || Ok(Park::new()), task)?);
+        self.0.tasks.add(TaskThread::start(self.0.backend, name, priority, || Ok(ParkReactor::new()), task)?);
         Ok(())
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
-        engine::sleep(duration)
+        task_thread::sleep(duration)
     }
 
     fn now(&self) -> Duration {
@@ -97,28 +97,28 @@ impl Io for ThreadsIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        engine::block_until(self.0.world, done);
+        task_thread::block_until(self.0.backend, done);
     }
 }
 
-/// What the world, its directories and its files hold on to.
-struct Shared {
-    world: WorldId,
+/// The state shared by the backend, its directories and its files.
+struct ThreadsShared {
+    backend: BackendId,
     fork_generation: u64,
     start: Instant,
-    crew: Crew,
-    pool: Arc<Pool>,
+    tasks: TaskThreads,
+    pool: Arc<ThreadPool>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for ThreadsShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads").field("world", &self.world).finish_non_exhaustive()
+        f.debug_struct("Threads").field("backend", &self.backend).finish_non_exhaustive()
     }
 }
 
-impl Dispatch for Shared {
+impl Dispatch for ThreadsShared {
     fn start(&self, op: Op) {
-        if self.world.owns_this_thread() {
+        if self.backend.owns_this_thread() {
             op.run();
         } else {
             self.start_behind(op);
@@ -126,44 +126,44 @@ impl Dispatch for Shared {
     }
 
     fn start_behind(&self, op: Op) {
-        self.pool.push(self.world, op);
+        self.pool.push(self.backend, op);
     }
 }
 
-impl Drop for Shared {
+impl Drop for ThreadsShared {
     fn drop(&mut self) {
-        if engine::has_threads(self.fork_generation) {
+        if task_thread::has_threads(self.fork_generation) {
             self.pool.close();
-            self.crew.dismiss();
+            self.tasks.dismiss();
         }
     }
 }
 
 #[derive(Default)]
-struct Pool {
-    state: Mutex<PoolState>,
+struct ThreadPool {
+    state: Mutex<ThreadPoolState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct PoolState {
+struct ThreadPoolState {
     queue: VecDeque<Op>,
     idle_count: usize,
     threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, PoolState> {
+impl ThreadPool {
+    fn lock(&self) -> MutexGuard<'_, ThreadPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(self: &Arc<Self>, world: WorldId, op: Op) {
+    fn push(self: &Arc<Self>, backend: BackendId, op: Op) {
         let mut state = self.lock();
         if state.idle_count <= state.queue.len() && state.threads.len() < POOL_THREADS {
             let pool = Arc::clone(self);
             let name = "ringcask-read".to_owned();
-            match thread::Builder::new().name(name).spawn(move || pool.work(world)) {
+            match thread::Builder::new().name(name).spawn(move || pool.work(backend)) {
                 Ok(handle) => state.threads.push(handle),
                 Err(_) if state.threads.is_empty() => {
                     drop(state);
@@ -177,8 +177,8 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    fn work(&self, world: WorldId) {
-        world.adopt_this_thread();
+    fn work(&self, backend: BackendId) {
+        backend.adopt_this_thread();
         let mut state = self.lock();
         loop {
             if let Some(op) = state.queue.pop_front() {
@@ -195,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// Finishes what is queued and ends the threads.
+    /// Finishes the queued operations and ends the threads.
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -203,7 +203,7 @@ impl Pool {
         drop(state);
         self.changed.notify_all();
         for handle in threads {
-            engine::join_other(handle);
+            task_thread::join_other(handle);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The loops above the seam: short results, interruptions, ends of file.
+//! Loops over the operations of the seam: they handle short results, interruptions and the end of a file.
 //!
-//! The worlds report what the kernel reported. What a short or interrupted operation means is decided here, once:
-//! it goes on where it stopped, before anything that depends on it is started; a write of no bytes is an error (never a
-//! spin); a read of no bytes is the end of the file.
+//! Backends return the kernel's results unchanged. This file is the one place that interprets them. A short or
+//! interrupted operation continues where it stopped, before anything that depends on it starts. A write of zero bytes
+//! is an error, so it cannot loop forever. A read of zero bytes is the end of the file.
 
 use std::io;
 
@@ -11,32 +11,31 @@ use bytes::{Buf, Bytes};
 use super::{File, OpFuture, ReadDone};
 use crate::seeded_bug::{self, SeededBug};
 
-/// `number` as a size in memory; what does not fit saturates, and then fits nowhere.
+/// Converts `number` to `usize`. Larger numbers saturate, and then exceed every length.
 pub fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Interruptions in a row after which an operation is given up: a kernel that says nothing else will not be cured by
-/// asking a thousandth time.
+/// Consecutive interruptions after which an operation fails. A kernel that always interrupts will not succeed later.
 pub(super) const MAX_INTERRUPTIONS: usize = 64;
 
 fn is_transient(error: &io::Error) -> bool {
-    // ECANCELED: io-wq on kernels before 6.14 cancels operations spuriously when a signal arrives; nothing was done.
+    // ECANCELED: before Linux 6.14, io-wq may cancel an operation when a signal arrives. Nothing was done then.
     matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
         || error.raw_os_error() == Some(libc::ECANCELED)
 }
 
-/// Reads `buf[at..]` at `offset` until it is full or the file ends; returns the buffer and how far it is filled.
+/// Reads `buf[at..]` at `offset` until it is full or the file ends. Returns the buffer and its filled length.
 pub async fn read_full(file: &dyn File, buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
     fill(buf, at, |buf, filled| file.read_at(buf, filled, offset + (filled - at) as u64)).await
 }
 
-/// As [`read_full`], with [`File::read_once`].
+/// Like [`read_full`], with [`File::read_once`].
 pub async fn read_full_once(file: &dyn File, buf: Vec<u8>, at: usize, offset: u64) -> io::Result<(Vec<u8>, usize)> {
     fill(buf, at, |buf, filled| file.read_once(buf, filled, offset + (filled - at) as u64)).await
 }
 
-/// Calls `read` with the buffer, and how far it is filled, until it is full or there is no more.
+/// Calls `read` with the buffer and its filled length until the buffer is full or the file ends.
 async fn fill(
     mut buf: Vec<u8>,
     at: usize,
@@ -59,7 +58,7 @@ async fn fill(
     Ok((buf, filled))
 }
 
-/// Reads exactly `len` bytes at `offset`; an end of file before that is `UnexpectedEof`.
+/// Reads exactly `len` bytes at `offset`. Returns `UnexpectedEof` if the file ends earlier.
 pub async fn read_exact(file: &dyn File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut buf = Vec::new();
     buf.try_reserve_exact(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
@@ -71,7 +70,7 @@ pub async fn read_exact(file: &dyn File, offset: u64, len: usize) -> io::Result<
     Ok(buf)
 }
 
-/// Writes all of `bufs` at `offset`. On an error some prefix may have been written.
+/// Writes all of `bufs` at `offset`. After an error, some prefix may have been written.
 pub async fn write_all(file: &dyn File, mut bufs: Vec<Bytes>, mut offset: u64) -> io::Result<()> {
     let mut interruptions = 0;
     bufs.retain(|buf| !buf.is_empty());

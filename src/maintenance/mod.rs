@@ -300,14 +300,14 @@ mod tests {
 
     use super::*;
     use crate::io::Io;
-    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::io::sim::{SimBackend, SimConfig};
     use crate::{Compaction, Store};
 
     /// Deletes are short: those of a whole store may not fill the segment they go to.
     #[test]
     fn what_dies_without_filling_a_segment_comes_back_too() {
         const SEGMENT: u64 = 64 << 10;
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         let (before, after) = world.run_until(async {
             let compaction = Compaction::new().bytes_per_second(None);
             let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(SEGMENT);
@@ -331,7 +331,7 @@ mod tests {
     /// The disk is full, and a compaction lives on the reserve. Then there is space again, and writers shall have it.
     #[test]
     fn a_job_on_the_reserve_keeps_it_from_writers_for_a_moment_only() {
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         world.run_until(async {
             let compaction = Compaction::new().trigger(0.3).bytes_per_second(Some(64 << 10));
             let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20);

@@ -52,32 +52,32 @@ pub enum Recovery {
     Salvage,
 }
 
-/// Who carries out the I/O.
+/// The engine that carries out the I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Engine {
-    /// io_uring where this machine lets us use it, blocking calls on threads otherwise. The environment variable
-    /// `RINGCASK_ENGINE` (`uring` or `threads`) overrides it.
+    /// io_uring if the system supports and permits it, otherwise blocking calls on threads (default). The environment
+    /// variable `RINGCASK_ENGINE` (`uring` or `threads`) overrides this value.
     #[default]
     Auto,
-    /// io_uring (Linux 6.1 or later), or an error if it is not to be had.
+    /// io_uring (Linux 6.1 or later). Opening the store fails if io_uring is unavailable.
     Uring,
     /// Blocking calls on the store's own threads.
     Threads,
 }
 
-/// How the engine [`Uring`](Engine::Uring) makes appends and syncs. Reads go to a ring either way.
+/// How the engine [`Uring`](Engine::Uring) carries out appends and syncs. Reads use a ring in both cases.
 ///
-/// A buffered write and a sync never complete within `io_uring_enter` on ext4: the kernel hands each to a worker thread.
-/// These wake-ups cost more than what overlapping gains, at every number of writers.
-/// Where wake-ups are cheap and the disk is fast the other path may win: measure.
+/// On ext4, buffered writes and syncs never complete within `io_uring_enter`: the kernel hands each to a worker thread.
+/// These wake-ups usually cost more than the overlap gains. Where wake-ups are cheap and the disk is fast,
+/// [`Ring`](Self::Ring) may be faster; measure it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WritePath {
-    /// The commit thread makes the calls itself.
+    /// The commit thread makes the system calls itself (default).
     #[default]
     Thread,
-    /// The commit thread's ring: a group is told of its sync while the next one's is under way.
+    /// The commit thread submits to its ring. The next group's sync can run while this group's writers are notified.
     Ring,
 }
 

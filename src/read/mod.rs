@@ -405,7 +405,7 @@ mod tests {
 
     use super::*;
     use crate::Store;
-    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::io::sim::{SimBackend, SimConfig};
 
     /// Follows a key whose entry names the segments of `script`, one per lookup. The segments in `there` exist.
     fn follow_script(script: &[Option<u32>], there: &[u32]) -> std::result::Result<Option<u32>, u32> {
@@ -430,7 +430,7 @@ mod tests {
     /// A missing or wrong guess changes no result, only the speed, so only this test notices it.
     #[test]
     fn a_block_cache_hit_updates_the_locator() {
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         world.run_until(async {
             let store = Store::builder("/db").world(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
             let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_le_bytes).collect();
@@ -470,7 +470,7 @@ mod tests {
     fn gets_probe_the_page_cache_while_it_has_hits() {
         const GETS: u32 = 4000;
         for (missing, answered) in [(0, 4000..=4000), (60, 1400..=1800), (90, 10..=150), (100, 0..=0)] {
-            let world = SimWorld::new(SimConfig { nowait_miss_percent: missing, ..SimConfig::default() });
+            let world = SimBackend::new(SimConfig { nowait_miss_percent: missing, ..SimConfig::default() });
             let stats = world.run_until(async {
                 let store = Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap();
                 // The first and the last are too far apart for read-ahead of one to cover the other.

@@ -217,11 +217,11 @@ mod tests {
 
     use super::*;
     use crate::io::Io;
-    use crate::io::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+    use crate::io::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
 
     const BYTES: u64 = 64 << 10;
 
-    fn reserve_in(world: &SimWorld) -> Arc<Reserve> {
+    fn reserve_in(world: &SimBackend) -> Arc<Reserve> {
         let reserve = Arc::new(Reserve::new(world.open_dir(Path::new("/db"), true).unwrap(), BYTES));
         reserve.settle();
         reserve
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_loan_frees_the_space_and_nobody_claims_it_meanwhile() {
-        let world = SimWorld::new(SimConfig { capacity_bytes: Some(BYTES), ..SimConfig::default() });
+        let world = SimBackend::new(SimConfig { capacity_bytes: Some(BYTES), ..SimConfig::default() });
         let reserve = reserve_in(&world);
         assert_eq!((reserve.held_bytes(), world.used_bytes()), (BYTES, BYTES));
         let loan = reserve.release().unwrap();
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_disk_is_held_and_completed_later() {
-        let world = SimWorld::new(SimConfig { capacity_bytes: Some(BYTES - 1), ..SimConfig::default() });
+        let world = SimBackend::new(SimConfig { capacity_bytes: Some(BYTES - 1), ..SimConfig::default() });
         let reserve = reserve_in(&world);
         assert!(!reserve.is_held());
         assert_eq!(reserve.held_bytes(), BYTES - MIN_CLAIM_BYTES);
@@ -256,15 +256,15 @@ mod tests {
 
     #[test]
     fn what_is_not_want_of_space_ends_it_and_refuses_nobody() {
-        let unsupported = SimWorld::new(SimConfig { allocate: false, ..SimConfig::default() });
-        let broken = SimWorld::new(SimConfig::default());
+        let unsupported = SimBackend::new(SimConfig { allocate: false, ..SimConfig::default() });
+        let broken = SimBackend::new(SimConfig::default());
         broken.inject(Fault::once(OpClass::Allocate, 0, FaultKind::EIO));
         for world in [unsupported, broken] {
             let reserve = reserve_in(&world);
             assert_eq!((reserve.is_held(), reserve.refill(), reserve.held_bytes()), (true, true, 0));
             assert!(reserve.release().is_none());
         }
-        let full = SimWorld::new(SimConfig { capacity_bytes: Some(0), ..SimConfig::default() });
+        let full = SimBackend::new(SimConfig { capacity_bytes: Some(0), ..SimConfig::default() });
         let reserve = reserve_in(&full);
         assert_eq!((reserve.is_held(), reserve.refill()), (false, false), "not even the file");
         full.set_capacity(None);

@@ -200,11 +200,11 @@ impl SegmentSet {
 mod tests {
     use super::*;
     use crate::io::Io;
-    use crate::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+    use crate::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
 
     #[test]
     fn a_handle_apart_is_not_kept_and_may_be_the_readers() {
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
         for id in 1..=2 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_reader_of_a_retired_segment_takes_no_descriptor_from_the_others() {
-        let dir = SimWorld::new(SimConfig::default()).open_dir("/db".as_ref(), true).unwrap();
+        let dir = SimBackend::new(SimConfig::default()).open_dir("/db".as_ref(), true).unwrap();
         for id in 1..=3 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
         }

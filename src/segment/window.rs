@@ -212,13 +212,13 @@ impl Window {
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use super::*;
-    use crate::io::sim::{OpClass, SimConfig, SimWorld};
+    use crate::io::sim::{OpClass, SimBackend, SimConfig};
     use crate::io::{Io, OpenMode};
 
     #[test]
     fn what_is_read_over_is_not_read_again() {
         const CHUNK: u64 = CHUNK_ONCE_BYTES as u64;
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
         let file = dir.open("file", OpenMode::CreateNew).unwrap();
         let byte_at = |offset: u64| u8::try_from(offset % 251).unwrap();

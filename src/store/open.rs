@@ -63,7 +63,7 @@ fn begin_open(options: Options, backend: Option<Arc<dyn Io>>) -> Result<Promise<
     options.validate()?;
     let (io, fallback) = match backend {
         Some(backend) => (backend, None),
-        None => probe::open_world(options.engine, options.write_path)
+        None => probe::open_backend(options.engine, options.write_path)
             .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?,
     };
     let promise = Promise::new();

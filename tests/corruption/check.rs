@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringcask::sim::{Image, SimWorld};
+use ringcask::sim::{Image, SimBackend};
 use ringcask::{Error, ErrorKind, Recovery, Store};
 
 use crate::stores::{Fixture, Model, Write, builder, fold, world};
@@ -103,7 +103,7 @@ pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: boo
 }
 
 async fn check_strict(
-    world: &SimWorld,
+    world: &SimBackend,
     fixture: &Fixture,
     allowed: Allowance,
     thorough: bool,
@@ -179,7 +179,7 @@ fn differences(model: &Model, shown: &Answers) -> String {
 
 /// Writes, compacts, closes and opens again: answers stay what they were, refused ones included, for a compaction must
 /// not give bad bytes a good checksum, nor drop the only copy.
-async fn exercise(world: &SimWorld, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
+async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
     store.put("another", "value").await.map_err(|error| format!("a put: {error:?}"))?;
     // Where there is damage it may fail, and must tell so.
     if let Err(error) = store.compact().await

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringcask::io::Io;
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng, SimBackend, SimConfig};
 use ringcask::{Batch, Builder, Compaction, Recovery, Store};
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -41,12 +41,12 @@ pub struct Fixture {
 
 const KEYS: usize = 14;
 
-pub fn world(image: Image, seed: u64) -> SimWorld {
+pub fn world(image: Image, seed: u64) -> SimBackend {
     let config = SimConfig { seed, journal: false, nowait_miss_percent: 10, ..SimConfig::default() };
-    SimWorld::from_image(image, config)
+    SimBackend::from_image(image, config)
 }
 
-pub fn builder(world: &SimWorld, recovery: Recovery) -> Builder {
+pub fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
     let io: Arc<dyn Io> = Arc::new(world.clone());
     let builder = Store::builder("/db").world(io).segment_bytes(4096).reserve_bytes(4096).recovery(recovery);
     builder.compaction(Compaction::new().automatic(false))
@@ -114,7 +114,7 @@ fn without_hint(image: &Image) -> Vec<String> {
 }
 
 /// Runs until maintenance has written every hint.
-async fn settle(world: &SimWorld) {
+async fn settle(world: &SimBackend) {
     while without_hint(&world.image()).len() > 1 {
         world.sleep(Duration::from_millis(1)).await;
     }

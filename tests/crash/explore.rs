@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::bytes::Bytes;
-use ringcask::sim::{Image, Journal, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Image, Journal, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Builder, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
@@ -105,7 +105,7 @@ impl std::str::FromStr for Place {
 
 /// A store recovered from an image, and the world it runs in.
 pub struct Recovered {
-    pub world: SimWorld,
+    pub world: SimBackend,
     pub store: Option<Store>,
     pub state: State,
 }
@@ -137,12 +137,12 @@ impl Drop for Recovered {
 
 pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
     let config = SimConfig { seed, journal, ..setup.world.clone() };
-    let world = SimWorld::from_image(image, config);
+    let world = SimBackend::from_image(image, config);
     let builder = setup.builder(&world);
     recover_with(world, builder)
 }
 
-pub fn recover_with(world: SimWorld, builder: Builder) -> Result<Recovered, String> {
+pub fn recover_with(world: SimBackend, builder: Builder) -> Result<Recovered, String> {
     let found = world.image();
     let opened = world.run_until(async {
         let store = builder.open().await.map_err(|error| format!("opening: {error:?}"))?;
@@ -169,7 +169,7 @@ const OPENING_OPS: u64 = 100;
 const OPENING_OPS_EACH: u64 = 12;
 
 /// An opening comes to its end in a number of steps that what it `found` bounds.
-fn check_opening(world: &SimWorld, found: &Image) -> Result<(), String> {
+fn check_opening(world: &SimBackend, found: &Image) -> Result<(), String> {
     let (ops, files) = (world.op_count(OpClass::Any), found.names().count() as u64);
     let bound = OPENING_OPS + OPENING_OPS_EACH * (files + found.total_bytes() / 1024);
     if ops > bound {
@@ -190,7 +190,7 @@ pub struct Explored {
 /// Runs the workload of `seed` once, to its end.
 pub fn run_workload(seed: u64) -> Result<Explored, String> {
     let workload = Workload::from_seed(seed);
-    let world = SimWorld::new(workload.setup.world.clone());
+    let world = SimBackend::new(workload.setup.world.clone());
     let mut numbers = 0;
     let mut run = Run::new(&world, &workload.setup, workload.may_fail, &mut numbers);
     let ran = world.run_until(async {
@@ -235,7 +235,7 @@ impl Explorer {
 
     /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
     pub fn explore(&mut self, budget: usize) -> Result<(), String> {
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut seen = HashSet::new();
         let mut unlinked = false;
@@ -280,7 +280,7 @@ impl Explorer {
         let mut steps: Vec<usize> = (0..points).map(|_| rng.below(self.explored.journal.len() + 1)).collect();
         steps.sort_unstable();
         let phases = Phases::of(&self.explored.journal, &self.explored.history);
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         for step in steps {
             walk.advance_to(step);
             self.tally.crash_points += 1;
@@ -299,7 +299,7 @@ impl Explorer {
 
     /// One crash state again.
     pub fn replay(&mut self, place: Place) -> Result<(), String> {
-        let mut walk = self.explored.journal.walk();
+        let mut walk = self.explored.journal.replay();
         walk.advance_to(place.step);
         let image = if place.kill {
             walk.kill_image(&mut Rng::new(self.image_seed(place.step)))
@@ -413,7 +413,7 @@ impl Explorer {
         }
         // Crashes in what was just done: in the recovery, and after it.
         let phases = Phases::of(&journal, &history);
-        let mut walk = journal.walk();
+        let mut walk = journal.replay();
         let mut steps: Vec<usize> = (0..2).map(|_| rng.below(opened + 1)).collect();
         steps.extend((0..3).map(|_| opened + rng.below(journal.len() - opened + 1)));
         steps.sort_unstable();

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
-use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Compaction, ErrorKind, Store};
 
 use crate::explore::recover;
@@ -90,7 +90,7 @@ impl Scenario {
             setup,
         };
         if seed.is_multiple_of(2) || compacts(seed) {
-            let world = SimWorld::new(scenario.setup.world.clone());
+            let world = SimBackend::new(scenario.setup.world.clone());
             let mut run = Run::new(&world, &scenario.setup, false, &mut numbers);
             let ran = world.run_until(async {
                 let store = scenario.setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
@@ -125,7 +125,8 @@ impl Scenario {
 
     /// Runs with `fault`; says how many operations there were, and how many failed.
     fn run(&self, fault: Option<Fault>, tally: &mut LiveByteCounter) -> Result<(u64, u64), String> {
-        let world = SimWorld::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
+        let world =
+            SimBackend::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
         let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, tally)));
         let panics = no_panics(&world);
         world.shutdown();
@@ -136,7 +137,7 @@ impl Scenario {
 
     fn run_in(
         &self,
-        world: &SimWorld,
+        world: &SimBackend,
         fault: Option<Fault>,
         tally: &mut LiveByteCounter,
     ) -> Result<(u64, u64), String> {
@@ -174,7 +175,7 @@ impl Scenario {
 
     pub fn aftermath(
         &self,
-        world: &SimWorld,
+        world: &SimBackend,
         generation: &Generation,
         tally: &mut LiveByteCounter,
     ) -> Result<(), String> {
@@ -235,7 +236,7 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
     (setup.segment_bytes, setup.reserve_bytes) = (4096, 0);
     (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
     (setup.world.allocate, setup.world.journal) = (true, false);
-    let world = SimWorld::new(setup.world.clone());
+    let world = SimBackend::new(setup.world.clone());
     let said = |error: ringcask::Error| format!("{error:?}");
     let result = world.run_until(async {
         let store = setup.builder(&world).open().await.map_err(said)?;

@@ -1,6 +1,6 @@
 //! Closer looks at a store that was closed, or recovered: with and without hints, compacted, damaged, without its list.
 
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng, SimBackend, SimConfig};
 use ringcask::{Batch, ErrorKind, Stats};
 
 use crate::explore::{Explorer, Recovered, recover, recover_with};
@@ -138,7 +138,7 @@ impl Explorer {
         let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
         for _ in 0..2 {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-            let world = SimWorld::from_image(image, config);
+            let world = SimBackend::from_image(image, config);
             let looked = world.run_until(async {
                 let store = match setup.builder(&world).open().await {
                     Ok(store) => store,
@@ -177,7 +177,7 @@ impl Explorer {
         image.remove("MANIFEST");
         self.tally.salvaged += 1;
         let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-        let world = SimWorld::from_image(image, config);
+        let world = SimBackend::from_image(image, config);
         let builder = setup.salvaging(&world);
         let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
         if state != held {

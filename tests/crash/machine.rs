@@ -10,7 +10,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::Store;
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng, SimBackend, SimConfig};
 
 use crate::model::{Crash, Generation, State};
 use crate::panics::{no_panics, panic_text};
@@ -124,7 +124,7 @@ impl Case {
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
         for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
-            let world = SimWorld::from_image(image, config);
+            let world = SimBackend::from_image(image, config);
             let lived = self.live(&world, life, &before, &mut numbers, tally);
             let ended = lived.and_then(|lived| no_panics(&world).map(|()| lived));
             let step = world.step() + 1;
@@ -159,7 +159,7 @@ impl Case {
     /// to be dropped when the power is off: with it on it would close in good order.
     fn live(
         &self,
-        world: &SimWorld,
+        world: &SimBackend,
         life: &[Step],
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,

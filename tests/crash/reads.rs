@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
 use ringcask::{ErrorKind, Store};
 
 use crate::failures::{LiveByteCounter, Scenario};
@@ -43,7 +43,7 @@ fn misread_each(seed: u64, runs: &mut u64, noticed: &mut u64) -> Result<(), Stri
 /// Runs with `fault`; how many operations of `class` there were, and how many went wrong.
 fn misread(scenario: &Scenario, class: OpClass, fault: Option<Fault>, noticed: &mut u64) -> Result<(u64, u64), String> {
     let config = SimConfig { journal: false, ..scenario.setup.world.clone() };
-    let world = SimWorld::from_image(scenario.image.clone(), config);
+    let world = SimBackend::from_image(scenario.image.clone(), config);
     let ran = catch_unwind(AssertUnwindSafe(|| misread_in(&world, scenario, fault, noticed)));
     let panics = no_panics(&world);
     let counts = (world.op_count(class), world.fault_count());
@@ -52,7 +52,7 @@ fn misread(scenario: &Scenario, class: OpClass, fault: Option<Fault>, noticed: &
     panics.map(|()| counts)
 }
 
-fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, noticed: &mut u64) -> Result<(), String> {
+fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, noticed: &mut u64) -> Result<(), String> {
     if let Some(fault) = fault {
         world.inject(fault);
     }
@@ -94,7 +94,7 @@ fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, notic
 
 /// Reads every key with the fault and without: the first time an error, or what the second time brings. Returns how
 /// many were errors.
-async fn look_twice(world: &SimWorld, store: &Store) -> Result<u64, String> {
+async fn look_twice(world: &SimBackend, store: &Store) -> Result<u64, String> {
     // What nobody waits for any more may still be on its way.
     store.sync().await.map_err(|error| format!("a sync: {error:?}"))?;
     let mut first = Vec::new();

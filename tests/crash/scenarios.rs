@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Compaction, Durability, Store};
 
 use crate::explore::recover;
@@ -16,8 +16,8 @@ use crate::workload::{Op, Run, Setup, Workload};
 /// not include them, and what a crash then left there was anything.
 pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
-    let world = SimWorld::new(config.clone());
-    let open = async |world: &SimWorld| {
+    let world = SimBackend::new(config.clone());
+    let open = async |world: &SimBackend| {
         let builder = Store::builder("/db").world(Arc::new(world.clone()));
         builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
     };
@@ -44,7 +44,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     for step in began?..=journal.len() {
         for image in journal.crash_images(step, 32, &mut Rng::new(seed ^ step as u64)) {
             images += 1;
-            let world = SimWorld::from_image(image, SimConfig { journal: false, ..config.clone() });
+            let world = SimBackend::from_image(image, SimConfig { journal: false, ..config.clone() });
             let opened = world.run_until(open(&world));
             world.shutdown();
             opened.map_err(|error| format!("after step {step}: {error}"))?;
@@ -76,7 +76,7 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         }
         Ok(())
     };
-    let world = SimWorld::new(setup.world.clone());
+    let world = SimBackend::new(setup.world.clone());
     let ran = world.run_until(async {
         let said = |error: ringcask::Error| format!("{error:?}");
         let store = setup.builder(&world).open().await.map_err(said)?;
@@ -103,13 +103,13 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     let began = ran?;
     let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
     steps.sort_unstable();
-    let mut walk = journal.walk();
+    let mut walk = journal.replay();
     for step in &steps {
         walk.advance_to(*step);
         let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
         let image = walk.crash_point().image(number, rng.next_u64());
         let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-        let world = SimWorld::from_image(image, config);
+        let world = SimBackend::from_image(image, config);
         let looked = world.run_until(async {
             let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
             holds(&store).await
@@ -140,7 +140,7 @@ pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String
     let mut workload = Workload::from_seed(seed);
     workload.ops.retain(|op| !matches!(op, Op::Reopen | Op::Fail { .. } | Op::Space(_)));
     let (setup, mut numbers) = (workload.setup.clone(), 0);
-    let world = SimWorld::new(SimConfig { journal: false, ..setup.world.clone() });
+    let world = SimBackend::new(SimConfig { journal: false, ..setup.world.clone() });
     world.inject(Fault::sticky(OpClass::Sync, rng.below(20) as u64, FaultKind::SyncLie));
     let mut run = Run::new(&world, &setup, true, &mut numbers);
     let ran = world.run_until(async {

@@ -7,7 +7,7 @@ use ringcask::format::{
     find_record, patch_header, read_record, whole_blocks,
 };
 use ringcask::io::Io;
-use ringcask::sim::{Image, SimConfig, SimWorld};
+use ringcask::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, ErrorKind, Recovery, Store};
 
 /// The segment whose records are decoded; what is made to pass its checksums is bound to it.
@@ -106,7 +106,7 @@ pub fn image_of(input: &[u8]) -> Image {
     image
 }
 
-fn builder(world: &SimWorld, recovery: Recovery) -> Builder {
+fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
     let io: Arc<dyn Io> = Arc::new(world.clone());
     let builder = Store::builder("/db").world(io).segment_bytes(4096).reserve_bytes(0).staging_bytes(256 << 10);
     builder.recovery(recovery).compaction(Compaction::new().automatic(false))
@@ -122,7 +122,7 @@ pub fn open_directory(image: &Image, seed: u64) -> bool {
 pub fn open_and_know(image: &Image, seed: u64, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
     let mut is_open = false;
     for recovery in [Recovery::Strict, Recovery::Salvage] {
-        let world = SimWorld::from_image(image.clone(), SimConfig { seed, journal: false, ..SimConfig::default() });
+        let world = SimBackend::from_image(image.clone(), SimConfig { seed, journal: false, ..SimConfig::default() });
         is_open |= world.run_until(use_directory(&world, recovery, is_known));
         let panics = world.panics();
         world.shutdown();
@@ -145,7 +145,7 @@ fn is_honest<T>(what: &str, result: ringcask::Result<T>) -> Option<T> {
     }
 }
 
-async fn use_directory(world: &SimWorld, recovery: Recovery, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
+async fn use_directory(world: &SimBackend, recovery: Recovery, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
     let Some(store) = is_honest("open", builder(world, recovery).open().await) else { return false };
     look(&store, is_known).await;
     // A key that is not there, and one that may be: whatever was believed, a new write is newer.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ringcask::bytes::Bytes;
 use ringcask::io::util::{read_exact, read_full, read_full_once, write_all};
 use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::sim::{SimBackend, SimConfig};
 
 use super::{in_every_world, in_task};
 
@@ -152,7 +152,7 @@ fn real_worlds_keep_the_rules_that_need_no_real_disk() {
 fn the_simulated_world_keeps_the_same_rules() {
     let seeds = 200;
     for seed in 0..seeds {
-        let world = SimWorld::new(SimConfig { seed, short_percent: 0, interrupt_percent: 0, ..SimConfig::default() });
+        let world = SimBackend::new(SimConfig { seed, short_percent: 0, interrupt_percent: 0, ..SimConfig::default() });
         let io: Arc<dyn Io> = Arc::new(world.clone());
         let dir = io.open_dir(Path::new("/contract/deep"), true).unwrap();
         assert_eq!(world.run_until(contract(io, dir)), 6, "seed {seed}");

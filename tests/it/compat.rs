@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{Batch, Compaction, Durability, Store};
 
 use crate::support::{Env, Model, assert_holds, block_on, close, copy_store, files_with, for_each_engine, open, put};
@@ -32,7 +32,7 @@ fn model_of_v1() -> Model {
 
 /// Written by 0.1.0: segment 1 sealed, with a hint; segment 2 not, as a kill leaves it.
 fn write_v1() -> Image {
-    let world = SimWorld::new(SimConfig { seed: 1, ..SimConfig::default() });
+    let world = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
     let image = world.run_until(async {
         let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(4096);
         let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();

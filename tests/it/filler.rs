@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
 const FILLER: u8 = 0xA5;
 
-fn builder(world: &SimWorld) -> Builder {
+fn builder(world: &SimBackend) -> Builder {
     Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20)
 }
 
@@ -21,7 +21,7 @@ fn key(number: usize) -> String {
 
 /// Puts `values` and loses power; what is left, and what the store had counted.
 fn cut_off(
-    world: SimWorld,
+    world: SimBackend,
     options: impl Fn(Builder) -> Builder,
     level: Durability,
     values: &[Vec<u8>],
@@ -47,7 +47,7 @@ fn segment_of(image: &Image) -> (String, Vec<u8>) {
 
 /// Opens `image`; how many keys are as they were, how much was cut, whether there is a copy of it, and what a close leaves.
 fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, bool, Image) {
-    let world = SimWorld::from_image(image, config());
+    let world = SimBackend::from_image(image, config());
     let found = world.run_until(async {
         let store = builder(&world).recovery(recovery).open().await.unwrap();
         let mut whole = 0;
@@ -78,7 +78,7 @@ fn values() -> Vec<Vec<u8>> {
 fn a_power_cut_leaves_filler_and_that_is_no_loss() {
     for last in 20..=22 {
         let values = &values()[..last];
-        let (image, stats) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
+        let (image, stats) = cut_off(SimBackend::new(config()), |builder| builder, Durability::Synced, values);
         let (_, bytes) = segment_of(&image);
         assert!(stats.bytes_prewritten > 0 && bytes.len() % 512 == 0, "{stats:?}");
         let filler = bytes.iter().rev().take_while(|byte| **byte == FILLER).count();
@@ -95,7 +95,7 @@ fn a_power_cut_leaves_filler_and_that_is_no_loss() {
 #[test]
 fn what_was_lost_before_filler_is_told() {
     let values = &values()[..20];
-    let (image, _) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
+    let (image, _) = cut_off(SimBackend::new(config()), |builder| builder, Durability::Synced, values);
     let (name, bytes) = segment_of(&image);
     let end = bytes.iter().rposition(|byte| *byte != FILLER).unwrap() + 1;
     for (what, lost) in [("zeroes", 0), ("ones", 0xFF)] {
@@ -110,7 +110,7 @@ fn what_was_lost_before_filler_is_told() {
 #[test]
 fn filler_is_written_for_small_synced_groups_only_and_only_where_it_helps() {
     let filled = |config: SimConfig, fills: bool, level, values: &[Vec<u8>]| {
-        let (image, stats) = cut_off(SimWorld::new(config), |builder| builder.prewrite(fills), level, values);
+        let (image, stats) = cut_off(SimBackend::new(config), |builder| builder.prewrite(fills), level, values);
         let (whole, cut, ..) = reopen(image, values, Recovery::Strict);
         assert_eq!((whole, cut), (values.len(), 0));
         stats.bytes_prewritten
@@ -127,7 +127,7 @@ fn filler_is_written_for_small_synced_groups_only_and_only_where_it_helps() {
 
 #[test]
 fn a_segment_that_is_full_of_filler_is_sealed_at_its_last_record() {
-    let world = SimWorld::new(config());
+    let world = SimBackend::new(config());
     world.run_until(async {
         let store = builder(&world).segment_bytes(8 << 10).open().await.unwrap();
         for number in 0..200 {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::sim::{Journal, SimConfig, SimWorld};
+use ringcask::sim::{Journal, SimBackend, SimConfig};
 use ringcask::{Compaction, Store};
 
 /// What the names of files become: `7.seg` for twenty digits.
@@ -49,7 +49,7 @@ fn lines(journal: &Journal, from: usize) -> String {
 }
 
 /// Does `act`, lets everything that it set off come to rest, and says what happened to the disk.
-fn phase<T>(world: &SimWorld, name: &str, text: &mut String, act: impl Future<Output = T>) -> T {
+fn phase<T>(world: &SimBackend, name: &str, text: &mut String, act: impl Future<Output = T>) -> T {
     let from = world.step();
     let done = world.run_until(act);
     world.run_to_idle(Duration::from_millis(100));
@@ -171,7 +171,7 @@ sync the directory
 
 #[test]
 fn writes_syncs_and_names_come_in_this_order() {
-    let (world, mut text) = (SimWorld::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
+    let (world, mut text) = (SimBackend::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
     let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(2048);
     let builder = builder.compaction(Compaction::new().automatic(false));
     let store = phase(&world, "open an empty directory", &mut text, builder.open()).unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringcask::bytes::Bytes;
 use ringcask::io::Io;
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::sim::{SimBackend, SimConfig};
 use ringcask::{Durability, Store};
 
 use crate::gate::{GatedWorld, Kind};
@@ -90,7 +90,7 @@ fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
 /// Else whoever seals a segment waits for all that was written since the last interval.
 #[test]
 fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
-    let world = SimWorld::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
+    let world = SimBackend::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
     world.run_until(async {
         let store = Store::builder("/db").world(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
         let value = vec![7; 1 << 20];

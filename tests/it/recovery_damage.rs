@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringcask::format::{Manifest, RecordKind};
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -535,7 +535,7 @@ fn a_segment_of_another_store_is_refused() {
 
 /// A store that was killed, and garbage behind its last record; the name for the copy of it, and the garbage.
 fn torn(seed: u64) -> (Image, String, Vec<u8>) {
-    let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
+    let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
     let (image, name) = world.run_until(async {
         let store = Store::builder("/sim").world(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
         for number in 0..4 {
@@ -552,8 +552,8 @@ fn torn(seed: u64) -> (Image, String, Vec<u8>) {
 }
 
 /// Opens `image`, looks at the store, closes it; what a crash would find, and the name of the copy.
-fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimWorld, Option<String>) {
-    let world = SimWorld::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
+fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimBackend, Option<String>) {
+    let world = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
     let copy = world.run_until(async {
         let builder = Store::builder("/sim").world(Arc::new(world.clone())).recovery(recovery);
         let store = builder.open().await.unwrap();

@@ -5,16 +5,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Durability, Store};
 
 const SEEDS: u64 = 60;
 
-fn world(seed: u64) -> SimWorld {
-    SimWorld::new(SimConfig { seed, ..SimConfig::default() })
+fn world(seed: u64) -> SimBackend {
+    SimBackend::new(SimConfig { seed, ..SimConfig::default() })
 }
 
-async fn open(world: &SimWorld) -> Store {
+async fn open(world: &SimBackend) -> Store {
     Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap()
 }
 
@@ -47,7 +47,7 @@ fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
             store
         });
         for image in world.crash_images(16, &mut Rng::new(seed)) {
-            let after = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+            let after = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
             let found = after.run_until(async { open(&after).await.get("k").await.unwrap() });
             assert_eq!(found, None, "seed {seed}");
             images += 1;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorld};
+use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
@@ -430,11 +430,11 @@ fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
 
 // ---- on a simulated disk ---------------------------------------------------------------------------------------------
 
-fn world(seed: u64) -> SimWorld {
-    SimWorld::new(SimConfig { seed, short_percent: 10, interrupt_percent: 10, ..SimConfig::default() })
+fn world(seed: u64) -> SimBackend {
+    SimBackend::new(SimConfig { seed, short_percent: 10, interrupt_percent: 10, ..SimConfig::default() })
 }
 
-fn simulated(world: &SimWorld) -> Builder {
+fn simulated(world: &SimBackend) -> Builder {
     with_options(Store::builder("/db").world(Arc::new(world.clone())))
         .segment_bytes(2048)
         .reserve_bytes(8192)
@@ -477,7 +477,7 @@ fn a_full_simulated_disk_is_survived_by_crashes_too() {
         drop(store);
         for image in left {
             images += 1;
-            let world = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+            let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
             world.set_capacity(Some(world.used_bytes() + 8192));
             let after = world.run_until(async {
                 let store = simulated(&world).open().await.map_err(said)?;
@@ -542,7 +542,7 @@ fn writers_that_come_together_are_answered_each_by_its_own_rule() {
 #[test]
 fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         let builder = || Store::builder("/sim").world(Arc::new(world.clone())).reserve_bytes(0);
         let left = world.run_until(async {
             let store = builder().open().await.unwrap();
@@ -562,7 +562,7 @@ fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
         });
         world.shutdown();
         assert!(!left.names().any(|name| name.ends_with(".tmp")) || poisons, "{:?}", left.names().collect::<Vec<_>>());
-        let world = SimWorld::from_image(left, SimConfig::default());
+        let world = SimBackend::from_image(left, SimConfig::default());
         let builder = Store::builder("/sim").world(Arc::new(world.clone()));
         world.run_until(async {
             let store = builder.open().await.unwrap();

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::sim::{SimBackend, SimConfig};
 use ringcask::{Builder, Durability, Engine, Store};
 use tempfile::TempDir;
 
@@ -51,14 +51,14 @@ pub fn uring_refused() -> Option<&'static str> {
 
 thread_local! {
     /// The simulated world that drives this thread's futures, if any.
-    static SIMULATED: RefCell<Option<SimWorld>> = const { RefCell::new(None) };
+    static SIMULATED: RefCell<Option<SimBackend>> = const { RefCell::new(None) };
 }
 
 /// A world a test runs on, with a directory of its own.
 pub struct Env {
     pub engine: Engine,
     pub dir: TempDir,
-    simulated: Option<SimWorld>,
+    simulated: Option<SimBackend>,
 }
 
 impl Env {
@@ -126,7 +126,7 @@ pub fn for_each_world(test: impl Fn(&Env)) {
 /// Runs `test` on the simulated world of `seed`, whose futures only this thread drives.
 pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
     let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
-    let world = SimWorld::new(config);
+    let world = SimBackend::new(config);
     SIMULATED.set(Some(world.clone()));
     test(&Env { simulated: Some(world.clone()), ..Env::new(Engine::Auto) });
     SIMULATED.set(None);

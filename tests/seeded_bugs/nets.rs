@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use ringcask::format::{HintEntry, HintReader, HintWriter};
-use ringcask::sim::{Image, SimConfig, SimWorld};
+use ringcask::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, ErrorKind, Store};
 
 fn said(error: ringcask::Error) -> String {
     error.to_string()
 }
 
-fn builder(world: &SimWorld) -> Builder {
+fn builder(world: &SimBackend) -> Builder {
     Store::builder("/db").world(Arc::new(world.clone()))
 }
 
@@ -20,7 +20,7 @@ fn hints(image: &Image) -> Vec<String> {
 
 /// Opens what `image` holds, puts `values` into it and closes it.
 fn grown(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, String> {
-    let world = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+    let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
     world.run_until(async {
         let store = builder(&world).open().await.map_err(said)?;
         for (key, value) in values {
@@ -33,7 +33,7 @@ fn grown(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, Stri
 
 /// Whether each key has its value, or, if `may_be_damage`, is an error.
 fn check(image: Image, seed: u64, values: &[(&str, &str)], may_be_damage: bool) -> Result<(), String> {
-    let world = SimWorld::from_image(image, SimConfig { seed, ..SimConfig::default() });
+    let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
     world.run_until(async {
         let store = builder(&world).open().await.map_err(said)?;
         for (key, value) in values {
@@ -90,7 +90,7 @@ pub fn exchange_places_in_a_hint(seed: u64) -> Result<(), String> {
 
 /// A directory that is open is opened again: that is refused before anything is touched.
 pub fn open_twice(seed: u64) -> Result<(), String> {
-    let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
+    let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
     world.run_until(async {
         let store = builder(&world).open().await.map_err(said)?;
         store.put("one", "one").await.map_err(said)?;

@@ -252,7 +252,7 @@ mod tests {
     use crate::commit::log::{Accepted, Limits, OfferWait};
     use crate::commit::prepared::Prepared;
     use crate::io::Io;
-    use crate::io::sim::{SimConfig, SimWorld};
+    use crate::io::sim::{SimBackend, SimConfig};
     use crate::keydir::Keydir;
     use crate::options::Durability;
     use crate::segment::{Segment, SegmentSet};
@@ -261,7 +261,7 @@ mod tests {
     /// writers have then been told that nothing of it is ever applied.
     #[test]
     fn what_was_answered_as_not_applied_is_never_written() {
-        let world = SimWorld::new(SimConfig::default());
+        let world = SimBackend::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
         let registry = Arc::new(SegmentSet::new(dir, "/db".into(), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));

@@ -1,90 +1,90 @@
-//! What a crash leaves: the journal of a run, its crash points, and the images each of them may leave.
+//! Crashes of a simulated run: its journal, its crash points, and the images that each of them may leave.
 //!
-//! A [`Walk`] replays a journal event by event; between any two events lies a crash point. There, some things are
-//! undecided: each sector of each write that no sync covered, each such truncation, whether a file that was growing got
-//! its new length, and each directory operation that no directory sync covered. Up to ten undecided things give every
-//! combination; more give all lost, all kept, each lost alone, each kept alone, and [`RANDOM_IMAGES`] drawn at random.
+//! A [`JournalReplay`] replays a journal event by event. Between any two events lies a crash point, at which some
+//! things are undecided: each sector of each unsynced write, each unsynced truncation, whether a growing file got its
+//! new length, and each unsynced directory operation. Up to ten undecided things are combined exhaustively. With more,
+//! the images are: all lost, all kept, each lost alone, each kept alone, and [`RANDOM_IMAGES`] random ones.
 //!
-//! The image with a given number is a function of the crash point, the number and a seed, so one that breaks a store can
-//! be made again without the others.
+//! The crash point, the image number and a seed determine an image, so an image that breaks a store can be reproduced
+//! without the others.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::disk::{
-    Change, DirIndex, DirOp, Directory, Disk, Entries, Event, Ino, Inode, Node, index, overlay, sectors,
+    Change, DirIndex, DirOp, Directory, Disk, DiskEvent, Entries, Ino, Node, SimInode, index, overlay, sectors,
 };
 use super::image::{Image, ImageFile};
 use super::rng::{Rng, scramble};
 
-/// Which sets of directory operations may survive a crash.
+/// Which subsets of unsynced directory operations may survive a crash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirOrder {
-    /// Any: POSIX promises no order between them.
+    /// Any subset: POSIX guarantees no order between them.
     #[default]
     Posix,
-    /// Only the earlier ones of each directory, as with the journal of ext4 or XFS.
+    /// Any prefix of each directory's operations, as with the journal of ext4 or XFS.
     Ext4Ordered,
 }
 
-/// How many undecided things are combined in every way.
+/// Up to this many undecided things are combined exhaustively.
 const EXHAUSTIVE_CHOICES: usize = 10;
-/// How many images are drawn at random where there are more.
+/// Number of random images of a crash point with more undecided things.
 pub const RANDOM_IMAGES: u64 = 64;
 
-/// What happened to the disk of a world, from its start.
+/// All events of a simulated disk since its creation.
 #[derive(Clone)]
 pub struct Journal {
     pub(super) initial: Image,
-    pub(super) events: Arc<Vec<Event>>,
+    pub(super) events: Arc<Vec<DiskEvent>>,
     pub(super) sector_bytes: usize,
     pub(super) dir_order: DirOrder,
 }
 
 impl Journal {
-    /// How many steps there are. A crash can come after 0, 1, … `len()` of them.
+    /// The number of steps. A crash may come after 0, 1, … `len()` of them.
     #[must_use]
     pub fn len(&self) -> usize {
         self.events.len()
     }
 
-    /// Whether nothing happened.
+    /// Whether there are no steps.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 
-    /// What the step was that `step` others precede, for a person to read.
+    /// A description of the step with index `step`, for people.
     #[must_use]
     pub fn describe(&self, step: usize) -> String {
         self.events.get(step).map_or_else(|| "the end".to_owned(), describe)
     }
 
-    /// Starts before the first step.
+    /// Starts a replay before the first step.
     #[must_use]
-    pub fn walk(&self) -> Walk {
-        Walk { journal: self.clone(), disk: Disk::from_image(&self.initial), step: 0 }
+    pub fn replay(&self) -> JournalReplay {
+        JournalReplay { journal: self.clone(), disk: Disk::from_image(&self.initial), step: 0 }
     }
 
-    /// What a power cut just after `step` steps may leave, at most `budget` images of it.
+    /// Images that a power failure after `step` steps may leave, at most `budget` of them.
     ///
-    /// Replays the journal from its start; to visit many crash points, [`walk`](Self::walk).
+    /// Replays the journal from its start. To visit many crash points, use [`replay`](Self::replay).
     pub fn crash_images(&self, step: usize, budget: usize, rng: &mut Rng) -> impl Iterator<Item = Image> + use<> {
-        let mut walk = self.walk();
-        walk.advance_to(step);
+        let mut replay = self.replay();
+        replay.advance_to(step);
         let seed = rng.next_u64();
-        let picks: Vec<u64> = walk.crash_point().sample(budget, rng).collect();
-        picks.into_iter().map(move |number| walk.crash_point().image(number, seed))
+        let picks: Vec<u64> = replay.crash_point().sample(budget, rng).collect();
+        picks.into_iter().map(move |number| replay.crash_point().image(number, seed))
     }
 
-    /// What the kernel still has when the process is killed just after `step` steps; writes on their way may have been
-    /// carried out in part.
+    /// The image in the kernel's page cache when the process is killed after `step` steps. Writes in flight may have
+    /// been applied in part.
     #[must_use]
     pub fn kill_image(&self, step: usize, rng: &mut Rng) -> Image {
-        let mut walk = self.walk();
-        walk.advance_to(step);
-        walk.kill_image(rng)
+        let mut replay = self.replay();
+        replay.advance_to(step);
+        replay.kill_image(rng)
     }
 }
 
@@ -94,36 +94,38 @@ impl fmt::Debug for Journal {
     }
 }
 
-fn describe(event: &Event) -> String {
+fn describe(event: &DiskEvent) -> String {
     match event {
-        Event::WriteSubmitted { op, ino, offset, data } => {
+        DiskEvent::WriteSubmitted { op, ino, offset, data } => {
             format!("write {op} of {} bytes to inode {ino} at {offset} submitted", data.len())
         }
-        Event::WriteCompleted { op, ino, applied } => format!("write {op} to inode {ino} completed: {applied} bytes"),
-        Event::SyncSubmitted { op, ino, kind, undelivered } => {
+        DiskEvent::WriteCompleted { op, ino, applied } => {
+            format!("write {op} to inode {ino} completed: {applied} bytes")
+        }
+        DiskEvent::SyncSubmitted { op, ino, kind, undelivered } => {
             format!("sync {op} ({kind:?}) of inode {ino} submitted, without writes {undelivered:?}")
         }
-        Event::SyncCompleted { op, ino, outcome } => format!("sync {op} of inode {ino} completed: {outcome:?}"),
+        DiskEvent::SyncCompleted { op, ino, outcome } => format!("sync {op} of inode {ino} completed: {outcome:?}"),
         other => format!("{other:?}"),
     }
 }
 
-/// A replay of a [`Journal`], between two of its steps.
+/// A replay of a [`Journal`], positioned between two steps.
 #[derive(Clone, Debug)]
-pub struct Walk {
+pub struct JournalReplay {
     journal: Journal,
     disk: Disk,
     step: usize,
 }
 
-impl Walk {
-    /// How many steps have been replayed.
+impl JournalReplay {
+    /// The number of steps replayed so far.
     #[must_use]
     pub fn step(&self) -> usize {
         self.step
     }
 
-    /// Replays one step; false at the end of the journal.
+    /// Replays one step. Returns false at the end of the journal.
     pub fn advance(&mut self) -> bool {
         let Some(event) = self.journal.events.get(self.step) else { return false };
         self.disk.apply(event, self.journal.sector_bytes);
@@ -131,42 +133,42 @@ impl Walk {
         true
     }
 
-    /// Replays until `step` steps are done, or the journal is.
+    /// Replays up to `step` steps in total, or to the end of the journal.
     pub fn advance_to(&mut self, step: usize) {
         while self.step < step && self.advance() {}
     }
 
-    /// The crash just here.
+    /// The crash point at this position.
     #[must_use]
     pub fn crash_point(&self) -> CrashPoint<'_> {
         CrashPoint::new(&self.disk, self.journal.sector_bytes, self.journal.dir_order)
     }
 
-    /// What a kill of the process just here leaves; see [`Journal::kill_image`].
+    /// The image that a kill of the process at this position leaves; see [`Journal::kill_image`].
     #[must_use]
     pub fn kill_image(&self, rng: &mut Rng) -> Image {
         kill_image(&self.disk, rng)
     }
 }
 
-/// Something that a power cut decides.
+/// An undecided thing that a power failure decides.
 #[derive(Clone, Debug)]
 enum Choice {
     /// Whether a sector of a completed write is on the disk.
     Sector { item: usize, range: Range<usize> },
-    /// Whether a sector of a write on its way is, or a part of it.
+    /// Whether a sector of a write in flight, or a part of it, is on the disk.
     TornSector { write: usize, range: Range<usize> },
-    /// Whether a truncation is.
+    /// Whether a truncation is on the disk.
     Truncation { item: usize },
-    /// Whether the file has its new length, with nothing known of what is there.
+    /// Whether the file has its new length, with unknown contents.
     Length { longest: usize },
-    /// Whether a directory operation is.
+    /// Whether a directory operation is on the disk.
     Entry,
 }
 
-/// Which of the choices an image keeps.
+/// The choices that an image keeps.
 #[derive(Clone, Copy, Debug)]
-enum Pick {
+enum KeptChoices {
     Bits(u64),
     All,
     Nothing,
@@ -175,7 +177,7 @@ enum Pick {
     Random(u64),
 }
 
-impl Pick {
+impl KeptChoices {
     fn keeps(self, choice: usize) -> bool {
         match self {
             Self::Bits(bits) => bits >> choice & 1 == 1,
@@ -188,26 +190,26 @@ impl Pick {
     }
 }
 
-/// The contents of a hole: places that belong to the file although nothing was persisted there.
+/// The contents of a hole: a range inside the file to which nothing was persisted.
 #[derive(Clone, Copy, Debug)]
-enum Fill {
+enum HoleFill {
     Zeros,
     Ones,
     Random(u64),
-    /// What an earlier truncation cut off there.
+    /// Bytes that an earlier truncation cut off there.
     Stale,
-    /// What another, unlinked file had there.
+    /// Bytes of another, unlinked file at the same offset.
     Freed,
 }
 
-/// A power cut at one place in a run: everything it may leave.
+/// A power failure at one position in a run, with all images that it may leave.
 #[derive(Debug)]
 pub struct CrashPoint<'d> {
     disk: &'d Disk,
     choices: Vec<Choice>,
-    /// The inodes with choices, and which.
+    /// The inodes with choices, and the range of their choices.
     files: Vec<(Ino, Range<usize>)>,
-    /// For each directory with choices, which.
+    /// The directories with choices, and the range of their choices.
     dirs: Vec<(DirIndex, Range<usize>)>,
     dir_paths: Arc<Vec<Arc<str>>>,
     dir_order: DirOrder,
@@ -234,24 +236,25 @@ impl<'d> CrashPoint<'d> {
         point
     }
 
-    /// How many things are undecided.
+    /// The number of undecided things.
     #[must_use]
     pub fn undecided(&self) -> usize {
         self.choices.len()
     }
 
-    /// How many images there are; see the [module](crate::sim).
+    /// The number of images; see the [module](crate::sim).
     #[must_use]
     pub fn image_count(&self) -> u64 {
         let choices = self.choices.len();
         if choices <= EXHAUSTIVE_CHOICES { 1 << choices } else { 2 + 2 * choices as u64 + RANDOM_IMAGES }
     }
 
-    /// The numbers of at most `budget` images: all of them, or the two extremes and others spread over the rest.
+    /// The numbers of at most `budget` images: all, or the two extremes and a random spread over the others.
     pub fn sample(&self, budget: usize, rng: &mut Rng) -> impl Iterator<Item = u64> + use<> {
         let count = self.image_count();
         let picks = count.min(budget as u64);
-        // The two extremes: nothing kept and everything kept; the others lie between them or behind.
+        // The number of the image that keeps everything. Image 0 keeps nothing. The others lie between the two or
+        // behind them.
         let all = if self.choices.len() <= EXHAUSTIVE_CHOICES { count - 1 } else { 1 };
         let others_start = if all == 1 { 2 } else { 1 };
         let mut rng = rng.fork();
@@ -267,18 +270,18 @@ impl<'d> CrashPoint<'d> {
         })
     }
 
-    /// Image `number` of [`image_count`](Self::image_count); what its number leaves open (torn sectors, the contents of
-    /// holes) follows from `seed`.
+    /// Image `number` of [`image_count`](Self::image_count). `seed` determines what the number leaves open: torn
+    /// sectors and the contents of holes.
     #[must_use]
     pub fn image(&self, number: u64, seed: u64) -> Image {
         let mut rng = Rng::new(scramble(seed ^ number.wrapping_mul(0x9e37_79b9)));
         let pick = self.pick(number, &mut rng);
         let fill = match rng.below(5) {
-            0 => Fill::Zeros,
-            1 => Fill::Ones,
-            2 => Fill::Stale,
-            3 => Fill::Freed,
-            _ => Fill::Random(rng.next_u64()),
+            0 => HoleFill::Zeros,
+            1 => HoleFill::Ones,
+            2 => HoleFill::Stale,
+            3 => HoleFill::Freed,
+            _ => HoleFill::Random(rng.next_u64()),
         };
         let mut image = Image { dirs: self.dir_paths.clone(), files: Vec::with_capacity(8) };
         for (at, dir) in self.disk.dirs.iter().enumerate() {
@@ -296,18 +299,18 @@ impl<'d> CrashPoint<'d> {
         image
     }
 
-    fn pick(&self, number: u64, rng: &mut Rng) -> Pick {
+    fn pick(&self, number: u64, rng: &mut Rng) -> KeptChoices {
         let choices = self.choices.len();
         let number = index(number);
         if choices <= EXHAUSTIVE_CHOICES {
-            return Pick::Bits(number as u64);
+            return KeptChoices::Bits(number as u64);
         }
         match number {
-            0 => Pick::Nothing,
-            1 => Pick::All,
-            _ if number < 2 + choices => Pick::AllBut(number - 2),
-            _ if number < 2 + 2 * choices => Pick::Only(number - 2 - choices),
-            _ => Pick::Random(rng.next_u64()),
+            0 => KeptChoices::Nothing,
+            1 => KeptChoices::All,
+            _ if number < 2 + choices => KeptChoices::AllBut(number - 2),
+            _ if number < 2 + 2 * choices => KeptChoices::Only(number - 2 - choices),
+            _ => KeptChoices::Random(rng.next_u64()),
         }
     }
 
@@ -338,11 +341,11 @@ impl<'d> CrashPoint<'d> {
         self.files.push((ino, start..self.choices.len()));
     }
 
-    /// The names of a directory of which only some operations survived.
-    fn entries(&self, dir: &Directory, first_choice: usize, pick: Pick) -> Entries {
+    /// The entries of a directory after some of its pending operations survived.
+    fn entries(&self, dir: &Directory, first_choice: usize, pick: KeptChoices) -> Entries {
         let mut entries = dir.durable.clone();
         let kept = |op: usize| pick.keeps(first_choice + op);
-        // In order: as many as were kept, but the first ones.
+        // In order: keep as many operations as were chosen, but always the first ones.
         let in_order = (0..dir.pending.len()).filter(|op| kept(*op)).count();
         for (at, op) in dir.pending.iter().enumerate() {
             let survives = match self.dir_order {
@@ -372,7 +375,15 @@ impl<'d> CrashPoint<'d> {
         entries
     }
 
-    fn add_entries(&self, image: &mut Image, dir: &Arc<str>, entries: &Entries, pick: Pick, fill: Fill, rng: &mut Rng) {
+    fn add_entries(
+        &self,
+        image: &mut Image,
+        dir: &Arc<str>,
+        entries: &Entries,
+        pick: KeptChoices,
+        fill: HoleFill,
+        rng: &mut Rng,
+    ) {
         for (name, node) in entries {
             let bytes = match node {
                 Node::Other => None,
@@ -388,8 +399,15 @@ impl<'d> CrashPoint<'d> {
         }
     }
 
-    /// A file of which only some changes survived.
-    fn contents(&self, inode: &Inode, choices: &Range<usize>, pick: Pick, fill: Fill, rng: &mut Rng) -> Arc<Vec<u8>> {
+    /// The contents of a file after some of its pending changes survived.
+    fn contents(
+        &self,
+        inode: &SimInode,
+        choices: &Range<usize>,
+        pick: KeptChoices,
+        fill: HoleFill,
+        rng: &mut Rng,
+    ) -> Arc<Vec<u8>> {
         let mut bytes = Vec::clone(&inode.durable);
         let all = self.choices.get(choices.clone()).unwrap_or_default();
         for (choice, number) in all.iter().zip(choices.clone()) {
@@ -412,7 +430,7 @@ impl<'d> CrashPoint<'d> {
                     }
                 }
                 Choice::Length { longest } if kept => self.fill(inode, &mut bytes, *longest, fill),
-                // The data may be there without the length that would show it.
+                // The data may be on the disk without the length that makes it visible.
                 Choice::Length { .. } if bytes.len() > inode.durable.len() && rng.percent(12) => {
                     let shortest = inode.durable.len();
                     bytes.truncate(shortest + rng.below(bytes.len() - shortest));
@@ -423,37 +441,45 @@ impl<'d> CrashPoint<'d> {
         Arc::new(bytes)
     }
 
-    fn place(&self, inode: &Inode, bytes: &mut Vec<u8>, offset: usize, data: &[u8], range: Range<usize>, fill: Fill) {
+    fn place(
+        &self,
+        inode: &SimInode,
+        bytes: &mut Vec<u8>,
+        offset: usize,
+        data: &[u8],
+        range: Range<usize>,
+        fill: HoleFill,
+    ) {
         let start = offset + range.start;
         self.fill(inode, bytes, start, fill);
         overlay(bytes, start, data.get(range).unwrap_or_default());
     }
 
-    /// Extends `bytes` to `len` with what may be found in blocks that nothing was written to.
-    fn fill(&self, inode: &Inode, bytes: &mut Vec<u8>, len: usize, fill: Fill) {
+    /// Extends `bytes` to `len` with what an unwritten block may contain.
+    fn fill(&self, inode: &SimInode, bytes: &mut Vec<u8>, len: usize, fill: HoleFill) {
         if bytes.len() >= len {
             return;
         }
         let start = bytes.len();
         let old = match fill {
-            Fill::Zeros => return bytes.resize(len, 0),
-            Fill::Ones => return bytes.resize(len, 0xff),
-            Fill::Random(seed) => {
+            HoleFill::Zeros => return bytes.resize(len, 0),
+            HoleFill::Ones => return bytes.resize(len, 0xff),
+            HoleFill::Random(seed) => {
                 let mut rng = Rng::new(seed ^ start as u64);
                 while bytes.len() < len {
                     bytes.extend_from_slice(&rng.next_u64().to_le_bytes());
                 }
                 return bytes.truncate(len);
             }
-            Fill::Stale => &inode.stale,
-            Fill::Freed => &*self.disk.freed,
+            HoleFill::Stale => &inode.stale,
+            HoleFill::Freed => &*self.disk.freed,
         };
         bytes.extend_from_slice(old.get(start..len.min(old.len())).unwrap_or_default());
         bytes.resize(len, 0);
     }
 }
 
-/// All of it, the beginning, the end, or something in between.
+/// The whole range, its beginning, its end, or a part in the middle.
 fn tear(range: Range<usize>, rng: &mut Rng) -> Range<usize> {
     let cut = |rng: &mut Rng| range.start + rng.below(range.len() + 1);
     match rng.below(8) {
@@ -488,7 +514,7 @@ pub(super) fn kill_image(disk: &Disk, rng: &mut Rng) -> Image {
     image
 }
 
-/// What reads see.
+/// The live contents.
 pub(super) fn live_image(disk: &Disk) -> Image {
     let mut image = Image { dirs: Arc::new(disk.dirs.iter().map(|dir| dir.path.clone()).collect()), files: Vec::new() };
     for dir in &disk.dirs {

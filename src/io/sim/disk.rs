@@ -1,20 +1,20 @@
-//! What the simulated disk holds: what the kernel shows, what is durable, and all that lies between.
+//! The simulated disk: the live contents, the durable contents, and the undecided changes between them.
 //!
-//! The state changes by [`Event`]s alone. The running world applies each event as it happens and writes it down; the
-//! exploration of crashes applies the same events again, one by one, and looks at what a power cut may leave after each.
-//! So both see the same disk, and a crash point is a number of events.
+//! Only [`DiskEvent`]s change the state. The running simulation applies each event as it happens and records it. The
+//! crash explorer applies the same events again, one by one, and inspects after each what a power failure may leave.
+//! Both therefore see the same disk, and a crash point is a number of events.
 //!
 //! # What is durable
 //!
-//! - A write changes what reads see when it *completes*; from its submission on, any part of it may be on the disk.
-//! - A sync makes durable the writes whose completion had been delivered when it was submitted. All others stay
-//!   undecided: each sector of each write may be on the disk or not, independently of every other.
-//! - A shrinking truncation is an undecided item of its own, in order with the writes. `SyncKind::Data` does not cover
-//!   it: only what is needed to read data back.
-//! - After a failed sync what it covered is either on the disk or lost. The lost part is still what reads see, until the
-//!   pages are dropped, and no later sync persists it.
-//! - Creating, renaming and unlinking are undecided until the directory is synced; syncing a file says nothing about its
-//!   name, and the other way round.
+//! - A write becomes visible to reads when it *completes*. From its submission on, any part of it may be on the disk.
+//! - A sync makes durable the writes whose completion was delivered before its submission. All other writes stay
+//!   undecided: each of their sectors may be on the disk or not, independently.
+//! - A shrinking truncation is a separate undecided change, ordered with the writes. `SyncKind::Data` does not cover
+//!   it, because the data can be read back without it.
+//! - A failed sync decides everything it covered: each sector is on the disk or lost. Reads still see the lost part
+//!   until the pages are dropped, and no later sync persists it.
+//! - Creates, renames and unlinks are undecided until the directory is synced. A sync of a file does not cover its
+//!   name, and a sync of a directory does not cover its files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,29 +26,29 @@ use super::image::{Image, ImageFile};
 use super::rng::Rng;
 use crate::io::SyncKind;
 
-/// Index of an inode; never used again.
+/// Index of an inode; never reused.
 pub(super) type Ino = usize;
-/// Number of an asynchronous operation; never used again.
+/// Number of an asynchronous operation; never reused.
 pub(super) type OpId = u64;
 /// Index of a directory.
 pub(super) type DirIndex = usize;
 
-/// What a sync did.
+/// The effect of a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SyncOutcome {
     Durable,
-    /// Reported as an error; everything it covered is durable all the same.
+    /// Reported as an error, although everything it covered is durable.
     FailedKept,
     FailedLost,
-    /// Every sector's fate follows from the number.
+    /// Reported as an error; the number is the seed that decides each sector.
     FailedPartial(u64),
-    /// Reported as a success.
+    /// Reported as a success without any effect.
     Lied,
 }
 
-/// One step of the world that can matter to a crash.
+/// One step of the simulation that can matter to a crash.
 #[derive(Clone, Debug)]
-pub(super) enum Event {
+pub(super) enum DiskEvent {
     DirCreated { path: Arc<str> },
     WriteSubmitted { op: OpId, ino: Ino, offset: u64, data: Bytes },
     WriteCompleted { op: OpId, ino: Ino, applied: usize },
@@ -62,16 +62,16 @@ pub(super) enum Event {
     DirSynced { dir: DirIndex },
 }
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {
     File(Ino),
     Other,
 }
 
-/// A write or truncation that the kernel has done and no sync has covered.
+/// An applied write or truncation that no sync has covered.
 #[derive(Clone, Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingChange {
     op: OpId,
     stamp: u64,
     pub(super) change: Change,
@@ -83,18 +83,18 @@ pub(super) enum Change {
     Truncate { len: u64 },
 }
 
-/// A write on its way.
+/// A write that has been submitted and not completed.
 #[derive(Clone, Debug)]
-pub(super) struct InFlight {
+pub(super) struct WriteInFlight {
     op: OpId,
     pub(super) offset: u64,
     pub(super) data: Bytes,
 }
 
 #[derive(Clone, Debug)]
-struct SyncInFlight {
+struct PendingSync {
     op: OpId,
-    /// Covers what got its stamp before this one.
+    /// Covers the changes with a smaller stamp.
     before: u64,
     kind: SyncKind,
     undelivered: Vec<OpId>,
@@ -102,18 +102,18 @@ struct SyncInFlight {
 
 /// One file.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inode {
-    /// What reads see.
+pub(super) struct SimInode {
+    /// The contents that reads see.
     pub(super) live: Arc<Vec<u8>>,
-    /// What every crash leaves, but for what `pending` and `in_flight` change.
+    /// The contents after any crash, before `pending` and `in_flight` are applied.
     pub(super) durable: Arc<Vec<u8>>,
-    /// In the order they took effect.
-    pub(super) pending: Vec<Pending>,
-    pub(super) in_flight: Vec<InFlight>,
-    syncs: Vec<SyncInFlight>,
-    /// Seen by reads, but lost to a failed sync.
+    /// In the order in which they took effect.
+    pub(super) pending: Vec<PendingChange>,
+    pub(super) in_flight: Vec<WriteInFlight>,
+    syncs: Vec<PendingSync>,
+    /// Ranges that reads see but a failed sync lost.
     lost: Vec<Range<usize>>,
-    /// Bytes that truncations cut off, at their old places: they may come back as the contents of a hole.
+    /// Bytes that truncations cut off, at their offsets. They may reappear in a hole.
     pub(super) stale: Vec<u8>,
 }
 
@@ -138,19 +138,19 @@ pub(super) struct Directory {
 /// The whole disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
-    pub(super) inodes: Vec<Inode>,
+    pub(super) inodes: Vec<SimInode>,
     pub(super) dirs: Vec<Directory>,
-    /// What the file that was unlinked last held: its blocks may be given to another file.
+    /// The contents of the file that was unlinked last. Another file may get its blocks.
     pub(super) freed: Arc<Vec<u8>>,
     next_stamp: u64,
 }
 
-/// A length or offset as an index; what does not fit into memory cannot be in the simulated disk.
+/// Converts a length or offset to an index. The simulated disk is in memory, so larger values do not occur.
 pub(super) fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Overwrites or extends `bytes` with `data` at `offset`; a gap becomes zeros.
+/// Overwrites or extends `bytes` with `data` at `offset`. Fills a gap with zeros.
 pub(super) fn overlay(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     let end = offset + data.len();
     if bytes.len() < end {
@@ -161,7 +161,7 @@ pub(super) fn overlay(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     }
 }
 
-/// Cuts a write at the sector boundaries: ranges within its data.
+/// Splits a write at sector boundaries. Returns ranges of its data.
 pub(super) fn sectors(offset: u64, len: usize, sector_bytes: usize) -> impl Iterator<Item = Range<usize>> {
     let first = sector_bytes - index(offset % sector_bytes as u64);
     let mut start = 0;
@@ -175,24 +175,24 @@ pub(super) fn sectors(offset: u64, len: usize, sector_bytes: usize) -> impl Iter
     })
 }
 
-impl SyncInFlight {
-    fn covers(&self, item: &Pending, durable_len: usize) -> bool {
+impl PendingSync {
+    fn covers(&self, item: &PendingChange, durable_len: usize) -> bool {
         item.stamp < self.before
             && !self.undelivered.contains(&item.op)
             && match item.change {
                 Change::Write { .. } => true,
-                // The new length is needed to read the data back only where it shows more of it.
+                // The new length is needed to read data back only if the file grew.
                 Change::Truncate { len } => self.kind == SyncKind::All || index(len) > durable_len,
             }
     }
 }
 
-impl Inode {
+impl SimInode {
     fn of(bytes: &Arc<Vec<u8>>) -> Self {
         Self { live: bytes.clone(), durable: bytes.clone(), ..Self::default() }
     }
 
-    /// Whether a crash can leave anything but `durable`.
+    /// Whether every crash leaves exactly `durable`.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty() && self.in_flight.is_empty() && self.live.len() <= self.durable.len()
     }
@@ -203,7 +203,11 @@ impl Inode {
         write.data.truncate(applied);
         if !write.data.is_empty() {
             overlay(Arc::make_mut(&mut self.live), index(write.offset), &write.data);
-            self.pending.push(Pending { op, stamp, change: Change::Write { offset: write.offset, data: write.data } });
+            self.pending.push(PendingChange {
+                op,
+                stamp,
+                change: Change::Write { offset: write.offset, data: write.data },
+            });
         }
     }
 
@@ -213,7 +217,7 @@ impl Inode {
             overlay(&mut self.stale, cut, tail);
         }
         Arc::make_mut(&mut self.live).resize(cut, 0);
-        self.pending.push(Pending { op: OpId::MAX, stamp, change: Change::Truncate { len } });
+        self.pending.push(PendingChange { op: OpId::MAX, stamp, change: Change::Truncate { len } });
     }
 
     fn complete_sync(&mut self, op: OpId, outcome: SyncOutcome, sector_bytes: usize) {
@@ -259,7 +263,7 @@ impl Inode {
 
     fn persist(&mut self, offset: usize, data: &[u8]) {
         overlay(Arc::make_mut(&mut self.durable), offset, data);
-        // A truncation that is still undecided came before this write: it must not take the write with it.
+        // An undecided truncation is older than this write, so it must not cut the write off.
         let end = (offset + data.len()) as u64;
         for item in &mut self.pending {
             if let Change::Truncate { len } = &mut item.change {
@@ -268,7 +272,7 @@ impl Inode {
         }
     }
 
-    /// Reads see the disk again where a failed sync left pages that are not on it. Dirty pages stay.
+    /// Replaces pages that a failed sync lost by the contents of the disk. Dirty pages stay.
     fn evict(&mut self) {
         let live = Arc::make_mut(&mut self.live);
         for range in self.lost.drain(..) {
@@ -292,12 +296,12 @@ impl Disk {
     pub(super) fn from_image(image: &Image) -> Self {
         let mut disk = Self::default();
         for path in image.dirs.iter() {
-            disk.apply(&Event::DirCreated { path: path.clone() }, 0);
+            disk.apply(&DiskEvent::DirCreated { path: path.clone() }, 0);
         }
         for ImageFile { dir, name, bytes } in &image.files {
             let node = match bytes {
                 Some(bytes) => {
-                    disk.inodes.push(Inode::of(bytes));
+                    disk.inodes.push(SimInode::of(bytes));
                     Node::File(disk.inodes.len() - 1)
                 }
                 None => Node::Other,
@@ -314,11 +318,11 @@ impl Disk {
         self.dirs.iter().position(|dir| &*dir.path == path)
     }
 
-    pub(super) fn inode(&self, ino: Ino) -> Option<&Inode> {
+    pub(super) fn inode(&self, ino: Ino) -> Option<&SimInode> {
         self.inodes.get(ino)
     }
 
-    /// The inode that the next [`Event::Created`] makes.
+    /// The inode that the next [`DiskEvent::Created`] creates.
     pub(super) fn next_ino(&self) -> Ino {
         self.inodes.len()
     }
@@ -328,71 +332,66 @@ impl Disk {
         self.inode(ino).is_some_and(|inode| !inode.lost.is_empty())
     }
 
-    pub(super) fn apply(&mut self, event: &Event, sector_bytes: usize) {
+    pub(super) fn apply(&mut self, event: &DiskEvent, sector_bytes: usize) {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         match event {
-            Event::DirCreated { path } => self.dirs.push(Directory {
+            DiskEvent::WriteSubmitted { op, ino, offset, data } => self.change_inode(*ino, |inode| {
+                inode.in_flight.push(WriteInFlight { op: *op, offset: *offset, data: data.clone() });
+            }),
+            DiskEvent::WriteCompleted { op, ino, applied } => {
+                self.change_inode(*ino, |inode| inode.complete_write(*op, *applied, stamp));
+            }
+            DiskEvent::SyncSubmitted { op, ino, kind, undelivered } => self.change_inode(*ino, |inode| {
+                inode.syncs.push(PendingSync { op: *op, before: stamp, kind: *kind, undelivered: undelivered.clone() });
+            }),
+            DiskEvent::SyncCompleted { op, ino, outcome } => {
+                self.change_inode(*ino, |inode| inode.complete_sync(*op, *outcome, sector_bytes));
+            }
+            DiskEvent::Truncated { ino, len } => self.change_inode(*ino, |inode| inode.truncate(*len, stamp)),
+            DiskEvent::Evicted { ino } => self.change_inode(*ino, SimInode::evict),
+            DiskEvent::DirCreated { path } => self.dirs.push(Directory {
                 path: path.clone(),
                 live: Entries::new(),
                 durable: Entries::new(),
                 pending: Vec::new(),
             }),
-            Event::Created { dir, name } => {
-                self.inodes.push(Inode::default());
+            DiskEvent::Created { dir, name } => {
+                self.inodes.push(SimInode::default());
                 let node = Node::File(self.inodes.len() - 1);
                 self.change_dir(*dir, |dir| {
                     dir.live.insert(name.clone(), node);
                     dir.pending.push(DirOp::Create { name: name.clone(), node });
                 });
             }
-            Event::Renamed { dir, from, to } => {
-                self.change_dir(*dir, |dir| {
-                    if let Some(node) = dir.live.remove(from) {
-                        dir.live.insert(to.clone(), node);
-                        dir.pending.push(DirOp::Rename { from: from.clone(), to: to.clone(), node });
-                    }
-                });
-            }
-            Event::Unlinked { dir, name } => {
-                let node = self.dirs.get_mut(*dir).and_then(|dir| {
-                    let node = dir.live.remove(name)?;
-                    dir.pending.push(DirOp::Unlink { name: name.clone(), node });
-                    Some(node)
-                });
-                if let Some(Node::File(ino)) = node
-                    && let Some(inode) = self.inodes.get(ino)
-                {
-                    self.freed = inode.live.clone();
+            DiskEvent::Renamed { dir, from, to } => self.change_dir(*dir, |dir| {
+                if let Some(node) = dir.live.remove(from) {
+                    dir.live.insert(to.clone(), node);
+                    dir.pending.push(DirOp::Rename { from: from.clone(), to: to.clone(), node });
                 }
-            }
-            Event::DirSynced { dir } => self.change_dir(*dir, |dir| {
+            }),
+            DiskEvent::Unlinked { dir, name } => self.unlink(*dir, name),
+            DiskEvent::DirSynced { dir } => self.change_dir(*dir, |dir| {
                 dir.durable.clone_from(&dir.live);
                 dir.pending.clear();
             }),
-            Event::WriteSubmitted { op, ino, offset, data } => self.change_inode(*ino, |inode| {
-                inode.in_flight.push(InFlight { op: *op, offset: *offset, data: data.clone() });
-            }),
-            Event::WriteCompleted { op, ino, applied } => {
-                self.change_inode(*ino, |inode| inode.complete_write(*op, *applied, stamp));
-            }
-            Event::SyncSubmitted { op, ino, kind, undelivered } => self.change_inode(*ino, |inode| {
-                inode.syncs.push(SyncInFlight {
-                    op: *op,
-                    before: stamp,
-                    kind: *kind,
-                    undelivered: undelivered.clone(),
-                });
-            }),
-            Event::SyncCompleted { op, ino, outcome } => {
-                self.change_inode(*ino, |inode| inode.complete_sync(*op, *outcome, sector_bytes));
-            }
-            Event::Truncated { ino, len } => self.change_inode(*ino, |inode| inode.truncate(*len, stamp)),
-            Event::Evicted { ino } => self.change_inode(*ino, Inode::evict),
         }
     }
 
-    fn change_inode(&mut self, ino: Ino, change: impl FnOnce(&mut Inode)) {
+    fn unlink(&mut self, dir: DirIndex, name: &Arc<str>) {
+        let node = self.dirs.get_mut(dir).and_then(|dir| {
+            let node = dir.live.remove(name)?;
+            dir.pending.push(DirOp::Unlink { name: name.clone(), node });
+            Some(node)
+        });
+        if let Some(Node::File(ino)) = node
+            && let Some(inode) = self.inodes.get(ino)
+        {
+            self.freed = inode.live.clone();
+        }
+    }
+
+    fn change_inode(&mut self, ino: Ino, change: impl FnOnce(&mut SimInode)) {
         if let Some(inode) = self.inodes.get_mut(ino) {
             change(inode);
         }

@@ -1,89 +1,40 @@
-//! The scheduler: one thread, one choice at a time.
+//! The scheduler: one thread, one decision at a time.
 //!
-//! A turn is the poll of a task that was woken, the completion of an operation, or the expiry of a timer that is due;
-//! the seed chooses among all that are possible. Only when nothing is possible does time leap to the next timer, so a
-//! simulated second costs no more than what happens in it. Between turns every operation moves time on a little, so that
-//! a world that is never idle sees its timers expire too.
+//! A turn is the poll of a woken task, the completion of an operation, or the expiry of a timer that is due. The seed
+//! chooses among all possible turns. Time jumps to the next timer only if no turn is possible, so a simulated second
+//! costs no more than the events in it. Every turn also advances time a little, so that timers expire in a simulation
+//! that is never idle.
 
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::SimWorld;
-use super::state::{Shared, State};
+use super::state::{SimShared, SimState, nanos};
+use super::tasks::{TaskSlot, TaskWaker};
 use crate::io::Task;
 
-/// The future of [`SimWorld::run_until`], among the tasks.
+/// The task number of the future that [`SimShared::run_until`] runs.
 const MAIN: usize = usize::MAX;
-/// Simulated time without a poll of the main future after which a world counts as stuck.
+/// Simulated time without a poll of the main future that counts as a deadlock.
 const STALL_NS: u64 = 24 * 3_600_000_000_000;
-/// Polls in a row, with no operation completed and no timer expired, after which a world counts as spinning.
+/// Consecutive polls without a completed operation or an expired timer that count as spinning.
 const SPINNING_POLLS: u64 = 100_000;
-/// Turns of any kind without a poll of the main future that mean the same.
+/// Turns of any kind without a poll of the main future that count as spinning.
 const SPINNING_TURNS: u64 = 1_000_000;
 
-/// The tasks that were woken. Wakers hold this and nothing else, so that no cycle keeps a world alive.
-#[derive(Default)]
-pub(super) struct ReadyQueue(Mutex<Vec<usize>>);
-
-impl ReadyQueue {
-    fn with<T>(&self, change: impl FnOnce(&mut Vec<usize>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn push(&self, task: usize) {
-        self.with(|ready| ready.push(task));
-    }
-}
-
-struct TaskWaker {
-    task: usize,
-    queued: AtomicBool,
-    ready: Arc<ReadyQueue>,
-}
-
-impl Wake for TaskWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        // Relaxed is enough: the queue's lock orders everything else.
-        if !self.queued.swap(true, Ordering::Relaxed) {
-            self.ready.push(self.task);
-        }
-    }
-}
-
-/// A task of the engine.
-pub(super) struct TaskSlot {
-    name: &'static str,
-    /// `None` while it is being polled, and for ever once it ended.
-    task: Option<Task>,
-    waker: Arc<TaskWaker>,
-    ended: bool,
-}
-
-pub(super) struct Timer {
-    pub(super) id: u64,
-    pub(super) deadline_ns: u64,
-    pub(super) fired: bool,
-    pub(super) waker: Option<Waker>,
-}
-
-/// What the seed chose to happen next.
+/// The turn that the seed chose.
 enum Turn {
     Poll(usize),
     Wake(Option<Waker>),
     Idle,
 }
 
-impl Shared {
+impl SimShared {
     pub(super) fn add_task(&self, name: &'static str, task: Task) {
         let mut state = self.lock();
         let id = state.tasks.len();
@@ -92,7 +43,7 @@ impl Shared {
         self.ready.push(id);
     }
 
-    /// Makes one choice; time leaps no further than to `horizon_ns`.
+    /// Chooses one turn. Time jumps at most to `horizon_ns`.
     fn next_turn(&self, horizon_ns: u64) -> Turn {
         let mut state = self.lock();
         let state = &mut *state;
@@ -157,12 +108,12 @@ impl Shared {
             slot.name
         });
         for panic in [polled.err(), dropped.err()].into_iter().flatten() {
-            let text = format!("task {name}: {}", message(&*panic));
+            let text = format!("task {name}: {}", panic_message(&*panic));
             state.panics.push(text);
         }
     }
 
-    /// One turn without a main future; false when nothing can happen before `horizon_ns`.
+    /// Takes one turn without a main future. Returns false if nothing can happen before `horizon_ns`.
     pub(super) fn turn(&self, horizon_ns: u64) -> bool {
         match self.next_turn(horizon_ns) {
             Turn::Poll(MAIN) | Turn::Wake(None) => {}
@@ -173,15 +124,15 @@ impl Shared {
         true
     }
 
-    /// Marks the world as being driven until the guard goes; `None` if somebody else is at it.
+    /// Marks the simulation as running until the guard is dropped. Returns `None` if it is already running.
     pub(super) fn drive(&self) -> Option<Driving<'_>> {
         let mut state = self.lock();
-        // Lazily: the guard of a drive that is refused must not end the one that goes on.
+        // Creates the guard only on success: dropping the guard of a refused call would end the other one.
         (!std::mem::replace(&mut state.running, true)).then(|| Driving(self))
     }
 }
 
-pub(super) struct Driving<'s>(&'s Shared);
+pub(super) struct Driving<'s>(&'s SimShared);
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
@@ -189,15 +140,15 @@ impl Drop for Driving<'_> {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a text")
+        .unwrap_or("panic without a message")
 }
 
-fn dump(state: &State) -> String {
+fn dump(state: &SimState) -> String {
     let tasks: Vec<_> = state.tasks.iter().filter(|task| !task.ended).map(|task| task.name).collect();
     let timers: Vec<_> = state.timers.iter().map(|timer| Duration::from_nanos(timer.deadline_ns)).collect();
     format!(
@@ -210,33 +161,26 @@ fn dump(state: &State) -> String {
     )
 }
 
-impl SimWorld {
-    /// Drives `future` and every task of the world until `future` is ready.
-    ///
-    /// # Panics
-    /// If `future` can never become ready ("deadlock": nobody is awake, nothing is in flight, no timer expires within a
-    /// simulated day), if others are busy without end and get it nowhere ("spinning"), or if another call drives the world already. A panic of `future` goes
-    /// through; a panic of a task does not, see [`panics`](Self::panics).
-    #[expect(clippy::panic, reason = "this is a test tool: a stuck world is the failure of a test")]
-    pub fn run_until<F: Future>(&self, future: F) -> F::Output {
-        let shared = &*self.shared;
-        let Some(_driving) = shared.drive() else { panic!("run_until inside run_until") };
+impl SimShared {
+    #[expect(clippy::panic, reason = "test tool: a stuck simulation must fail the test")]
+    pub(super) fn run_until<F: Future>(&self, future: F) -> F::Output {
+        let Some(_driving) = self.drive() else { panic!("run_until inside run_until") };
         let mut future: Pin<&mut F> = pin!(future);
-        let handle = Arc::new(TaskWaker { task: MAIN, queued: AtomicBool::new(true), ready: shared.ready.clone() });
+        let handle = Arc::new(TaskWaker { task: MAIN, queued: AtomicBool::new(true), ready: self.ready.clone() });
         let waker = Waker::from(handle.clone());
-        shared.ready.with(|ready| ready.retain(|task| *task != MAIN));
-        shared.ready.push(MAIN);
-        let (mut polls, mut turns, mut since_ns) = (0_u64, 0_u64, shared.lock().now_ns);
+        self.ready.with(|ready| ready.retain(|task| *task != MAIN));
+        self.ready.push(MAIN);
+        let (mut polls, mut turns, mut since_ns) = (0_u64, 0_u64, self.lock().now_ns);
         loop {
-            match shared.next_turn(since_ns.saturating_add(STALL_NS)) {
+            match self.next_turn(since_ns.saturating_add(STALL_NS)) {
                 Turn::Poll(MAIN) => {
                     handle.queued.store(false, Ordering::Relaxed);
                     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return output;
                     }
-                    (turns, since_ns) = (0, shared.lock().now_ns);
+                    (turns, since_ns) = (0, self.lock().now_ns);
                 }
-                Turn::Poll(id) => shared.poll_task(id),
+                Turn::Poll(id) => self.poll_task(id),
                 Turn::Wake(waker) => {
                     polls = 0;
                     if let Some(waker) = waker {
@@ -244,39 +188,29 @@ impl SimWorld {
                     }
                 }
                 Turn::Idle => {
-                    let stuck = dump(&shared.lock());
+                    let stuck = dump(&self.lock());
                     panic!("deadlock: {stuck}");
                 }
             }
             polls += 1;
             turns += 1;
             if polls > SPINNING_POLLS || turns > SPINNING_TURNS {
-                let spinning = dump(&shared.lock());
+                let spinning = dump(&self.lock());
                 panic!("spinning: {spinning}");
             }
         }
     }
 
-    /// Drives the tasks of the world until none is awake, nothing is in flight and no timer expires within `limit` of
-    /// simulated time.
-    ///
-    /// # Panics
-    /// If another call drives the world already.
-    #[expect(clippy::panic, reason = "this is a test tool: misuse is the failure of a test")]
-    pub fn run_to_idle(&self, limit: Duration) {
-        let Some(_driving) = self.shared.drive() else { panic!("run_to_idle inside run_until") };
-        let horizon_ns = self.shared.lock().now_ns.saturating_add(super::nanos(limit));
-        while self.shared.turn(horizon_ns) {}
+    #[expect(clippy::panic, reason = "test tool: misuse must fail the test")]
+    pub(super) fn run_to_idle(&self, limit: Duration) {
+        let Some(_driving) = self.drive() else { panic!("run_to_idle inside run_until") };
+        let horizon_ns = self.lock().now_ns.saturating_add(nanos(limit));
+        while self.turn(horizon_ns) {}
     }
 
-    /// The power goes: every task of the engine is dropped where it is, every operation in flight and every later one
-    /// fails with `EIO`, and nothing more happens to the disk.
-    ///
-    /// Tasks hold the world that holds them; without this call a world that was not run to the end of its tasks is
-    /// never freed.
-    pub fn shutdown(&self) {
+    pub(super) fn shutdown(&self) {
         let (tasks, wakers, timers) = {
-            let mut state = self.shared.lock();
+            let mut state = self.lock();
             state.off = true;
             let wakers = state.finish_all();
             let tasks: Vec<_> = state.tasks.iter_mut().filter_map(|slot| slot.task.take()).collect();
@@ -284,10 +218,10 @@ impl SimWorld {
         };
         drop(timers);
         for task in tasks {
-            // A task may panic while it is dropped; that is its engine's affair, recorded like any other panic.
+            // A task may panic while it is dropped. Record that like any other panic.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(task))) {
-                let text = format!("dropping a task: {}", message(&*panic));
-                self.shared.lock().panics.push(text);
+                let text = format!("dropping a task: {}", panic_message(&*panic));
+                self.lock().panics.push(text);
             }
         }
         for waker in wakers {

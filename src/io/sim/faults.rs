@@ -1,15 +1,16 @@
-//! Which operations go wrong, and how.
+//! The schedule of injected faults.
 //!
-//! Operations are counted per class in the order they are *made*, from the start of the world. A run without faults
-//! therefore says how many there are, and a loop over those numbers fails each of them in turn.
+//! Operations are counted per class in the order in which they *start*, since the creation of the backend. A run
+//! without faults therefore shows how many operations there are, and a loop over these numbers fails each of them in
+//! turn.
 
 use std::io;
 
-/// A class of operations, for counting and failing them.
+/// A class of operations that are counted and failed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum OpClass {
-    /// Every operation, in one common count.
+    /// All operations, in one common count.
     Any,
     /// [`File::read_at`](crate::io::File::read_at).
     Read,
@@ -46,34 +47,34 @@ pub enum OpClass {
 }
 
 impl OpClass {
-    /// How many classes there are.
+    /// The number of classes.
     const COUNT: usize = Self::Spawn as usize + 1;
 }
 
-/// How an operation goes wrong.
+/// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// An error of the operating system: `libc::EIO`, `ENOSPC`, `EDQUOT`, `EINTR`, `EAGAIN`, and so on.
     ///
-    /// A write that fails with `EIO` or `ENOMEM` may have written some prefix; with other errors it did nothing. A sync
-    /// that fails, with whichever error, has persisted all, none or a part of what it covered, as the seed has it, and
-    /// the rest is lost.
+    /// A write that fails with `EIO` or `ENOMEM` may have written some prefix; with other errors it had no effect. A
+    /// sync that fails with any error has persisted all, none or some of what it covered, as the seed decides. The rest
+    /// is lost.
     Errno(i32),
-    /// A read or write does at most this many bytes. No fault for other operations.
+    /// A read or write transfers at most this many bytes. Other operations ignore it.
     Short(usize),
-    /// A sync fails with `EIO` after it persisted everything.
+    /// A sync fails with `EIO` after it has persisted everything.
     SyncKept,
-    /// A sync fails with `EIO` and persisted nothing; a later sync will not make up for it.
+    /// A sync fails with `EIO` and persists nothing. No later sync persists the data.
     SyncLost,
-    /// A sync fails with `EIO` and persisted some sectors; a later sync will not make up for the others.
+    /// A sync fails with `EIO` and persists some sectors. No later sync persists the others.
     SyncPartial,
-    /// A sync reports success and did nothing.
+    /// A sync reports success without any effect.
     SyncLie,
-    /// A read returns its bytes with one bit flipped; the disk is right, the next read may be.
+    /// A read returns its bytes with one bit flipped. The disk is intact, so the next read may be correct.
     BitFlip,
-    /// A read returns the bytes of another place of the disk; the next read may be right.
+    /// A read returns bytes from another place on the disk. The next read may be correct.
     Misdirected,
-    /// A read, a write or a sync takes this many microseconds; others overtake it.
+    /// A read, write or sync takes this many microseconds, and others overtake it.
     Late(u32),
 }
 
@@ -94,10 +95,10 @@ impl FaultKind {
     pub const ECANCELED: Self = Self::Errno(libc::ECANCELED);
     /// `ENOMEM`.
     pub const ENOMEM: Self = Self::Errno(libc::ENOMEM);
-    /// `EFBIG`: the file would be longer than the process or the file system lets it.
+    /// `EFBIG`: the file would exceed a size limit of the process or the file system.
     pub const EFBIG: Self = Self::Errno(libc::EFBIG);
 
-    /// Whether this can happen to operations of `class` at all.
+    /// Whether this can happen to operations of `class`.
     fn concerns(self, class: OpClass) -> bool {
         match self {
             Self::Errno(_) => true,
@@ -112,39 +113,39 @@ impl FaultKind {
 /// One entry of the fault schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What it happens to.
+    /// The class of operations that fails.
     pub class: OpClass,
-    /// How many operations of the class go before it, from the start of the world.
+    /// The number of operations of the class that precede the failing one, since the creation of the backend.
     pub nth: u64,
-    /// What happens.
+    /// The kind of failure.
     pub kind: FaultKind,
-    /// Also to every later operation of the class, until the world is healed.
+    /// Whether all later operations of the class fail too, until the schedule is cleared.
     pub sticky: bool,
 }
 
 impl Fault {
-    /// Happens once, to the operation of `class` that `nth` others precede.
+    /// Fails only the operation of `class` that `nth` others precede.
     #[must_use]
     pub const fn once(class: OpClass, nth: u64, kind: FaultKind) -> Self {
         Self { class, nth, kind, sticky: false }
     }
 
-    /// Happens to that operation and all that follow.
+    /// Fails the operation of `class` that `nth` others precede, and all later ones.
     #[must_use]
     pub const fn sticky(class: OpClass, nth: u64, kind: FaultKind) -> Self {
         Self { class, nth, kind, sticky: true }
     }
 }
 
-/// The counts and the schedule.
+/// The operation counts and the scheduled faults.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(super) struct FaultSchedule {
     counts: [u64; OpClass::COUNT],
     schedule: Vec<Fault>,
     injected: u64,
 }
 
-impl Faults {
+impl FaultSchedule {
     pub(super) fn add(&mut self, fault: Fault) {
         self.schedule.push(fault);
     }
@@ -157,12 +158,12 @@ impl Faults {
         self.counts.get(class as usize).copied().unwrap_or(0)
     }
 
-    /// How many operations a scheduled fault has met.
+    /// The number of operations that met a scheduled fault.
     pub(super) fn injected(&self) -> u64 {
         self.injected
     }
 
-    /// Counts an operation of `class` and says what is to happen to it.
+    /// Counts an operation of `class` and returns its fault.
     pub(super) fn next(&mut self, class: OpClass) -> Option<FaultKind> {
         let (nth, nth_of_any) = (self.count(class), self.count(OpClass::Any));
         for counted in [class, OpClass::Any] {
@@ -182,7 +183,7 @@ impl Faults {
         Some(met.kind)
     }
 
-    /// For operations that can only fail with an error.
+    /// Counts an operation that can fail only with an error, and returns that error.
     pub(super) fn check(&mut self, class: OpClass) -> io::Result<()> {
         match self.next(class) {
             Some(FaultKind::Errno(errno)) => Err(io::Error::from_raw_os_error(errno)),

@@ -1,4 +1,4 @@
-//! Files, directories and locks of the simulated world, as the engine sees them.
+//! Simulated files, directories and locks, as the store sees them.
 
 use std::fmt;
 use std::future::Future;
@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::disk::{DirIndex, Event, Ino, Node};
+use super::disk::{DirIndex, DiskEvent, Ino, Node};
 use super::faults::{FaultKind, OpClass};
-use super::state::{Done, Shared, State, errno};
+use super::state::{SimOpResult, SimShared, SimState, errno};
 use crate::io::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
 
 pub(super) struct SimFile {
-    shared: Arc<Shared>,
+    shared: Arc<SimShared>,
     ino: Ino,
     writable: bool,
 }
@@ -26,14 +26,14 @@ impl fmt::Debug for SimFile {
     }
 }
 
-/// The future of an operation in slot `slot`.
-struct SimOp<T> {
-    shared: Arc<Shared>,
+/// The future of the operation in `slot`.
+struct SimOpFuture<T> {
+    shared: Arc<SimShared>,
     slot: Option<usize>,
-    finish: fn(Done) -> Option<T>,
+    finish: fn(SimOpResult) -> Option<T>,
 }
 
-impl<T> Future for SimOp<T> {
+impl<T> Future for SimOpFuture<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
@@ -44,7 +44,7 @@ impl<T> Future for SimOp<T> {
     }
 }
 
-impl<T> Drop for SimOp<T> {
+impl<T> Drop for SimOpFuture<T> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
             self.shared.lock().abandon(slot);
@@ -53,12 +53,13 @@ impl<T> Drop for SimOp<T> {
 }
 
 impl SimFile {
-    fn op<T: 'static>(&self, slot: usize, finish: fn(Done) -> Option<T>) -> OpFuture<T> {
-        Box::pin(SimOp { shared: self.shared.clone(), slot: Some(slot), finish })
+    fn op<T: 'static>(&self, slot: usize, finish: fn(SimOpResult) -> Option<T>) -> OpFuture<T> {
+        Box::pin(SimOpFuture { shared: self.shared.clone(), slot: Some(slot), finish })
     }
 
-    /// For a change that is done at once: counted, and refused without power or on a file opened for reading.
-    fn change(&self, class: OpClass) -> io::Result<std::sync::MutexGuard<'_, State>> {
+    /// Begins a change that takes effect at once: counts it, and fails it without power or on a file opened for
+    /// reading.
+    fn change(&self, class: OpClass) -> io::Result<std::sync::MutexGuard<'_, SimState>> {
         let mut state = self.shared.lock();
         state.powered()?;
         state.faults.check(class)?;
@@ -94,7 +95,7 @@ impl File for SimFile {
     fn read_at(&self, buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
         let slot = self.shared.lock().start_read(self.ino, buf, at, offset);
         self.op(slot, |done| match done {
-            Done::Read(done) => Some(done),
+            SimOpResult::Read(done) => Some(done),
             _ => None,
         })
     }
@@ -102,7 +103,7 @@ impl File for SimFile {
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
         let slot = self.shared.lock().start_write(self.ino, bufs, offset, self.writable);
         self.op(slot, |done| match done {
-            Done::Write(result) => Some(result),
+            SimOpResult::Write(result) => Some(result),
             _ => None,
         })
     }
@@ -110,7 +111,7 @@ impl File for SimFile {
     fn sync(&self, kind: SyncKind) -> OpFuture<io::Result<()>> {
         let slot = self.shared.lock().start_sync(self.ino, kind);
         self.op(slot, |done| match done {
-            Done::Sync(result) => Some(result),
+            SimOpResult::Sync(result) => Some(result),
             _ => None,
         })
     }
@@ -120,17 +121,17 @@ impl File for SimFile {
         if !state.config.allocate {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        state.claim(self.ino, offset.saturating_add(len))
+        state.reserve_space(self.ino, offset.saturating_add(len))
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut state = self.change(OpClass::Truncate)?;
         let now = state.disk.inode(self.ino).map_or(0, |inode| inode.live.len() as u64);
         if len > now {
-            state.claim(self.ino, len)?;
+            state.reserve_space(self.ino, len)?;
         }
         state.set_charge(self.ino, len);
-        state.record(Event::Truncated { ino: self.ino, len });
+        state.record(DiskEvent::Truncated { ino: self.ino, len });
         Ok(())
     }
 
@@ -141,13 +142,13 @@ impl File for SimFile {
     fn evict(&self) {
         let mut state = self.shared.lock();
         if !state.off && state.disk.has_lost_pages(self.ino) {
-            state.record(Event::Evicted { ino: self.ino });
+            state.record(DiskEvent::Evicted { ino: self.ino });
         }
     }
 }
 
 pub(super) struct SimDir {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SimShared>,
     pub(super) dir: DirIndex,
 }
 
@@ -158,7 +159,7 @@ impl fmt::Debug for SimDir {
 }
 
 impl SimDir {
-    fn begin(&self, class: OpClass, names: &[&str]) -> io::Result<std::sync::MutexGuard<'_, State>> {
+    fn begin(&self, class: OpClass, names: &[&str]) -> io::Result<std::sync::MutexGuard<'_, SimState>> {
         if names.iter().any(|name| name.is_empty() || name.contains(['/', '\0']) || *name == "." || *name == "..") {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -168,21 +169,21 @@ impl SimDir {
         Ok(state)
     }
 
-    fn find(&self, state: &State, name: &str) -> Option<Node> {
+    fn find(&self, state: &SimState, name: &str) -> Option<Node> {
         state.disk.dirs.get(self.dir)?.live.get(name).copied()
     }
 
-    fn create(&self, state: &mut State, name: &str) -> io::Result<Ino> {
-        if state.capacity.is_some_and(|capacity| state.used() >= capacity) {
+    fn create(&self, state: &mut SimState, name: &str) -> io::Result<Ino> {
+        if state.capacity_bytes.is_some_and(|capacity| state.used_bytes() >= capacity) {
             return Err(errno(libc::ENOSPC));
         }
         let ino = state.disk.next_ino();
-        state.record(Event::Created { dir: self.dir, name: name.into() });
+        state.record(DiskEvent::Created { dir: self.dir, name: name.into() });
         Ok(ino)
     }
 
-    /// A name is gone: its file's space is free (the simulated engine never keeps a file open that has no name).
-    fn free(state: &mut State, node: Option<Node>) {
+    /// Frees the space of a file whose name is gone. The store never keeps an unlinked file open in the simulation.
+    fn free(state: &mut SimState, node: Option<Node>) {
         if let Some(Node::File(ino)) = node {
             state.set_charge(ino, 0);
         }
@@ -227,7 +228,7 @@ impl Dir for SimDir {
         let replaced = self.find(&state, to).filter(|old| *old != node);
         if from != to {
             Self::free(&mut state, replaced);
-            state.record(Event::Renamed { dir: self.dir, from: from.into(), to: to.into() });
+            state.record(DiskEvent::Renamed { dir: self.dir, from: from.into(), to: to.into() });
         }
         Ok(())
     }
@@ -240,13 +241,13 @@ impl Dir for SimDir {
             file => file,
         };
         Self::free(&mut state, node);
-        state.record(Event::Unlinked { dir: self.dir, name: name.into() });
+        state.record(DiskEvent::Unlinked { dir: self.dir, name: name.into() });
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.begin(OpClass::DirSync, &[])?;
-        state.record(Event::DirSynced { dir: self.dir });
+        state.record(DiskEvent::DirSynced { dir: self.dir });
         Ok(())
     }
 
@@ -269,7 +270,7 @@ impl Dir for SimDir {
 }
 
 struct SimLock {
-    shared: Arc<Shared>,
+    shared: Arc<SimShared>,
     dir: DirIndex,
     name: Arc<str>,
 }
@@ -289,12 +290,12 @@ impl Drop for SimLock {
 }
 
 /// Ready when the timer has fired.
-pub(super) struct Sleep {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct SimSleep {
+    pub(super) shared: Arc<SimShared>,
     pub(super) id: u64,
 }
 
-impl Future for Sleep {
+impl Future for SimSleep {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -308,7 +309,7 @@ impl Future for Sleep {
     }
 }
 
-impl Drop for Sleep {
+impl Drop for SimSleep {
     fn drop(&mut self) {
         let timer = {
             let mut state = self.shared.lock();
@@ -319,7 +320,7 @@ impl Drop for Sleep {
     }
 }
 
-/// The path of a directory as the world knows it.
+/// The normalised path of a directory.
 pub(super) fn dir_path(path: &std::path::Path) -> String {
     let text = path.to_string_lossy();
     let text = text.trim_end_matches('/');

@@ -1,26 +1,26 @@
-//! What is on a disk while the machine is off: the state a world starts from, and what a crash leaves.
+//! The contents of a disk that is switched off: the initial state of a simulation, and what a crash leaves.
 //!
-//! An image shares the contents of its files with the images and worlds it came from and copies a file only to change
-//! it, so that thousands of images of one store cost little more than what differs between them.
+//! Images and simulations share the contents of files and copy a file only to change it, so thousands of images of one
+//! store need little more memory than their differences.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::rng::scramble;
 
-/// One name on the disk.
+/// One directory entry on the disk.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct ImageFile {
     pub(super) dir: Arc<str>,
     pub(super) name: Arc<str>,
-    /// `None`: something that is not a regular file.
+    /// `None` if it is not a regular file.
     pub(super) bytes: Option<Arc<Vec<u8>>>,
 }
 
-/// The contents of a simulated disk, switched off. Cheap to clone.
+/// The contents of a simulated disk that is switched off. Cheap to clone.
 ///
-/// Directories are known by their paths; a name is unique in its directory. The methods that take a name alone mean the
-/// first directory that has it: a store keeps all its files in one.
+/// A directory is identified by its path, and a name is unique within its directory. Methods that take only a name
+/// refer to the first directory that contains it, because a store keeps all its files in one directory.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Image {
     pub(super) dirs: Arc<Vec<Arc<str>>>,
@@ -35,12 +35,12 @@ impl Image {
         Self::default()
     }
 
-    /// The directories, in the order of their creation.
+    /// The directories, in creation order.
     pub fn dirs(&self) -> impl Iterator<Item = &str> {
         self.dirs.iter().map(|dir| &**dir)
     }
 
-    /// The names of everything in all directories, sorted within each.
+    /// The names in all directories, sorted within each directory.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.iter().map(|file| &*file.name)
     }
@@ -57,8 +57,7 @@ impl Image {
         self.files.iter().map(|file| file.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)).sum()
     }
 
-    /// A number that differs, in all likelihood, between any two different images and is the same for equal ones, in
-    /// every process and version.
+    /// A hash of the contents. Equal images have equal hashes in every process and version.
     #[must_use]
     pub fn hash(&self) -> u64 {
         let mut hash = 0;
@@ -73,23 +72,23 @@ impl Image {
         hash
     }
 
-    /// Puts a regular file there, replacing what had the name; the directory is created if need be.
+    /// Adds a regular file, replacing an entry of the same name. Creates the directory if necessary.
     pub fn insert(&mut self, dir: &str, name: &str, bytes: impl Into<Vec<u8>>) {
         self.place(dir, name, Some(Arc::new(bytes.into())));
     }
 
-    /// Puts something there that is not a regular file: a directory, a pipe, a link.
+    /// Adds an entry that is not a regular file: a directory, a pipe or a link.
     pub fn insert_other(&mut self, dir: &str, name: &str) {
         self.place(dir, name, None);
     }
 
-    /// Removes `name`; false if there is none.
+    /// Removes `name`. Returns false if it does not exist.
     pub fn remove(&mut self, name: &str) -> bool {
         let found = self.files.iter().position(|file| &*file.name == name);
         found.map(|index| self.files.remove(index)).is_some()
     }
 
-    /// Renames within the directory, replacing `to`; false if there is no `from`.
+    /// Renames `from` within its directory, replacing `to`. Returns false if `from` does not exist.
     pub fn rename(&mut self, from: &str, to: &str) -> bool {
         let Some(index) = self.files.iter().position(|file| &*file.name == from) else { return false };
         let file = self.files.remove(index);
@@ -97,14 +96,14 @@ impl Image {
         true
     }
 
-    /// Copies `from` to a second name in its directory, replacing `to`; false if there is no `from`.
+    /// Copies `from` to `to` in the same directory, replacing `to`. Returns false if `from` does not exist.
     pub fn duplicate(&mut self, from: &str, to: &str) -> bool {
         let Some(file) = self.find(from).cloned() else { return false };
         self.place(&file.dir, to, file.bytes);
         true
     }
 
-    /// Changes the contents of the regular file `name`; false if there is none.
+    /// Changes the contents of the regular file `name`. Returns false if it does not exist.
     pub fn edit(&mut self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) -> bool {
         let file = self.files.iter_mut().find(|file| &*file.name == name);
         let Some(bytes) = file.and_then(|file| file.bytes.as_mut()) else { return false };
@@ -112,7 +111,8 @@ impl Image {
         true
     }
 
-    /// Flips bit `bit` (counted from the lowest of the first byte) of file `name`; false if there is no such bit.
+    /// Flips bit number `bit` of file `name`, counted from the lowest bit of the first byte. Returns false if there is
+    /// no such bit.
     pub fn flip_bit(&mut self, name: &str, bit: u64) -> bool {
         let mut flipped = false;
         self.edit(name, |bytes| {
@@ -124,7 +124,7 @@ impl Image {
         flipped
     }
 
-    /// Cuts file `name` to `len` bytes, or extends it with zeros; false if there is none.
+    /// Truncates file `name` to `len` bytes, or extends it with zeros. Returns false if it does not exist.
     pub fn truncate(&mut self, name: &str, len: usize) -> bool {
         self.edit(name, |bytes| bytes.resize(len, 0))
     }
@@ -165,7 +165,7 @@ impl fmt::Debug for Image {
     }
 }
 
-/// Eight bytes at a time: images are hashed by the million.
+/// Hashes eight bytes at a time, because tests hash millions of images.
 fn hash_bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut hash = seed ^ (bytes.len() as u64).wrapping_mul(0x2545_f491_4f6c_dd1d);
     let (words, rest) = bytes.as_chunks::<8>();

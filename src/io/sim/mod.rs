@@ -1,15 +1,15 @@
-//! A simulated world: a disk that forgets what was not synced, a clock, and a scheduler, all decided by one seed.
+//! A simulated backend: a disk that forgets what was not synced, a clock and a scheduler, all driven by one seed.
 //!
-//! [`SimWorld`] is an [`Io`] like the real ones, for tests of this crate and of code built on it. Nothing in it waits,
-//! no thread is started, and two runs with the same seed and the same calls are the same, step by step
-//! ([`SimWorld::trace_hash`] tells). It knows nothing of stores: it sees names and bytes.
+//! [`SimBackend`] is an [`Io`] for tests of this crate and of code built on it. It never waits and starts no threads. Two
+//! runs with the same seed and the same calls take the same steps, which [`SimBackend::trace_hash`] can confirm. The
+//! simulation knows nothing of stores: it sees names and bytes.
 //!
 //! ```
 //! # #![allow(clippy::unwrap_used)]
 //! use ringcask::io::{Io, OpenMode, SyncKind, util};
-//! use ringcask::sim::{Rng, SimConfig, SimWorld};
+//! use ringcask::sim::{Rng, SimConfig, SimBackend};
 //!
-//! let world = SimWorld::new(SimConfig { seed: 7, ..SimConfig::default() });
+//! let world = SimBackend::new(SimConfig { seed: 7, ..SimConfig::default() });
 //! let dir = world.open_dir("/db".as_ref(), true)?;
 //! let file = dir.open("log", OpenMode::CreateNew)?;
 //! dir.sync()?;
@@ -19,7 +19,7 @@
 //!     util::write_all(&*file, vec![" perhaps".into()], 4).await
 //! })?;
 //!
-//! // The power goes after the last step: whatever the disk is left with, the synced bytes are in it.
+//! The power fails after the last step. Every possible disk contains the synced bytes.
 //! let journal = world.journal();
 //! for image in journal.crash_images(journal.len(), 100, &mut Rng::new(1)) {
 //!     assert_eq!(&image.bytes("log").unwrap()[..4], b"kept");
@@ -29,19 +29,20 @@
 //!
 //! # What the disk may do
 //!
-//! - A crash leaves the synced data and any subset of the rest: see [`CrashPoint`] for what is undecided and how many
-//!   images are made of it. Holes hold zeros, ones, noise, what a truncation cut off there, or what another file had.
-//! - Concurrent operations complete in any order; a sync covers the writes whose completion had been delivered before
-//!   it was made, and no others.
-//! - Operations fail as scheduled ([`Fault`]) or, at the rates of [`SimConfig`], are short, interrupted or late. A failed sync
-//!   loses data for good, yet reads see it until the pages are dropped.
-//! - Space is limited by [`SimWorld::set_capacity`].
+//! - A crash leaves the synced data and any subset of the rest. [`CrashPoint`] defines what is undecided and how many
+//!   images result. Holes contain zeros, ones, noise, bytes that a truncation cut off there, or another file's bytes.
+//! - Concurrent operations complete in any order. A sync covers exactly the writes whose completion was delivered
+//!   before it started.
+//! - Operations fail as scheduled ([`Fault`]), or are short, interrupted or late at the rates of [`SimConfig`]. A
+//!   failed sync loses data for good, although reads see it until the pages are dropped.
+//! - [`SimBackend::set_capacity`] limits the space.
 //!
-//! # What it leaves out
+//! # What the simulation omits
 //!
-//! Hard links and sub-directories as files, permissions, file systems that lose data that was synced (but see
-//! [`FaultKind::SyncLie`]), and a crash in the middle of a directory operation: those are atomic.
+//! Hard links, subdirectories as entries to open, permissions, and file systems that lose synced data (but see
+//! [`FaultKind::SyncLie`]). Directory operations are atomic: there is no crash in the middle of one.
 
+mod config;
 mod crash;
 mod disk;
 mod exec;
@@ -51,114 +52,72 @@ mod image;
 mod rng;
 mod state;
 mod steps;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
-pub use crash::{CrashPoint, DirOrder, Journal, RANDOM_IMAGES, Walk};
-use disk::Event;
-use exec::Timer;
+pub use config::SimConfig;
+pub use crash::{CrashPoint, DirOrder, Journal, JournalReplay, RANDOM_IMAGES};
+use disk::DiskEvent;
 pub use faults::{Fault, FaultKind, OpClass};
-use files::{SimDir, Sleep, dir_path};
+use files::{SimDir, SimSleep, dir_path};
 pub use image::Image;
 pub use rng::Rng;
-use state::{Shared, State, errno};
+use state::{SimShared, SimState, errno, nanos};
 pub use steps::{Step, StepKind};
+use tasks::Timer;
 
-/// When simulated time began: 2026-01-01, 00:00 UTC.
+/// The simulated clock starts at 2026-01-01, 00:00 UTC.
 const WALL_START: Duration = Duration::from_secs(1_767_225_600);
 
-/// The properties of a simulated world.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SimConfig {
-    /// Decides everything that is open.
-    pub seed: u64,
-    /// The unit that is persisted or not, independently of others; 512 by default. Not 0.
-    pub sector_bytes: usize,
-    /// Which sets of directory operations survive a crash.
-    pub dir_order: DirOrder,
-    /// How many of a hundred `read_nowait` calls find that they would have to wait.
-    pub nowait_miss_percent: u8,
-    /// How many of a hundred reads and writes do only a part.
-    pub short_percent: u8,
-    /// How many of a hundred reads and writes are interrupted before they do anything.
-    pub interrupt_percent: u8,
-    /// How many of a hundred reads, writes and syncs take up to 20 ms; others overtake them.
-    pub late_percent: u8,
-    /// Whether the file system can claim space in advance.
-    pub allocate: bool,
-    /// What [`File::writes_in_place`](crate::io::File::writes_in_place) says.
-    pub in_place: bool,
-    /// How many bytes the disk has; `None` for no limit.
-    pub capacity_bytes: Option<u64>,
-    /// Whether events are kept for a [`Journal`].
-    pub journal: bool,
-}
-
-impl Default for SimConfig {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            sector_bytes: 512,
-            dir_order: DirOrder::Posix,
-            nowait_miss_percent: 30,
-            short_percent: 0,
-            interrupt_percent: 0,
-            late_percent: 0,
-            allocate: true,
-            in_place: true,
-            capacity_bytes: None,
-            journal: true,
-        }
-    }
-}
-
-/// A handle of a simulated world; clones are the same world.
+/// A handle of a simulated backend. Clones refer to the same backend.
 #[derive(Clone)]
-pub struct SimWorld {
-    shared: Arc<Shared>,
+pub struct SimBackend {
+    shared: Arc<SimShared>,
 }
 
-impl SimWorld {
-    /// A world with an empty disk.
+impl SimBackend {
+    /// Creates a backend with an empty disk.
     #[must_use]
     pub fn new(config: SimConfig) -> Self {
         Self::from_image(Image::new(), config)
     }
 
-    /// A world whose disk holds `image`, all of it durable. No lock is held in it.
+    /// Creates a backend whose disk contains `image`, all of it durable. No lock is held.
     #[must_use]
     pub fn from_image(image: Image, mut config: SimConfig) -> Self {
         config.sector_bytes = config.sector_bytes.max(1);
-        Self { shared: Shared::new(State::new(image, config)) }
+        Self { shared: SimShared::new(SimState::new(image, config)) }
     }
 
-    /// How many steps there have been that can matter to a crash: what was acknowledged at step *n* must be found after
+    /// The number of steps so far that can matter to a crash. What was acknowledged at step *n* must be found after
     /// every crash at step *n* or later.
     #[must_use]
     pub fn step(&self) -> usize {
         self.shared.lock().step
     }
 
-    /// The steps so far. Empty without [`SimConfig::journal`].
+    /// The steps so far. Empty if [`SimConfig::journal`] is off.
     #[must_use]
     pub fn journal(&self) -> Journal {
         self.shared.lock().journal()
     }
 
-    /// The steps so far, without copying them; none are kept from here on.
+    /// Takes the steps so far without copying them. No further steps are recorded.
     #[must_use]
     pub fn take_journal(&self) -> Journal {
         self.shared.lock().take_journal()
     }
 
-    /// What a power cut right now may leave, at most `budget` images of it. Needs no journal.
+    /// Images that a power failure at this moment may leave, at most `budget` of them. Does not need the journal.
     #[must_use]
     pub fn crash_images(&self, budget: usize, rng: &mut Rng) -> Vec<Image> {
         let state = self.shared.lock();
@@ -167,13 +126,13 @@ impl SimWorld {
         point.sample(budget, rng).map(|number| point.image(number, seed)).collect()
     }
 
-    /// What a kill of the process right now leaves; see [`Journal::kill_image`].
+    /// The image that a kill of the process at this moment leaves; see [`Journal::kill_image`].
     #[must_use]
     pub fn kill_image(&self, rng: &mut Rng) -> Image {
         crash::kill_image(&self.shared.lock().disk, rng)
     }
 
-    /// What reads see: what an orderly end of the machine leaves.
+    /// The live contents: what an orderly shutdown of the machine leaves.
     #[must_use]
     pub fn image(&self) -> Image {
         crash::live_image(&self.shared.lock().disk)
@@ -189,30 +148,31 @@ impl SimWorld {
         self.shared.lock().faults.clear();
     }
 
-    /// How many operations of `class` there have been.
+    /// The number of operations of `class` so far.
     #[must_use]
     pub fn op_count(&self, class: OpClass) -> u64 {
         self.shared.lock().faults.count(class)
     }
 
-    /// How many operations have met a scheduled fault.
+    /// The number of operations that met a scheduled fault.
     #[must_use]
     pub fn fault_count(&self) -> u64 {
         self.shared.lock().faults.injected()
     }
 
-    /// Gives the disk `bytes` in all, or no limit. It may be less than what is used: then nothing more can be claimed.
+    /// Sets the capacity of the disk, or removes the limit. If it is below the used space, no more space can be
+    /// reserved.
     pub fn set_capacity(&self, bytes: Option<u64>) {
-        self.shared.lock().capacity = bytes;
+        self.shared.lock().capacity_bytes = bytes;
     }
 
-    /// How much of the disk is used, including space that was claimed in advance.
+    /// The used bytes of the disk, including preallocated space.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        self.shared.lock().used()
+        self.shared.lock().used_bytes()
     }
 
-    /// Sets the wall clock, forwards or backwards; it goes on from there. Monotonic time is not touched.
+    /// Sets the wall clock, forwards or backwards. It continues from there. Monotonic time is unaffected.
     pub fn set_wall_clock(&self, time: SystemTime) {
         let mut state = self.shared.lock();
         let since = match time.duration_since(UNIX_EPOCH + WALL_START) {
@@ -222,31 +182,59 @@ impl SimWorld {
         state.wall_offset_ns = since - i128::from(state.now_ns);
     }
 
-    /// What tasks of the world died of. A test should end by finding this empty.
+    /// The panic messages of tasks. A test should end by checking that there are none.
     #[must_use]
     pub fn panics(&self) -> Vec<String> {
         self.shared.lock().panics.clone()
     }
 
-    /// A number that is the same for two runs that made the same choices and left the same disk.
+    /// A hash that is equal for two runs that made the same decisions and left the same disk.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         let state = self.shared.lock();
         rng::scramble(state.trace ^ crash::live_image(&state.disk).hash() ^ state.now_ns)
     }
-}
 
-impl fmt::Debug for SimWorld {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SimWorld").finish_non_exhaustive()
+    /// Runs all tasks until `future` is ready.
+    ///
+    /// # Panics
+    ///
+    /// - "deadlock": `future` cannot become ready, because no task is awake, nothing is in flight and no timer expires
+    ///   within a simulated day.
+    /// - "spinning": tasks stay busy without ever making `future` ready.
+    /// - Another call is already running this backend.
+    ///
+    /// A panic of `future` propagates. A panic of a task does not; see [`panics`](Self::panics).
+    pub fn run_until<F: Future>(&self, future: F) -> F::Output {
+        self.shared.run_until(future)
+    }
+
+    /// Runs all tasks until none is awake, nothing is in flight and no timer expires within `limit` of simulated time.
+    ///
+    /// # Panics
+    ///
+    /// If another call is already running this backend.
+    pub fn run_to_idle(&self, limit: Duration) {
+        self.shared.run_to_idle(limit);
+    }
+
+    /// Switches the power off: drops every task, fails every operation in flight and every later one with `EIO`, and
+    /// leaves the disk as it is.
+    ///
+    /// Tasks and their backend refer to each other. A backend whose tasks have not all ended is never freed without
+    /// this call.
+    pub fn shutdown(&self) {
+        self.shared.shutdown();
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+impl fmt::Debug for SimBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimBackend").finish_non_exhaustive()
+    }
 }
 
-impl Io for SimWorld {
+impl Io for SimBackend {
     fn kind(&self) -> IoKind {
         IoKind::Sim
     }
@@ -259,7 +247,7 @@ impl Io for SimWorld {
         let dir = match state.disk.find_dir(&path) {
             Some(dir) => dir,
             None if create => {
-                state.record(Event::DirCreated { path: path.into() });
+                state.record(DiskEvent::DirCreated { path: path.into() });
                 state.disk.dirs.len() - 1
             }
             None => return Err(errno(libc::ENOENT)),
@@ -288,7 +276,7 @@ impl Io for SimWorld {
             }
             id
         };
-        Box::pin(Sleep { shared: self.shared.clone(), id })
+        Box::pin(SimSleep { shared: self.shared.clone(), id })
     }
 
     fn now(&self) -> Duration {
@@ -307,8 +295,8 @@ impl Io for SimWorld {
         Ok(self.shared.lock().entropy.next_u64())
     }
 
-    /// Drives the world until `done`, or until nothing more happens in a simulated minute; returns at once inside a
-    /// task, or inside [`run_until`](SimWorld::run_until).
+    /// Runs all tasks until `done` returns true, or until nothing more happens within a simulated minute. Returns at
+    /// once inside a task or inside [`run_until`](SimBackend::run_until).
     fn block_until(&self, done: &dyn Fn() -> bool) {
         let Some(_driving) = self.shared.drive() else { return };
         let horizon_ns = self.shared.lock().now_ns.saturating_add(60_000_000_000);

@@ -1,58 +1,60 @@
-//! Everything a world knows, behind one lock, and what an operation does to it when the scheduler lets it happen.
+//! The state of a simulated backend behind one lock, and the effect of each operation on it.
 //!
-//! No waker is called and no task is dropped while the lock is held: both may lead back here.
+//! The lock is never held while a waker is called or a task is dropped, because both may call back into this module.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::disk::{DirIndex, Disk, Event, Ino, OpId, SyncOutcome, index};
-use super::exec::{ReadyQueue, TaskSlot, Timer};
-use super::faults::{FaultKind, Faults, OpClass};
+use super::config::SimConfig;
+use super::crash::Journal;
+use super::disk::{DirIndex, Disk, DiskEvent, Ino, OpId, SyncOutcome, index};
+use super::faults::{FaultKind, FaultSchedule, OpClass};
 use super::image::Image;
 use super::rng::{Rng, scramble};
-use super::{Journal, SimConfig};
+use super::tasks::{ReadyQueue, TaskSlot, Timer};
 use crate::io::{ReadDone, SyncKind};
 
-pub(super) struct Shared {
-    state: Mutex<State>,
+pub(super) struct SimShared {
+    state: Mutex<SimState>,
     pub(super) ready: Arc<ReadyQueue>,
 }
 
-impl Shared {
-    pub(super) fn new(state: State) -> Arc<Self> {
+impl SimShared {
+    pub(super) fn new(state: SimState) -> Arc<Self> {
         Arc::new(Self { state: Mutex::new(state), ready: Arc::default() })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SimState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) struct State {
+pub(super) struct SimState {
     pub(super) config: SimConfig,
     pub(super) disk: Disk,
     initial: Image,
-    events: Option<Vec<Event>>,
+    events: Option<Vec<DiskEvent>>,
     pub(super) step: usize,
-    /// Every choice of the world.
+    /// Source of all scheduling decisions.
     pub(super) rng: Rng,
-    /// What the engine is given as randomness; apart, so that the engine's use of it does not move the schedule.
+    /// Source of the store's random numbers. Separate, so that drawing them does not change the schedule.
     pub(super) entropy: Rng,
-    pub(super) faults: Faults,
-    pub(super) capacity: Option<u64>,
-    /// Space taken by each inode, including what is claimed beyond its end.
+    pub(super) faults: FaultSchedule,
+    pub(super) capacity_bytes: Option<u64>,
+    /// Bytes used by each inode, including space preallocated beyond its end.
     charges: Vec<u64>,
-    used: u64,
-    ops: Vec<Option<Op>>,
+    used_bytes: u64,
+    ops: Vec<Option<SimOp>>,
     free_ops: Vec<usize>,
     /// Slots of the operations that the scheduler may complete.
     pub(super) in_flight: Vec<usize>,
-    /// Slots of those that it may not complete before a time.
+    /// Slots of the operations that may not complete before the given time.
     late: Vec<(u64, usize)>,
-    /// Writes whose completion nobody has been told of.
+    /// Writes whose completion has not been delivered.
     undelivered: Vec<OpId>,
     next_op: OpId,
     pub(super) timers: Vec<Timer>,
@@ -67,26 +69,26 @@ pub(super) struct State {
     pub(super) running: bool,
 }
 
-/// An operation between the call that made it and the poll that takes its result.
-struct Op {
+/// An operation from the call that started it to the poll that takes its result.
+struct SimOp {
     id: OpId,
     ino: Ino,
-    kind: OpKind,
+    kind: SimOpKind,
     fault: Option<FaultKind>,
     waker: Option<Waker>,
-    done: Option<Done>,
+    done: Option<SimOpResult>,
     abandoned: bool,
 }
 
-enum OpKind {
+enum SimOpKind {
     Read { buf: Vec<u8>, at: usize, offset: u64 },
     Write { len: usize, offset: u64 },
     Sync,
     Finished,
 }
 
-/// The result of an operation, whichever it was.
-pub(super) enum Done {
+/// The result of an operation of any kind.
+pub(super) enum SimOpResult {
     Read(ReadDone),
     Write(io::Result<usize>),
     Sync(io::Result<()>),
@@ -96,7 +98,11 @@ pub(super) fn errno(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code)
 }
 
-impl State {
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl SimState {
     pub(super) fn new(image: Image, config: SimConfig) -> Self {
         let disk = Disk::from_image(&image);
         let charges: Vec<u64> = disk.inodes.iter().map(|inode| inode.live.len() as u64).collect();
@@ -109,9 +115,9 @@ impl State {
             step: 0,
             rng,
             entropy,
-            faults: Faults::default(),
-            capacity: config.capacity_bytes,
-            used: charges.iter().sum(),
+            faults: FaultSchedule::default(),
+            capacity_bytes: config.capacity_bytes,
+            used_bytes: charges.iter().sum(),
             charges,
             ops: Vec::new(),
             free_ops: Vec::new(),
@@ -133,8 +139,8 @@ impl State {
         }
     }
 
-    /// Does `event` to the disk and writes it down.
-    pub(super) fn record(&mut self, event: Event) {
+    /// Applies `event` to the disk and records it.
+    pub(super) fn record(&mut self, event: DiskEvent) {
         self.disk.apply(&event, self.config.sector_bytes);
         self.step += 1;
         if let Some(events) = &mut self.events {
@@ -170,8 +176,8 @@ impl State {
 
     // Space.
 
-    pub(super) fn used(&self) -> u64 {
-        self.used
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes
     }
 
     fn charge_of(&self, ino: Ino) -> u64 {
@@ -183,19 +189,19 @@ impl State {
             self.charges.resize(ino + 1, 0);
         }
         if let Some(charge) = self.charges.get_mut(ino) {
-            self.used = self.used - *charge + bytes;
+            self.used_bytes = self.used_bytes - *charge + bytes;
             *charge = bytes;
         }
     }
 
-    /// How far `ino` can reach with the space there is, if it is to reach `end`.
+    /// How far a file can extend towards `end` with the free space.
     fn reachable(&self, ino: Ino, end: u64) -> u64 {
-        let free = self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used));
+        let free = self.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used_bytes));
         end.min(self.charge_of(ino).saturating_add(free))
     }
 
-    /// Claims space up to `end`, all or nothing.
-    pub(super) fn claim(&mut self, ino: Ino, end: u64) -> io::Result<()> {
+    /// Reserves space up to `end`, all or nothing.
+    pub(super) fn reserve_space(&mut self, ino: Ino, end: u64) -> io::Result<()> {
         if self.reachable(ino, end) < end {
             return Err(errno(libc::ENOSPC));
         }
@@ -205,8 +211,8 @@ impl State {
 
     // Operations.
 
-    fn start(&mut self, ino: Ino, kind: OpKind, fault: Option<FaultKind>) -> usize {
-        let op = Op { id: self.next_op, ino, kind, fault, waker: None, done: None, abandoned: false };
+    fn start(&mut self, ino: Ino, kind: SimOpKind, fault: Option<FaultKind>) -> usize {
+        let op = SimOp { id: self.next_op, ino, kind, fault, waker: None, done: None, abandoned: false };
         self.next_op += 1;
         let slot = self.free_ops.pop().unwrap_or_else(|| {
             self.ops.push(None);
@@ -230,7 +236,7 @@ impl State {
         slot
     }
 
-    /// Lets the scheduler complete the late operations whose time has come; says when that of the next one comes.
+    /// Makes late operations that are due available to the scheduler. Returns the due time of the next one.
     pub(super) fn release_late(&mut self) -> Option<u64> {
         let now_ns = self.now_ns;
         let due = self.late.extract_if(.., |(due_ns, _)| *due_ns <= now_ns).map(|(_, slot)| slot);
@@ -238,7 +244,7 @@ impl State {
         self.late.iter().map(|(due_ns, _)| *due_ns).min()
     }
 
-    /// The scheduled fault of an operation of `class`, or one of those that may come at any time.
+    /// The scheduled fault of an operation of `class`, or a random one at the configured rates.
     fn fault_for(&mut self, class: OpClass, len: usize) -> Option<FaultKind> {
         self.faults.next(class).or_else(|| {
             if self.rng.percent(self.config.interrupt_percent) {
@@ -254,7 +260,7 @@ impl State {
 
     pub(super) fn start_read(&mut self, ino: Ino, buf: Vec<u8>, at: usize, offset: u64) -> usize {
         let fault = self.fault_for(OpClass::Read, buf.len().saturating_sub(at));
-        self.start(ino, OpKind::Read { buf, at, offset }, fault)
+        self.start(ino, SimOpKind::Read { buf, at, offset }, fault)
     }
 
     pub(super) fn start_write(&mut self, ino: Ino, mut bufs: Vec<Bytes>, offset: u64, writable: bool) -> usize {
@@ -270,47 +276,47 @@ impl State {
         };
         let fault = self.fault_for(OpClass::Write, data.len());
         let fault = if writable { fault } else { Some(FaultKind::Errno(libc::EBADF)) };
-        let slot = self.start(ino, OpKind::Write { len: data.len(), offset }, fault);
+        let slot = self.start(ino, SimOpKind::Write { len: data.len(), offset }, fault);
         if !self.off {
             let op = self.next_op - 1;
             self.undelivered.push(op);
             self.mix(offset ^ (data.len() as u64) << 40);
-            self.record(Event::WriteSubmitted { op, ino, offset, data });
+            self.record(DiskEvent::WriteSubmitted { op, ino, offset, data });
         }
         slot
     }
 
     pub(super) fn start_sync(&mut self, ino: Ino, kind: SyncKind) -> usize {
         let fault = self.faults.next(OpClass::Sync);
-        let slot = self.start(ino, OpKind::Sync, fault);
+        let slot = self.start(ino, SimOpKind::Sync, fault);
         if !self.off {
             let (op, undelivered) = (self.next_op - 1, self.undelivered.clone());
-            self.record(Event::SyncSubmitted { op, ino, kind, undelivered });
+            self.record(DiskEvent::SyncSubmitted { op, ino, kind, undelivered });
         }
         slot
     }
 
-    /// Carries out the operation in `slot`; returns who waits for it.
+    /// Carries out the operation in `slot`. Returns the waker of its future.
     pub(super) fn complete(&mut self, slot: usize) -> Option<Waker> {
         let op = self.ops.get_mut(slot)?.as_mut()?;
-        let kind = std::mem::replace(&mut op.kind, OpKind::Finished);
+        let kind = std::mem::replace(&mut op.kind, SimOpKind::Finished);
         let (id, ino, fault, abandoned) = (op.id, op.ino, op.fault, op.abandoned);
         let done = match kind {
-            OpKind::Read { mut buf, at, offset } => {
+            SimOpKind::Read { mut buf, at, offset } => {
                 let result = self.read(ino, buf.get_mut(at..).unwrap_or_default(), offset, fault);
-                Done::Read(ReadDone { result, buf })
+                SimOpResult::Read(ReadDone { result, buf })
             }
-            OpKind::Write { len, offset } => {
+            SimOpKind::Write { len, offset } => {
                 let (applied, result) = self.write(ino, len, offset, fault);
-                self.record(Event::WriteCompleted { op: id, ino, applied });
-                Done::Write(result)
+                self.record(DiskEvent::WriteCompleted { op: id, ino, applied });
+                SimOpResult::Write(result)
             }
-            OpKind::Sync => {
+            SimOpKind::Sync => {
                 let (outcome, result) = self.sync(fault);
-                self.record(Event::SyncCompleted { op: id, ino, outcome });
-                Done::Sync(result)
+                self.record(DiskEvent::SyncCompleted { op: id, ino, outcome });
+                SimOpResult::Sync(result)
             }
-            OpKind::Finished => return None,
+            SimOpKind::Finished => return None,
         };
         if abandoned {
             self.delivered(id);
@@ -322,7 +328,7 @@ impl State {
         op.waker.take()
     }
 
-    /// What reads see, with the faults of a read.
+    /// Reads the live contents, subject to the fault.
     pub(super) fn read(
         &mut self,
         ino: Ino,
@@ -353,7 +359,7 @@ impl State {
         Ok(count)
     }
 
-    /// Another place to read from: in another file, or some sectors away in the same.
+    /// Another place to read from: in another file, or some sectors away in the same file.
     fn elsewhere(&mut self, ino: Ino, offset: u64) -> (Ino, u64) {
         let other = self.rng.below(self.disk.next_ino());
         if other != ino {
@@ -363,7 +369,7 @@ impl State {
         (ino, offset.checked_sub(away).unwrap_or(offset + away))
     }
 
-    /// How much of a write is done, and what its caller is told.
+    /// Returns how many bytes a write applies, and the result for its caller.
     fn write(&mut self, ino: Ino, len: usize, offset: u64, fault: Option<FaultKind>) -> (usize, io::Result<usize>) {
         let (wanted, error) = match fault {
             Some(FaultKind::Errno(code @ (libc::EIO | libc::ENOMEM))) => (self.rng.below(len + 1), Some(code)),
@@ -402,7 +408,7 @@ impl State {
         }
     }
 
-    pub(super) fn poll_op(&mut self, slot: usize, waker: &Waker) -> Poll<Done> {
+    pub(super) fn poll_op(&mut self, slot: usize, waker: &Waker) -> Poll<SimOpResult> {
         let Some(Some(op)) = self.ops.get_mut(slot) else { return Poll::Pending };
         let Some(done) = op.done.take() else {
             if op.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
@@ -416,7 +422,7 @@ impl State {
         Poll::Ready(done)
     }
 
-    /// The future is gone: the operation runs to its end without it.
+    /// The future was dropped: the operation completes without it.
     pub(super) fn abandon(&mut self, slot: usize) {
         let Some(Some(op)) = self.ops.get_mut(slot) else { return };
         if op.done.is_some() {
@@ -429,7 +435,7 @@ impl State {
         }
     }
 
-    /// Fails what is on its way, for want of power; returns who waits for it.
+    /// Fails all operations in flight because the power is off. Returns the wakers of their futures.
     pub(super) fn finish_all(&mut self) -> Vec<Waker> {
         let slots = std::mem::take(&mut self.in_flight);
         let late = std::mem::take(&mut self.late).into_iter().map(|(_, slot)| slot);
@@ -439,10 +445,10 @@ impl State {
     fn finish(&mut self, slot: usize) -> Option<Waker> {
         let op = self.ops.get_mut(slot)?.as_mut()?;
         let failed = || errno(libc::EIO);
-        op.done = Some(match std::mem::replace(&mut op.kind, OpKind::Finished) {
-            OpKind::Read { buf, .. } => Done::Read(ReadDone { result: Err(failed()), buf }),
-            OpKind::Write { .. } => Done::Write(Err(failed())),
-            OpKind::Sync | OpKind::Finished => Done::Sync(Err(failed())),
+        op.done = Some(match std::mem::replace(&mut op.kind, SimOpKind::Finished) {
+            SimOpKind::Read { buf, .. } => SimOpResult::Read(ReadDone { result: Err(failed()), buf }),
+            SimOpKind::Write { .. } => SimOpResult::Write(Err(failed())),
+            SimOpKind::Sync | SimOpKind::Finished => SimOpResult::Sync(Err(failed())),
         });
         let waker = op.waker.take();
         if op.abandoned {
@@ -462,7 +468,7 @@ impl State {
         }
     }
 
-    /// For the dump of a world that is stuck.
+    /// For the state dump of a stuck simulation.
     pub(super) fn op_count_in_flight(&self) -> usize {
         self.in_flight.len() + self.late.len()
     }

@@ -1,4 +1,4 @@
-//! The steps of a journal, for telling what a store was at when it crashed.
+//! The steps of a journal, to tell what a store was doing when it crashed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,46 +6,46 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::crash::Journal;
-use super::disk::{Event, OpId};
+use super::disk::{DiskEvent, OpId};
 
-/// What kind of operation a [`Step`] belongs to.
+/// The kind of operation that a [`Step`] belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepKind {
-    /// A write was made, or was completed.
+    /// Submission or completion of a write.
     Write,
-    /// So was a sync of a file.
+    /// Submission or completion of a sync of a file.
     Sync,
-    /// A file got another length.
+    /// Change of a file's length.
     Truncate,
-    /// Clean pages were dropped.
+    /// Eviction of clean pages.
     Evict,
-    /// A file was created.
+    /// Creation of a file.
     Create,
-    /// A file was renamed.
+    /// Rename of a file.
     Rename,
-    /// A name was removed.
+    /// Removal of a name.
     Unlink,
-    /// A directory was created or synced.
+    /// Creation or sync of a directory.
     Directory,
 }
 
 /// One step of a [`Journal`].
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// What was done.
+    /// The kind of operation.
     pub kind: StepKind,
-    /// A number for the file, the same through all its names; none where only its name was touched.
+    /// A number that identifies the file under all its names. `None` if only a name changed.
     pub inode: Option<usize>,
-    /// The file's name, after the step; none for a directory's.
+    /// The file's name after the step. `None` for a directory.
     pub name: Option<Arc<str>>,
-    /// Where a write begins; 0 for all else.
+    /// The start offset of a write; 0 for other kinds.
     pub offset: u64,
-    /// What it writes; nothing for all else.
+    /// The bytes of a write; empty for other kinds.
     pub data: Bytes,
 }
 
 impl Journal {
-    /// What every step did, and to which file: for telling what a store was at when it crashed.
+    /// What every step did, and to which file.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
         let files = self.initial.files.iter().filter(|file| file.bytes.is_some());
@@ -54,32 +54,32 @@ impl Journal {
         let mut steps = Vec::with_capacity(self.events.len());
         for event in self.events.iter() {
             let (kind, name, ino) = match event {
-                Event::DirCreated { .. } | Event::DirSynced { .. } => (StepKind::Directory, None, None),
-                Event::WriteSubmitted { op, ino, offset, data } => {
+                DiskEvent::DirCreated { .. } | DiskEvent::DirSynced { .. } => (StepKind::Directory, None, None),
+                DiskEvent::WriteSubmitted { op, ino, offset, data } => {
                     writes.insert(*op, (*offset, data.clone()));
                     (StepKind::Write, None, Some(*ino))
                 }
-                Event::WriteCompleted { ino, .. } => (StepKind::Write, None, Some(*ino)),
-                Event::SyncSubmitted { ino, .. } | Event::SyncCompleted { ino, .. } => {
+                DiskEvent::WriteCompleted { ino, .. } => (StepKind::Write, None, Some(*ino)),
+                DiskEvent::SyncSubmitted { ino, .. } | DiskEvent::SyncCompleted { ino, .. } => {
                     (StepKind::Sync, None, Some(*ino))
                 }
-                Event::Truncated { ino, .. } => (StepKind::Truncate, None, Some(*ino)),
-                Event::Evicted { ino } => (StepKind::Evict, None, Some(*ino)),
-                Event::Created { name, .. } => {
+                DiskEvent::Truncated { ino, .. } => (StepKind::Truncate, None, Some(*ino)),
+                DiskEvent::Evicted { ino } => (StepKind::Evict, None, Some(*ino)),
+                DiskEvent::Created { name, .. } => {
                     names.push(name.clone());
                     (StepKind::Create, None, Some(names.len() - 1))
                 }
-                Event::Renamed { from, to, .. } => {
-                    // The newest of this name: an older one has none any more.
+                DiskEvent::Renamed { from, to, .. } => {
+                    // The latest file with this name: an older file has lost the name.
                     if let Some(name) = names.iter_mut().rev().find(|name| *name == from) {
                         name.clone_from(to);
                     }
                     (StepKind::Rename, Some(to.clone()), None)
                 }
-                Event::Unlinked { name, .. } => (StepKind::Unlink, Some(name.clone()), None),
+                DiskEvent::Unlinked { name, .. } => (StepKind::Unlink, Some(name.clone()), None),
             };
             let (offset, data) = match event {
-                Event::WriteSubmitted { op, .. } | Event::WriteCompleted { op, .. } => writes.get(op).cloned(),
+                DiskEvent::WriteSubmitted { op, .. } | DiskEvent::WriteCompleted { op, .. } => writes.get(op).cloned(),
                 _ => None,
             }
             .unwrap_or_default();

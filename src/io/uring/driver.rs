@@ -1,30 +1,32 @@
-//! One thread's ring: takes operations in, submits them, waits, and hands out what came back.
+//! Drives the ring of one thread: accepts operations, submits them, waits, and returns what has completed.
 //!
-//! Knows nothing of tasks and of who wakes whom; it never runs foreign code, so its owner can borrow it for the length of
-//! a call. What is finished is put into [`Driver::finished`] and delivered by the owner after the borrow.
+//! The driver knows nothing of tasks and wakers. It never runs foreign code, so its owner can borrow it for the length
+//! of a call. It puts finished operations into [`Driver::finished`], and the owner delivers them after the borrow.
 //!
 //! # The life of an operation
 //!
 //! ```text
-//! start ─▶ backlog ─▶ submission queue ─▶ kernel ─▶ completion queue ─▶ finished ─▶ its slot
+//! start ─▶ backlog ─▶ submission queue ─▶ kernel ─▶ completion queue ─▶ finished ─▶ its result slot
 //!          (slab owns the buffers ………………………………………………………………… until here)
 //! ```
 //!
 //! # Invariants
 //!
-//! - Never more operations between the submission and the completion queue than the latter has room for (one place is
-//!   the doorbell's), so it does not overflow; the rest waits in the backlog. Should the kernel overflow it regardless,
-//!   NODROP keeps the completions, and the flag for it is looked at.
-//! - The driver waits only if no completion is there, and not for ever unless the doorbell is armed or it drains.
-//! - A ring is dropped only after its last completion, or with the buffers leaked.
+//! - The number of operations between the submission queue and the completion queue never exceeds the capacity of the
+//!   completion queue (one entry of which is reserved for the doorbell), so that queue does not overflow. Further
+//!   operations wait in the backlog. If the kernel overflows the queue anyway, NODROP keeps the completions, and
+//!   `submit` checks the overflow flag.
+//! - The driver waits only if no completion is available. It waits without a limit only if the doorbell is armed or the
+//!   ring is being drained.
+//! - A ring is dropped only after its last completion, or with its buffers leaked.
 //!
 //! # Failure
 //!
-//! `EINTR` is nothing; `EAGAIN` and `EBUSY` mean that the kernel has no room at the moment: completions are reaped, then it
-//! is tried again, at the latest after a millisecond. Any other error of `io_uring_enter` says nothing about what was
-//! started: everything in flight fails, its memory is never freed, and every later operation fails.
+//! `EINTR` is ignored. `EAGAIN` and `EBUSY` mean that the kernel has no room at the moment: the driver reaps
+//! completions and retries, after at most one millisecond. After any other error of `io_uring_enter`, the state of the
+//! started operations is unknown: everything in flight fails, its memory is never freed, and all later operations fail.
 
-// A submission hands the kernel pointers.
+// A submission passes pointers to the kernel.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -37,23 +39,23 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode};
 
 use super::super::op::Op;
-use super::slab::{InFlight, Key, Slab};
+use super::slab::{OpInFlight, OpKey, Slab};
 
-/// The doorbell's `user_data`; no operation has that index.
+/// The doorbell's `user_data`. No operation has this index.
 const DOORBELL: u64 = u64::MAX;
-/// How long to wait for completions when the kernel can take nothing more.
+/// How long to wait for a completion when the kernel has no room.
 const BACKOFF: Duration = Duration::from_millis(1);
 
-/// A finished operation and what to tell its caller.
-pub(super) enum Finished {
-    /// The kernel's result.
-    Completed(InFlight, i32),
-    /// The ring failed.
-    Failed(InFlight, io::Error),
+/// A finished operation and its result.
+pub(super) enum FinishedOp {
+    /// The kernel completed it with this result.
+    Completed(OpInFlight, i32),
+    /// The ring failed with this error.
+    Failed(OpInFlight, io::Error),
 }
 
-impl Finished {
-    /// Delivers it. Runs foreign code: not while the driver is borrowed.
+impl FinishedOp {
+    /// Delivers the result. Runs foreign code, so the driver must not be borrowed.
     pub(super) fn deliver(self) {
         match self {
             Self::Completed(in_flight, result) => in_flight.finish(result),
@@ -66,22 +68,22 @@ pub(super) struct Driver {
     ring: IoUring,
     slab: Slab,
     /// Operations not yet in the submission queue.
-    backlog: VecDeque<Key>,
+    backlog: VecDeque<OpKey>,
     /// Operations in the submission queue, the kernel, or the completion queue.
     in_ring_count: usize,
     in_ring_max: usize,
     doorbell_fd: RawFd,
-    /// What the read of the doorbell fills. A `Vec`, not a `Box`, because moving a `Box` asserts that nobody else writes.
+    /// Buffer for the read of the doorbell. A `Vec`, because moving a `Box` asserts exclusive access to its contents.
     doorbell_word: Vec<u8>,
     doorbell_armed: bool,
-    /// Why the ring is unusable.
+    /// The reason why the ring is unusable.
     failure: Option<String>,
-    /// To be delivered by the owner.
-    pub(super) finished: Vec<Finished>,
+    /// Finished operations, for the owner to deliver.
+    pub(super) finished: Vec<FinishedOp>,
 }
 
 impl Driver {
-    /// Drives `ring`, whose waits end when `doorbell_fd`, an eventfd that outlives the driver, is written to.
+    /// Drives `ring`. A write to `doorbell_fd`, an eventfd that outlives the driver, ends its waits.
     pub(super) fn new(ring: IoUring, doorbell_fd: RawFd) -> Self {
         let in_ring_max = (ring.params().cq_entries() as usize).saturating_sub(1).max(1);
         Self {
@@ -98,7 +100,7 @@ impl Driver {
         }
     }
 
-    /// Takes `op` in; it goes to the kernel with the next submission. Given back with the reason if that cannot be.
+    /// Accepts `op`, which goes to the kernel with the next submission. On failure returns it with the reason.
     pub(super) fn start(&mut self, op: Op) -> Result<(), (Op, io::Error)> {
         if let Some(failure) = &self.failure {
             return Err((op, io::Error::other(failure.clone())));
@@ -109,7 +111,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether no operation is under way.
+    /// Whether no operation is in progress.
     pub(super) fn is_idle(&self) -> bool {
         self.in_ring_count == 0 && self.backlog.is_empty()
     }
@@ -119,7 +121,7 @@ impl Driver {
         self.failure.is_some()
     }
 
-    /// Moves operations from the backlog to the submission queue, submitting when that is full.
+    /// Moves operations from the backlog to the submission queue, and submits when the queue is full.
     fn fill(&mut self) {
         while self.in_ring_count < self.in_ring_max
             && let Some(&key) = self.backlog.front()
@@ -134,15 +136,14 @@ impl Driver {
                     return;
                 }
             }
-            // SAFETY: the entry points to the buffers and the iovec array of the operation `key`, and names a descriptor
-            // that its `Arc<OsFile>` keeps open; all are owned by the slab. The slab gives them up only in `reap`, on the
-            // completion that carries this key, so a future dropped before that changes nothing. If the ring goes first,
-            // `Driver::drop` or `fail` has leaked the buffers. Nobody else touches them meanwhile: a read's buffer has
-            // no other owner, and a write's `Bytes` are immutable.
+            // SAFETY: the entry points to the buffers and the iovec array of the operation `key`, and names a
+            // descriptor that the operation's `Arc<FileDescriptor>` keeps open. The slab owns all of them. It releases
+            // them only in `reap`, on the completion that carries this key, so dropping the future earlier has no
+            // effect. If the ring is dropped first, `Driver::drop` or `fail` has leaked the buffers. Nobody else
+            // accesses the buffers meanwhile: a read's buffer has no other owner, and a write's `Bytes` are immutable.
             // Shown by `dropped_operations_run_to_their_end_and_free_their_buffers` and
-            // `reads_outlive_the_thread_that_started_them_and_the_world`; when the ring goes first, by
-            // `a_dropped_driver_answers_whoever_still_waits`; that the slab keeps its word, by
-            // `every_operation_stays_where_it_is_and_is_freed_once`.
+            // `reads_outlive_the_thread_that_started_them_and_the_world`; if the ring is dropped first, by
+            // `dropping_the_driver_fails_pending_operations`; for the slab, by `buffers_never_move_and_are_freed_once`.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_err() {
                 return;
@@ -158,7 +159,7 @@ impl Driver {
         self.judge(result);
     }
 
-    /// Gives the kernel what is there for it: submissions, or the chance to run the completions it deferred.
+    /// Enters the kernel if there are submissions, deferred completions to run, or overflowed completions.
     pub(super) fn submit(&mut self) {
         if self.failure.is_some() {
             return;
@@ -172,7 +173,7 @@ impl Driver {
         }
     }
 
-    /// Submits everything and waits for a completion, at most `timeout`. Returns at once if one is there.
+    /// Submits everything and waits for a completion, at most `timeout`. Returns at once if a completion is available.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
         if self.failure.is_some() {
             return;
@@ -200,7 +201,7 @@ impl Driver {
         }
     }
 
-    /// Waits for a completion, without submitting: the kernel has no room.
+    /// Waits for a completion without submitting, because the kernel has no room.
     fn back_off(&mut self) {
         if !self.ring.completion().is_empty() {
             return;
@@ -208,13 +209,14 @@ impl Driver {
         let timeout = Timespec::from(BACKOFF);
         let args = SubmitArgs::new().timespec(&timeout);
         let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
-        // SAFETY: `args` is what EXT_ARG announces and lives, with the time it points to, until the call returns; nothing
-        // is submitted by it. Its error does not matter: whoever comes next sees the same ring and judges again.
+        // SAFETY: `args` has the type that EXT_ARG requires and, like the time it points to, lives until the call
+        // returns. The call submits nothing. Its error can be ignored, because the next call sees the same ring and
+        // judges it again.
         // Shown by `backing_off_submits_nothing`.
         let _ = unsafe { self.ring.submitter().enter(0, 1, flags.bits(), Some(&args)) };
     }
 
-    /// Reads the doorbell, unless that is under way. Whether it now is.
+    /// Starts a read of the doorbell unless one is in progress. Returns whether one is in progress now.
     pub(super) fn arm_doorbell(&mut self) -> bool {
         if self.failure.is_some() {
             return false;
@@ -227,47 +229,47 @@ impl Driver {
         }
         let len = u32::try_from(self.doorbell_word.len()).unwrap_or_default();
         let entry = opcode::Read::new(Fd(self.doorbell_fd), self.doorbell_word.as_mut_ptr(), len).build();
-        // SAFETY: the word is the driver's, is never grown or shrunk, and is freed only if `doorbell_armed` is false, that
-        // is, after the completion; `Driver::drop` leaks it otherwise. No future is involved. The descriptor is kept open
-        // by the owner for the life of the driver.
-        // Shown by `no_wake_up_from_a_foreign_thread_is_lost` and `a_dropped_driver_answers_whoever_still_waits`.
+        // SAFETY: the driver owns the word, never resizes it, and frees it only if `doorbell_armed` is false, that is,
+        // after the completion; otherwise `Driver::drop` leaks it. No future is involved. The owner keeps the
+        // descriptor open for the life of the driver.
+        // Shown by `no_wake_up_from_a_foreign_thread_is_lost` and `dropping_the_driver_fails_pending_operations`.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(DOORBELL)) };
         self.doorbell_armed = pushed.is_ok();
         self.doorbell_armed
     }
 
-    /// Whether a wait ends when the doorbell is rung.
+    /// Whether notifying the doorbell ends a wait.
     pub(super) fn doorbell_armed(&self) -> bool {
         self.doorbell_armed
     }
 
-    /// Moves what has completed to `finished`. No system call.
+    /// Moves completed operations to `finished`. Makes no system call.
     pub(super) fn reap(&mut self) {
         let mut doorbell_result = 0;
         for completion in self.ring.completion() {
             if completion.user_data() == DOORBELL {
                 self.doorbell_armed = false;
                 doorbell_result = completion.result();
-            } else if let Some(in_flight) = self.slab.remove(Key::from_user_data(completion.user_data())) {
+            } else if let Some(in_flight) = self.slab.remove(OpKey::from_user_data(completion.user_data())) {
                 self.in_ring_count -= 1;
-                self.finished.push(Finished::Completed(in_flight, completion.result()));
+                self.finished.push(FinishedOp::Completed(in_flight, completion.result()));
             }
         }
         let errno = doorbell_result.wrapping_neg();
         if errno > 0 && !matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED) {
-            // Armed again it would fail again, and the thread would spin.
+            // A new read would fail again, and the thread would spin.
             self.fail(&io::Error::from_raw_os_error(errno));
         }
     }
 
-    /// Everything in flight fails, and so does everything later.
+    /// Fails everything in flight and all later operations.
     fn fail(&mut self, error: &io::Error) {
         if self.failure.is_some() {
             return;
         }
         let failure = format!("the ring failed: {error}");
         for in_flight in self.slab.leak_all() {
-            self.finished.push(Finished::Failed(in_flight, io::Error::other(failure.clone())));
+            self.finished.push(FinishedOp::Failed(in_flight, io::Error::other(failure.clone())));
         }
         self.backlog.clear();
         self.in_ring_count = 0;
@@ -277,7 +279,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Closing a ring does not stop its I/O. In order, the owner has drained it and there is nothing left.
+        // Closing a ring does not stop its I/O. In an orderly shutdown the owner has drained the ring, and nothing is
+        // left.
         drop(self.slab.leak_all());
         if self.doorbell_armed {
             mem::forget(mem::take(&mut self.doorbell_word));
@@ -285,12 +288,12 @@ impl Drop for Driver {
     }
 }
 
-/// Sends an operation that does nothing through `ring`: set-up may be allowed where `io_uring_enter` is not.
+/// Sends a NOP through `ring`, because the system may permit the setup but not `io_uring_enter`.
 pub(super) fn send_nop(ring: &mut IoUring) -> io::Result<()> {
     // SAFETY: a NOP has no buffers and no descriptor.
-    // Shown by `the_probe_of_a_ring_leaves_none_behind`.
+    // Shown by `the_nop_leaves_both_queues_empty`.
     let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
-    pushed.map_err(|_| io::Error::other("no room in a new ring"))?;
+    pushed.map_err(|_| io::Error::other("the submission queue of a new ring is full"))?;
     loop {
         match ring.submit_and_wait(1) {
             Ok(_) => break,
@@ -301,7 +304,7 @@ pub(super) fn send_nop(ring: &mut IoUring) -> io::Result<()> {
     match ring.completion().next() {
         Some(completion) if completion.result() == 0 => Ok(()),
         Some(completion) => Err(io::Error::from_raw_os_error(completion.result().wrapping_neg())),
-        None => Err(io::Error::other("nothing came back from a new ring")),
+        None => Err(io::Error::other("a new ring returned no completion")),
     }
 }
 
@@ -318,14 +321,14 @@ mod tests {
     use super::super::ring;
     use super::*;
     use crate::io::ReadDone;
-    use crate::io::op::{Handle, slot};
-    use crate::io::os::OsFile;
+    use crate::io::descriptor::FileDescriptor;
+    use crate::io::op::{OpHandle, slot};
 
-    fn source() -> Arc<OsFile> {
-        Arc::new(OsFile::from(OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap())))
+    fn source() -> Arc<FileDescriptor> {
+        Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap())))
     }
 
-    fn read(file: &Arc<OsFile>) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>) -> (Op, OpHandle<ReadDone>) {
         let (done, handle) = slot();
         (
             Op::Read {
@@ -340,7 +343,7 @@ mod tests {
         )
     }
 
-    fn result(handle: &mut Handle<ReadDone>) -> Option<ReadDone> {
+    fn result(handle: &mut OpHandle<ReadDone>) -> Option<ReadDone> {
         match Pin::new(handle).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(done) => Some(done),
             Poll::Pending => None,
@@ -354,12 +357,12 @@ mod tests {
 
     fn deliver(driver: &mut Driver) {
         driver.reap();
-        driver.finished.drain(..).for_each(Finished::deliver);
+        driver.finished.drain(..).for_each(FinishedOp::deliver);
     }
 
-    /// `io_uring_enter` on something that is no ring says nothing about what went before: all of it fails.
+    /// An error of `io_uring_enter` leaves the state of earlier submissions unknown, so all of them must fail.
     #[test]
-    fn a_ring_that_fails_fails_everything_in_flight_and_everything_later() {
+    fn a_ring_failure_fails_operations_in_flight_and_later() {
         let (mut driver, _doorbell) = driver(2);
         let file = source();
         let mut handles = Vec::new();
@@ -369,7 +372,7 @@ mod tests {
             handles.push(handle);
         }
         let null = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: replaces a descriptor this test owns, through the driver, and which stays open under that number.
+        // SAFETY: replaces a descriptor that this test owns through the driver. The number stays open.
         assert!(unsafe { libc::dup2(null.as_raw_fd(), driver.ring.as_raw_fd()) } >= 0);
         while !driver.has_failed() {
             driver.wait(None);
@@ -379,8 +382,8 @@ mod tests {
         assert!(driver.is_idle() && !driver.arm_doorbell());
         let mut failed_count = 0;
         for handle in &mut handles {
-            match result(handle).expect("every operation has an end").result {
-                Ok(count) => assert_eq!(count, 64, "it came back before the failure"),
+            match result(handle).expect("every operation finishes").result {
+                Ok(count) => assert_eq!(count, 64, "it completed before the failure"),
                 Err(error) => {
                     assert!(error.to_string().contains("the ring failed"), "{error}");
                     failed_count += 1;
@@ -389,7 +392,7 @@ mod tests {
         }
         assert!(failed_count > 80, "{failed_count} operations failed");
         let (op, mut handle) = read(&file);
-        let (op, error) = driver.start(op).expect_err("a failed ring takes nothing in");
+        let (op, error) = driver.start(op).expect_err("a failed ring accepts nothing");
         op.finish(Err(error));
         assert!(result(&mut handle).expect("refused").result.is_err());
         driver.submit();
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_driver_answers_whoever_still_waits() {
+    fn dropping_the_driver_fails_pending_operations() {
         let (mut driver, _doorbell) = driver(4);
         let file = source();
         let mut handles = Vec::new();
@@ -409,7 +412,7 @@ mod tests {
         assert!(driver.arm_doorbell());
         drop(driver);
         for handle in &mut handles {
-            assert!(result(handle).expect("every operation has an end").result.is_err());
+            assert!(result(handle).expect("every operation finishes").result.is_err());
         }
     }
 
@@ -418,10 +421,10 @@ mod tests {
         let (mut driver, _doorbell) = driver(4);
         let (op, mut handle) = read(&source());
         assert!(driver.start(op).is_ok());
-        // It returns for want of a completion, after its patience.
+        // Returns after its timeout, because there is no completion.
         driver.back_off();
         deliver(&mut driver);
-        assert!(result(&mut handle).is_none(), "nothing was submitted, and yet it was read");
+        assert!(result(&mut handle).is_none(), "the read was submitted");
         while !driver.is_idle() {
             driver.wait(None);
             deliver(&mut driver);
@@ -431,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_of_a_ring_leaves_none_behind() {
+    fn the_nop_leaves_both_queues_empty() {
         for _ in 0..20 {
             let mut ring = ring::build(2).unwrap();
             send_nop(&mut ring).unwrap();
@@ -441,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_holds_no_more_than_its_completions_have_room_for() {
+    fn operations_in_a_ring_never_exceed_its_completion_queue() {
         let (mut driver, _doorbell) = driver(2);
         let file = source();
         let mut handles: Vec<_> = (0..1000)
@@ -452,7 +455,7 @@ mod tests {
                 handle
             })
             .collect();
-        assert!(driver.backlog.len() > 900, "{} wait", driver.backlog.len());
+        assert!(driver.backlog.len() > 900, "{} operations wait", driver.backlog.len());
         while !driver.is_idle() {
             driver.wait(None);
             assert!(!driver.ring.submission().cq_overflow());

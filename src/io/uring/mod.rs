@@ -1,33 +1,33 @@
-//! The world of io_uring: a ring per engine thread.
+//! The io_uring backend: one ring per store thread.
 //!
 //! | module | job |
 //! |---|---|
-//! | `ring` | setting rings up, and finding out whether one may |
-//! | `slab` | who owns what the kernel uses, until its completion |
-//! | `driver` | one ring: in, submit, wait, out |
-//! | this one | whose ring an operation goes to, and how a thread with a ring sleeps |
+//! | `ring` | creates rings, and probes whether the system permits them |
+//! | `slab` | owns everything the kernel uses until its completion |
+//! | `driver` | one ring: accepts operations, submits, waits, reaps completions |
+//! | this one | assigns operations to rings; puts a thread with a ring to sleep |
 //!
-//! # Whose ring
+//! # Which ring an operation uses
 //!
-//! A ring lives and dies in a thread of ours: the kernel cancels what a thread has in flight when it exits, and callers'
-//! threads exit when they like. So an operation made in a task goes to that task's thread's ring, and one made on any
-//! other thread (a caller's read that missed the page cache) goes through an inbox to the ring of one read thread, which
-//! starts with the first such operation.
+//! Rings belong to the store's own threads. The kernel cancels a thread's operations when the thread exits, and
+//! callers' threads may exit at any time. An operation started by a task therefore goes to the ring of the task's
+//! thread. One started on any other thread (a caller's read that missed the page cache) goes through an inbox to the
+//! ring of the read thread. The first such operation starts that thread.
 //!
-//! Writes and syncs are an exception by default ([`WritePath`]): the kernel completes neither within `io_uring_enter`, and
-//! handing them to its worker threads costs two wake-ups more than making the call does.
+//! By default ([`WritePath`]), a task's writes and syncs bypass the ring: the kernel completes neither within
+//! `io_uring_enter`, and handing them to its worker threads costs two wake-ups more than the system call.
 //!
 //! # How a thread sleeps
 //!
-//! With nothing in flight it parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's eventfd armed
-//! so that a wake-up from elsewhere is a completion like any other. Wakers know which (see `io/engine.rs`), and write
-//! to the eventfd only if the thread sleeps in the kernel. Nothing spins.
+//! With nothing in flight, the thread parks. Otherwise it waits in `io_uring_enter`, with a read of its doorbell's
+//! eventfd armed, so that a wake-up by another thread is an ordinary completion. The doorbell knows how the thread
+//! sleeps (see `io/doorbell.rs`) and writes to the eventfd only if the thread sleeps in the kernel. No thread spins.
 //!
 //! # Failure
 //!
-//! Where the read thread cannot be started, its operations block the thread that made them. A ring that fails fails its
-//! operations (see `driver`). A thread whose task is over, or has panicked, waits for everything in flight before its ring
-//! and the buffers go.
+//! If the read thread cannot be started, each of its operations blocks the thread that started it. If a ring fails, all
+//! its operations fail (see `driver`). A thread whose task has ended or panicked waits for everything in flight before
+//! it drops its ring and the buffers.
 
 mod driver;
 mod ring;
@@ -44,47 +44,50 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
-use driver::{Driver, Finished};
+use driver::{Driver, FinishedOp};
 
-use super::engine::{self, Crew, Doorbell, Member, Reactor, WorldId};
+use super::doorbell::Doorbell;
 use super::fork::{self, fork_generation};
 use super::op::Op;
 use super::os::{self, Dispatch};
+use super::task_thread::{self, BackendId, Reactor, TaskThread, TaskThreads};
 use super::{Dir, Io, IoKind, OpFuture, Priority, Task};
 use crate::options::WritePath;
 
 pub(super) use ring::probe;
 
-/// Submission entries of a ring, if nothing else is asked for. What exceeds it waits in user space.
+/// Default number of submission entries of a ring. Further operations wait in user space.
 pub const DEFAULT_ENTRIES: u32 = 64;
 
-/// The world of io_uring.
+/// The io_uring backend.
 #[derive(Debug)]
-pub struct UringIo(Arc<Shared>);
+pub struct UringIo(Arc<UringShared>);
 
 impl UringIo {
-    /// A world whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
+    /// Creates a backend whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
     ///
     /// # Errors
-    /// If this machine does not let us have rings; the message says why.
+    ///
+    /// If the system does not permit rings. The message gives the reason.
     pub fn new(entries: u32) -> io::Result<Self> {
         Self::with_write_path(entries, WritePath::default())
     }
 
-    /// As [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
+    /// Like [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    ///
+    /// As for [`new`](Self::new).
     pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;
-        Ok(Self(Arc::new(Shared {
-            world: WorldId::next(),
+        Ok(Self(Arc::new(UringShared {
+            backend: BackendId::next(),
             fork_generation: fork_generation(),
             start: Instant::now(),
             entries: entries.max(2),
             write_path,
-            crew: Crew::default(),
+            tasks: TaskThreads::default(),
             reader: OnceLock::new(),
             reader_start: Mutex::new(()),
         })))
@@ -97,12 +100,12 @@ impl Io for UringIo {
     }
 
     fn open_dir(&self, path: &Path, create: bool) -> io::Result<Arc<dyn Dir>> {
-        let dispatch: Arc<dyn Dispatch> = Arc::<Shared>::clone(&self.0);
+        let dispatch: Arc<dyn Dispatch> = Arc::<UringShared>::clone(&self.0);
         os::open_dir(path, create, dispatch)
     }
 
     fn spawn(&self, name: &'static str, priority: Priority, task: Task) -> io::Result<()> {
-        self.0.crew.add(self.0.start_thread(name, priority, task)?);
+        self.0.tasks.add(self.0.start_thread(name, priority, task)?);
         Ok(())
     }
 
@@ -111,17 +114,17 @@ impl Io for UringIo {
     }
 
     fn flush(&self) {
-        if self.0.world.owns_this_thread() {
+        if self.0.backend.owns_this_thread() {
             with_driver(Driver::submit);
         }
     }
 
     fn together(&self, start: &mut dyn FnMut()) {
-        if self.0.world.owns_this_thread() {
-            // They wait for the task's next flush as it is.
+        if self.0.backend.owns_this_thread() {
+            // The task's next flush submits them together anyway.
             return start();
         }
-        let ops = Held::collect(start);
+        let ops = HeldOps::collect(start);
         if ops.is_empty() {
             return;
         }
@@ -132,7 +135,7 @@ impl Io for UringIo {
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
-        engine::sleep(duration)
+        task_thread::sleep(duration)
     }
 
     fn now(&self) -> Duration {
@@ -148,36 +151,36 @@ impl Io for UringIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        engine::block_until(self.0.world, done);
+        task_thread::block_until(self.0.backend, done);
     }
 }
 
-/// What the world, its directories and its files hold on to.
-struct Shared {
-    world: WorldId,
+/// The state shared by the backend, its directories and its files.
+struct UringShared {
+    backend: BackendId,
     fork_generation: u64,
     start: Instant,
     entries: u32,
     write_path: WritePath,
-    crew: Crew,
-    reader: OnceLock<Reader>,
-    /// Held by who starts the reader. Not a `OnceLock`'s own lock, so that a start that failed is tried again.
+    tasks: TaskThreads,
+    reader: OnceLock<ReadThread>,
+    /// Held while the read thread starts. Separate from the `OnceLock`, so that a failed start can be retried.
     reader_start: Mutex<()>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for UringShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Uring").field("world", &self.world).field("entries", &self.entries).finish_non_exhaustive()
+        f.debug_struct("Uring").field("backend", &self.backend).field("entries", &self.entries).finish_non_exhaustive()
     }
 }
 
-impl Shared {
-    fn start_thread(&self, name: &str, priority: Priority, task: Task) -> io::Result<Member> {
-        let (world, entries) = (self.world, self.entries);
-        Member::start(world, name, priority, move || RingReactor::set_up(entries), task)
+impl UringShared {
+    fn start_thread(&self, name: &str, priority: Priority, task: Task) -> io::Result<TaskThread> {
+        let (backend, entries) = (self.backend, self.entries);
+        TaskThread::start(backend, name, priority, move || RingReactor::set_up(entries), task)
     }
 
-    fn reader(&self) -> io::Result<&Reader> {
+    fn reader(&self) -> io::Result<&ReadThread> {
         if let Some(reader) = self.reader.get() {
             return Ok(reader);
         }
@@ -187,21 +190,21 @@ impl Shared {
         }
         let inbox = Arc::new(Inbox::default());
         let intake = Box::pin(Intake { inbox: Arc::clone(&inbox) });
-        let member = self.start_thread("ringcask-read", Priority::Foreground, intake)?;
-        Ok(self.reader.get_or_init(|| Reader { inbox, member }))
+        let thread = self.start_thread("ringcask-read", Priority::Foreground, intake)?;
+        Ok(self.reader.get_or_init(|| ReadThread { inbox, thread }))
     }
 }
 
-impl Dispatch for Shared {
+impl Dispatch for UringShared {
     fn start(&self, op: Op) {
-        if self.write_path == WritePath::Thread && self.world.owns_this_thread() && !op.is_read() {
+        if self.write_path == WritePath::Thread && self.backend.owns_this_thread() && !op.is_read() {
             return op.run();
         }
         self.start_behind(op);
     }
 
     fn start_behind(&self, op: Op) {
-        let op = if self.world.owns_this_thread() {
+        let op = if self.backend.owns_this_thread() {
             match start_here(op) {
                 Ok(()) => return,
                 Err(op) => op,
@@ -209,7 +212,7 @@ impl Dispatch for Shared {
         } else {
             op
         };
-        let Some(op) = Held::take(op) else { return };
+        let Some(op) = HeldOps::take(op) else { return };
         match self.reader() {
             Ok(reader) => reader.inbox.push([op]),
             Err(_) => op.run(),
@@ -217,25 +220,25 @@ impl Dispatch for Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for UringShared {
     fn drop(&mut self) {
-        if engine::has_threads(self.fork_generation) {
+        if task_thread::has_threads(self.fork_generation) {
             if let Some(reader) = self.reader.take() {
                 reader.inbox.close();
-                reader.member.join();
+                reader.thread.join();
             }
-            self.crew.dismiss();
+            self.tasks.dismiss();
         } else {
-            // A forked child: the reader's locks may be held by a thread that does not exist here.
+            // In a forked child, a thread that does not exist there may hold the reader's locks.
             mem::forget(self.reader.take());
         }
     }
 }
 
 /// The read thread.
-struct Reader {
+struct ReadThread {
     inbox: Arc<Inbox>,
-    member: Member,
+    thread: TaskThread,
 }
 
 /// Operations on their way to the read thread.
@@ -245,7 +248,7 @@ struct Inbox(Mutex<InboxState>);
 #[derive(Default)]
 struct InboxState {
     ops: Vec<Op>,
-    /// The read thread's waker, there only while that thread knows of no operation: one wake per batch.
+    /// The read thread's waker. Present only while that thread has no queued operations, so a batch needs one wake-up.
     waker: Option<Waker>,
     closed: bool,
 }
@@ -277,18 +280,18 @@ impl Inbox {
 }
 
 thread_local! {
-    /// Operations that a caller's thread has started and not handed on, while it starts more.
+    /// Operations that a caller's thread has started inside [`Io::together`] and not yet passed on.
     static HELD: RefCell<Option<Vec<Op>>> = const { RefCell::new(None) };
 }
 
-/// Holds back what a thread starts.
-struct Held {
-    /// What an outer one has held back so far.
+/// Collects the operations that a thread starts, instead of passing them on one by one.
+struct HeldOps {
+    /// The collection of an enclosing call.
     outer: Option<Vec<Op>>,
 }
 
-impl Held {
-    /// Runs `start`; what it starts for the read thread is returned instead.
+impl HeldOps {
+    /// Runs `start` and returns the operations that it started for the read thread.
     fn collect(start: &mut dyn FnMut()) -> Vec<Op> {
         let held = Self { outer: HELD.replace(Some(Vec::new())) };
         start();
@@ -297,10 +300,10 @@ impl Held {
         ops
     }
 
-    /// Holds `op` back, or gives it back where nothing is held back.
+    /// Adds `op` to the current collection, or returns it if there is none.
     fn take(op: Op) -> Option<Op> {
         let mut op = Some(op);
-        // A thread that is ending holds nothing back.
+        // A thread that is exiting has no collection.
         let _ = HELD.try_with(|held| {
             if let Some(ops) = held.borrow_mut().as_mut() {
                 ops.extend(op.take());
@@ -310,17 +313,17 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldOps {
     fn drop(&mut self) {
-        // After a panic as well: nothing may be held back for ever.
+        // Also runs after a panic, so that no operation is held forever.
         let lost = HELD.replace(self.outer.take());
         for op in lost.into_iter().flatten() {
-            op.finish(Err(io::Error::other("the thread that started it panicked")));
+            op.finish(Err(io::Error::other("the thread that started the operation panicked")));
         }
     }
 }
 
-/// The read thread's task: starts what is in the inbox, until that is closed.
+/// The read thread's task: starts the operations in the inbox until the inbox is closed.
 struct Intake {
     inbox: Arc<Inbox>,
 }
@@ -337,7 +340,7 @@ impl Future for Intake {
         }
         drop(state);
         for op in ops {
-            // Nobody waits for a moot one. One that finds no ring was not meant to come here; it is carried out all the same.
+            // Skips operations that nobody waits for. If the thread has no ring, the operation runs here and blocks.
             if !op.is_moot()
                 && let Err(op) = start_here(op)
             {
@@ -349,18 +352,18 @@ impl Future for Intake {
 }
 
 thread_local! {
-    /// The ring of this engine thread. Borrowed for the length of a driver's call, which runs no foreign code.
+    /// The ring of this store thread. It is borrowed only during a driver call, which runs no foreign code.
     static DRIVER: RefCell<Option<Driver>> = const { RefCell::new(None) };
 }
 
-/// Gives `op` to the ring of the calling thread, or back if there is none.
+/// Gives `op` to the ring of the calling thread. Returns it if the thread has no ring.
 fn start_here(op: Op) -> Result<(), Op> {
     let refused = DRIVER.with(|cell| match cell.try_borrow_mut().as_deref_mut() {
         Ok(Some(driver)) => Ok(driver.start(op)),
         Ok(None) | Err(_) => Err(op),
     })?;
     if let Err((op, error)) = refused {
-        // Runs foreign code: not while the driver is borrowed.
+        // Runs foreign code, so the driver must not be borrowed.
         op.finish(Err(error));
     }
     Ok(())
@@ -370,17 +373,17 @@ fn with_driver<R>(call: impl FnOnce(&mut Driver) -> R) -> Option<R> {
     DRIVER.with_borrow_mut(|driver| driver.as_mut().map(call))
 }
 
-/// A thread with a ring.
+/// The reactor of a thread with a ring.
 struct RingReactor {
     doorbell: Arc<Doorbell>,
-    /// Reused from one delivery to the next.
-    finished: Vec<Finished>,
+    /// Reused for every delivery.
+    finished: Vec<FinishedOp>,
 }
 
 impl RingReactor {
     fn set_up(entries: u32) -> io::Result<Self> {
         let doorbell = Arc::new(Doorbell::with_eventfd()?);
-        let eventfd = doorbell.eventfd().ok_or_else(|| io::Error::other("a doorbell without its eventfd"))?;
+        let eventfd = doorbell.eventfd().ok_or_else(|| io::Error::other("the doorbell has no eventfd"))?;
         let driver = Driver::new(ring::build(entries)?, eventfd);
         DRIVER.set(Some(driver));
         Ok(Self { doorbell, finished: Vec::new() })
@@ -411,7 +414,8 @@ impl Reactor for RingReactor {
             return self.doorbell.park(timeout);
         }
         if with_driver(Driver::arm_doorbell) != Some(true) {
-            // No room in the kernel, and it has been waited for; or the ring has failed, and there is news to deliver.
+            // Either the kernel has no room, and `arm_doorbell` has waited for it, or the ring has failed and its
+            // results must be delivered.
             return;
         }
         self.doorbell.sleep_in_kernel(|| {
@@ -427,7 +431,7 @@ impl Reactor for RingReactor {
                     return true;
                 }
                 if driver.is_idle() {
-                    self.doorbell.ring_eventfd();
+                    self.doorbell.notify_eventfd();
                 }
                 driver.wait(None);
                 false

@@ -1,10 +1,11 @@
-//! The operations of one ring, and the memory the kernel may write to or read from.
+//! The operations of one ring, and the memory that the kernel may read or write for them.
 //!
 //! # Invariants
 //!
-//! - What is in the slab stays at its address (buffers are on the heap, moving their owners does not move them) and is
-//!   freed by [`Slab::remove`] alone: after the operation's completion, or when it never went into the ring.
-//! - A key names one operation for ever: an index is used again with another generation.
+//! - Memory that the kernel uses stays at its address: buffers are on the heap, so moving their owners does not move
+//!   them. Only [`Slab::remove`] releases it, after the operation's completion or if the operation never entered the
+//!   ring.
+//! - A key identifies one operation forever: a reused index has a new generation.
 
 use std::io;
 use std::mem;
@@ -12,20 +13,20 @@ use std::mem;
 use io_uring::{opcode, squeue, types};
 
 use super::super::SyncKind;
+use super::super::descriptor::{MAX_IO_BYTES, MAX_PIECES};
 use super::super::op::Op;
-use super::super::os::{MAX_IO_BYTES, MAX_PIECES};
 
-/// One operation with everything the kernel needs until its completion.
-pub(super) struct InFlight {
+/// One operation, with everything the kernel needs until its completion.
+pub(super) struct OpInFlight {
     op: Op,
-    /// The pieces of a vectored write. The kernel copies the array when it takes the entry from the submission queue,
-    /// or not before the operation runs: so it lives as long.
+    /// The buffers of a vectored write. The kernel may copy this array only when the operation runs, so it lives as
+    /// long as the operation.
     pieces: Vec<libc::iovec>,
-    /// The bytes asked for: no more may come back.
+    /// Number of bytes requested. The kernel must not return more.
     asked_len: u32,
 }
 
-impl InFlight {
+impl OpInFlight {
     fn new(op: Op) -> Self {
         let mut in_flight = Self { op, pieces: Vec::new(), asked_len: 0 };
         let mut room = MAX_IO_BYTES;
@@ -41,13 +42,13 @@ impl InFlight {
                     }
                 }
             }
-            Op::Advance { .. } | Op::Sync { .. } => {}
+            Op::ReadAhead { .. } | Op::Sync { .. } => {}
         }
         in_flight.asked_len = u32::try_from(MAX_IO_BYTES - room).unwrap_or(u32::MAX);
         in_flight
     }
 
-    /// The submission; its pointers lead into this operation's own buffers.
+    /// Builds the submission. Its pointers point to this operation's own buffers.
     fn entry(&mut self) -> squeue::Entry {
         match &mut self.op {
             Op::Read { file, buf, at, offset, flags, .. } => {
@@ -55,8 +56,8 @@ impl InFlight {
                 let read = opcode::Read::new(types::Fd(file.raw_fd()), buf, self.asked_len).offset(*offset);
                 read.rw_flags(flags.bits().cast_signed()).build()
             }
-            // The kernel hands it to a worker: it may block there.
-            Op::Advance { file, offset, len } => {
+            // The kernel runs this in a worker thread, because it may block.
+            Op::ReadAhead { file, offset, len } => {
                 opcode::Fadvise::new(types::Fd(file.raw_fd()), (*len).into(), libc::POSIX_FADV_WILLNEED)
                     .offset(*offset)
                     .build()
@@ -80,37 +81,39 @@ impl InFlight {
         }
     }
 
-    /// Delivers the kernel's result. Runs foreign code (a waker, a buffer's owner).
+    /// Delivers the kernel's result. Runs foreign code: a waker, and the owner of a buffer.
     pub(super) fn finish(self, result: i32) {
         let result = match u32::try_from(result) {
             Ok(count) if count <= self.asked_len => Ok(count as usize),
-            Ok(count) => Err(io::Error::other(format!("{count} bytes came back of {}", self.asked_len))),
+            Ok(count) => {
+                Err(io::Error::other(format!("the kernel returned {count} bytes of {} requested", self.asked_len)))
+            }
             Err(_) => Err(io::Error::from_raw_os_error(result.wrapping_neg())),
         };
         drop(self.pieces);
         self.op.finish(result);
     }
 
-    /// Delivers an error of ours. Runs foreign code.
+    /// Delivers an error of the driver. Runs foreign code.
     pub(super) fn fail(self, error: io::Error) {
         self.op.finish(Err(error));
     }
 
-    /// Gives up the memory the kernel might still use.
+    /// Leaks the memory that the kernel might still use.
     pub(super) fn leak_buffers(&mut self) {
         self.op.leak_buffers();
         mem::forget(mem::take(&mut self.pieces));
     }
 }
 
-/// Names an operation in the slab; goes through the kernel as `user_data`.
+/// Identifies an operation in the slab. The kernel carries it as `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
+pub(super) struct OpKey {
     index: u32,
     generation: u32,
 }
 
-impl Key {
+impl OpKey {
     pub(super) fn to_user_data(self) -> u64 {
         u64::from(self.index) | u64::from(self.generation) << 32
     }
@@ -121,47 +124,47 @@ impl Key {
     }
 }
 
-struct Entry {
+struct SlabEntry {
     generation: u32,
-    in_flight: Option<InFlight>,
+    in_flight: Option<OpInFlight>,
 }
 
 #[derive(Default)]
 pub(super) struct Slab {
-    entries: Vec<Entry>,
+    entries: Vec<SlabEntry>,
     free: Vec<u32>,
 }
 
 impl Slab {
-    /// Takes `op` in, or gives it back if there are four billion others.
-    pub(super) fn insert(&mut self, op: Op) -> Result<Key, Op> {
+    /// Inserts `op`. Returns it if the slab holds 2^32 - 1 operations.
+    pub(super) fn insert(&mut self, op: Op) -> Result<OpKey, Op> {
         if let Some(index) = self.free.pop()
             && let Some(entry) = self.entries.get_mut(index as usize)
         {
-            entry.in_flight = Some(InFlight::new(op));
-            return Ok(Key { index, generation: entry.generation });
+            entry.in_flight = Some(OpInFlight::new(op));
+            return Ok(OpKey { index, generation: entry.generation });
         }
         let Ok(index) = u32::try_from(self.entries.len()) else { return Err(op) };
-        // Not the last one: the doorbell's key has it.
+        // The last index belongs to the doorbell's key.
         if index == u32::MAX {
             return Err(op);
         }
-        self.entries.push(Entry { generation: 0, in_flight: Some(InFlight::new(op)) });
-        Ok(Key { index, generation: 0 })
+        self.entries.push(SlabEntry { generation: 0, in_flight: Some(OpInFlight::new(op)) });
+        Ok(OpKey { index, generation: 0 })
     }
 
-    fn get_mut(&mut self, key: Key) -> Option<&mut Entry> {
+    fn get_mut(&mut self, key: OpKey) -> Option<&mut SlabEntry> {
         self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)
     }
 
-    /// The submission for the operation `key`.
-    pub(super) fn submission(&mut self, key: Key) -> Option<squeue::Entry> {
+    /// Builds the submission of the operation `key`.
+    pub(super) fn submission(&mut self, key: OpKey) -> Option<squeue::Entry> {
         let in_flight = self.get_mut(key)?.in_flight.as_mut()?;
         Some(in_flight.entry().user_data(key.to_user_data()))
     }
 
-    /// Takes the operation out. The kernel must be done with it.
-    pub(super) fn remove(&mut self, key: Key) -> Option<InFlight> {
+    /// Removes the operation. The kernel must have finished with it.
+    pub(super) fn remove(&mut self, key: OpKey) -> Option<OpInFlight> {
         let entry = self.get_mut(key)?;
         let in_flight = entry.in_flight.take()?;
         entry.generation = entry.generation.wrapping_add(1);
@@ -169,10 +172,10 @@ impl Slab {
         Some(in_flight)
     }
 
-    /// Takes out all that is left, with its memory given up.
-    pub(super) fn leak_all(&mut self) -> Vec<InFlight> {
+    /// Removes all operations, and leaks their memory.
+    pub(super) fn leak_all(&mut self) -> Vec<OpInFlight> {
         let mut left: Vec<_> = self.entries.drain(..).filter_map(|entry| entry.in_flight).collect();
-        left.iter_mut().for_each(InFlight::leak_buffers);
+        left.iter_mut().for_each(OpInFlight::leak_buffers);
         self.free.clear();
         left
     }
@@ -193,131 +196,135 @@ mod tests {
 
     use super::*;
     use crate::io::ReadDone;
-    use crate::io::op::{Handle, slot};
-    use crate::io::os::OsFile;
+    use crate::io::descriptor::FileDescriptor;
+    use crate::io::op::{OpHandle, slot};
 
     /// Memory that counts how often it is freed.
-    struct Owner([u8; 32], Arc<AtomicUsize>);
+    struct CountedBuf([u8; 32], Arc<AtomicUsize>);
 
-    impl AsRef<[u8]> for Owner {
+    impl AsRef<[u8]> for CountedBuf {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
 
-    impl Drop for Owner {
+    impl Drop for CountedBuf {
         fn drop(&mut self) {
             self.1.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn file() -> Arc<OsFile> {
-        Arc::new(OsFile::from(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())))
+    fn file() -> Arc<FileDescriptor> {
+        Arc::new(FileDescriptor::from(OwnedFd::from(std::fs::File::open("/dev/null").unwrap())))
     }
 
-    fn read(file: &Arc<OsFile>, len: usize) -> (Op, Handle<ReadDone>) {
+    fn read(file: &Arc<FileDescriptor>, len: usize) -> (Op, OpHandle<ReadDone>) {
         let (done, handle) = slot();
         let (file, flags) = (Arc::clone(file), ReadWriteFlags::empty());
         (Op::Read { file, buf: vec![7; len], at: 0, offset: 0, flags, done }, handle)
     }
 
-    fn write(file: &Arc<OsFile>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, Handle<io::Result<usize>>) {
+    fn write(file: &Arc<FileDescriptor>, pieces: usize, freed: &Arc<AtomicUsize>) -> (Op, OpHandle<io::Result<usize>>) {
         let (done, handle) = slot();
-        let bufs = (0..pieces).map(|_| Bytes::from_owner(Owner([9; 32], Arc::clone(freed)))).collect();
+        let bufs = (0..pieces).map(|_| Bytes::from_owner(CountedBuf([9; 32], Arc::clone(freed)))).collect();
         (Op::Write { file: Arc::clone(file), bufs, offset: 0, done }, handle)
     }
 
-    fn insert(slab: &mut Slab, op: Op) -> Key {
+    fn insert(slab: &mut Slab, op: Op) -> OpKey {
         slab.insert(op).ok().expect("there is room")
     }
 
-    /// Where the kernel was told to find the memory, and the first and the last byte there.
-    fn memory(slab: &mut Slab, key: Key) -> (Vec<usize>, Vec<u8>) {
+    /// The addresses passed to the kernel, and the first and last byte at each of them.
+    fn memory(slab: &mut Slab, key: OpKey) -> (Vec<usize>, Vec<u8>) {
         let in_flight = slab.get_mut(key).unwrap().in_flight.as_ref().unwrap();
         let pieces: Vec<&[u8]> = match &in_flight.op {
             Op::Read { buf, .. } => vec![&buf[..]],
             Op::Write { bufs, .. } => bufs.iter().map(|buf| &buf[..]).collect(),
-            Op::Advance { .. } | Op::Sync { .. } => Vec::new(),
+            Op::ReadAhead { .. } | Op::Sync { .. } => Vec::new(),
         };
         let told = in_flight.pieces.iter().map(|piece| piece.iov_base as usize);
         let addresses: Vec<usize> = pieces.iter().map(|piece| piece.as_ptr() as usize).collect();
-        assert!(told.clone().count() == 0 || told.eq(addresses.iter().copied()), "the array leads elsewhere");
+        assert!(told.clone().count() == 0 || told.eq(addresses.iter().copied()), "the iovec array points elsewhere");
         (addresses, pieces.iter().flat_map(|piece| [piece[0], piece[piece.len() - 1]]).collect())
     }
 
     /// The caller's end of a read or a write.
-    enum Caller {
-        Reads(Handle<ReadDone>),
-        Writes(Handle<io::Result<usize>>),
+    enum CallerHandle {
+        Reads(OpHandle<ReadDone>),
+        Writes(OpHandle<io::Result<usize>>),
     }
 
-    struct Flight {
-        key: Key,
-        /// Where its memory was when the kernel was told, and what was there.
+    struct StartedOp {
+        key: OpKey,
+        /// The addresses passed to the kernel, and the bytes there.
         told: (Vec<usize>, Vec<u8>),
         is_write: bool,
-        /// `None` if it went away at once.
-        caller: Option<Caller>,
+        /// `None` if the caller dropped its handle at once.
+        caller: Option<CallerHandle>,
     }
 
-    /// A slab in use.
-    struct Use {
+    /// A slab under test.
+    struct SlabUnderTest {
         slab: Slab,
-        file: Arc<OsFile>,
-        in_flight: VecDeque<Flight>,
-        /// Keys of what has ended.
-        ended: Vec<Key>,
+        file: Arc<FileDescriptor>,
+        in_flight: VecDeque<StartedOp>,
+        /// Keys of the operations that have finished.
+        ended: Vec<OpKey>,
         freed: Arc<AtomicUsize>,
         pieces_ended: usize,
     }
 
-    impl Use {
+    impl SlabUnderTest {
         fn begin(&mut self, step: usize) {
             let is_write = !step.is_multiple_of(4);
             let (op, caller) = if is_write {
                 let (op, handle) = write(&self.file, 1 + step % 3, &self.freed);
-                (op, Caller::Writes(handle))
+                (op, CallerHandle::Writes(handle))
             } else {
                 let (op, handle) = read(&self.file, 16 + step % 50);
-                (op, Caller::Reads(handle))
+                (op, CallerHandle::Reads(handle))
             };
             let key = insert(&mut self.slab, op);
-            assert_eq!(Key::from_user_data(key.to_user_data()), key, "what the kernel hands back names it");
+            assert_eq!(OpKey::from_user_data(key.to_user_data()), key, "user_data round trip");
             let told = memory(&mut self.slab, key);
             let caller = Some(caller).filter(|_| !step.is_multiple_of(3));
-            self.in_flight.push_back(Flight { key, told, is_write, caller });
+            self.in_flight.push_back(StartedOp { key, told, is_write, caller });
         }
 
         fn end(&mut self) {
-            let Some(Flight { key, told, is_write, caller }) = self.in_flight.pop_front() else { return };
-            assert_eq!(memory(&mut self.slab, key), told, "what the kernel uses has moved or changed");
+            let Some(StartedOp { key, told, is_write, caller }) = self.in_flight.pop_front() else { return };
+            assert_eq!(memory(&mut self.slab, key), told, "memory in use by the kernel moved or changed");
             assert!(self.slab.submission(key).is_some());
             self.slab.remove(key).expect("it was in flight").finish(0);
             self.pieces_ended += if is_write { told.0.len() } else { 0 };
-            assert_eq!(self.freed.load(Ordering::Relaxed), self.pieces_ended, "freed once each, and not before");
+            assert_eq!(
+                self.freed.load(Ordering::Relaxed),
+                self.pieces_ended,
+                "each buffer is freed once, on completion"
+            );
             match caller {
-                Some(Caller::Reads(handle)) => {
+                Some(CallerHandle::Reads(handle)) => {
                     let ReadDone { result, buf } = finished(handle);
-                    assert_eq!((result.unwrap(), buf.as_ptr() as usize), (0, told.0[0]), "not its own buffer");
+                    assert_eq!((result.unwrap(), buf.as_ptr() as usize), (0, told.0[0]), "not the buffer of this read");
                 }
-                Some(Caller::Writes(handle)) => assert_eq!(finished(handle).unwrap(), 0),
+                Some(CallerHandle::Writes(handle)) => assert_eq!(finished(handle).unwrap(), 0),
                 None => {}
             }
             self.ended.push(key);
         }
     }
 
-    /// The result, which is there.
-    fn finished<T>(mut handle: Handle<T>) -> T {
+    /// The result of a finished operation.
+    fn finished<T>(mut handle: OpHandle<T>) -> T {
         match Pin::new(&mut handle).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => result,
-            Poll::Pending => panic!("it is finished"),
+            Poll::Pending => panic!("not finished"),
         }
     }
 
     #[test]
-    fn every_operation_stays_where_it_is_and_is_freed_once() {
-        let mut slab = Use {
+    fn buffers_never_move_and_are_freed_once() {
+        let mut slab = SlabUnderTest {
             slab: Slab::default(),
             file: file(),
             in_flight: VecDeque::new(),
@@ -325,19 +332,19 @@ mod tests {
             freed: Arc::default(),
             pieces_ended: 0,
         };
-        // Grows for a while, then shrinks, again and again: the table moves, and indexes are used again.
+        // Grows and shrinks repeatedly: the table moves, and indexes are reused.
         for step in 0..5_000 {
             if step % 500 < 300 { slab.begin(step) } else { slab.end() }
         }
         let indexes: HashSet<u32> = slab.ended.iter().map(|key| key.index).collect();
         assert!(
             indexes.len() * 2 < slab.ended.len(),
-            "too few were used again: {} of {}",
+            "too few indexes were reused: {} of {}",
             indexes.len(),
             slab.ended.len()
         );
         for key in mem::take(&mut slab.ended) {
-            assert!(slab.slab.submission(key).is_none() && slab.slab.remove(key).is_none(), "{key:?} names another");
+            assert!(slab.slab.submission(key).is_none() && slab.slab.remove(key).is_none(), "{key:?} was reused");
         }
         while !slab.in_flight.is_empty() {
             slab.end();
@@ -345,16 +352,16 @@ mod tests {
         assert!(slab.pieces_ended > 1_000, "{}", slab.pieces_ended);
     }
 
-    /// What `tests/sanitize` must see: that the sanitizer is there, and looks at this memory. It reads memory after it was
-    /// freed, on purpose, so it is there in that script's build alone.
+    /// `tests/sanitize` must report this error, which shows that the sanitizer is active and covers this memory. It
+    /// reads freed memory on purpose, so it exists only in that script's build.
     #[cfg(ringcask_canary)]
     #[test]
-    #[allow(unsafe_code, reason = "the mistake that is to be noticed")]
+    #[allow(unsafe_code, reason = "the seeded bug for the sanitizer")]
     fn canary_a_buffer_that_is_freed_in_flight() {
         let (mut slab, (op, handle)) = (Slab::default(), read(&file(), 4096));
         let key = insert(&mut slab, op);
-        if let Some(InFlight { op: Op::Read { buf, .. }, .. }) = &slab.get_mut(key).unwrap().in_flight {
-            // SAFETY: there is none. The slab still owns the buffer, as if its future's end had freed it.
+        if let Some(OpInFlight { op: Op::Read { buf, .. }, .. }) = &slab.get_mut(key).unwrap().in_flight {
+            // SAFETY: none. The slab still owns the buffer; this simulates a future that frees it when dropped.
             drop(unsafe { std::ptr::read(buf) });
         }
         slab.remove(key).unwrap().finish(4096);
@@ -363,18 +370,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_leaked_is_never_freed_and_its_callers_are_told() {
+    fn leaked_buffers_are_never_freed_and_callers_get_an_error() {
         let (file, freed, mut slab) = (file(), Arc::new(AtomicUsize::new(0)), Slab::default());
         let (op, handle) = write(&file, 2, &freed);
         let key = insert(&mut slab, op);
         drop(slab.leak_all());
-        assert_eq!(freed.load(Ordering::Relaxed), 0, "the kernel may still read it");
+        assert_eq!(freed.load(Ordering::Relaxed), 0, "the kernel may still read the buffers");
         assert!(finished(handle).is_err());
         assert!(slab.remove(key).is_none());
     }
 
     #[test]
-    fn more_bytes_than_were_asked_for_are_an_error() {
+    fn a_result_larger_than_the_request_is_an_error() {
         let file = file();
         for (count, is_right) in [(0, true), (16, true), (17, false), (i32::MAX, false), (-libc::EIO, false)] {
             let mut slab = Slab::default();

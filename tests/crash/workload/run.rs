@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use ringcask::Store;
 use ringcask::io::Io;
-use ringcask::sim::{Fault, SimWorld};
+use ringcask::sim::{Fault, SimBackend};
 
 use super::{End, Op, Setup, read_all};
 use crate::model::{Crash, Fate, Generation, History, State, WriteRec};
 
 /// A run of operations and what came of it.
 pub struct Run<'w> {
-    pub world: &'w SimWorld,
+    pub world: &'w SimBackend,
     pub setup: &'w Setup,
     pub may_fail: bool,
     pub history: History,
@@ -23,7 +23,7 @@ pub struct Run<'w> {
 }
 
 impl<'w> Run<'w> {
-    pub fn new(world: &'w SimWorld, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
+    pub fn new(world: &'w SimBackend, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
         let is_unwatched = setup.is_automatic;
         Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched, opening: 0 }
     }

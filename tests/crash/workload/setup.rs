@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ringcask::io::Io;
-use ringcask::sim::{DirOrder, Rng, SimConfig, SimWorld};
+use ringcask::sim::{DirOrder, Rng, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, Recovery, Store};
 
 use super::pick;
@@ -49,7 +49,7 @@ impl Setup {
         }
     }
 
-    pub fn builder(&self, world: &SimWorld) -> Builder {
+    pub fn builder(&self, world: &SimBackend) -> Builder {
         let io: Arc<dyn Io> = Arc::new(world.clone());
         let builder = match self.staging_bytes {
             Some(bytes) => Store::builder("/db").staging_bytes(bytes),
@@ -64,7 +64,7 @@ impl Setup {
     }
 
     /// For a directory that has lost its MANIFEST.
-    pub fn salvaging(&self, world: &SimWorld) -> Builder {
+    pub fn salvaging(&self, world: &SimBackend) -> Builder {
         self.builder(world).recovery(Recovery::Salvage)
     }
 }
