@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::task::{Active, CommitCounters, Committer};
-use crate::format::FILLER;
+use crate::format::PREWRITTEN_BYTE as FILLER;
 use crate::io::util;
 use crate::seeded_bug::{self, SeededBug};
 

@@ -18,7 +18,7 @@ use super::hint_load::read_header;
 use super::live_bytes::LiveByteCounter;
 use super::{Candidate, Opening};
 use crate::error::Result;
-use crate::format::{Binding, FILLER, FOOTER_LEN, Footer, HintHeader};
+use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, PREWRITTEN_BYTE};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::options::Recovery;
@@ -182,7 +182,7 @@ async fn without_filler(file: &dyn File, range: Range<u64>) -> io::Result<u64> {
     while end > range.start {
         let start = end.saturating_sub(COPY_BYTES).max(range.start);
         let piece = util::read_exact(file, start, util::to_usize(end - start)).await?;
-        if let Some(last) = piece.iter().rposition(|byte| *byte != FILLER) {
+        if let Some(last) = piece.iter().rposition(|byte| *byte != PREWRITTEN_BYTE) {
             return Ok(start + last as u64 + 1);
         }
         end = start;
