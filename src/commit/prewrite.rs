@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::parts::CommitCounters;
 use super::task::{Active, Committer};
-use crate::format::FILLER;
+use crate::format::PREWRITTEN_BYTE as FILLER;
 use crate::io::util;
 use crate::seeded_bug::{self, SeededBug};
 

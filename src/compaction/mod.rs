@@ -33,7 +33,7 @@
 //! its records have larger numbers. For one that a compaction wrote it is so because its puts were the newest published
 //! records of their keys when every write below `first_seq` had been published. Tombstones that hide nothing any more
 //! because a newer put has come obey the same rule, for the newer put may go before the older one. The inputs' files go
-//! in an order in which no put survives its tombstone ([`Retired`](crate::segment::Retired)).
+//! in an order in which no put survives its tombstone (`segment::obsolete`).
 //!
 //! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
 

@@ -1,8 +1,8 @@
 //! Reading and writing little-endian fields.
 
-use super::DecodeError;
+use super::error::DecodeError;
 
-/// Reads fields one after the other; the end of the input is an error, never a panic.
+/// Reads fields one after the other. The end of the input is an error, never a panic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
@@ -14,7 +14,7 @@ impl<'a> Fields<'a> {
         Self { rest: bytes, taken: 0 }
     }
 
-    /// The bytes not read yet.
+    /// The bytes that are not read yet.
     pub(super) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -49,18 +49,19 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Takes `len` bytes that must be zero.
+    /// Reads `len` bytes that must be zero.
     pub(super) fn zeroes(&mut self, len: usize) -> Result<(), DecodeError> {
         if is_zero(self.slice(len)?) { Ok(()) } else { Err(DecodeError::Reserved) }
     }
 }
 
-/// True if every byte is zero.
+/// Whether every byte is zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }
 
-/// Writes `field` at `at` of a structure of fixed size. The places are constants: a test that encodes reaches them all.
+/// Writes `field` to offset `at` of a structure of fixed size. All callers pass constant offsets, so any test that
+/// encodes the structure checks the bounds.
 #[inline]
 pub(super) fn put<const N: usize>(out: &mut [u8], at: usize, field: [u8; N]) {
     out[at..at + N].copy_from_slice(&field);

@@ -1,29 +1,29 @@
-//! Checksums: the one algorithm (tag 1, CRC-32 as in zlib) and how it is tied to a segment.
+//! Checksums: the only algorithm (tag 1, CRC-32 as in zlib) and its binding to a segment.
 
 use crc32fast::Hasher;
 
-/// A payload's checksum, or any other plain one (a whole segment's), computed as the bytes come.
+/// The checksum of a payload, or of any other bytes that come in pieces, such as a whole segment.
 #[derive(Clone, Debug, Default)]
 pub struct PayloadCrc(Hasher);
 
 impl PayloadCrc {
-    /// The checksum of no bytes yet.
+    /// Starts with no bytes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The checksum of everything taken in.
+    /// The checksum of all bytes added.
     pub fn finish(self) -> u32 {
         self.0.finalize()
     }
 }
 
-/// The checksum of a record's payload: its key, then its value as stored.
+/// The checksum of a record's payload: the key, then the stored value.
 pub fn payload_crc(key: &[u8], value: &[u8]) -> u32 {
     let mut crc = PayloadCrc::new();
     crc.update(key);
@@ -31,7 +31,7 @@ pub fn payload_crc(key: &[u8], value: &[u8]) -> u32 {
     crc.finish()
 }
 
-/// Ties checksums to a segment: the checksum's state after the segment's salt and id, computed once per segment.
+/// Binds checksums to a segment: the CRC state after the segment's salt and id, computed once per segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
     state: u32,
@@ -46,7 +46,8 @@ impl Binding {
         Self { state: crc32fast::hash(&bytes) }
     }
 
-    /// The checksum, at `offset` of the segment (or of its hint file), of a header without its first four bytes.
+    /// The checksum of a header at `offset` of the segment, or of its hint file. `header_after_crc` is the header
+    /// without its first four bytes.
     pub fn header_crc(&self, offset: u64, header_after_crc: &[u8]) -> u32 {
         let mut hasher = Hasher::new_with_initial(self.state);
         hasher.update(&offset.to_le_bytes());

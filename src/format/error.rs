@@ -1,67 +1,66 @@
-//! Why bytes were refused.
+//! The reasons for which a decoder refuses its input.
 
 use std::fmt;
 
-/// The reason a decoder refused its input.
+/// The reason for which a decoder refused its input.
 ///
-/// Only the kind of failure: which file and where is the caller's knowledge, and so is whether the place makes it a
-/// torn tail or corruption.
+/// The error names only the kind of failure. The caller knows the file and the offset, and decides whether the failure
+/// is a torn tail or corruption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// The input ends before the structure does, which may be a torn tail. `needed` counts from the start of the
-    /// structure (of a hint file's block, inside one); it comes from a length that a checksum vouches for, or is the
-    /// least that any such structure has.
+    /// The input ends before the structure does, which may be a torn tail. `needed` comes from a length that a checksum
+    /// covers, or is the minimum length of such a structure.
     Incomplete {
-        /// Bytes needed from the start of the structure.
+        /// Bytes needed from the start of the structure or, inside a hint file's block, of the block.
         needed: u64,
     },
-    /// The whole header is zero: nothing was ever written here.
+    /// All bytes of the header are zero: nothing was ever written here.
     Zeroes,
     /// The file does not start with the magic bytes of its type.
     Magic,
-    /// A header is not what was written, or was written for another place.
+    /// A header is damaged, or was written for another place.
     HeaderChecksum,
-    /// A payload, a hint block or the body of a manifest is not what was written.
+    /// A payload, a hint block or the list of a manifest is damaged.
     PayloadChecksum,
-    /// No such record kind, or not one that may stand here.
+    /// The record kind does not exist, or is not allowed here.
     Kind(u8),
-    /// A compression this version does not know.
+    /// A compression that this version does not know.
     Compression(u8),
-    /// A checksum algorithm this version does not know.
+    /// A checksum algorithm that this version does not know.
     ChecksumTag(u8),
-    /// A length outside the limits, or one that disagrees with another.
+    /// A length is outside the limits, or contradicts another length.
     Length,
-    /// The zero bytes after a record are not zero.
+    /// The padding of a record is not zero.
     Padding,
     /// A field that must be zero is not.
     Reserved,
-    /// A place is not aligned, lies outside its segment, or is not where the structure says it is.
+    /// An offset is not aligned, lies outside the segment, or contradicts the structure's actual offset.
     Place,
-    /// Fewer or more things than the header counted.
+    /// The number of items differs from the count in the header.
     Count,
-    /// Things that must ascend do not.
+    /// Items that must ascend do not.
     Order,
-    /// A sequence number that no store reaches.
+    /// A sequence number that no store can reach.
     Sequence,
-    /// Bytes follow where the structure has ended.
+    /// Bytes follow the end of the structure.
     Trailing,
-    /// Written by a version of the format that this one must not touch. Not damage: the checksum is right.
+    /// A file of a version that this version must not touch. It is not damaged: the checksum is correct.
     Unsupported {
-        /// Major version found.
+        /// Major version of the file.
         found_major: u16,
-        /// Minor version found.
+        /// Minor version of the file.
         found_minor: u16,
-        /// Feature bits found without which it cannot be read, the known ones among them.
+        /// All `incompat` feature bits of the file, including the known ones.
         incompat: u32,
-        /// Feature bits found without which its store cannot be written, the known ones among them.
+        /// All `compat` feature bits of the file, including the known ones.
         compat: u32,
     },
 }
 
-const _: () = assert!(size_of::<DecodeError>() <= 16, "a decode error travels in two registers");
+const _: () = assert!(size_of::<DecodeError>() <= 16, "a decode error fits in two registers");
 
 impl DecodeError {
-    /// True for a file of another version, which is to be left alone, and false for damage.
+    /// True for a file of another version, which must stay untouched; false for damage.
     pub const fn is_unsupported(&self) -> bool {
         matches!(self, Self::Unsupported { .. } | Self::ChecksumTag(_))
     }

@@ -1,51 +1,53 @@
-//! The records that are about the log itself: batch frames, watermarks, footers. Each is a [`Record`](super::Record)
-//! without a key whose value has a fixed length.
+//! Frames, the records about the log itself: batch frames, watermarks and footers. Each is a
+//! [`Record`](super::record::Record) without a key and with a value of fixed length.
 
 use super::bytes::{Fields, put};
-use super::record::COMPRESSION_NONE;
-use super::{ALIGN, BATCH_FRAME_LEN, Binding, DecodeError, FOOTER_LEN, RECORD_HEADER_LEN, WATERMARK_LEN};
-use super::{RecordHeader, RecordKind, SEGMENT_HEADER_LEN, check_seq, payload_crc, read_record};
+use super::constants::check_seq;
+use super::constants::{ALIGN, BATCH_FRAME_LEN, FOOTER_LEN, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, WATERMARK_LEN};
+use super::crc::{Binding, payload_crc};
+use super::error::DecodeError;
+use super::record::{COMPRESSION_NONE, RecordHeader, RecordKind, read_record};
 
-/// Announces the records of an atomic batch, which follow at once: all of them count, or none.
+/// Starts an atomic batch. Its records follow directly, and readers apply all of them or none.
 ///
 /// The sequence number of the frame is that of its first member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchFrame {
     /// Records in the batch, at least one.
     pub count: u32,
-    /// Their bytes in all, padding included, the frame itself not.
+    /// Total bytes of these records with their padding, without the frame.
     pub bytes: u64,
-    /// Bytes of this segment below here were known durable when the frame was written.
+    /// When the frame was written, all bytes of the segment below this offset were known durable.
     pub durable_offset: u64,
 }
 
-/// Written at the start of each commit group: what was durable by then, so that a tail cut below it is known to be a
-/// loss and not a torn write.
+/// Starts a commit group and states what was durable at that time. Damage below its `durable_offset` is therefore a
+/// loss of acknowledged data and not a torn write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watermark {
-    /// Bytes of this segment below here were known durable.
+    /// All bytes of the segment below this offset were known durable.
     pub durable_offset: u64,
-    /// Records up to this sequence number were known durable.
+    /// All records up to this sequence number were known durable.
     pub durable_seq: u64,
 }
 
-/// The last record of a sealed segment: what the file must look like before it.
+/// The last record of a sealed segment. It describes the file before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
-    /// Length of everything before the footer, which is the footer's offset.
+    /// Bytes before the footer, which is the footer's offset.
     pub data_len: u64,
-    /// Smallest sequence number of its puts and tombstones; 0 if it has none.
+    /// Smallest sequence number of the puts and tombstones; 0 if there are none.
     pub min_seq: u64,
-    /// Largest sequence number of its puts and tombstones; 0 if it has none.
+    /// Largest sequence number of the puts and tombstones; 0 if there are none.
     pub max_seq: u64,
-    /// Records of all kinds before the footer, which is the footer's ordinal.
+    /// Records of every kind before the footer, which is the footer's ordinal.
     pub record_count: u32,
     /// CRC-32 of the first `data_len` bytes of the file.
     pub file_crc: u32,
 }
 
 impl BatchFrame {
-    /// The whole record for `offset`.
+    /// Encodes the whole record for `offset`.
     pub fn encode(&self, binding: &Binding, offset: u64, seq: u64, ordinal: u32) -> [u8; BATCH_FRAME_LEN] {
         let mut out = [0; BATCH_FRAME_LEN];
         put(&mut out, 40, self.count.to_le_bytes());
@@ -55,7 +57,7 @@ impl BatchFrame {
         out
     }
 
-    /// Reads the value of a batch record.
+    /// Decodes the value of a batch record.
     pub fn decode_value(value: &[u8]) -> Result<Self, DecodeError> {
         let mut fields = sized(value, BATCH_FRAME_LEN)?;
         let count = fields.u32()?;
@@ -73,7 +75,7 @@ impl BatchFrame {
 }
 
 impl Watermark {
-    /// The whole record for `offset`.
+    /// Encodes the whole record for `offset`.
     pub fn encode(&self, binding: &Binding, offset: u64, seq: u64, ordinal: u32) -> [u8; WATERMARK_LEN] {
         let mut out = [0; WATERMARK_LEN];
         put(&mut out, 40, self.durable_offset.to_le_bytes());
@@ -82,7 +84,7 @@ impl Watermark {
         out
     }
 
-    /// Reads the value of a watermark record.
+    /// Decodes the value of a watermark record.
     pub fn decode_value(value: &[u8]) -> Result<Self, DecodeError> {
         let mut fields = sized(value, WATERMARK_LEN)?;
         let mark = Self { durable_offset: fields.u64()?, durable_seq: fields.u64()? };
@@ -91,9 +93,13 @@ impl Watermark {
 }
 
 impl Footer {
-    /// The whole record for `offset`.
+    /// Encodes the whole record for `offset`.
     pub fn encode(&self, binding: &Binding, offset: u64, seq: u64, ordinal: u32) -> [u8; FOOTER_LEN] {
-        debug_assert_eq!((self.data_len, self.record_count), (offset, ordinal), "a footer describes what is before it");
+        debug_assert_eq!(
+            (self.data_len, self.record_count),
+            (offset, ordinal),
+            "a footer describes the bytes before it"
+        );
         let mut out = [0; FOOTER_LEN];
         put(&mut out, 40, self.data_len.to_le_bytes());
         put(&mut out, 48, self.min_seq.to_le_bytes());
@@ -104,7 +110,7 @@ impl Footer {
         out
     }
 
-    /// Reads the value of a footer record.
+    /// Decodes the value of a footer record.
     pub fn decode_value(value: &[u8]) -> Result<Self, DecodeError> {
         let mut fields = sized(value, FOOTER_LEN)?;
         let footer = Self {
@@ -124,9 +130,9 @@ impl Footer {
         check_seq(footer.max_seq).map(|()| footer)
     }
 
-    /// Reads the footer of a sealed segment that is `file_len` bytes long from its last [`FOOTER_LEN`] bytes.
+    /// Reads the footer of a sealed segment of `file_len` bytes. `tail` is the last [`FOOTER_LEN`] bytes of the file.
     ///
-    /// An error says no more than that the file does not end in a footer: it may never have been sealed.
+    /// An error only says that the file does not end in a footer: the segment may never have been sealed.
     pub fn decode_at_end(tail: &[u8], binding: &Binding, file_len: u64) -> Result<(Self, RecordHeader), DecodeError> {
         let short = DecodeError::Incomplete { needed: FOOTER_LEN as u64 };
         let offset = file_len.checked_sub(FOOTER_LEN as u64).ok_or(short)?;
@@ -148,16 +154,16 @@ impl Footer {
     }
 }
 
-/// Fields of the value of a frame whose whole record has `record_len` bytes: frames need no padding.
+/// The fields of a frame's value. The whole record has `record_len` bytes, because frames need no padding.
 fn sized(value: &[u8], record_len: usize) -> Result<Fields<'_>, DecodeError> {
     if value.len() == record_len - RECORD_HEADER_LEN { Ok(Fields::new(value)) } else { Err(DecodeError::Length) }
 }
 
-/// Writes the header of the frame whose value is in place.
+/// Writes the header of a frame whose value is already in `out`.
 fn complete(out: &mut [u8], kind: RecordKind, binding: &Binding, offset: u64, seq: u64, ordinal: u32) {
     let (header, value) = out.split_at_mut(RECORD_HEADER_LEN);
     let value_len = kind.fixed_value_len().unwrap_or(0);
-    assert_eq!(value.len() as u64, u64::from(value_len), "a frame's length is its kind's");
+    assert_eq!(value.len() as u64, u64::from(value_len), "the kind of a frame determines its length");
     let fields = RecordHeader {
         payload_crc: payload_crc(&[], value),
         kind,
@@ -177,8 +183,8 @@ const _: () = {
     let lens = [BATCH_FRAME_LEN, WATERMARK_LEN, FOOTER_LEN];
     let mut at = 0;
     while at < kinds.len() {
-        let Some(value_len) = kinds[at].fixed_value_len() else { panic!("a frame's kind says its length") };
-        assert!(RECORD_HEADER_LEN + value_len as usize == lens[at], "a frame is a header and a value");
+        let Some(value_len) = kinds[at].fixed_value_len() else { panic!("the kind of a frame determines its length") };
+        assert!(RECORD_HEADER_LEN + value_len as usize == lens[at], "a frame consists of a header and a value");
         assert!((lens[at] as u64).is_multiple_of(ALIGN), "a frame needs no padding");
         at += 1;
     }

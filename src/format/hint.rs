@@ -1,14 +1,14 @@
-//! Hint files: what a sealed segment contributes to the keydir, so that opening need not read the values.
+//! Hint files: the keydir entries of a sealed segment, so that opening a store need not read the values.
 //!
-//! Derived data: any refusal means that the segment is read instead, and the answer must be the same. An entry is
-//! yielded only from a block whose checksum is right, and only if it points into the segment's data.
+//! Hint files are derived data. If a decoder refuses one, the segment is scanned instead, with the same result. A
+//! reader yields an entry only if the checksum of its block is correct and the entry points into the segment's data.
 
 use super::bytes::{Fields, put};
+use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, SEGMENT_HEADER_LEN, check_seq};
+use super::crc::Binding;
+use super::error::DecodeError;
 use super::prelude::{Prelude, magic};
-use super::record::COMPRESSION_NONE;
-use super::{
-    ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN, RecordKind, SEGMENT_HEADER_LEN, check_seq, record_len,
-};
+use super::record::{COMPRESSION_NONE, RecordKind, record_len};
 
 /// Bytes of a hint file's header.
 pub const HINT_HEADER_LEN: usize = 96;
@@ -19,14 +19,14 @@ pub const HINT_BLOCK_HEADER_LEN: usize = 16;
 /// Bytes of an entry without its key.
 pub const HINT_ENTRY_LEN: usize = 36;
 
-/// Bytes of entries at which a block is closed: large enough to make its header nothing, small enough to stay in cache
-/// between its checksum and its decoding.
+/// A block is closed once its entries have this many bytes. That makes the cost of the block header negligible, and
+/// keeps the block in the CPU cache between its checksum and its decoding.
 pub const HINT_BLOCK_TARGET_LEN: usize = 64 * 1024;
 
-/// No block's entries are longer: one entry may begin just short of the target.
+/// The most bytes that the entries of a block can have: the last entry may begin one byte short of the target.
 const BLOCK_MAX_LEN: usize = HINT_BLOCK_TARGET_LEN - 1 + HINT_ENTRY_LEN + MAX_KEY_LEN;
 
-/// Which segment a hint file is about, to the byte.
+/// Identifies the segment and the exact contents that a hint file describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HintHeader {
     /// The store.
@@ -35,11 +35,11 @@ pub struct HintHeader {
     pub segment_id: u64,
     /// The segment's salt.
     pub salt: u64,
-    /// `data_len` of the segment's footer.
+    /// `data_len` from the segment's footer.
     pub data_len: u64,
-    /// `file_crc` of the segment's footer.
+    /// `file_crc` from the segment's footer.
     pub file_crc: u32,
-    /// Entries in the file. [`HintWriter`] counts them itself.
+    /// Entries in the file. [`HintWriter`] ignores this field and counts them.
     pub entry_count: u64,
 }
 
@@ -55,7 +55,7 @@ impl HintHeader {
         out
     }
 
-    /// Verifies the first [`HINT_HEADER_LEN`] bytes of a hint file, or more.
+    /// Decodes the header at the start of a hint file. `bytes` are at least [`HINT_HEADER_LEN`] long.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (prelude, mut fields) = Prelude::open::<HINT_HEADER_LEN>(bytes, magic::HINT)?;
         let (segment_id, salt, data_len) = (fields.u64()?, fields.u64()?, fields.u64()?);
@@ -65,7 +65,7 @@ impl HintHeader {
     }
 }
 
-/// One key of the segment and where its record lies.
+/// One key of the segment and the location of its record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HintEntry<'a> {
     /// The key.
@@ -74,19 +74,19 @@ pub struct HintEntry<'a> {
     pub kind: RecordKind,
     /// Sequence number of the record.
     pub seq: u64,
-    /// Where the record starts.
+    /// Offset of the record in the segment.
     pub offset: u64,
-    /// Bytes of its value as stored.
+    /// Bytes of the stored value.
     pub value_len: u32,
-    /// When it expires, in milliseconds since 1970; 0 = never.
+    /// When the value expires, in milliseconds since 1970; 0 = never.
     pub expires_at_ms: u64,
     /// Namespace of the key.
     pub namespace: u32,
-    /// How its stored value was compressed.
+    /// How the stored value is compressed.
     pub compression: u8,
 }
 
-// Keys are the user's secrets and stay out of logs.
+// Keys may be secret, so they never appear in logs.
 impl std::fmt::Debug for HintEntry<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut out = f.debug_struct("HintEntry");
@@ -96,7 +96,7 @@ impl std::fmt::Debug for HintEntry<'_> {
 }
 
 impl HintEntry<'_> {
-    /// The same rules as for the record the entry stands for, and that the record lies within `data_len`.
+    /// Checks the rules of the record that the entry describes, and that the record lies within `data_len`.
     fn check(&self, data_len: u64) -> Result<(), DecodeError> {
         if self.compression != COMPRESSION_NONE {
             return Err(DecodeError::Compression(self.compression));
@@ -125,14 +125,14 @@ pub struct HintWriter {
     header: HintHeader,
     binding: Binding,
     out: Vec<u8>,
-    /// Where the open block's header starts in `out`.
+    /// Start of the open block's header in `out`.
     block_start: usize,
     /// Entries in the open block.
     block_count: u32,
 }
 
 impl HintWriter {
-    /// Starts the hint file of the segment that `header` names; its `entry_count` is not looked at.
+    /// Starts the hint file of the segment in `header`, whose `entry_count` is ignored.
     pub fn new(header: &HintHeader) -> Self {
         Self {
             header: HintHeader { entry_count: 0, ..*header },
@@ -143,7 +143,7 @@ impl HintWriter {
         }
     }
 
-    /// Adds an entry, in any order.
+    /// Adds an entry. Entries may come in any order.
     pub fn push(&mut self, entry: HintEntry<'_>) {
         debug_assert_eq!(entry.check(self.header.data_len), Ok(()), "an entry that would be refused: {entry:?}");
         if self.out.len() - self.block_start >= HINT_BLOCK_HEADER_LEN + HINT_BLOCK_TARGET_LEN {
@@ -157,7 +157,7 @@ impl HintWriter {
         put(&mut fixed, 16, entry.expires_at_ms.to_le_bytes());
         put(&mut fixed, 24, entry.value_len.to_le_bytes());
         put(&mut fixed, 28, entry.namespace.to_le_bytes());
-        // Saturation would only make a hint that is refused; the limit was checked when the key was put.
+        // The put has checked the limit. Saturation would only make a hint file that readers refuse.
         put(&mut fixed, 32, u16::try_from(entry.key.len()).unwrap_or(u16::MAX).to_le_bytes());
         put(&mut fixed, 34, [entry.kind.tag(), entry.compression]);
         self.out.extend_from_slice(&fixed);
@@ -166,7 +166,7 @@ impl HintWriter {
         self.header.entry_count += 1;
     }
 
-    /// Completes the file of a segment whose length and checksum were not known when it was started.
+    /// Completes the file with a length and a checksum that were unknown when the file was started.
     pub fn finish_with(mut self, data_len: u64, file_crc: u32) -> Vec<u8> {
         (self.header.data_len, self.header.file_crc) = (data_len, file_crc);
         self.finish()
@@ -187,7 +187,7 @@ impl HintWriter {
     fn close_block(&mut self) {
         let offset = self.block_start as u64;
         let block = &mut self.out[self.block_start..];
-        // Blocks are far below 4 GiB; see `push`.
+        // `push` keeps blocks far below 4 GiB.
         let len = u32::try_from(block.len() - HINT_BLOCK_HEADER_LEN).unwrap_or(u32::MAX);
         put(block, 4, len.to_le_bytes());
         put(block, 8, self.block_count.to_le_bytes());
@@ -197,8 +197,8 @@ impl HintWriter {
     }
 }
 
-/// How many of these bytes, which begin with a block, are whole blocks. What a block says of its length is not verified
-/// before it is read.
+/// The number of leading bytes that form whole blocks. `bytes` start with a block. The lengths of the blocks are not
+/// yet verified; [`HintReader`] verifies them.
 pub fn whole_blocks(bytes: &[u8]) -> Result<usize, DecodeError> {
     let mut end = 0;
     loop {
@@ -215,28 +215,28 @@ pub fn whole_blocks(bytes: &[u8]) -> Result<usize, DecodeError> {
     }
 }
 
-/// Iterates over the entries of a hint file, or of some of its blocks; stops for good at the first error.
+/// Iterates over the entries of a hint file, or of some of its blocks. It ends after the first error.
 #[derive(Clone, Debug)]
 pub struct HintReader<'a> {
     binding: Binding,
     data_len: u64,
-    /// Entries not yielded yet, by the file's header; `None` where only some blocks are read.
+    /// Entries left to yield according to the file's header; `None` if only some blocks are read.
     left: Option<u64>,
-    /// The blocks after the open one, and where they start in the file.
+    /// The blocks after the open one, and their offset in the file.
     rest: &'a [u8],
     offset: u64,
-    /// The open block's entries not yielded yet, by count and as bytes.
+    /// Entries of the open block left to yield, as a count and as bytes.
     block_count: u32,
     block: Fields<'a>,
     done: bool,
 }
 
 impl<'a> HintReader<'a> {
-    /// Verifies the header of a whole hint file. Whether it is that of the segment at hand, the caller compares.
+    /// Reads a whole hint file. Verifies the header; the caller checks that it names the expected segment.
     pub fn new(bytes: &'a [u8]) -> Result<(HintHeader, Self), DecodeError> {
         let header = HintHeader::decode(bytes)?;
         let rest = bytes.get(HINT_HEADER_LEN..).unwrap_or_default();
-        // The count is only a count, but callers size tables by it.
+        // Callers allocate by this count, so the length of the file must justify it.
         if header.entry_count > rest.len() as u64 / (HINT_ENTRY_LEN as u64 + 1) {
             return Err(DecodeError::Count);
         }
@@ -244,8 +244,8 @@ impl<'a> HintReader<'a> {
         Ok((header, of_all))
     }
 
-    /// Reads `blocks`, whole ones, which begin at `offset` of the file with this header. How many entries they have
-    /// together, the caller compares.
+    /// Reads whole `blocks` that begin at `offset` of the file with this header. The caller checks the total number of
+    /// entries.
     pub fn of_blocks(header: &HintHeader, offset: u64, blocks: &'a [u8]) -> Self {
         Self {
             binding: Binding::new(header.salt, header.segment_id),
@@ -278,7 +278,7 @@ impl<'a> HintReader<'a> {
         Ok(Some(entry))
     }
 
-    /// Verifies the next block whole.
+    /// Verifies the whole next block and opens it.
     fn open_block(&mut self) -> Result<(), DecodeError> {
         let mut fields = Fields::new(self.rest);
         let crc = fields.u32()?;

@@ -1,8 +1,9 @@
-//! The manifest: which segments the store consists of. Files it does not list are not part of the store.
+//! The manifest: the list of the live segments. A segment file that it does not list is not part of the store.
 
 use super::bytes::{Fields, put};
+use super::constants::check_seq;
+use super::error::DecodeError;
 use super::prelude::{Prelude, magic};
-use super::{DecodeError, check_seq};
 
 /// Bytes of the manifest's header.
 pub const MANIFEST_HEADER_LEN: usize = 80;
@@ -13,31 +14,31 @@ pub const MANIFEST_SEGMENT_LEN: usize = 16;
 /// One live segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ManifestSegment {
-    /// Its id.
+    /// The segment's id.
     pub id: u64,
-    /// Its salt, which the segment's own header must repeat.
+    /// The segment's salt. The segment header must contain the same salt.
     pub salt: u64,
 }
 
-/// The list of live segments, replaced as a whole whenever it changes.
+/// The list of live segments. Every change replaces the whole list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The store it belongs to.
+    /// The store that the manifest belongs to.
     pub store_id: [u8; 16],
-    /// One more than that of the manifest it replaced.
+    /// One more than the generation of the manifest that this one replaced.
     pub generation: u64,
     /// No segment with this id or a larger one has ever existed.
     pub next_segment_id: u64,
-    /// No record in a listed, sealed segment has this sequence number or a larger one.
+    /// No record in a listed sealed segment has this sequence number or a larger one.
     pub next_seq: u64,
-    /// The segment that is appended to, the only one that may lack a footer; 0 = none.
+    /// The segment that receives appends, the only one that may lack a footer; 0 = none.
     pub active_segment: u32,
-    /// Live segments, their ids ascending, all below `next_segment_id`.
+    /// The live segments. Their ids ascend and are below `next_segment_id`.
     pub segments: Vec<ManifestSegment>,
 }
 
 impl Manifest {
-    /// The manifest's bytes.
+    /// Encodes the manifest.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert_eq!(self.check(), Ok(()), "a manifest that would be refused when read");
         let mut header = [0; MANIFEST_HEADER_LEN];
@@ -58,7 +59,7 @@ impl Manifest {
         out
     }
 
-    /// Reads a whole manifest; bytes after its end are refused.
+    /// Decodes a whole manifest. Trailing bytes are refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (prelude, mut fields) = Prelude::open::<MANIFEST_HEADER_LEN>(bytes, magic::MANIFEST)?;
         let (generation, next_segment_id, next_seq) = (fields.u64()?, fields.u64()?, fields.u64()?);
@@ -74,14 +75,14 @@ impl Manifest {
         if bytes.len() as u64 > needed {
             return Err(DecodeError::Trailing);
         }
-        // From the header's own checksum on. From the start it would be the same for every header: bytes followed by
-        // their CRC leave a constant behind.
+        // The range begins at the header's checksum. A CRC from the start of the file would be the same for every valid
+        // header, because bytes followed by their own CRC leave a constant CRC state.
         let covered = bytes.get(MANIFEST_HEADER_LEN - 4..bytes.len() - 4).ok_or(DecodeError::Length)?;
         let mut crc = Fields::new(bytes.get(bytes.len() - 4..).unwrap_or_default());
         if crc32fast::hash(covered) != crc.u32()? {
             return Err(DecodeError::PayloadChecksum);
         }
-        // The list is as long as the bytes there are, so what it allocates is bounded by what was read.
+        // The list is as long as the input, so the input bounds the allocation.
         let list = covered.get(4..).unwrap_or_default();
         let (pairs, _) = list.as_chunks::<8>();
         let (pairs, _) = pairs.as_chunks::<2>();
@@ -99,7 +100,7 @@ impl Manifest {
         let below = self.segments.last().is_none_or(|last| last.id < self.next_segment_id);
         let active = u64::from(self.active_segment);
         let has_active = active == 0 || self.segments.iter().any(|segment| segment.id == active);
-        // One follows it with the next edit.
+        // The next edit needs the next generation.
         let has_next = self.generation < u64::MAX;
         if ascending && below && has_active && has_next { check_seq(self.next_seq) } else { Err(DecodeError::Order) }
     }

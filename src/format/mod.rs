@@ -1,57 +1,61 @@
-//! The on-disk format, and the document of it: pure bytes in, values out.
+//! The on-disk format: its specification, and the code that encodes and decodes it.
 //!
-//! Knows no files, no clock and no policy. A decoder says what is wrong with the bytes; whether the place makes that a
-//! torn tail, which is cut off, or corruption, which is reported, is for recovery to decide. Every function here may be
-//! called from any thread at any time; none keeps state, panics on input, or allocates by a length that nothing vouches
-//! for.
+//! This module works on byte slices. It does no I/O, reads no clock and decides no policy. A decoder reports what is
+//! wrong with its input. Recovery decides whether that is a torn tail, which it cuts off, or corruption, which it
+//! reports. Any thread may call any function at any time. No function keeps state, panics on the bytes it decodes, or
+//! allocates more than the length of its input justifies.
 //!
 //! # Conventions
 //!
-//! - Integers are little-endian and unsigned. `_len` counts bytes, `_offset` is bytes from the start of the file.
-//! - Checksums are CRC-32 (IEEE 802.3, reflected, all ones before and after: the one of zlib), tag 1. Of eight zero
-//!   bytes it is not zero. It finds damage, not forgery.
-//! - Tags start at 1 and are never reused. 0 means never written, so a file extended with zeroes holds no records.
-//! - Reserved bytes are written as zero, and refused if they are not.
-//! - Times are milliseconds since 1970 and decide only when a value expires. The order of writes is that of sequence
-//!   numbers; a record keeps its own when compaction copies it.
-//! - Sequence numbers are below 2^63, wherever one stands. A store whose next one would be beyond 2^62 is not opened.
-//! - A key has 1..=65,535 bytes, a stored value 0..=4,294,901,712, so that the length of any record fits 32 bits.
+//! - Integers are unsigned and little-endian. `_len` is a number of bytes, `_offset` a number of bytes from the start
+//!   of the file.
+//! - Checksums are CRC-32 (IEEE 802.3, reflected, initial value and final XOR all ones, as in zlib), algorithm tag 1.
+//!   The CRC of eight zero bytes is not zero. A checksum detects damage, not forgery.
+//! - Tags start at 1 and are never reused. 0 means "never written", so a file extended with zeros holds no records.
+//! - Reserved bytes are written as zero. Readers refuse any other value.
+//! - Times are milliseconds since 1970 and only decide when a value expires. Sequence numbers order the writes. A
+//!   record keeps its sequence number when compaction copies it.
+//! - Every sequence number is below 2^63. A store whose next sequence number would exceed 2^62 is not opened.
+//! - A key has 1..=65,535 bytes and a stored value 0..=4,294,901,712 bytes, so the length of every record fits in 32
+//!   bits.
 //!
 //! # Files and versions
 //!
-//! There are three types of file: segments, one manifest, and a hint file for each sealed segment. (`LOCK` and
-//! `RESERVE` lie beside them and have no content: one is locked, the other claims disk space behind its end, length 0.)
-//! They begin alike:
+//! A store has three types of file: segments, one manifest, and one hint file for each sealed segment. (The directory
+//! also holds `LOCK`, which carries the file lock, and `RESERVE`, which holds preallocated disk space. Both have length
+//! 0.) Every file starts with the same prelude:
 //!
 //! ```text
 //! offset  size  prelude
 //!      0     8  magic         "RCSKSEG\n", "RCSKMAN\n" or "RCSKHNT\n"
 //!      8     2  format_major  1
 //!     10     2  format_minor  0
-//!     12     1  checksum      algorithm of all checksums but those of file headers: 1 = CRC-32
+//!     12     1  checksum      algorithm of all checksums except those of file headers: 1 = CRC-32
 //!     13     3  reserved      zero
-//!     16     4  incompat      features without which the file cannot be read
-//!     20     4  compat        features without which it can be read, but its store not written
-//!     24    16  store_id      random, the same in every file of a store
+//!     16     4  incompat      features that a reader of the file must know
+//!     20     4  compat        features that only a writer to the store must know
+//!     24    16  store_id      random; the same in every file of a store
 //! ```
 //!
-//! The file's header goes on after the prelude, and ends with the CRC-32 of all of it before. In every version to come
-//! the prelude keeps its layout, a file's header its length, and that checksum its place and algorithm. So a file of
-//! another version is told apart from a damaged one: the version is believed if, and only if, the checksum is right.
+//! The other fields of the file's header follow the prelude. The last field is the CRC-32 of all header bytes before
+//! it. Future versions keep the layout of the prelude, the length of each header, and the position and algorithm of the
+//! header checksum. A reader can therefore tell a file of another version from a damaged file: it trusts the version
+//! if, and only if, the checksum is correct.
 //!
-//! - Another major version, an unknown `incompat` bit or checksum algorithm: `Unsupported`, nothing is touched. None of
-//!   the bits is in use yet.
-//! - An unknown `compat` bit: the same, in this version, which cannot open a store for reading alone. One that can may
-//!   read it, and must not write.
-//! - Of these, a hint file is passed over like a damaged one, and written anew: what a version has to say about a store
-//!   stands in its MANIFEST or its segments.
-//! - A newer minor version: read. It may have given reserved bytes of a file's header a meaning that can be ignored.
+//! - Another major version, an unknown `incompat` bit or an unknown checksum algorithm: the file is `Unsupported`, and
+//!   nothing is changed. No feature bit is in use yet.
+//! - An unknown `compat` bit: also `Unsupported`, because this version cannot open a store read-only. A version that
+//!   can may read the store but must not write to it.
+//! - A hint file with any of these is treated like a damaged hint file: it is ignored and rewritten. The MANIFEST and
+//!   the segments determine the version of a store.
+//! - A newer minor version: readable. It may assign a meaning to reserved bytes of a file's header that an older
+//!   version can ignore.
 //!
 //! # Segment
 //!
-//! A header of one sector, then records, each at a multiple of 8 bytes, without gaps; in a sealed segment the last
-//! record is a footer, and the file ends with it. Ids are never used again, nor is the salt, which is random and must
-//! not be known to those who choose keys and values.
+//! A segment is a header of one sector followed by records. Each record starts at a multiple of 8 bytes, and there are
+//! no gaps. The last record of a sealed segment is a footer, and the file ends with it. Segment ids and salts are never
+//! reused. The salt is random and must be unknown to anyone who chooses keys and values.
 //!
 //! ```text
 //! offset  size  segment header
@@ -59,8 +63,8 @@
 //!     40     8  segment_id
 //!     48     8  salt
 //!     56     8  first_seq     no tombstone with a smaller sequence number hides a record of this segment: the
-//!                             store's next one when the segment was created, or when the compaction began
-//!                             that made it
+//!                             store's next sequence number when the segment was created, or, for the output
+//!                             of a compaction, when the compaction began
 //!     64   444  reserved      zero
 //!    508     4  crc           of bytes 0..508
 //! ```
@@ -81,36 +85,36 @@
 //!
 //! ```text
 //! offset  size  record
-//!      0     4  header_crc     of salt, segment_id, the record's offset (8 bytes each), then bytes 4..40
-//!      4     4  payload_crc    of the key, then the value as stored
+//!      0     4  header_crc     of salt, segment_id, record offset (8 bytes each), then bytes 4..40
+//!      4     4  payload_crc    of the key, then the stored value
 //!      8     1  kind           1 = put, 2 = tombstone, 3 = batch frame, 4 = watermark, 5 = footer
-//!      9     1  compression    of the value: 0 = none, the only one yet
-//!     10     2  key_len        1..=65_535 for a put or tombstone, 0 for all else
-//!     12     4  value_len      as stored; 0 for a tombstone, 24, 16 and 40 for kinds 3, 4 and 5
+//!      9     1  compression    of the value: 0 = none, the only one defined
+//!     10     2  key_len        1..=65_535 for a put or tombstone, otherwise 0
+//!     12     4  value_len      of the stored value; 0 for a tombstone; 24, 16 and 40 for kinds 3, 4 and 5
 //!     16     8  seq            order of the write
-//!     24     8  expires_at_ms  0 = never; 0 for all but puts
-//!     32     4  namespace      of the key; 0 for all but puts and tombstones
+//!     24     8  expires_at_ms  0 = never; always 0 except for puts
+//!     32     4  namespace      of the key; 0 except for puts and tombstones
 //!     36     4  ordinal        number of records before this one in the segment
-//!     40     -  key, then value, then zeroes up to a multiple of 8
+//!     40     -  key, then value, then zeros up to a multiple of 8
 //! ```
 //!
-//! **What each checksum is for.** `header_crc` is verified before any field is believed, so no damaged length is ever
-//! followed. It ties the header to its place: right bytes in the wrong place (a misdirected write, a stale sector, a
-//! record of another segment) fail it, and so does an image of a record inside a value, whose author cannot know the
-//! salt; by luck such an image passes once in 2^32 tries. `payload_crc` depends on key and value alone, yet it is tied
-//! to the place too, because the header's checksum covers it: to be accepted at another place, a payload would have to
-//! have the very checksum that was written into the header there. This is why compaction carries a payload's checksum
-//! unchanged from the first write to the last copy. It need not compute a new one over bytes it has just read, and so
-//! can never give bytes that went bad on the way a checksum that says they are good. The padding is compared with zero.
+//! **What each checksum is for.** A reader verifies `header_crc` before it uses any field, so it never follows a
+//! damaged length. `header_crc` binds the header to its place: correct bytes in the wrong place (a misdirected write, a
+//! stale sector, a record of another segment) fail the check. The image of a record inside a value fails it too,
+//! because the author of the value does not know the salt; such an image passes once in 2^32 attempts. `payload_crc`
+//! depends only on key and value, but `header_crc` covers it and so binds it to the same place: a payload is accepted
+//! elsewhere only if its checksum equals the one in the header there. Compaction therefore carries `payload_crc`
+//! unchanged from the first write to the last copy. It computes no new checksum from bytes that it has just read, so it
+//! can never give damaged bytes a valid checksum. The padding must be zero.
 //!
-//! **What the ordinal is for.** Ordinals count up by one from 0; a gap, or one that does not fit, is damage, even where
-//! every record by itself is right.
+//! **What the ordinal is for.** Ordinals count up by one from 0. A gap or a wrong ordinal is damage, even if every
+//! record by itself is valid.
 //!
-//! A header of nothing but zeroes was never written. Zeroes and old bytes after the last record of the segment that was
-//! active at a crash are what a torn write leaves; in a sealed segment they are damage. So is filler, bytes of
-//! [`FILLER`] that may lie behind the records of an active segment for later ones to overwrite: as headers they are
-//! of a kind that there is not, should their checksum ever be right by chance. After damage the next record is
-//! found by trying each multiple of 8: see [`find_record`].
+//! A header of zeros was never written. Zeros and old bytes after the last record of the segment that was active at a
+//! crash are the result of a torn write; in a sealed segment they are damage. The same holds for prewritten padding:
+//! bytes of [`PREWRITTEN_BYTE`] behind the records of an active segment, which later records overwrite. Read as a
+//! header, the padding has an invalid kind, even if its checksum were correct by chance. After damage, a reader finds
+//! the next record by trying each multiple of 8; see [`find_record`].
 //!
 //! A put of "apple" = "green" at offset 512, sequence number 40, ordinal 0, namespace 2, expiring at 1,700,000,000,000:
 //!
@@ -133,20 +137,20 @@
 //!
 //! # Frames
 //!
-//! Records about the log itself have no key, and a value of fixed length that leaves no padding.
+//! Frames are records about the log itself. A frame has no key, and a value of fixed length that needs no padding.
 //!
-//! **Batch frame**: the records of an atomic batch follow at once. All of them are applied, or, if any is not right,
-//! none.
+//! **Batch frame**: starts an atomic batch. The records of the batch follow directly. They are all applied, or, if any
+//! of them is invalid, none is.
 //!
 //! ```text
-//! offset  size  value of a batch frame, which is at 40 of its record
+//! offset  size  value of a batch frame, at offset 40 of its record
 //!      0     4  count           records in the batch, at least 1
 //!      4     4  reserved        zero
-//!      8     8  bytes           of these records, padding included, the frame not; a multiple of 8
-//!     16     8  durable_offset  bytes of this segment below here were known durable when the frame was written
+//!      8     8  bytes           of these records with their padding, without the frame; a multiple of 8
+//!     16     8  durable_offset  when the frame was written, all bytes of the segment below this offset were known durable
 //! ```
 //!
-//! The frame's sequence number is that of its first member. Two records of 104 bytes in all, at offset 512:
+//! The sequence number of the frame is that of its first member. Two records of 104 bytes in total, at offset 512:
 //!
 //! ```text
 //! example: batch frame
@@ -156,13 +160,13 @@
 //! 0030  68 00 00 00 00 00 00 00 00 02 00 00 00 00 00 00
 //! ```
 //!
-//! **Watermark**: written at the start of a commit group. A segment that turns out to be damaged below a
-//! `durable_offset` which a later record of it mentions has lost something that was acknowledged, and is not just torn.
+//! **Watermark**: starts a commit group. Damage below a `durable_offset` that a later record of the same segment states
+//! has destroyed acknowledged data; it is not a torn tail.
 //!
 //! ```text
 //! offset  size  value of a watermark
-//!      0     8  durable_offset  bytes of this segment below here were known durable
-//!      8     8  durable_seq     records up to this sequence number were known durable
+//!      0     8  durable_offset  all bytes of the segment below this offset were known durable
+//!      8     8  durable_seq     all records up to this sequence number were known durable
 //! ```
 //!
 //! At offset 512, with everything up to sequence number 39 durable:
@@ -175,21 +179,21 @@
 //! 0030  27 00 00 00 00 00 00 00
 //! ```
 //!
-//! **Footer**: makes a segment a sealed one, which never changes again. The file is `data_len` + 80 bytes long.
+//! **Footer**: makes the segment a sealed one, which never changes again. The file is `data_len` + 80 bytes long.
 //!
 //! ```text
 //! offset  size  value of a footer
-//!      0     8  data_len      length of everything before the footer, so the footer's own offset
-//!      8     8  min_seq       smallest sequence number of its puts and tombstones, 0 without any
-//!     16     8  max_seq       largest one, 0 without any
-//!     24     4  record_count  records of every kind before the footer, so the footer's own ordinal
+//!      0     8  data_len      bytes before the footer, which is the footer's offset
+//!      8     8  min_seq       smallest sequence number of the puts and tombstones; 0 if there are none
+//!     16     8  max_seq       largest sequence number of the puts and tombstones; 0 if there are none
+//!     24     4  record_count  records of every kind before the footer, which is the footer's ordinal
 //!     28     4  file_crc      of bytes 0..data_len of the file
 //!     32     8  reserved      zero
 //! ```
 //!
-//! Bytes followed by their own CRC contribute the same to a longer CRC whatever they are. So `file_crc` does not depend
-//! on which segment header the file begins with: that header's own checksum vouches for it, and the manifest says whose
-//! it is.
+//! A CRC that covers bytes followed by their own CRC does not depend on those bytes. `file_crc` is therefore
+//! independent of the segment header at the start of the file. The header's own checksum protects the header, and the
+//! manifest identifies the segment.
 //!
 //! At offset 1024, ordinal 5:
 //!
@@ -204,24 +208,24 @@
 //!
 //! # Manifest
 //!
-//! The list of the live segments. It is replaced as a whole; a segment file that it does not list is not part of the
-//! store.
+//! The manifest lists the live segments. Every change replaces the whole file. A segment file that the manifest does
+//! not list is not part of the store.
 //!
 //! ```text
 //! offset  size  manifest
 //!      0    40  prelude
-//!     40     8  generation       one more than that of the manifest before
-//!     48     8  next_segment_id  no segment had this id or a larger one when it was written
-//!     56     8  next_seq         no record in a listed, sealed segment has this sequence number or a larger one
-//!     64     8  count            n, number of segments
-//!     72     4  active_segment   the listed segment that is appended to and may lack a footer, 0 = none
+//!     40     8  generation       one more than that of the previous manifest
+//!     48     8  next_segment_id  when the manifest was written, no segment had this id or a larger one
+//!     56     8  next_seq         no record in a listed sealed segment has this sequence number or a larger one
+//!     64     8  count            n, the number of segments
+//!     72     4  active_segment   the listed segment that receives appends and may lack a footer; 0 = none
 //!     76     4  crc              of bytes 0..76
-//!     80    16  n times: segment id, salt (8 bytes each); ids ascend, all below next_segment_id
-//!      -     4  list_crc         of bytes 76..80 + 16 n, which is the header's checksum and the list
+//!     80    16  n times: segment id, salt (8 bytes each); ids ascend and are below next_segment_id
+//!      -     4  list_crc         of bytes 76..80 + 16 n: the header's checksum and the list
 //! ```
 //!
-//! The list's checksum covers the header by way of the header's checksum, and would not if it covered all the bytes:
-//! see the footer. Segments 3 (salt 0x33) and 7 (active), generation 9, next ids 8 and 42:
+//! `list_crc` covers the header by covering the header's checksum. A CRC of all bytes would not cover the header, for
+//! the reason given under the footer. Segments 3 (salt 0x33) and 7 (active), generation 9, next ids 8 and 42:
 //!
 //! ```text
 //! example: manifest
@@ -237,9 +241,9 @@
 //!
 //! # Hint file
 //!
-//! The keys of a sealed segment and where their records are, so that opening the store need not read the values.
-//! Derived: a hint file that is missing, damaged, or about another segment, length or checksum is passed over, and the
-//! segment read.
+//! A hint file holds the keys of a sealed segment and the locations of their records, so that opening a store need not
+//! read the values. It is derived data: a hint file that is missing, damaged, or made for another segment, length or
+//! checksum is ignored, and the segment is scanned.
 //!
 //! ```text
 //! offset  size  hint file
@@ -251,17 +255,17 @@
 //!     72     4  file_crc       as in the segment's footer
 //!     76    16  reserved       zero
 //!     92     4  crc            of bytes 0..92
-//!     96     -  blocks up to the end of the file, each of about 64 KiB, none empty
+//!     96     -  blocks up to the end of the file, each of about 64 KiB; no block is empty
 //!
 //! offset  size  block
-//!      0     4  crc            of salt, segment_id, the block's offset in this file (8 bytes each), then all after it
-//!      4     4  len            bytes of its entries
-//!      8     4  count          of its entries, at least 1
+//!      0     4  crc            of salt, segment_id, block offset in this file (8 bytes each), then the rest of the block
+//!      4     4  len            bytes of the entries
+//!      8     4  count          of the entries, at least 1
 //!     12     4  reserved       zero
 //!     16   len  entries, in any order
 //!
 //! offset  size  entry
-//!      0     8  seq            this and what follows: as in the record
+//!      0     8  seq            this and the fields without a comment: as in the record
 //!      8     8  offset         of the record: a multiple of 8; the record ends at or before data_len
 //!     16     8  expires_at_ms
 //!     24     4  value_len
@@ -291,6 +295,7 @@
 //! ```
 
 mod bytes;
+mod constants;
 mod crc;
 mod error;
 mod frames;
@@ -302,6 +307,10 @@ mod segment_header;
 #[cfg(test)]
 mod tests;
 
+pub use constants::{
+    ALIGN, BATCH_FRAME_LEN, CHECKSUM_CRC32, FOOTER_LEN, FORMAT_MAJOR, FORMAT_MINOR, KNOWN_COMPAT, KNOWN_INCOMPAT,
+    MAX_KEY_LEN, MAX_SEQ, MAX_VALUE_LEN, PREWRITTEN_BYTE, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, WATERMARK_LEN,
+};
 pub use crc::{Binding, PayloadCrc, payload_crc};
 pub use error::DecodeError;
 pub use frames::{BatchFrame, Footer, Watermark};
@@ -311,57 +320,3 @@ pub use manifest::{MANIFEST_HEADER_LEN, MANIFEST_SEGMENT_LEN, Manifest, Manifest
 pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
 pub use record::{find_record, patch_header, read_record, read_record_of, record_len};
 pub use segment_header::SegmentHeader;
-
-/// Refuses what no store reaches.
-const fn check_seq(seq: u64) -> Result<(), DecodeError> {
-    if seq <= MAX_SEQ { Ok(()) } else { Err(DecodeError::Sequence) }
-}
-
-/// Major version of the format this code reads and writes.
-pub const FORMAT_MAJOR: u16 = 1;
-
-/// Minor version of the format this code writes.
-pub const FORMAT_MINOR: u16 = 0;
-
-/// Tag of the one checksum algorithm: CRC-32 (IEEE 802.3, as in zlib).
-pub const CHECKSUM_CRC32: u8 = 1;
-
-/// Features this version understands that a reader must understand.
-pub const KNOWN_INCOMPAT: u32 = 0;
-
-/// Features this version understands that only a writer must understand.
-pub const KNOWN_COMPAT: u32 = 0;
-
-const _: () = assert!(KNOWN_INCOMPAT | KNOWN_COMPAT == 0, "features in use have to be carried into the next MANIFEST");
-
-/// Records start at multiples of this.
-pub const ALIGN: u64 = 8;
-
-/// What may lie behind the last record of a segment that is being written. Not zero, so that bytes that were lost can be
-/// told from bytes that were never written, and because some disks keep no blocks for zeroes.
-pub const FILLER: u8 = 0xA5;
-
-/// Bytes of a segment's header: one sector, the least that a disk writes whole.
-pub const SEGMENT_HEADER_LEN: usize = 512;
-
-/// Bytes of a record's header.
-pub const RECORD_HEADER_LEN: usize = 40;
-
-/// Bytes of a whole footer record.
-pub const FOOTER_LEN: usize = 80;
-
-/// Bytes of a whole watermark record.
-pub const WATERMARK_LEN: usize = 56;
-
-/// Bytes of a whole batch frame, its members not included.
-pub const BATCH_FRAME_LEN: usize = 64;
-
-/// The largest sequence number. The keydir needs the bit above it.
-pub const MAX_SEQ: u64 = (1 << 63) - 1;
-
-/// The longest key.
-pub const MAX_KEY_LEN: usize = 65_535;
-
-/// The longest value: 4 GiB − 1 less room for the header, the longest key and the padding, so that the length of every
-/// record fits 32 bits.
-pub const MAX_VALUE_LEN: u32 = 4_294_901_712;

@@ -1,16 +1,17 @@
-//! The 40 bytes every file starts with, and what decides whether this version may read it.
+//! The 40 bytes at the start of every file, which decide whether this version may read the file.
 
 use super::bytes::{Fields, is_zero, put};
-use super::{CHECKSUM_CRC32, DecodeError, FORMAT_MAJOR, FORMAT_MINOR, KNOWN_COMPAT, KNOWN_INCOMPAT};
+use super::constants::{CHECKSUM_CRC32, FORMAT_MAJOR, FORMAT_MINOR, KNOWN_COMPAT, KNOWN_INCOMPAT};
+use super::error::DecodeError;
 
-/// Magic bytes of each type of file.
+/// The magic bytes of each type of file.
 pub(super) mod magic {
     pub(in crate::format) const SEGMENT: [u8; 8] = *b"RCSKSEG\n";
     pub(in crate::format) const MANIFEST: [u8; 8] = *b"RCSKMAN\n";
     pub(in crate::format) const HINT: [u8; 8] = *b"RCSKHNT\n";
 }
 
-/// Which version wrote a file, with which features, for which store.
+/// The version that wrote a file, the features in use, and the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Prelude {
     pub(super) format_major: u16,
@@ -21,12 +22,13 @@ pub(super) struct Prelude {
 }
 
 impl Prelude {
-    /// What this version writes.
+    /// The prelude that this version writes.
     pub(super) fn current(store_id: [u8; 16]) -> Self {
         Self { format_major: FORMAT_MAJOR, format_minor: FORMAT_MINOR, incompat: 0, compat: 0, store_id }
     }
 
-    /// Fills in the start of `header` and, when the rest of it is in place, its checksum in the last four bytes.
+    /// Writes the prelude to the start of `header` and the checksum to its last four bytes. The rest is already in
+    /// place.
     pub(super) fn seal(&self, header: &mut [u8], magic: [u8; 8]) {
         put(header, 0, magic);
         put(header, 8, self.format_major.to_le_bytes());
@@ -40,8 +42,8 @@ impl Prelude {
         put(header, at, crc.to_le_bytes());
     }
 
-    /// Verifies a whole header of `LEN` bytes at the start of `bytes` and decides whether this version may read it.
-    /// The fields after the prelude, the checksum not among them, come back unread.
+    /// Verifies a whole header of `LEN` bytes at the start of `bytes` and decides whether this version may read the
+    /// file. Returns the prelude, and the fields between it and the checksum unread.
     pub(super) fn open<const LEN: usize>(bytes: &[u8], magic: [u8; 8]) -> Result<(Self, Fields<'_>), DecodeError> {
         let Some(header) = bytes.first_chunk::<LEN>() else {
             return Err(DecodeError::Incomplete { needed: LEN as u64 });
@@ -63,7 +65,7 @@ impl Prelude {
         let reserved: [u8; 3] = fields.array()?;
         let (incompat, compat) = (fields.u32()?, fields.u32()?);
         let prelude = Self { format_major, format_minor, incompat, compat, store_id: fields.array()? };
-        // A store is never opened to be read only, so what must not be written is refused like what cannot be read.
+        // No store is opened read-only, so a file that must not be written is refused like one that cannot be read.
         if format_major != FORMAT_MAJOR || incompat & !KNOWN_INCOMPAT != 0 || compat & !KNOWN_COMPAT != 0 {
             let (found_major, found_minor) = (format_major, format_minor);
             return Err(DecodeError::Unsupported { found_major, found_minor, incompat, compat });
@@ -74,7 +76,7 @@ impl Prelude {
         prelude.reserved(&reserved).map(|()| (prelude, fields))
     }
 
-    /// Judges bytes this version writes as zero: a newer minor version may have put there what can be ignored.
+    /// Checks bytes that this version writes as zero. A newer minor version may store ignorable data there.
     pub(super) fn reserved(&self, bytes: &[u8]) -> Result<(), DecodeError> {
         if self.format_minor > FORMAT_MINOR || is_zero(bytes) { Ok(()) } else { Err(DecodeError::Reserved) }
     }

@@ -1,30 +1,31 @@
-//! One record: header, key, value, padding. Encoding, decoding, and finding the next one after damage.
+//! One record: header, key, value and padding. Encodes and decodes it, and finds the next record after damage.
 //!
-//! Knows no files and no policy: what a refused record means (a torn tail, corruption) is for the reader of the
-//! segment. Every decoder checks the header's checksum before it believes any of its fields.
+//! This module knows neither files nor policy: the reader of the segment decides whether a refused record is a torn
+//! tail or corruption. Every decoder verifies the header's checksum before it uses any field of the header.
 
 use super::bytes::{Fields, is_zero, put};
-use super::{ALIGN, Binding, DecodeError, MAX_KEY_LEN, MAX_VALUE_LEN, check_seq};
-use super::{RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, payload_crc};
+use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, check_seq};
+use super::crc::{Binding, payload_crc};
+use super::error::DecodeError;
 
-/// What a record is. 0 is not a kind: it means never written.
+/// The kind of a record. 0 is not a kind; it means "never written".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum RecordKind {
     /// A key and its value.
     Put = 1,
-    /// A key that has no value any more.
+    /// A key that was deleted.
     Tombstone = 2,
-    /// The start of an atomic batch: see [`BatchFrame`](super::BatchFrame).
+    /// The start of an atomic batch; see [`BatchFrame`](super::BatchFrame).
     Batch = 3,
-    /// How much was durable when this was written: see [`Watermark`](super::Watermark).
+    /// What was durable when this record was written; see [`Watermark`](super::Watermark).
     Watermark = 4,
-    /// The end of a sealed segment: see [`Footer`](super::Footer).
+    /// The end of a sealed segment; see [`Footer`](super::Footer).
     Footer = 5,
 }
 
 impl RecordKind {
-    /// The tag on disk.
+    /// The tag that stands for this kind on disk.
     pub const fn tag(self) -> u8 {
         self as u8
     }
@@ -41,7 +42,7 @@ impl RecordKind {
         }
     }
 
-    /// Bytes of the value that a record of this kind must have, if the kind says.
+    /// Bytes of the value, for the kinds that determine them.
     pub(super) const fn fixed_value_len(self) -> Option<u32> {
         match self {
             Self::Put => None,
@@ -53,37 +54,37 @@ impl RecordKind {
     }
 }
 
-/// [`ALIGN`] as a count of bytes in memory.
+/// [`ALIGN`] as a `usize`.
 const STEP: usize = 8;
 
-/// No compression: the only tag this version knows.
+/// The tag for no compression, the only one that this version knows.
 pub const COMPRESSION_NONE: u8 = 0;
 
 /// The fixed part at the start of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
-    /// [`payload_crc`] of key and stored value.
+    /// [`payload_crc`] of the key and the stored value.
     pub payload_crc: u32,
-    /// What the record is.
+    /// The kind of the record.
     pub kind: RecordKind,
-    /// How the stored value was compressed; [`COMPRESSION_NONE`] for everything but a put.
+    /// How the stored value is compressed; always [`COMPRESSION_NONE`] except for puts.
     pub compression: u8,
-    /// Bytes of the key: 1..=[`MAX_KEY_LEN`] for puts and tombstones, 0 for all else.
+    /// Bytes of the key: 1..=[`MAX_KEY_LEN`] for puts and tombstones, otherwise 0.
     pub key_len: u16,
-    /// Bytes of the value as stored, 0..=[`MAX_VALUE_LEN`].
+    /// Bytes of the stored value, 0..=[`MAX_VALUE_LEN`].
     pub value_len: u32,
-    /// Sequence number of the write; compaction keeps it.
+    /// Sequence number of the write. Compaction keeps it.
     pub seq: u64,
-    /// When the value expires, in milliseconds since 1970; 0 = never, and for everything but a put.
+    /// When the value expires, in milliseconds since 1970; 0 = never. Always 0 except for puts.
     pub expires_at_ms: u64,
     /// Namespace of the key; 0 for frames.
     pub namespace: u32,
-    /// Number of records before this one in its segment.
+    /// Number of records before this one in the segment.
     pub ordinal: u32,
 }
 
 impl RecordHeader {
-    /// The header's bytes with sequence number, ordinal and checksum still missing: see [`patch_header`].
+    /// Encodes the header without sequence number, ordinal and checksum; [`patch_header`] adds them.
     pub fn draft(&self) -> [u8; RECORD_HEADER_LEN] {
         debug_assert_eq!(self.check(), Ok(()), "a header that would be refused when read: {self:?}");
         let mut out = [0; RECORD_HEADER_LEN];
@@ -96,14 +97,14 @@ impl RecordHeader {
         out
     }
 
-    /// The header's bytes for a record at `offset` of the segment that `binding` stands for.
+    /// Encodes the header of a record at `offset` of the segment of `binding`.
     pub fn encode(&self, binding: &Binding, offset: u64) -> [u8; RECORD_HEADER_LEN] {
         let mut out = self.draft();
         patch_header(&mut out, binding, offset, self.seq, self.ordinal);
         out
     }
 
-    /// Reads the header at the start of `bytes`, which are those from `offset` of the segment on.
+    /// Decodes the header at the start of `bytes`, which begin at `offset` of the segment.
     pub fn decode(bytes: &[u8], binding: &Binding, offset: u64) -> Result<Self, DecodeError> {
         let mut fields = Fields::new(bytes);
         let header: [u8; RECORD_HEADER_LEN] = fields.array()?;
@@ -130,7 +131,7 @@ impl RecordHeader {
         decoded.check().map(|()| decoded)
     }
 
-    /// The rules a right checksum does not replace: a header that breaks them was never written by this version.
+    /// Checks the rules that a checksum cannot check. This version never writes a header that breaks them.
     fn check(&self) -> Result<(), DecodeError> {
         if self.compression != COMPRESSION_NONE {
             return Err(DecodeError::Compression(self.compression));
@@ -154,63 +155,63 @@ impl RecordHeader {
         u64::from(self.key_len) + u64::from(self.value_len)
     }
 
-    /// Bytes of the whole record with its padding. Never more than [`u32::MAX`].
+    /// Bytes of the whole record with its padding, at most [`u32::MAX`].
     pub fn record_len(&self) -> u64 {
         (RECORD_HEADER_LEN as u64 + self.payload_len()).next_multiple_of(ALIGN)
     }
 }
 
-/// Bytes of a whole record, padding included, with a key and a value of these lengths.
+/// Bytes of a whole record, with its padding, for a key and a value of these lengths.
 ///
-/// The lengths are taken to be within the limits; beyond them the answer is right all the same, up to [`u64::MAX`].
+/// The result is also correct for lengths beyond the limits, and saturates at [`u64::MAX`].
 pub fn record_len(key_len: usize, value_len: usize) -> u64 {
     let unpadded = (RECORD_HEADER_LEN as u64).saturating_add(key_len as u64).saturating_add(value_len as u64);
     unpadded.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX)
 }
 
-/// Completes a [drafted](RecordHeader::draft) header once its place is known: fills in sequence number, ordinal and
-/// checksum. The only part of encoding a put that happens under the log's lock.
+/// Completes a [draft](RecordHeader::draft) of a header once the record's place is known: writes sequence number,
+/// ordinal and checksum. No other part of encoding a put runs under the log's lock.
 ///
 /// # Panics
 ///
-/// If `header` is not [`RECORD_HEADER_LEN`] bytes long. Going on would write a record that no reader accepts.
+/// If `header` is not [`RECORD_HEADER_LEN`] bytes long. To continue would write a record that no reader accepts.
 pub fn patch_header(header: &mut [u8], binding: &Binding, offset: u64, seq: u64, ordinal: u32) {
     assert_eq!(header.len(), RECORD_HEADER_LEN, "a record header has a fixed length");
-    debug_assert!(offset.is_multiple_of(ALIGN), "records are aligned, {offset} is not");
+    debug_assert!(offset.is_multiple_of(ALIGN), "record offset {offset} is not aligned");
     put(header, 16, seq.to_le_bytes());
     put(header, 36, ordinal.to_le_bytes());
     let crc = binding.header_crc(offset, &header[4..]);
     put(header, 0, crc.to_le_bytes());
 }
 
-/// A verified record, borrowed from the bytes it was read from.
+/// A verified record that borrows the bytes it was read from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// Its header.
+    /// The header.
     pub header: RecordHeader,
-    /// Its key; empty for frames.
+    /// The key; empty for frames.
     pub key: &'a [u8],
-    /// Its value as stored.
+    /// The stored value.
     pub value: &'a [u8],
-    /// Bytes of the whole record with its padding: the next one starts so much later.
+    /// Bytes of the whole record with its padding, which is the distance to the next record.
     pub len: u64,
 }
 
-// Keys and values are the user's secrets and stay out of logs.
+// Keys and values may be secret, so they never appear in logs.
 impl std::fmt::Debug for Record<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Record").field("header", &self.header).field("len", &self.len).finish_non_exhaustive()
     }
 }
 
-/// Reads and verifies the whole record at the start of `bytes`, which are those from `offset` of the segment on and may
-/// go beyond the record. [`DecodeError::Incomplete`] says how many there must be; whether the file can have so many is
-/// for the caller to compare, before it allocates.
+/// Decodes and verifies the whole record at the start of `bytes`, which begin at `offset` of the segment and may extend
+/// beyond the record. [`DecodeError::Incomplete`] states how many bytes are needed; the caller compares that with the
+/// length of the file before it allocates.
 pub fn read_record<'a>(bytes: &'a [u8], binding: &Binding, offset: u64) -> Result<Record<'a>, DecodeError> {
     read_record_of(RecordHeader::decode(bytes, binding, offset)?, bytes)
 }
 
-/// As [`read_record`], of a record whose header was decoded from the same `bytes` before.
+/// Like [`read_record`], for a `header` that was already decoded from the same `bytes`.
 pub fn read_record_of(header: RecordHeader, bytes: &[u8]) -> Result<Record<'_>, DecodeError> {
     let len = header.record_len();
     let whole = usize::try_from(len).ok().and_then(|len| bytes.get(..len));
@@ -227,17 +228,17 @@ pub fn read_record_of(header: RecordHeader, bytes: &[u8]) -> Result<Record<'_>, 
     Ok(Record { header, key, value, len })
 }
 
-/// Where, at or after `from`, the next record header stands, after damage has made the lengths unusable.
+/// Finds the offset of the next record header at or after `from`, where damage has made the record lengths unusable.
 ///
-/// `bytes` are those from `base_offset` of the segment on. Only the header is verified: the record may be damaged
-/// further on. Looks at every aligned offset whose header lies within `bytes`, in one pass.
+/// `bytes` begin at `base_offset` of the segment. Only the header is verified; the rest of the record may be damaged.
+/// The search tries every aligned offset whose header lies within `bytes`, in one pass.
 pub fn find_record(bytes: &[u8], binding: &Binding, base_offset: u64, from: u64) -> Option<u64> {
     let start = from.max(base_offset).max(SEGMENT_HEADER_LEN as u64).checked_next_multiple_of(ALIGN)?;
     let skip = usize::try_from(start - base_offset).ok()?;
     let windows = bytes.get(skip..)?.windows(RECORD_HEADER_LEN).step_by(STEP);
     windows.zip(0..).find_map(|(window, index)| {
         let offset = start.checked_add(index * ALIGN)?;
-        // The kind costs one look and rules out most places; the checksum decides.
+        // Testing the kind is cheap and rules out most offsets. The checksum decides.
         RecordKind::from_tag(window[8])?;
         RecordHeader::decode(window, binding, offset).ok().map(|_| offset)
     })
@@ -245,7 +246,7 @@ pub fn find_record(bytes: &[u8], binding: &Binding, base_offset: u64, from: u64)
 
 const _: () = {
     let longest = RECORD_HEADER_LEN as u64 + MAX_KEY_LEN as u64 + MAX_VALUE_LEN as u64;
-    assert!(longest.next_multiple_of(ALIGN) <= u32::MAX as u64, "the length of any record fits 32 bits");
-    assert!(STEP as u64 == ALIGN, "two names of one number");
+    assert!(longest.next_multiple_of(ALIGN) <= u32::MAX as u64, "the length of any record fits in 32 bits");
+    assert!(STEP as u64 == ALIGN, "STEP is ALIGN as a usize");
     assert!(MAX_KEY_LEN == u16::MAX as usize, "every value of key_len is within the limit");
 };

@@ -1,33 +1,34 @@
-//! The first sector of a segment.
+//! The header of a segment, which is its first sector.
 
 use super::bytes::put;
+use super::constants::{FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN, check_seq};
+use super::error::DecodeError;
 use super::prelude::{Prelude, magic};
-use super::{DecodeError, FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN, check_seq};
 
-/// Who a segment is: written and made durable before the first record.
+/// Identifies a segment. It is written and made durable before the first record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// Major version of the format.
     pub format_major: u16,
     /// Minor version of the format.
     pub format_minor: u16,
-    /// Features without which the file cannot be read.
+    /// Features that a reader of the file must know.
     pub incompat: u32,
-    /// Features without which the file can be read, but its store not written.
+    /// Features that only a writer to the store must know.
     pub compat: u32,
-    /// The store it belongs to.
+    /// The store that the segment belongs to.
     pub store_id: [u8; 16],
-    /// Its id: never used again, in this store.
+    /// The id of the segment. The store never reuses it.
     pub segment_id: u64,
-    /// Random, chosen when the segment was created, not to be known to those who choose values.
+    /// A random number from the creation of the segment. It must be unknown to anyone who chooses keys and values.
     pub salt: u64,
-    /// The store's next sequence number when the segment was created or, of one that a compaction wrote, a number that
-    /// was next when it began: no tombstone with a smaller one hides a record in here.
+    /// The store's next sequence number when the segment was created or, for the output of a compaction, when the
+    /// compaction began. No tombstone with a smaller sequence number hides a record of this segment.
     pub first_seq: u64,
 }
 
 impl SegmentHeader {
-    /// The header this version writes.
+    /// The header that this version writes.
     pub fn new(store_id: [u8; 16], segment_id: u64, salt: u64, first_seq: u64) -> Self {
         Self {
             format_major: FORMAT_MAJOR,
@@ -46,7 +47,7 @@ impl SegmentHeader {
         Prelude { format_major, format_minor, incompat, compat, store_id }
     }
 
-    /// The header's bytes.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_LEN] {
         let mut out = [0; SEGMENT_HEADER_LEN];
         put(&mut out, 40, self.segment_id.to_le_bytes());
@@ -56,7 +57,7 @@ impl SegmentHeader {
         out
     }
 
-    /// Reads the header at the start of a segment.
+    /// Decodes the header at the start of a segment.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (prelude, mut fields) = Prelude::open::<SEGMENT_HEADER_LEN>(bytes, magic::SEGMENT)?;
         let Prelude { format_major, format_minor, incompat, compat, store_id } = prelude;

@@ -1,4 +1,5 @@
-//! What is alive, counted while records are published: a pass over the whole keydir afterwards would cost as much again.
+//! The live-byte counter: counts live bytes while records are published. A separate pass over the keydir would double
+//! the cost.
 
 use std::collections::HashMap;
 
@@ -6,19 +7,20 @@ use crate::format::RecordKind;
 use crate::keydir::{Keydir, KeydirUpdate, Location, Published};
 use crate::segment::Found;
 
-/// Records published at once: enough for some in every shard of the keydir.
-const TOGETHER: usize = 2048;
+/// Records per call of [`Keydir::publish_many`], enough to have some for every shard of the keydir.
+const BATCH_RECORDS: usize = 2048;
 
-/// Bytes that are alive, by segment, as far as one loader knows: what it found minus what that replaced, anywhere.
+/// Live bytes by segment, as far as one loader knows: the records that it published, less the records that these
+/// replaced in any segment.
 #[derive(Default)]
 pub(super) struct LiveByteCounter {
     live: HashMap<u32, i64>,
-    /// Whether there were any: then the keydir has to be swept.
+    /// Whether tombstones were published. If so, the keydir must be swept.
     pub(super) has_tombstones: bool,
 }
 
 impl LiveByteCounter {
-    /// Publishes one record.
+    /// Publishes one record and counts it.
     pub(super) fn publish(&mut self, keydir: &Keydir, segment: u32, found: &Found<'_>) {
         let record = loaded(segment, found);
         let published = match record.location {
@@ -28,7 +30,7 @@ impl LiveByteCounter {
         self.note(&record, published);
     }
 
-    /// Publishes many.
+    /// Publishes many records and counts them.
     fn publish_many(&mut self, keydir: &Keydir, records: &[KeydirUpdate<'_>]) {
         keydir.publish_many(records, |index, published| {
             if let Some(record) = records.get(index) {
@@ -58,45 +60,45 @@ impl LiveByteCounter {
         }
     }
 
-    /// Every segment with its bytes.
+    /// The live bytes of every segment.
     pub(super) fn into_live(self) -> impl Iterator<Item = (u32, u64)> {
-        // In all, a segment has no fewer than none.
+        // The sum over all loaders is never negative.
         self.live.into_iter().map(|(segment, bytes)| (segment, u64::try_from(bytes).unwrap_or(0)))
     }
 }
 
-/// The record as the keydir takes it.
+/// Converts a record to the form that the keydir takes.
 fn loaded<'a>(segment: u32, found: &Found<'a>) -> KeydirUpdate<'a> {
     let location = match found.kind {
-        // Offsets were checked against the file's length, and no segment reaches a location's limit.
+        // The offset lies within the file, and no segment reaches the limit of a location.
         RecordKind::Put => Location::new(segment, found.offset, found.value_len),
         _ => None,
     };
     KeydirUpdate { key: found.key, seq: found.seq, location }
 }
 
-/// Records of one segment on their way into the keydir, many at a time.
+/// Publishes the records of one segment in batches.
 pub(super) struct Publisher<'a> {
     keydir: &'a Keydir,
-    tally: &'a mut LiveByteCounter,
+    live_bytes: &'a mut LiveByteCounter,
     segment: u32,
     waiting: Vec<KeydirUpdate<'a>>,
 }
 
 impl<'a> Publisher<'a> {
-    pub(super) fn new(keydir: &'a Keydir, tally: &'a mut LiveByteCounter, segment: u32) -> Self {
-        Self { keydir, tally, segment, waiting: Vec::with_capacity(TOGETHER) }
+    pub(super) fn new(keydir: &'a Keydir, live_bytes: &'a mut LiveByteCounter, segment: u32) -> Self {
+        Self { keydir, live_bytes, segment, waiting: Vec::with_capacity(BATCH_RECORDS) }
     }
 
     pub(super) fn push(&mut self, found: &Found<'a>) {
         self.waiting.push(loaded(self.segment, found));
-        if self.waiting.len() == TOGETHER {
+        if self.waiting.len() == BATCH_RECORDS {
             self.flush();
         }
     }
 
     pub(super) fn flush(&mut self) {
-        self.tally.publish_many(self.keydir, &self.waiting);
+        self.live_bytes.publish_many(self.keydir, &self.waiting);
         self.waiting.clear();
     }
 }

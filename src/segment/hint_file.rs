@@ -1,5 +1,5 @@
-//! Hint files: made from a sealed segment as it is in the file, never from memory, and bound to it. (A compaction knows
-//! its output to the byte and makes the hint as it goes.)
+//! Writes hint files. A hint file is built from the sealed segment as it is on disk, never from memory, and is bound to
+//! the exact contents of the segment. (A compaction knows every byte of its output and builds the hint as it writes.)
 
 use std::io;
 use std::sync::Arc;
@@ -7,32 +7,35 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Found, Scan, Segment, SegmentSet, hint_file_name, tmp_name};
+use super::names::{hint_file_name, tmp_name};
+use super::scan::{Found, Scan};
+use super::set::SegmentSet;
+use super::state::Segment;
 use crate::format::{
     FOOTER_LEN, Footer, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SEGMENT_HEADER_LEN,
 };
 use crate::io::{Dir, File, Io, OpenMode, SyncKind, util};
 
-/// A hint is written in pieces of this size, with a pause after each where somebody else may want the disk: as one write
-/// of many megabytes it would stand before the commit task's next sync.
+/// Hint files are written in pieces of this size, with a pause after each piece. A single write of many megabytes would
+/// delay the commit task's next sync.
 const PIECE_BYTES: usize = 256 << 10;
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Reads the sealed `segment` and writes its hint file; at leisure if there is a clock to pause by.
+/// Reads the sealed `segment` and writes its hint file. Pauses between the pieces if there is a clock.
 pub(crate) async fn write_hint(
-    registry: &SegmentSet,
+    segments: &SegmentSet,
     segment: &Segment,
     store_id: [u8; 16],
     pauses: Option<&dyn Io>,
 ) -> io::Result<()> {
-    let file = registry.open_apart(segment)?;
+    let file = segments.open_apart(segment)?;
     let Some(hint) = build_hint(file, segment, store_id).await? else { return Ok(()) };
-    write_hint_file(&*registry.dir, segment.id, &hint, pauses).await?;
+    write_hint_file(&*segments.dir, segment.id, &hint, pauses).await?;
     segment.set_hint_bytes(hint.len() as u64);
     Ok(())
 }
 
-/// Writes the hint file of segment `id`, durably; at leisure if there is a clock to pause by.
+/// Writes the hint file of segment `id` durably. Pauses between the pieces if there is a clock.
 pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8], pauses: Option<&dyn Io>) -> io::Result<()> {
     let name = hint_file_name(id);
     let tmp = tmp_name(&name);
@@ -62,7 +65,7 @@ pub(crate) async fn write_hint_file(dir: &dyn Dir, id: u32, hint: &[u8], pauses:
     result
 }
 
-/// The hint of a segment; `None` if the segment is not whole, which is for a scan at the next open to say.
+/// Builds the hint of a segment. Returns `None` for a damaged segment; a scan at the next open reports the damage.
 async fn build_hint(file: Arc<dyn File>, segment: &Segment, store_id: [u8; 16]) -> io::Result<Option<Vec<u8>>> {
     let len = file.len()?;
     let Some(data_len) = len.checked_sub(FOOTER_LEN as u64) else { return Ok(None) };
@@ -80,7 +83,7 @@ async fn build_hint(file: Arc<dyn File>, segment: &Segment, store_id: [u8; 16]) 
     });
     let mut scan = Scan::new(file, segment.binding, &header, footer.data_len);
     let push = |found: Found<'_>| {
-        debug_assert!(matches!(found.kind, RecordKind::Put | RecordKind::Tombstone), "only these count");
+        debug_assert!(matches!(found.kind, RecordKind::Put | RecordKind::Tombstone), "a scan yields keys only");
         hint.push(HintEntry {
             key: found.key,
             kind: found.kind,

@@ -1,20 +1,21 @@
-//! The list of live segments on disk, in the MANIFEST: which files belong to the store, and which numbers are spent.
+//! The manifest store: keeps the MANIFEST, the list of live segments on disk, and hands out segment ids.
 //!
-//! An edit writes the whole list to `MANIFEST.tmp`, syncs it, renames it into place and syncs the directory. That last
-//! sync also makes the names of the segments durable that were created before. Until then the old list holds, and what
-//! is not on it is a leftover.
+//! An edit writes the whole list to `MANIFEST.tmp`, syncs it, renames it to `MANIFEST` and syncs the directory. The
+//! directory sync also makes the names of segments durable that were created before the edit. Until it succeeds, the
+//! old list is in force, and a segment that is not on it is a leftover.
 
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{MANIFEST_FILE, lacks_space, tmp_name};
+use super::names::{MANIFEST_FILE, tmp_name};
+use super::reserve::lacks_space;
 use crate::format::{Manifest, ManifestSegment};
 use crate::io::{Dir, OpenMode, SyncKind, util};
 use crate::seeded_bug::{self, SeededBug};
 
-/// The commit task and the maintenance task both edit the list, one at a time.
+/// Shared by the commit task and the maintenance task, which take turns to edit the list.
 pub(crate) type SharedManifest = Arc<futures_util::lock::Mutex<ManifestStore>>;
 
 /// The list as it is on disk. One task at a time edits it.
@@ -22,18 +23,18 @@ pub(crate) type SharedManifest = Arc<futures_util::lock::Mutex<ManifestStore>>;
 pub(crate) struct ManifestStore {
     dir: Arc<dyn Dir>,
     durable: Manifest,
-    /// The next id to hand out; ids of failed attempts are spent too.
+    /// The next id to hand out. The ids of failed attempts are used up, too.
     next_segment_id: u64,
-    /// Made from the segments themselves: nothing on disk says the same yet.
+    /// The list was rebuilt from the segments and is not on disk yet.
     is_rebuilt: bool,
 }
 
 /// Why an edit failed.
 #[derive(Debug)]
 pub(crate) enum ManifestError {
-    /// The old list holds.
+    /// The old list is still in force.
     NotChanged(io::Error),
-    /// Nobody knows which list a crash would leave: the store must not go on.
+    /// Either list may be in force after a crash, so the store must stop writing.
     Unknown(io::Error),
 }
 
@@ -42,7 +43,7 @@ impl ManifestStore {
         Self { dir, durable, next_segment_id, is_rebuilt: false }
     }
 
-    /// A list that stands in for one that was lost.
+    /// A list that replaces a lost MANIFEST.
     pub(crate) fn rebuilt(dir: Arc<dyn Dir>, list: Manifest, next_segment_id: u64) -> Self {
         Self { is_rebuilt: true, ..Self::new(dir, list, next_segment_id) }
     }
@@ -59,34 +60,34 @@ impl ManifestStore {
         &self.durable.segments
     }
 
-    /// Ids from here on were never spent, as far as the list on disk knows.
+    /// The next segment id according to the list on disk.
     pub(crate) fn durable_next_segment_id(&self) -> u64 {
         self.durable.next_segment_id
     }
 
-    /// A number that no record had reached when the list was written.
+    /// A sequence number that no record in a listed sealed segment reaches.
     pub(crate) fn next_seq(&self) -> u64 {
         self.durable.next_seq
     }
 
-    /// Spends all ids up to `id`.
+    /// Marks all ids up to `id` as used.
     pub(crate) fn spend_ids_up_to(&mut self, id: u64) {
         self.next_segment_id = self.next_segment_id.max(id.saturating_add(1));
     }
 
-    /// The listed segment that is appended to, or was when the store stopped; 0 = none.
+    /// The listed segment that receives appends, or did when the store stopped; 0 = none.
     pub(crate) fn active_segment(&self) -> u32 {
         self.durable.active_segment
     }
 
-    /// Spends an id.
+    /// Hands out an id.
     pub(crate) fn take_segment_id(&mut self) -> u64 {
         let id = self.next_segment_id;
         self.next_segment_id += 1;
         id
     }
 
-    /// Adds and removes segments, in one step. `next_seq` is a number no record has reached.
+    /// Adds and removes segments in one atomic edit. `next_seq` is a sequence number that no record has reached.
     pub(crate) async fn change(
         &mut self,
         added: &[ManifestSegment],
@@ -104,8 +105,8 @@ impl ManifestStore {
         self.edit(segments, active_segment, next_seq).await
     }
 
-    /// Makes `segments` the live ones and `active_segment`, which is one of them or 0, the one that may lack a footer.
-    /// `next_seq` is a number no record has reached.
+    /// Replaces the list. `active_segment`, one of `segments` or 0, is the segment that may lack a footer. `next_seq`
+    /// is a sequence number that no record has reached.
     pub(crate) async fn edit(
         &mut self,
         segments: Vec<ManifestSegment>,
@@ -136,18 +137,19 @@ async fn write_new(dir: &dyn Dir, manifest: &Manifest) -> Result<(), ManifestErr
         }
         let file = dir.open(&tmp, OpenMode::CreateNew)?;
         util::write_all(&*file, vec![Bytes::from(manifest.encode())], 0).await?;
-        // A failed sync of a file that is then thrown away loses nothing of anybody's.
+        // If this sync fails, the file is discarded, so no data is lost.
         file.sync(SyncKind::All).await
     };
     prepared.await.map_err(|error| {
-        // Best effort: the next edit, or the next open, removes it too.
+        // Best effort: the next edit or the next open removes the file, too.
         let _ = dir.unlink(&tmp);
         ManifestError::NotChanged(error)
     })?;
     dir.rename(&tmp, MANIFEST_FILE).map_err(|error| {
-        // It may have happened all the same; but not if there was no space for it, and the file still has its first name.
-        let is_undone = lacks_space(&error) && dir.unlink(&tmp).is_ok();
-        if is_undone { ManifestError::NotChanged(error) } else { ManifestError::Unknown(error) }
+        // A rename that reports an error may still have happened. It did not if the disk was full and the temporary
+        // name still existed.
+        let did_not_happen = lacks_space(&error) && dir.unlink(&tmp).is_ok();
+        if did_not_happen { ManifestError::NotChanged(error) } else { ManifestError::Unknown(error) }
     })?;
     if seeded_bug::is(SeededBug::NoDirectorySync) {
         return Ok(());

@@ -1,20 +1,20 @@
-//! The names of the store's files. Every name is made here, and none is ever taken from a file's contents.
+//! The names of the store's files. All names are made here; none comes from the contents of a file.
 
-/// Locked while the store is open; its content means nothing.
+/// Locked while the store is open. Its contents have no meaning.
 pub(crate) const LOCK_FILE: &str = "LOCK";
-/// The list of segments.
+/// The list of live segments.
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";
-/// Empty, with space claimed for what must go on when the disk is full.
+/// An empty file with preallocated space, which deletes and compaction use on a full disk.
 pub(crate) const RESERVE_FILE: &str = "RESERVE";
-/// Ending of hint files.
+/// Suffix of hint files.
 pub(crate) const HINT_SUFFIX: &str = ".hint";
 const SEGMENT_SUFFIX: &str = ".seg";
-/// Behind a segment's name: what a salvage has cut off its end.
+/// Suffix of a segment's name for a copy of the bytes that a salvage has cut off its end.
 const CUT_SUFFIX: &str = ".cut";
 const TMP_SUFFIX: &str = ".tmp";
 const ID_DIGITS: usize = 20;
 
-/// What a name in the directory is to the store.
+/// The meaning of a file name in the store's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileName {
     Lock,
@@ -22,11 +22,11 @@ pub(crate) enum FileName {
     Reserve,
     Segment(u64),
     Hint(u64),
-    /// Kept for people to look at. The store neither reads nor removes it.
+    /// Kept for manual inspection. The store neither reads nor removes it.
     Cut,
-    /// A file of the store's that was being written when it stopped.
+    /// A temporary file that the store was writing when it stopped.
     Leftover,
-    /// Not the store's.
+    /// Not a file of the store.
     Foreign,
 }
 
@@ -57,7 +57,7 @@ impl FileName {
     }
 }
 
-/// Exactly twenty digits: `3.seg` or `0…3 (copy).seg` are somebody else's.
+/// Accepts exactly twenty digits. `3.seg` and `0…3 (copy).seg` are foreign files.
 fn parse_id(digits: &str) -> Option<u64> {
     let canonical = digits.len() == ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
     canonical.then(|| digits.parse().ok()).flatten()
@@ -75,7 +75,7 @@ pub(crate) fn cut_file_name(id: u32) -> String {
     format!("{}{CUT_SUFFIX}", segment_file_name(id))
 }
 
-/// The name under which `name` is written before it is renamed into place.
+/// The name of the temporary file that is renamed to `name`.
 pub(crate) fn tmp_name(name: &str) -> String {
     format!("{name}{TMP_SUFFIX}")
 }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_canonical_names_are_ours() {
+    fn only_canonical_names_belong_to_the_store() {
         for (name, expected) in [
             ("LOCK", FileName::Lock),
             ("MANIFEST", FileName::Manifest),

@@ -1,52 +1,52 @@
-//! The reserve: disk space that deletes and compaction live on when there is no other.
+//! The reserve: disk space that deletes and compaction use when the disk is full.
 //!
-//! It is a file of the store's own, [`RESERVE_FILE`], of length 0, with space claimed behind its end. There is one way
-//! to use that space: give all of it back to the file system, do what had met a full disk once more, and claim again
-//! what is left. [`Reserve::release`] begins that, dropping the [`Loan`] ends it.
+//! The reserve is a file of length 0, [`RESERVE_FILE`], with space preallocated beyond its end. To use the space, the
+//! store returns all of it to the file system, repeats the operation that met a full disk, and preallocates again what
+//! is left. [`Reserve::release`] starts such a loan, and dropping the [`Loan`] ends it.
 //!
 //! # Invariants
 //!
-//! - Puts get nothing of it: no put is given new space while less than the whole reserve is held (`commit::rotate`).
-//! - While a loan is out nobody claims, or the borrower would find the disk as full as it was.
-//! - The file holds no bytes, so a crash at any step costs at most space, which the next open claims again.
-//! - Want of space leaves the reserve smaller for a while. Whatever else keeps it from being held (a file system
-//!   without `fallocate`, somebody else's file under its name, an I/O error) ends it until the next open, and then
-//!   nobody is refused anything for its sake.
+//! - Puts never use the reserve: no put gets new space unless the whole reserve is held (`commit::rotate`).
+//! - Nobody preallocates during a loan. Otherwise the borrower would find the disk as full as before.
+//! - The file contains no bytes, so a crash at any step costs at most disk space, which the next open preallocates
+//!   again.
+//! - A full disk makes the reserve smaller for a while. Any other failure (a file system without `fallocate`, a foreign
+//!   file of the same name, an I/O error) disables the reserve until the next open, and then no put is refused for it.
 //!
-//! Between a release and the next claim other processes may take the space. Nothing can be done about that.
+//! Other processes may take the space between a release and the next preallocation. The store cannot prevent that.
 //!
-//! The store's own tasks call these methods, which block for a system call or some, under a mutex. Callers' threads
-//! only read [`held_bytes`](Reserve::held_bytes).
+//! The store's own tasks call these methods, which block for a few system calls under a mutex. Callers' threads only
+//! read [`held_bytes`](Reserve::held_bytes).
 
 use std::fmt;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::RESERVE_FILE;
+use super::names::RESERVE_FILE;
 use crate::io::{Dir, File, OpenMode};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Less than this is not worth claiming: a block of most file systems.
-const MIN_CLAIM_BYTES: u64 = 4 << 10;
+/// The smallest preallocation: one block of most file systems.
+const MIN_STEP_BYTES: u64 = 4 << 10;
 
 /// The reserve of one open store.
 pub(crate) struct Reserve {
     dir: Arc<dyn Dir>,
-    /// How much is to be held; 0 once there is none to hold.
+    /// Bytes to hold; 0 if there is no reserve, or it is disabled.
     wanted_bytes: AtomicU64,
     held_bytes: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<ReserveState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ReserveState {
     file: Option<Arc<dyn File>>,
     is_lent: bool,
 }
 
-/// Space given back to the file system for one purpose. Dropping it claims again what is left.
-#[must_use = "dropping it takes the space away again"]
+/// Space returned to the file system for one operation. Dropping the loan preallocates again what is left.
+#[must_use = "dropping the loan takes the space back"]
 #[derive(Debug)]
 pub(crate) struct Loan(Arc<Reserve>);
 
@@ -58,13 +58,13 @@ impl Drop for Loan {
 }
 
 impl Reserve {
-    /// A reserve of `bytes` in `dir`, of which nothing is held; 0 for none.
+    /// A reserve of `bytes` in `dir` that holds nothing yet. 0 means no reserve.
     pub(crate) fn new(dir: Arc<dyn Dir>, bytes: u64) -> Self {
         let (wanted_bytes, held_bytes) = (AtomicU64::new(bytes), AtomicU64::new(0));
         Self { dir, wanted_bytes, held_bytes, state: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ReserveState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -72,19 +72,19 @@ impl Reserve {
         self.wanted_bytes.load(Ordering::Acquire)
     }
 
-    /// How much is held now.
+    /// Bytes held now.
     pub(crate) fn held_bytes(&self) -> u64 {
         self.held_bytes.load(Ordering::Acquire)
     }
 
-    /// Whether all of it is held, or there is none to hold.
+    /// Whether the whole reserve is held. True if there is no reserve.
     pub(crate) fn is_held(&self) -> bool {
         self.held_bytes() >= self.wanted_bytes()
     }
 
     // ---- opening -------------------------------------------------------------------------------------------------
 
-    /// Takes over the file that an earlier open left, changing nothing. `false`: it is not the store's.
+    /// Adopts the file of an earlier open without changing it. Returns `false` if the file is foreign.
     pub(crate) fn adopt(&self) -> bool {
         let opened = self.dir.open(RESERVE_FILE, OpenMode::ReadWrite);
         let opened = opened.and_then(|file| file.len().map(|len| (file, len)));
@@ -92,11 +92,11 @@ impl Reserve {
         match opened {
             Ok((file, 0)) => {
                 state.file = Some(file);
-                // Nobody knows how much it holds: for the open, which may need it, all there can be.
+                // The preallocated length is unknown. Assume all of it, so that this open can use it.
                 self.held_bytes.store(self.wanted_bytes(), Ordering::Release);
                 true
             }
-            // The store never writes there: these bytes are somebody else's.
+            // The store never writes to the reserve, so a file with contents is foreign.
             Ok(_) => {
                 self.give_up(&mut state);
                 false
@@ -108,27 +108,28 @@ impl Reserve {
         }
     }
 
-    /// There is something else under its name: no reserve.
+    /// Disables the reserve, because its name belongs to something else.
     pub(crate) fn disown(&self) {
         self.give_up(&mut self.lock());
     }
 
-    /// The last step of an open: claims the reserve as far as there is space, or removes it where none is wanted.
+    /// The last step of an open: preallocates the reserve as far as there is space, or removes the file if no reserve
+    /// is wanted.
     pub(crate) fn settle(&self) {
         let mut state = self.lock();
         self.held_bytes.store(0, Ordering::Release);
         if self.wanted_bytes() > 0 {
-            // What could not be claimed is tried again before the next put.
-            let _ = self.claim(&mut state);
+            // The next put tries to preallocate what is missing now.
+            let _ = self.preallocate(&mut state);
         } else if state.file.take().is_some() {
-            // A file that stays for now is taken over, and removed, by the next open.
+            // If this fails, the next open adopts the file and removes it.
             let _ = self.dir.unlink(RESERVE_FILE);
         }
     }
 
-    // ---- giving back and claiming again --------------------------------------------------------------------------
+    // ---- release and preallocation -------------------------------------------------------------------------------
 
-    /// Gives the space back to the file system until the loan is dropped; `None` if none is held.
+    /// Returns the space to the file system until the loan is dropped. `None` if no space is held.
     pub(crate) fn release(self: &Arc<Self>) -> Option<Loan> {
         let mut state = self.lock();
         if self.held_bytes() == 0 {
@@ -140,12 +141,12 @@ impl Reserve {
         Some(Loan(Arc::clone(self)))
     }
 
-    /// Claims what is missing, as far as there is space. Whether all of it is held now.
+    /// Preallocates what is missing, as far as there is space. Returns whether the whole reserve is held.
     pub(crate) fn refill(&self) -> bool {
         self.hold().is_ok()
     }
 
-    /// The same, with the reason why there is no space. Costs nothing while all is held.
+    /// Like [`refill`](Self::refill), but returns the error. Costs nothing while the whole reserve is held.
     pub(crate) fn hold(&self) -> io::Result<()> {
         if self.is_held() {
             return Ok(());
@@ -154,21 +155,21 @@ impl Reserve {
         if state.is_lent {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.claim(&mut state)
+        self.preallocate(&mut state)
     }
 
-    fn claim(&self, state: &mut State) -> io::Result<()> {
-        match self.try_claim(state) {
+    fn preallocate(&self, state: &mut ReserveState) -> io::Result<()> {
+        match self.try_preallocate(state) {
             Err(error) if !lacks_space(&error) => {
                 self.give_up(state);
                 Ok(())
             }
-            claimed => claimed,
+            result => result,
         }
     }
 
-    /// Claims in ever smaller steps, so that on a disk that is nearly full a part of it is held.
-    fn try_claim(&self, state: &mut State) -> io::Result<()> {
+    /// Preallocates in ever smaller steps, so that a nearly full disk holds a part of the reserve.
+    fn try_preallocate(&self, state: &mut ReserveState) -> io::Result<()> {
         let file = match &state.file {
             Some(file) => Arc::clone(file),
             None => Arc::clone(state.file.insert(self.dir.open(RESERVE_FILE, OpenMode::CreateNew)?)),
@@ -182,16 +183,16 @@ impl Reserve {
                     held += len;
                     self.held_bytes.store(held, Ordering::Release);
                 }
-                Err(error) if lacks_space(&error) && len > MIN_CLAIM_BYTES => step = (len / 2).max(MIN_CLAIM_BYTES),
+                Err(error) if lacks_space(&error) && len > MIN_STEP_BYTES => step = (len / 2).max(MIN_STEP_BYTES),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn give_up(&self, state: &mut State) {
+    fn give_up(&self, state: &mut ReserveState) {
         if let Some(file) = state.file.take() {
-            // Best effort: what stays claimed is claimed for the next open.
+            // Best effort: the next open adopts what stays allocated.
             let _ = file.truncate(0);
         }
         self.wanted_bytes.store(0, Ordering::Release);
@@ -205,7 +206,7 @@ impl fmt::Debug for Reserve {
     }
 }
 
-/// Whether the disk, or somebody's quota of it, is full. A limit on the length of files is not: no space helps there.
+/// Whether the disk or a disk quota is full. A limit on file sizes does not count, because free space does not help.
 pub(crate) fn lacks_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -228,34 +229,34 @@ mod tests {
     }
 
     #[test]
-    fn a_loan_frees_the_space_and_nobody_claims_it_meanwhile() {
+    fn a_loan_frees_the_space_until_it_is_dropped() {
         let world = SimBackend::new(SimConfig { capacity_bytes: Some(BYTES), ..SimConfig::default() });
         let reserve = reserve_in(&world);
         assert_eq!((reserve.held_bytes(), world.used_bytes()), (BYTES, BYTES));
         let loan = reserve.release().unwrap();
         assert_eq!((reserve.held_bytes(), world.used_bytes()), (0, 0));
-        assert!(!reserve.refill() && !reserve.is_held(), "the borrower's space");
-        assert!(reserve.release().is_none(), "lent once");
+        assert!(!reserve.refill() && !reserve.is_held(), "the space belongs to the borrower");
+        assert!(reserve.release().is_none(), "only one loan at a time");
         drop(loan);
         assert_eq!((reserve.is_held(), world.used_bytes()), (true, BYTES));
     }
 
     #[test]
-    fn what_is_left_of_a_disk_is_held_and_completed_later() {
+    fn a_nearly_full_disk_holds_a_part_and_later_the_rest() {
         let world = SimBackend::new(SimConfig { capacity_bytes: Some(BYTES - 1), ..SimConfig::default() });
         let reserve = reserve_in(&world);
         assert!(!reserve.is_held());
-        assert_eq!(reserve.held_bytes(), BYTES - MIN_CLAIM_BYTES);
+        assert_eq!(reserve.held_bytes(), BYTES - MIN_STEP_BYTES);
         assert!(!reserve.refill());
         world.set_capacity(Some(BYTES));
         assert!(reserve.refill() && reserve.is_held());
-        let claims = world.op_count(OpClass::Allocate);
+        let allocations = world.op_count(OpClass::Allocate);
         assert!(reserve.refill());
-        assert_eq!(world.op_count(OpClass::Allocate), claims, "what is held costs nothing");
+        assert_eq!(world.op_count(OpClass::Allocate), allocations, "a full reserve needs no system call");
     }
 
     #[test]
-    fn what_is_not_want_of_space_ends_it_and_refuses_nobody() {
+    fn other_errors_than_a_full_disk_disable_the_reserve() {
         let unsupported = SimBackend::new(SimConfig { allocate: false, ..SimConfig::default() });
         let broken = SimBackend::new(SimConfig::default());
         broken.inject(Fault::once(OpClass::Allocate, 0, FaultKind::EIO));
@@ -266,7 +267,7 @@ mod tests {
         }
         let full = SimBackend::new(SimConfig { capacity_bytes: Some(0), ..SimConfig::default() });
         let reserve = reserve_in(&full);
-        assert_eq!((reserve.is_held(), reserve.refill()), (false, false), "not even the file");
+        assert_eq!((reserve.is_held(), reserve.refill()), (false, false), "the file could not be created");
         full.set_capacity(None);
         assert!(reserve.refill());
     }

@@ -1,8 +1,8 @@
-//! Reading a segment from its start, record by record, believing nothing before its checksum.
+//! A sequential scan of a segment, record by record. It uses no field before it has verified the checksum.
 //!
-//! The scan streams: it holds a window of the file, never a whole value that does not fit into it. It stops at the
-//! first byte that is not as it should be, and knows how far everything was. What that byte means (a torn tail, or
-//! damage) is decided by the caller.
+//! The scan streams: it holds a window of the file, and never a whole value that is larger than the window. It stops at
+//! the first invalid byte and knows the end of the valid part. The caller decides whether the invalid byte is a torn
+//! tail or damage.
 
 use std::io;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::io::util::to_usize;
 use crate::io::{File, util};
 use crate::seeded_bug::{self, SeededBug};
 
-/// A put or tombstone that counts.
+/// A put or tombstone that a scan yields. Members of incomplete batches are not yielded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found<'a> {
     pub(crate) key: &'a [u8],
@@ -33,29 +33,29 @@ pub(crate) struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// The record at `offset` with `header` and `key`.
+    /// The record at `offset` with this `key` and `header`.
     pub(crate) fn new(key: &'a [u8], header: &RecordHeader, offset: u64) -> Self {
         let RecordHeader { kind, seq, value_len, expires_at_ms, namespace, compression, .. } = *header;
         Self { key, kind, seq, offset, value_len, expires_at_ms, namespace, compression }
     }
 }
 
-/// One record of any kind as it lies in its segment, verified.
+/// One verified record of any kind, as stored in its segment.
 #[derive(Clone, Copy)]
 pub(crate) struct Stored<'a> {
     pub(crate) header: RecordHeader,
     pub(crate) offset: u64,
     pub(crate) key: &'a [u8],
-    /// All of its bytes, unless it is so large that they were verified a piece at a time.
+    /// All bytes of the record; `None` if it is so large that it was verified piece by piece.
     pub(crate) bytes: Option<&'a [u8]>,
 }
 
-/// How far a scan came.
+/// The valid part of a segment, as far as a scan has read it.
 #[derive(Clone, Debug)]
 pub(crate) struct Extent {
-    /// Everything before this offset is whole: records, and batches with all their members.
+    /// End of the valid part: every record before it is valid, and every batch is complete.
     pub(crate) end: u64,
-    /// Records of all kinds before `end`.
+    /// Records of every kind before `end`.
     pub(crate) records: u32,
     pub(crate) min_seq: u64,
     pub(crate) max_seq: u64,
@@ -70,7 +70,7 @@ impl Extent {
     }
 }
 
-/// What stopped a scan.
+/// Why and where a scan stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stop {
     pub(crate) offset: u64,
@@ -80,12 +80,12 @@ pub(crate) struct Stop {
 /// A scan of one segment.
 pub(crate) struct Scan {
     binding: Binding,
-    /// Over the file up to where the records end: the file's length, or its footer's offset.
+    /// Covers the file up to the end of the records: the end of the file, or the offset of the footer.
     window: Window,
     extent: Extent,
 }
 
-/// Members of a batch wait here until the batch is whole.
+/// A batch whose members are not complete yet. They are held back until they are.
 struct OpenBatch {
     frame_offset: u64,
     end: u64,
@@ -93,13 +93,13 @@ struct OpenBatch {
     members: Vec<(RecordHeader, Vec<u8>, u64)>,
 }
 
-/// One record as it was read; its key lies in the window.
-struct Read {
+/// One verified record, whose key is in the window.
+struct ReadRecord {
     header: RecordHeader,
     len: u64,
 }
 
-impl Read {
+impl ReadRecord {
     fn key<'a>(&self, window: &'a Window, offset: u64) -> &'a [u8] {
         let key = RECORD_HEADER_LEN..RECORD_HEADER_LEN + usize::from(self.header.key_len);
         window.from(offset).get(key).unwrap_or_default()
@@ -107,12 +107,12 @@ impl Read {
 }
 
 impl Scan {
-    /// A scan of the records from `start` (behind the segment header, whose bytes are `header`) up to `limit`.
+    /// A scan of the records between the segment header, whose bytes are `header`, and offset `limit`.
     pub(crate) fn new(file: Arc<dyn File>, binding: Binding, header: &[u8], limit: u64) -> Self {
         Self::reading_ahead(file, binding, header, limit, ReadAhead::None)
     }
 
-    /// As [`new`](Self::new), with a choice of how the file is read.
+    /// Like [`new`](Self::new), with a choice of read-ahead.
     pub(crate) fn reading_ahead(
         file: Arc<dyn File>,
         binding: Binding,
@@ -138,14 +138,14 @@ impl Scan {
         self.window.limit()
     }
 
-    /// Bytes read from the file so far.
+    /// Total bytes read from the file so far.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.window.bytes_read()
     }
 
-    /// Hands the next records to `each`, of whatever kind and whether or not their batch turns out whole, until about
-    /// `bytes` of them were seen or the end is reached; `true` at the end. Only for sealed segments, whose batches are
-    /// whole; a record that is not as it should be is the inner error.
+    /// Passes the next records of any kind to `each`, until about `bytes` were read or the end is reached. Returns
+    /// `true` at the end, and a [`Stop`] at an invalid record. Does not wait for batches to be complete, so it is only
+    /// for sealed segments, whose batches are complete.
     pub(crate) async fn run_raw(
         &mut self,
         bytes: u64,
@@ -170,20 +170,20 @@ impl Scan {
         Ok(Ok(self.extent.end >= self.limit()))
     }
 
-    /// The record as it lies in the window.
-    fn stored(&self, read: &Read, offset: u64) -> Stored<'_> {
+    /// The record, borrowed from the window.
+    fn stored(&self, read: &ReadRecord, offset: u64) -> Stored<'_> {
         let is_whole = read.len <= CHUNK_BYTES as u64;
         let bytes = self.window.from(offset).get(..to_usize(read.len)).filter(|_| is_whole);
         Stored { header: read.header, offset, key: read.key(&self.window, offset), bytes }
     }
 
-    /// Goes on with [`read_at`](Self::read_at), of records in `part` of the file.
+    /// Restricts the following calls of [`read_at`](Self::read_at) to `part` of the file.
     pub(crate) fn go_to(&mut self, part: Range<u64>) {
         self.extent.end = part.start;
         self.window.go_to(part.start, part.end);
     }
 
-    /// The record at `offset`, behind all that were read before. What lies between them is read over, and not looked at.
+    /// Reads the record at `offset`, which must lie after all records read before. Bytes in between are skipped.
     pub(crate) async fn read_at(&mut self, offset: u64) -> io::Result<Result<Stored<'_>, Stop>> {
         if offset < self.extent.end {
             return Ok(Err(Stop { offset, error: DecodeError::Order }));
@@ -196,16 +196,16 @@ impl Scan {
         Ok(Ok(self.stored(&read, offset)))
     }
 
-    /// Goes on from `offset`, where [`find_next`](Self::find_next) found a record.
+    /// Continues at `offset`, where [`find_next`](Self::find_next) has found a record.
     pub(crate) fn resume_at(&mut self, offset: u64) {
         self.extent.end = offset;
     }
 
-    /// Hands every put and tombstone that counts to `each`, in their order, until the limit or the first thing that is
-    /// not as it should be. `in_order` demands that ordinals follow each other without a gap.
+    /// Passes every put and tombstone to `each`, in the order of the segment, except for members of incomplete batches.
+    /// Stops at the limit or at the first invalid byte. With `check_ordinals`, a gap in the ordinals is invalid, too.
     pub(crate) async fn run(
         &mut self,
-        mut in_order: bool,
+        mut check_ordinals: bool,
         mut each: impl FnMut(Found<'_>),
     ) -> io::Result<Option<Stop>> {
         let mut batch: Option<OpenBatch> = None;
@@ -217,7 +217,7 @@ impl Scan {
                 Ok(Err(_)) if seeded_bug::is(SeededBug::SkipBadRecord) => {
                     let Some(next) = self.find_next(offset + ALIGN).await? else { return Ok(None) };
                     reached.end = next;
-                    in_order = false;
+                    check_ordinals = false;
                     continue;
                 }
                 Ok(Err(error)) => return Ok(Some(stop_at(batch.as_ref(), offset, error))),
@@ -227,7 +227,7 @@ impl Scan {
                 }
                 Err(error) => return Err(error),
             };
-            if in_order && read.header.ordinal != reached.records {
+            if check_ordinals && read.header.ordinal != reached.records {
                 return Ok(Some(stop_at(batch.as_ref(), offset, DecodeError::Order)));
             }
             reached.records = read.header.ordinal.wrapping_add(1);
@@ -243,10 +243,10 @@ impl Scan {
         Ok(batch.map(|batch| Stop { offset: batch.frame_offset, error: DecodeError::Incomplete { needed: 0 } }))
     }
 
-    /// What a record means: a batch begins, goes on or is complete; or it counts by itself.
+    /// Processes a record: it starts, continues or completes a batch, or stands alone.
     fn take_in(
         &self,
-        read: &Read,
+        read: &ReadRecord,
         offset: u64,
         batch: &mut Option<OpenBatch>,
         reached: &mut Extent,
@@ -284,7 +284,7 @@ impl Scan {
                 *batch = None;
                 Ok(())
             }
-            // A frame, watermark or footer has no business inside a batch.
+            // Batches contain only puts and tombstones.
             _ if batch.is_some() => Err(DecodeError::Kind(kind.tag())),
             RecordKind::Batch if seeded_bug::is(SeededBug::BatchNotAtomic) => Ok(()),
             RecordKind::Batch => {
@@ -297,24 +297,28 @@ impl Scan {
                 Ok(())
             }
             RecordKind::Watermark => Watermark::decode_value(self.value_of(offset, header)).map(|_| ()),
-            // A footer is the end of a sealed segment and lies behind the limit of its scan.
+            // The footer of a sealed segment lies beyond the limit of the scan.
             RecordKind::Footer => Err(DecodeError::Kind(kind.tag())),
         }
     }
 
-    /// The value of a short record without a key, which lies whole in the window.
+    /// The value of a frame. Frames are short and have no key, so the value is in the window.
     fn value_of(&self, offset: u64, header: &RecordHeader) -> &[u8] {
         let value = RECORD_HEADER_LEN..RECORD_HEADER_LEN + header.value_len as usize;
         self.window.from(offset).get(value).unwrap_or_default()
     }
 
-    /// Reads and checks the record at `offset`, adding its bytes to `crc` if there is one.
-    async fn read(&mut self, offset: u64, crc: &mut Option<&mut Hasher>) -> io::Result<Result<Read, DecodeError>> {
+    /// Reads and verifies the record at `offset`. Adds its bytes to `crc`, if there is one.
+    async fn read(
+        &mut self,
+        offset: u64,
+        crc: &mut Option<&mut Hasher>,
+    ) -> io::Result<Result<ReadRecord, DecodeError>> {
         self.window.fill(offset, RECORD_HEADER_LEN + MAX_KEY_LEN).await?;
         let header = match RecordHeader::decode(self.window.from(offset), &self.binding, offset) {
             Ok(header) => header,
             Err(DecodeError::Zeroes) if seeded_bug::is(SeededBug::ZerosDecode) => {
-                return Ok(Ok(Read { header: zeros(self.extent.records), len: ALIGN }));
+                return Ok(Ok(ReadRecord { header: zeros(self.extent.records), len: ALIGN }));
             }
             Err(DecodeError::HeaderChecksum) if seeded_bug::is(SeededBug::HeaderUnverified) => {
                 match unverified(self.window.from(offset), &self.binding, offset) {
@@ -329,7 +333,7 @@ impl Scan {
             return Ok(Err(DecodeError::Length));
         }
         if len > CHUNK_BYTES as u64 {
-            return Ok(self.read_streaming(offset, &header, crc).await?.map(|()| Read { header, len }));
+            return Ok(self.read_streaming(offset, &header, crc).await?.map(|()| ReadRecord { header, len }));
         }
         self.window.fill(offset, to_usize(len)).await?;
         let bytes = self.window.from(offset);
@@ -343,10 +347,10 @@ impl Scan {
         if let Some(crc) = crc {
             crc.update(bytes.get(..to_usize(len)).unwrap_or(bytes));
         }
-        Ok(Ok(Read { header, len }))
+        Ok(Ok(ReadRecord { header, len }))
     }
 
-    /// Checks a record that is larger than the window, a piece at a time. The window still holds its header and key.
+    /// Verifies a record that is larger than the window, piece by piece. The window still holds its header and key.
     async fn read_streaming(
         &mut self,
         offset: u64,
@@ -375,8 +379,7 @@ impl Scan {
         Ok(if payload.finish() == header.payload_crc { Ok(()) } else { Err(DecodeError::PayloadChecksum) })
     }
 
-    /// The next offset at or behind `from` where a whole record lies, and whether a frame from there on says that bytes
-    /// behind `from` were known durable.
+    /// Finds the offset of the next valid record at or after `from`.
     pub(crate) async fn find_next(&mut self, from: u64) -> io::Result<Option<u64>> {
         let mut position = from.next_multiple_of(ALIGN);
         while position + RECORD_HEADER_LEN as u64 <= self.limit() {
@@ -384,7 +387,7 @@ impl Scan {
             let bytes = self.window.from(position);
             let found = find_record(&bytes[..available.min(bytes.len())], &self.binding, position, position);
             let Some(found) = found else {
-                // A header may straddle two windows.
+                // A header may cross the end of the window.
                 let step = (available.saturating_sub(RECORD_HEADER_LEN) as u64 & !(ALIGN - 1)) + ALIGN;
                 position += step;
                 continue;
@@ -397,7 +400,7 @@ impl Scan {
         Ok(None)
     }
 
-    /// Whether any whole frame behind `from` says that bytes behind `from` were durable when it was written.
+    /// Whether any valid frame after `from` states that bytes after `from` were durable when the frame was written.
     pub(crate) async fn durable_beyond(&mut self, from: u64) -> io::Result<bool> {
         let mut position = from + ALIGN;
         while let Some(found) = self.find_next(position).await? {
@@ -418,7 +421,7 @@ impl Scan {
     }
 }
 
-/// The header at the start of `bytes`, whatever its checksum says: part of a mistake.
+/// Decodes the header at the start of `bytes` without checking its checksum. Only for a seeded bug.
 fn unverified(bytes: &[u8], binding: &Binding, offset: u64) -> Result<RecordHeader, DecodeError> {
     let mut header = bytes.get(..RECORD_HEADER_LEN).unwrap_or_default().to_vec();
     let crc = binding.header_crc(offset, header.get(4..).unwrap_or_default());
@@ -426,7 +429,7 @@ fn unverified(bytes: &[u8], binding: &Binding, offset: u64) -> Result<RecordHead
     RecordHeader::decode(&header, binding, offset)
 }
 
-/// What a mistaken decoder would make of zeros: a frame that says nothing.
+/// The record that a faulty decoder would see in zeros: an empty frame. Only for a seeded bug.
 fn zeros(ordinal: u32) -> RecordHeader {
     RecordHeader {
         payload_crc: 0,

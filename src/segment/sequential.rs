@@ -1,40 +1,42 @@
-//! Whether a segment's records are being got in the order in which they lie, from the disk.
+//! Sequential detection: whether gets read the records of a segment from the disk in ascending order.
 //!
-//! Readers have told the kernel not to read ahead, as it guesses wrong under random reads. Gets in order are noticed here
-//! instead, by the only ones that are dear anyway: those that wait for the engine. One such get that begins where the
-//! last one ended, or where what was read ahead for it ends, has the next stretch read ahead. So a stretch costs one wait,
-//! and what is found in it costs nothing here.
+//! The store has told the kernel not to read ahead in segments, because the kernel guesses wrong under random reads.
+//! This module detects sequential gets instead. It only looks at misses, the gets that wait for the I/O engine, since
+//! they are the expensive ones. A miss that continues the previous miss, or the read-ahead window behind it, triggers
+//! read-ahead of the next window. Each window then costs one wait, and gets that hit inside the window cost nothing
+//! here.
 //!
-//! Two who go through one segment in order at the same time take the word from each other: each waits once more a stretch.
+//! Two sequential readers of the same segment overwrite each other's state. Each of them then waits once more per
+//! window.
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes read ahead at a time.
-const STRETCH_BYTES: u32 = 1 << 20;
-/// Records of others may lie between two that are got one after the other, and so may what has died.
-const GAP_BYTES: u64 = 16 << 10;
+/// Bytes of a read-ahead window.
+const WINDOW_BYTES: u32 = 1 << 20;
+/// The largest gap between two gets that counts as sequential. Records of other keys and dead records may lie in it.
+const MAX_GAP_BYTES: u64 = 16 << 10;
 
-/// Where the last get that waited ended, or what was read ahead for it.
+/// End of the last miss, or of the read-ahead window behind it.
 #[derive(Debug, Default)]
-pub(crate) struct InOrder(AtomicU64);
+pub(crate) struct SequentialDetector(AtomicU64);
 
-impl InOrder {
-    /// Whether a get at `offset` may find what was read ahead, or goes on where the last one that waited ended.
+impl SequentialDetector {
+    /// Whether `offset` may lie in the read-ahead window, or continues the last miss.
     pub(crate) fn expects(&self, offset: u64) -> bool {
         let known_end = self.0.load(Ordering::Relaxed);
-        known_end > 0 && offset <= known_end + GAP_BYTES && offset + u64::from(STRETCH_BYTES) >= known_end
+        known_end > 0 && offset <= known_end + MAX_GAP_BYTES && offset + u64::from(WINDOW_BYTES) >= known_end
     }
 
-    /// A get of `len` bytes at `offset` has to wait: how many bytes from there on should be read ahead, if any.
+    /// Records a miss of `len` bytes at `offset`. Returns the number of bytes to read ahead from `offset`, if any.
     pub(crate) fn missed(&self, offset: u64, len: u64) -> Option<u32> {
         let (known_end, end) = (self.0.load(Ordering::Relaxed), offset + len);
-        let stretch = u64::from(STRETCH_BYTES);
-        if offset < known_end && end <= known_end && known_end - offset <= stretch {
-            // On its way with what was read ahead.
+        let window = u64::from(WINDOW_BYTES);
+        if offset < known_end && end <= known_end && known_end - offset <= window {
+            // The read-ahead that is in flight covers it.
             return None;
         }
-        let goes_on = known_end > 0 && known_end <= end && known_end + GAP_BYTES >= offset;
-        let ahead = (goes_on && len < stretch).then_some(STRETCH_BYTES);
+        let is_sequential = known_end > 0 && known_end <= end && known_end + MAX_GAP_BYTES >= offset;
+        let ahead = (is_sequential && len < window).then_some(WINDOW_BYTES);
         self.0.store(offset + ahead.map_or(len, u64::from), Ordering::Relaxed);
         ahead
     }
@@ -45,50 +47,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_goes_on_where_the_last_one_ended_is_read_ahead_for() {
-        let order = InOrder::default();
-        assert_eq!(order.missed(512, 4096), None, "nobody was here before");
-        assert_eq!(order.missed(512 + 4096, 4096), Some(STRETCH_BYTES));
+    fn a_miss_that_continues_the_last_one_triggers_read_ahead() {
+        let detector = SequentialDetector::default();
+        assert_eq!(detector.missed(512, 4096), None, "the first miss");
+        assert_eq!(detector.missed(512 + 4096, 4096), Some(WINDOW_BYTES));
         for step in 2..200 {
-            assert_eq!(order.missed(512 + step * 4096, 4096), None, "it is on its way");
+            assert_eq!(detector.missed(512 + step * 4096, 4096), None, "read-ahead is in flight");
         }
-        // The first record that is not in it as a whole.
-        assert_eq!(order.missed(512 + 257 * 4096 - 100, 4096), Some(STRETCH_BYTES));
+        // The first record that does not fit into the window.
+        assert_eq!(detector.missed(512 + 257 * 4096 - 100, 4096), Some(WINDOW_BYTES));
     }
 
     #[test]
-    fn what_was_read_ahead_and_what_goes_on_is_expected() {
-        let order = InOrder::default();
-        assert!(!order.expects(0) && !order.expects(4096), "nobody was here before");
+    fn the_window_and_its_continuation_are_expected() {
+        let detector = SequentialDetector::default();
+        assert!(!detector.expects(0) && !detector.expects(4096), "no miss yet");
         let base = 1 << 30;
-        order.missed(base, 4096);
-        assert!(order.expects(base + 4096) && order.expects(base + 4096 + GAP_BYTES));
-        assert!(!order.expects(base + 4097 + GAP_BYTES));
-        order.missed(base + 4096, 4096);
-        let end = base + 4096 + u64::from(STRETCH_BYTES);
-        assert!(order.expects(base + 4096) && order.expects(end - 1) && order.expects(end));
-        assert!(!order.expects(base + 4095) && !order.expects(end + GAP_BYTES + 1));
+        detector.missed(base, 4096);
+        assert!(detector.expects(base + 4096) && detector.expects(base + 4096 + MAX_GAP_BYTES));
+        assert!(!detector.expects(base + 4097 + MAX_GAP_BYTES));
+        detector.missed(base + 4096, 4096);
+        let end = base + 4096 + u64::from(WINDOW_BYTES);
+        assert!(detector.expects(base + 4096) && detector.expects(end - 1) && detector.expects(end));
+        assert!(!detector.expects(base + 4095) && !detector.expects(end + MAX_GAP_BYTES + 1));
     }
 
     #[test]
-    fn gaps_are_stepped_over_and_leaps_are_not() {
-        for (gap, expected) in [(0, Some(STRETCH_BYTES)), (GAP_BYTES, Some(STRETCH_BYTES)), (GAP_BYTES + 1, None)] {
-            let order = InOrder::default();
-            order.missed(1 << 30, 100);
-            assert_eq!(order.missed((1 << 30) + 100 + gap, 100), expected, "a gap of {gap}");
+    fn small_gaps_are_sequential_and_jumps_are_not() {
+        for (gap, expected) in [(0, Some(WINDOW_BYTES)), (MAX_GAP_BYTES, Some(WINDOW_BYTES)), (MAX_GAP_BYTES + 1, None)]
+        {
+            let detector = SequentialDetector::default();
+            detector.missed(1 << 30, 100);
+            assert_eq!(detector.missed((1 << 30) + 100 + gap, 100), expected, "a gap of {gap}");
         }
-        let order = InOrder::default();
+        let detector = SequentialDetector::default();
         let mut offset = 1;
         for _ in 0..1000 {
             offset = offset * 48_271 % 2_147_483_647;
-            assert_eq!(order.missed(offset, 4096), None, "at random");
+            assert_eq!(detector.missed(offset, 4096), None, "random offsets");
         }
-        assert_eq!(order.missed(1 << 20, 8), None, "back again");
-        assert_eq!(order.missed(1 << 30, 2 * u64::from(STRETCH_BYTES)), None);
-        assert_eq!(
-            order.missed((1 << 30) + 2 * u64::from(STRETCH_BYTES), 2 * u64::from(STRETCH_BYTES)),
-            None,
-            "it is a stretch by itself"
-        );
+        assert_eq!(detector.missed(1 << 20, 8), None, "backwards");
+        let long = 2 * u64::from(WINDOW_BYTES);
+        assert_eq!(detector.missed(1 << 30, long), None);
+        assert_eq!(detector.missed((1 << 30) + long, long), None, "longer than a window");
     }
 }

@@ -1,9 +1,9 @@
-//! All segments of a store, and the descriptors they may keep open.
+//! The segment set: all segments of a store, and the file descriptors that they may keep open.
 //!
-//! Readers look a segment up by id and ask for its file; the registry opens it if need be and closes the least recently
-//! used sealed one when there are more than the budget. A reader keeps the file it was given for as long as it reads,
-//! so closing a segment never takes a file away from under a read, and a retired segment's file is there until the last
-//! reader has dropped the segment ([`Retired`]).
+//! A reader looks up a segment by id and asks for its file. The set opens the file on demand and, above the budget of
+//! open files, closes the least recently used file of a sealed segment. A reader holds its file while it reads, so
+//! closing never affects a read. The file of an obsolete segment exists until the last reader drops the segment
+//! ([`ObsoleteSegments`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,14 +11,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
-use super::{Retired, Segment, Unlinkable, segment_file_name};
+use super::names::segment_file_name;
+use super::obsolete::ObsoleteSegments;
+use super::state::Segment;
 use crate::io::{Dir, File, OpenMode};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::sharded::Sharded;
 use crate::sync::{RwLock, RwLockReadGuard};
 
-/// Ids are the store's own, given out one after the other: nobody can choose them so that they collide.
+/// Hashes segment ids. The store assigns them in sequence, so nobody can choose ids that collide.
 #[derive(Default)]
 struct IdHasher(u64);
 
@@ -30,7 +32,7 @@ impl Hasher for IdHasher {
     }
 
     fn write_u32(&mut self, id: u32) {
-        // Fibonacci hashing: neighbours spread over the whole table.
+        // Fibonacci hashing spreads consecutive ids over the whole table.
         self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
@@ -39,20 +41,20 @@ impl Hasher for IdHasher {
     }
 }
 
-type Segments = HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>;
+type SegmentsById = HashMap<u32, Arc<Segment>, BuildHasherDefault<IdHasher>>;
 
 pub(crate) struct SegmentSet {
     pub(crate) dir: Arc<dyn Dir>,
     pub(crate) path: PathBuf,
-    /// The same list in every copy: each get takes a lock of it, and readers that took the same one would take its cache
-    /// line from each other. Changed a few times for each segment's life, one copy after the other.
-    segments: Sharded<RwLock<Segments>>,
-    pub(crate) retired: Retired,
+    /// Sharded: every copy holds the same list. Each get takes a read lock, and with a single lock all readers would
+    /// contend for its cache line. A change, a few per segment, updates one copy after the other.
+    segments: Sharded<RwLock<SegmentsById>>,
+    pub(crate) retired: ObsoleteSegments,
     max_open_files: usize,
     open_files: AtomicUsize,
-    /// Advances with every open, so that "used since then" costs a reader one store.
+    /// Advances with every file that is opened, so a reader writes `last_used` at most once per tick.
     tick: AtomicU64,
-    /// Bytes of records in other segments than the one being written that have died since somebody asked.
+    /// Bytes of records that have died since [`have_died`](Self::have_died) last returned true.
     died_bytes: AtomicU64,
 }
 
@@ -62,7 +64,7 @@ impl SegmentSet {
             dir,
             path,
             segments: Sharded::default(),
-            retired: Retired::default(),
+            retired: ObsoleteSegments::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
             tick: AtomicU64::new(1),
@@ -70,13 +72,13 @@ impl SegmentSet {
         }
     }
 
-    /// The list as this thread sees it.
-    fn mine(&self) -> RwLockReadGuard<'_, Segments> {
+    /// This thread's copy of the list.
+    fn mine(&self) -> RwLockReadGuard<'_, SegmentsById> {
         self.segments.mine().read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the list for every thread. Some see it changed before others do, until this returns.
-    fn change(&self, change: impl Fn(&mut Segments)) {
+    /// Changes every copy of the list. Until this returns, some threads see the change and others do not.
+    fn change(&self, change: impl Fn(&mut SegmentsById)) {
         for copy in self.segments.iter() {
             change(&mut copy.write().unwrap_or_else(PoisonError::into_inner));
         }
@@ -86,25 +88,26 @@ impl SegmentSet {
         self.mine().get(&id).cloned()
     }
 
-    /// What `look` makes of segment `id`. Spares a reader a handle of its own; holds the list's lock, so `look` is quick.
+    /// Calls `look` with segment `id` without cloning its reference. `look` must be quick, because it runs under the
+    /// lock of the list.
     pub(crate) fn with<R>(&self, id: u32, look: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
         self.mine().get(&id).map(look)
     }
 
-    /// A record of `bytes` in segment `id` has died. The segment may be gone by now.
+    /// Records that a record of `bytes` in segment `id` has died. The segment may already be gone.
     pub(crate) fn record_died(&self, id: u32, bytes: u64) {
         if self.with(id, |segment| segment.remove_live(bytes)).is_some() {
             self.died_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
-    /// Whether `bytes` or more have died since the last time this was so.
+    /// Whether at least `bytes` have died since this last returned true.
     pub(crate) fn have_died(&self, bytes: u64) -> bool {
-        let is_so = self.died_bytes.load(Ordering::Relaxed) >= bytes;
-        if is_so {
+        let is_reached = self.died_bytes.load(Ordering::Relaxed) >= bytes;
+        if is_reached {
             self.died_bytes.store(0, Ordering::Relaxed);
         }
-        is_so
+        is_reached
     }
 
     /// All segments, ascending by id.
@@ -123,38 +126,38 @@ impl SegmentSet {
         self.close_surplus();
     }
 
-    /// Takes `segment`, which no key points at and the MANIFEST does not list, out of the store. Its file goes when its
-    /// last reader is gone.
+    /// Removes `segment` from the set. No key may point at it, and the MANIFEST must no longer list it. The file is
+    /// unlinked once the last reader is gone.
     pub(crate) fn retire(&self, segment: Arc<Segment>) {
         match seeded_bug::is(SeededBug::UnlinkedUnderReader) {
-            true => self.retired.push(Unlinkable::of(&segment)),
-            false => self.retired.pin(&segment),
+            true => self.retired.push(segment.unlinkable()),
+            false => segment.make_obsolete(&self.retired),
         }
         self.change(|segments| drop(segments.remove(&segment.id)));
-        // Readers that have it keep its file open for as long as they need it.
+        // Current readers keep the file open until they are done.
         if segment.file.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {
             self.open_files.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// The file of `segment` if it is open.
+    /// The file of `segment`, if it is open.
     pub(crate) fn open_file(&self, segment: &Segment) -> Option<Arc<dyn File>> {
         let tick = self.tick.load(Ordering::Relaxed);
-        // Readers share this word: they write it once per tick.
+        // All readers share this word, so write it only once per tick.
         if segment.last_used.load(Ordering::Relaxed) != tick {
             segment.last_used.store(tick, Ordering::Relaxed);
         }
         segment.open_file()
     }
 
-    /// The file of `segment` for one who reads it from end to end: a handle of its own, which is not kept and does not
-    /// count, for readers have told the kernel that theirs reads at random. The name is there as long as `segment` is held.
-    /// Where none is to be had, whatever the reason (most likely descriptors), the readers' has the same bytes.
+    /// Opens the file of `segment` again, to read it from start to end. The kernel expects random reads on the shared
+    /// descriptor, so this one is separate; the set neither keeps nor counts it. The file exists while `segment` is
+    /// held. If it cannot be opened, most likely for want of descriptors, the shared descriptor serves instead.
     pub(crate) fn open_apart(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
         self.dir.open(&segment_file_name(segment.id), OpenMode::Read).or_else(|_| self.file(segment))
     }
 
-    /// The file of `segment` for reads of single records, opened if need be.
+    /// The file of `segment` for reads of single records. Opens it on demand.
     pub(crate) fn file(&self, segment: &Segment) -> io::Result<Arc<dyn File>> {
         if let Some(file) = self.open_file(segment) {
             return Ok(file);
@@ -166,8 +169,8 @@ impl SegmentSet {
             }
             let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
             file.expect_random_reads();
-            if segment.is_retired() {
-                // Not kept: no later reader will ask for it, and nobody would count it out again.
+            if segment.is_obsolete() {
+                // Do not keep it: no new reader will ask for it, and `retire` has already run and would not close it.
                 return Ok(file);
             }
             *slot = Some(Arc::clone(&file));
@@ -179,7 +182,7 @@ impl SegmentSet {
         Ok(file)
     }
 
-    /// Closes the least recently used sealed segments until the budget holds again.
+    /// Closes the files of the least recently used sealed segments until the number of open files is within the budget.
     fn close_surplus(&self) {
         while self.open_files.load(Ordering::Relaxed) > self.max_open_files {
             let oldest = self
@@ -200,46 +203,46 @@ impl SegmentSet {
 mod tests {
     use super::*;
     use crate::io::Io;
-    use crate::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
+    use crate::io::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
 
     #[test]
-    fn a_handle_apart_is_not_kept_and_may_be_the_readers() {
+    fn a_separate_descriptor_is_not_kept_and_falls_back_to_the_shared_one() {
         let world = SimBackend::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
         for id in 1..=2 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
         }
-        let registry = SegmentSet::new(dir, "/db".into(), 8);
+        let set = SegmentSet::new(dir, "/db".into(), 8);
         let [read, unread] = [1, 2].map(|id| Arc::new(Segment::new(id, 0, 1, 0, None)));
-        let readers = registry.file(&read).unwrap();
-        assert!(!Arc::ptr_eq(&registry.open_apart(&read).unwrap(), &readers));
-        assert_eq!(registry.open_files.load(Ordering::Relaxed), 1);
+        let shared = set.file(&read).unwrap();
+        assert!(!Arc::ptr_eq(&set.open_apart(&read).unwrap(), &shared));
+        assert_eq!(set.open_files.load(Ordering::Relaxed), 1);
         world.inject(Fault::sticky(OpClass::Open, world.op_count(OpClass::Open), FaultKind::EMFILE));
-        assert!(Arc::ptr_eq(&registry.open_apart(&read).unwrap(), &readers), "no descriptor is left");
-        let refused = registry.open_apart(&unread).unwrap_err();
+        assert!(Arc::ptr_eq(&set.open_apart(&read).unwrap(), &shared), "no descriptor is left");
+        let refused = set.open_apart(&unread).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EMFILE));
     }
 
     #[test]
-    fn a_reader_of_a_retired_segment_takes_no_descriptor_from_the_others() {
+    fn a_reader_of_an_obsolete_segment_uses_no_descriptor_of_the_budget() {
         let dir = SimBackend::new(SimConfig::default()).open_dir("/db".as_ref(), true).unwrap();
         for id in 1..=3 {
             dir.open(&segment_file_name(id), OpenMode::CreateNew).unwrap();
         }
-        let registry = SegmentSet::new(Arc::clone(&dir), "/db".into(), 2);
+        let set = SegmentSet::new(Arc::clone(&dir), "/db".into(), 2);
         for id in 1..=3 {
             let segment = Arc::new(Segment::new(id, 0, 1, 0, None));
             segment.set_sealed(None);
-            registry.insert(segment);
+            set.insert(segment);
         }
-        let pinned = registry.get(1).unwrap();
-        registry.retire(Arc::clone(&pinned));
-        registry.file(&pinned).unwrap();
+        let pinned = set.get(1).unwrap();
+        set.retire(Arc::clone(&pinned));
+        set.file(&pinned).unwrap();
         drop(pinned);
         for id in [2, 3] {
-            registry.file(&registry.get(id).unwrap()).unwrap();
+            set.file(&set.get(id).unwrap()).unwrap();
         }
-        assert!(registry.all().iter().all(|segment| segment.open_file().is_some()), "two fit the budget of two");
-        assert_eq!(registry.open_files.load(Ordering::Relaxed), 2);
+        assert!(set.all().iter().all(|segment| segment.open_file().is_some()), "both files fit the budget of two");
+        assert_eq!(set.open_files.load(Ordering::Relaxed), 2);
     }
 }

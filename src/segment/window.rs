@@ -1,7 +1,7 @@
-//! A window that slides over a file, reading ahead of itself if asked to.
+//! A window that slides over a file and optionally reads ahead.
 //!
-//! The one who looks asks for bytes from an offset on and gets them in one piece. Going forward costs one read for each
-//! chunk, and what is not asked for on the way is read over; going anywhere else is right too, only slower.
+//! The caller asks for bytes at an offset and gets them in one contiguous piece. Moving forward costs one read per
+//! chunk, and chunks between two requests are read and skipped. Moving anywhere else also works, but is slower.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,43 +10,45 @@ use std::sync::Arc;
 use crate::io::util::{self, to_usize};
 use crate::io::{File, OpFuture, ReadDone};
 
-/// Bytes read at a time; a record up to this long is had in one piece.
+/// Bytes per read. A record up to this length is contiguous in the window.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
-/// The same where the page cache is to forget what was read: it does so by its own large pages, and of a shorter or
-/// misaligned read it would read parts twice.
+/// Bytes per read if the page cache should drop the data afterwards. The page cache drops whole large pages, so shorter
+/// or misaligned reads would read some pages twice.
 const CHUNK_ONCE_BYTES: usize = 2 << 20;
 
-/// Room before a chunk that is read ahead, for what is left of the one before: so the chunk itself is not copied.
+/// Free bytes before a chunk that is read ahead. The rest of the previous chunk is copied there, so that the new chunk
+/// itself need not be copied.
 const HEADROOM: usize = 128 << 10;
 
 /// How a window reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadAhead {
-    /// One read at a time, when its bytes are asked for.
+    /// One read at a time, on demand.
     None,
-    /// So many reads in flight beyond the window, of data that will not be read again.
+    /// Keep this many reads in flight beyond the window, of data that will not be read again.
     Once(usize),
 }
 
 pub(crate) struct Window {
     file: Arc<dyn File>,
-    /// Nothing at or behind this offset is read.
+    /// No byte at or after this offset is read.
     limit: u64,
     read_ahead: ReadAhead,
     bytes: Vec<u8>,
-    /// Where in `bytes` the window begins,
+    /// Start of the window in `bytes`.
     begin: usize,
-    /// and where in the file.
+    /// Start of the window in the file.
     start: u64,
-    ahead: VecDeque<Ahead>,
-    /// Buffers for reads to come.
+    /// Reads beyond the window, in ascending order of offset.
+    pending: VecDeque<PendingRead>,
+    /// Buffers to reuse for later reads.
     spare: Vec<Vec<u8>>,
     bytes_read: u64,
 }
 
-/// A read on its way.
-struct Ahead {
+/// A read in flight.
+struct PendingRead {
     offset: u64,
     len: usize,
     done: OpFuture<ReadDone>,
@@ -61,7 +63,7 @@ impl Window {
             bytes: Vec::new(),
             begin: 0,
             start,
-            ahead: VecDeque::new(),
+            pending: VecDeque::new(),
             spare: Vec::new(),
             bytes_read: 0,
         }
@@ -75,12 +77,12 @@ impl Window {
         &self.file
     }
 
-    /// Bytes read so far.
+    /// Total bytes read so far.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// Counts bytes that were read beside the window.
+    /// Counts bytes that the caller read without the window.
     pub(crate) fn count_read(&mut self, bytes: u64) {
         self.bytes_read += bytes;
     }
@@ -93,22 +95,22 @@ impl Window {
         self.bytes.len() - self.begin
     }
 
-    /// What the window holds from `offset` on.
+    /// The bytes of the window from `offset` on.
     pub(crate) fn from(&self, offset: u64) -> &[u8] {
         let at = offset.checked_sub(self.start).map_or(usize::MAX, to_usize);
         self.bytes.get(self.begin.saturating_add(at)..).unwrap_or_default()
     }
 
-    /// Brings `wanted` bytes from `offset` on into the window, or what there is before the limit; returns how many there
-    /// are now.
+    /// Reads until the window holds `wanted` bytes from `offset` on, or all bytes up to the limit. Returns the number
+    /// of bytes available at `offset`.
     pub(crate) async fn fill(&mut self, offset: u64, wanted: usize) -> io::Result<usize> {
         let left = to_usize(self.limit.saturating_sub(offset));
         let wanted = wanted.min(left);
-        if offset < self.start || offset > self.end() && !self.is_on_its_way(offset) {
+        if offset < self.start || offset > self.end() && !self.is_pending(offset) {
             self.go_to(offset, self.limit);
         }
         while self.end() < offset {
-            // Nothing of the window is wanted any more.
+            // The caller has moved past the whole window.
             (self.begin, self.start) = (self.bytes.len(), self.end());
             self.read_chunk().await?;
         }
@@ -122,30 +124,30 @@ impl Window {
         Ok(self.from(offset).len().min(left))
     }
 
-    /// Begins again at `start`, and reads nothing at or behind `limit`.
+    /// Restarts at `start` with a new `limit`.
     pub(crate) fn go_to(&mut self, start: u64, limit: u64) {
         self.bytes.clear();
         (self.begin, self.start, self.limit) = (0, start, limit);
-        // Their results are wanted by nobody; they run to their end by themselves.
-        self.ahead.clear();
+        // The reads in flight complete by themselves; their results are discarded.
+        self.pending.clear();
     }
 
-    /// Whether the byte at `offset`, behind the window, is being read.
-    fn is_on_its_way(&self, offset: u64) -> bool {
-        self.ahead.back().is_some_and(|last| offset < last.offset + last.len as u64)
+    /// Whether a read in flight covers `offset`, which lies after the window.
+    fn is_pending(&self, offset: u64) -> bool {
+        self.pending.back().is_some_and(|last| offset < last.offset + last.len as u64)
     }
 
     /// Appends the next chunk.
     async fn read_chunk(&mut self) -> io::Result<()> {
-        self.start_ahead();
+        self.start_read_ahead();
         let end = self.end();
-        let Some(Ahead { len, done, .. }) = self.ahead.pop_front() else {
+        let Some(PendingRead { len, done, .. }) = self.pending.pop_front() else {
             let chunk = util::read_exact(&*self.file, end, self.chunk_len(end)).await?;
             self.append(chunk, 0);
             return Ok(());
         };
         let ReadDone { result, mut buf } = done.await;
-        // What came short, or failed, is read again by the loop that knows what that means.
+        // `read_full_once` repeats short and failed reads, and decides what an error means.
         let filled = result.unwrap_or(0);
         if filled < len {
             buf.resize(HEADROOM + len, 0);
@@ -159,7 +161,7 @@ impl Window {
         Ok(())
     }
 
-    /// Appends a chunk with so much room before it.
+    /// Appends a chunk that has `headroom` free bytes before it.
     fn append(&mut self, mut chunk: Vec<u8>, headroom: usize) {
         self.bytes_read += (chunk.len() - headroom) as u64;
         let rest = self.bytes.get(self.begin..).unwrap_or_default();
@@ -169,7 +171,7 @@ impl Window {
                 self.begin = begin;
                 std::mem::replace(&mut self.bytes, chunk)
             }
-            // A long record.
+            // The rest of a long record does not fit into the headroom.
             None => {
                 self.bytes.drain(..self.begin);
                 self.begin = 0;
@@ -182,7 +184,7 @@ impl Window {
         }
     }
 
-    /// Bytes of the chunk at `offset`. Chunks that are read once end at multiples of their size.
+    /// Bytes of the chunk at `offset`. Chunks that are read once end at multiples of the chunk size.
     fn chunk_len(&self, offset: u64) -> usize {
         let len = match self.read_ahead {
             ReadAhead::None => CHUNK_BYTES,
@@ -191,11 +193,11 @@ impl Window {
         to_usize(self.limit.saturating_sub(offset)).min(len)
     }
 
-    /// Starts the reads that are to be in flight.
-    fn start_ahead(&mut self) {
+    /// Starts reads until enough are in flight.
+    fn start_read_ahead(&mut self) {
         let ReadAhead::Once(depth) = self.read_ahead else { return };
-        while self.ahead.len() <= depth {
-            let offset = self.ahead.back().map_or(self.end(), |last| last.offset + last.len as u64);
+        while self.pending.len() <= depth {
+            let offset = self.pending.back().map_or(self.end(), |last| last.offset + last.len as u64);
             let len = self.chunk_len(offset);
             if len == 0 {
                 return;
@@ -203,7 +205,7 @@ impl Window {
             let mut buf = self.spare.pop().unwrap_or_default();
             buf.resize(HEADROOM + len, 0);
             let done = self.file.read_once(buf, HEADROOM, offset);
-            self.ahead.push_back(Ahead { offset, len, done });
+            self.pending.push_back(PendingRead { offset, len, done });
         }
     }
 }
@@ -216,7 +218,7 @@ mod tests {
     use crate::io::{Io, OpenMode};
 
     #[test]
-    fn what_is_read_over_is_not_read_again() {
+    fn every_chunk_is_read_once() {
         const CHUNK: u64 = CHUNK_ONCE_BYTES as u64;
         let world = SimBackend::new(SimConfig::default());
         let dir = world.open_dir("/db".as_ref(), true).unwrap();
@@ -228,17 +230,17 @@ mod tests {
             util::write_all(&*file, vec![bytes.into()], 0).await.unwrap();
             let reads_before = world.op_count(OpClass::Read);
             let mut window = Window::new(file, 100, limit, ReadAhead::Once(2));
-            // Within a chunk, over its end by little, by more than a chunk, and back.
+            // Inside a chunk, just past its end, more than a chunk ahead, and backwards.
             for offset in [100, 5000, CHUNK - 10, CHUNK + 300, 3 * CHUNK + 7, 3 * CHUNK + 5, limit - 20] {
                 let filled = window.fill(offset, 1000).await.unwrap();
                 let expected: Vec<u8> = (offset..limit).map(byte_at).take(1000).collect();
                 assert!(filled >= expected.len() && window.from(offset).starts_with(&expected), "at {offset}");
             }
             let chunks = world.op_count(OpClass::Read) - reads_before;
-            assert_eq!((chunks, window.bytes_read()), (6, limit - 100), "each chunk once");
+            assert_eq!((chunks, window.bytes_read()), (6, limit - 100), "each chunk is read once");
             window.go_to(1000, 3000);
             assert_eq!(window.fill(1000, 5000).await.unwrap(), 2000);
-            assert_eq!(window.bytes_read(), limit - 100 + 2000, "nothing behind the limit");
+            assert_eq!(window.bytes_read(), limit - 100 + 2000, "no byte after the limit is read");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Damaged structures are refused: flipped bits, missing bytes, overwritten runs, right bytes in the wrong place.
+//! Decoders refuse damaged structures: flipped bits, missing bytes, overwritten runs, correct bytes in the wrong place.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn every_flipped_bit_is_refused() {
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             let read = (sample.read)(&bytes);
-            assert!(read.is_err(), "{}: bit {bit} flipped, still read as {read:?}", sample.name);
+            assert!(read.is_err(), "{}: bit {bit} flipped, yet decoded as {read:?}", sample.name);
             bytes[bit / 8] ^= 1 << (bit % 8);
             flips += 1;
         }
@@ -26,7 +26,7 @@ fn every_truncation_is_refused_as_incomplete() {
     for sample in samples() {
         for len in 0..sample.bytes.len() {
             let read = (sample.read)(&sample.bytes[..len]);
-            // A hint file cut between its blocks is short of entries, not of bytes; cut inside one, that block is.
+            // A hint file that ends between two blocks lacks entries. One that ends inside a block lacks bytes.
             let expected = match read {
                 Err(DecodeError::Incomplete { needed }) => sample.name == "hint file" || needed > len as u64,
                 Err(DecodeError::Count) => sample.name == "hint file",
@@ -41,13 +41,13 @@ fn every_truncation_is_refused_as_incomplete() {
 }
 
 #[test]
-fn appended_bytes_are_refused_or_left_alone() {
+fn appended_bytes_are_refused_or_ignored() {
     for sample in samples() {
         for tail in [&[0][..], &[0xff], &[0; 600], &[0xff; 600]] {
             let mut bytes = sample.bytes.clone();
             bytes.extend_from_slice(tail);
             let read = (sample.read)(&bytes);
-            // What follows a segment's header are its records.
+            // Records follow a segment header.
             assert_eq!(read.is_ok(), sample.name == "segment header", "{}: {read:?}", sample.name);
         }
     }
@@ -76,12 +76,12 @@ fn overwritten_runs_are_refused() {
             overwritten += 1;
         }
     }
-    println!("{overwritten} runs overwritten, {same} without effect, seed {seed}");
+    println!("{overwritten} runs overwritten, {same} unchanged, seed {seed}");
     assert!(overwritten >= 50_000);
 }
 
 #[test]
-fn record_in_another_place_is_refused() {
+fn record_at_another_offset_is_refused() {
     let header = put_header(b"key", b"value", 1, 0);
     let bytes = record(&header, &binding(), 4096, b"key", b"value");
     assert!(read_record(&bytes, &binding(), 4096).is_ok());
@@ -99,7 +99,7 @@ fn record_in_another_place_is_refused() {
 
 #[test]
 fn payload_of_another_record_is_refused() {
-    // As when a sector of the payload was lost and an older record's stands there.
+    // The payload's sector was not written, so the payload of an older record is still there.
     let old = record(&put_header(b"key", b"older", 1, 0), &binding(), 512, b"key", b"older");
     let mut new = record(&put_header(b"key", b"newer", 2, 1), &binding(), 512, b"key", b"newer");
     new[RECORD_HEADER_LEN..].copy_from_slice(&old[RECORD_HEADER_LEN..]);
@@ -114,13 +114,13 @@ fn relocated_record_keeps_its_payload_checksum() {
     patch_header(&mut copy[..RECORD_HEADER_LEN], &target, 512, 77, 0);
     let read = read_record(&copy, &target, 512).unwrap();
     assert_eq!(read.header, RecordHeader { ordinal: 0, ..header });
-    // A byte that went bad before the copy is still found after it, under the copy's own header checksum.
+    // A byte that was damaged before the copy is still detected after it, although the header checksum is new.
     copy[RECORD_HEADER_LEN + 4] ^= 1;
     assert_eq!(read_record(&copy, &target, 512), Err(DecodeError::PayloadChecksum));
 }
 
 #[test]
-fn other_versions_are_told_apart_from_damage() {
+fn other_versions_are_not_damage() {
     let headers =
         [("segment header", SEGMENT_HEADER_LEN), ("manifest", MANIFEST_HEADER_LEN), ("hint file", HINT_HEADER_LEN)];
     for (name, len) in headers {
@@ -129,7 +129,7 @@ fn other_versions_are_told_apart_from_damage() {
             let mut bytes = sample.bytes.clone();
             bytes[at] = byte;
             let damaged = (sample.read)(&bytes);
-            assert_eq!(damaged, Err(DecodeError::HeaderChecksum), "{name}: not sealed, so damaged");
+            assert_eq!(damaged, Err(DecodeError::HeaderChecksum), "{name}: wrong header checksum");
             reseal(&mut bytes[..len]);
             (sample.read)(&bytes)
         };
@@ -137,9 +137,9 @@ fn other_versions_are_told_apart_from_damage() {
             Err(DecodeError::Unsupported { found_major, found_minor: 0, incompat, compat })
         };
         assert_eq!(read_with(8, 2), unsupported(2, 0, 0), "{name}: newer major version");
-        assert_eq!(read_with(8, 0), unsupported(0, 0, 0), "{name}: no such major version");
-        assert_eq!(read_with(19, 0x80), unsupported(1, 0x8000_0000, 0), "{name}: unknown feature, of readers");
-        assert_eq!(read_with(23, 0x80), unsupported(1, 0, 0x8000_0000), "{name}: unknown feature, of writers");
+        assert_eq!(read_with(8, 0), unsupported(0, 0, 0), "{name}: major version 0");
+        assert_eq!(read_with(19, 0x80), unsupported(1, 0x8000_0000, 0), "{name}: unknown incompat feature");
+        assert_eq!(read_with(23, 0x80), unsupported(1, 0, 0x8000_0000), "{name}: unknown compat feature");
         assert_eq!(read_with(12, 2), Err(DecodeError::ChecksumTag(2)), "{name}: unknown checksum");
         assert_eq!(read_with(13, 1), Err(DecodeError::Reserved), "{name}: reserved byte");
         if name != "manifest" {
@@ -147,10 +147,10 @@ fn other_versions_are_told_apart_from_damage() {
         }
         let newer_minor = read_with(10, 1);
         if name == "manifest" {
-            // Its second checksum covers the header's, so a right header of another manifest does not pass.
+            // The list checksum covers the header checksum, so a valid header of another manifest is refused.
             assert_eq!(newer_minor, Err(DecodeError::PayloadChecksum));
         } else {
-            assert!(newer_minor.is_ok(), "{name}: can be read");
+            assert!(newer_minor.is_ok(), "{name}: readable");
         }
     }
     assert!(DecodeError::ChecksumTag(2).is_unsupported() && !DecodeError::Magic.is_unsupported());
@@ -169,7 +169,7 @@ fn newer_minor_version_may_use_reserved_bytes() {
 }
 
 #[test]
-fn numbers_that_no_store_reaches_are_refused() {
+fn sequence_numbers_above_the_maximum_are_refused() {
     let set = |bytes: &mut [u8], at: usize, number: u64| bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
     let binding = binding();
     for (seq, expected) in

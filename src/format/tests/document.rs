@@ -1,10 +1,10 @@
-//! The format's document and the encoders say the same, and the format reaches for nothing but bytes.
+//! The specification agrees with the encoders, and the format module does no I/O.
 
 use super::*;
 
 const DOCUMENT: &str = include_str!("../mod.rs");
 
-/// Sixteen bytes a line after their offset; `*` for lines of zeroes left out.
+/// A hex dump with an offset and sixteen bytes per line. `*` replaces lines of zeros.
 fn dump(bytes: &[u8]) -> String {
     let mut out = String::new();
     let mut skipping = false;
@@ -23,7 +23,7 @@ fn dump(bytes: &[u8]) -> String {
     out
 }
 
-/// The example of this name in the document.
+/// The example of this name in the specification.
 fn example(name: &str) -> String {
     let start = format!("//! example: {name}\n");
     let Some((_, after)) = DOCUMENT.split_once(&start) else { return String::new() };
@@ -32,29 +32,29 @@ fn example(name: &str) -> String {
 }
 
 #[test]
-fn examples_are_what_the_encoders_write() {
+fn encoders_write_the_documented_examples() {
     let samples = samples();
     for sample in &samples {
         let written = dump(&sample.bytes);
         assert_eq!(example(sample.name), written, "the example of a {} should be:\n{written}", sample.name);
-        assert!((sample.read)(&sample.bytes).is_ok(), "{} cannot be read", sample.name);
+        assert!((sample.read)(&sample.bytes).is_ok(), "{} cannot be decoded", sample.name);
     }
     println!("{} examples", samples.len());
     assert!(samples.len() >= 8);
 }
 
 #[test]
-fn checksum_is_the_one_the_tag_names() {
-    // The check value that catalogues of CRCs give for CRC-32/ISO-HDLC.
+fn checksum_is_crc_32() {
+    // The published check value of CRC-32/ISO-HDLC.
     assert_eq!(payload_crc(b"1234", b"56789"), 0xcbf4_3926);
     let mut crc = PayloadCrc::new();
     for byte in b"123456789" {
         crc.update(&[*byte]);
     }
     assert_eq!(crc.finish(), 0xcbf4_3926);
-    // Starting from all ones, zeroes have a checksum that is not zero.
+    // The initial value of all ones gives zero bytes a checksum other than zero.
     assert_ne!(payload_crc(&[0], &[0; 7]), 0);
-    // The binding is a checksum that began earlier, with salt and id.
+    // A binding is the state of a checksum over salt and id.
     let mut whole = PayloadCrc::new();
     whole.update(&SALT.to_le_bytes());
     whole.update(&SEGMENT.to_le_bytes());
@@ -67,6 +67,7 @@ fn checksum_is_the_one_the_tag_names() {
 fn format_does_no_io() {
     let sources = [
         include_str!("../bytes.rs"),
+        include_str!("../constants.rs"),
         include_str!("../crc.rs"),
         include_str!("../error.rs"),
         include_str!("../frames.rs"),
@@ -81,7 +82,10 @@ fn format_does_no_io() {
     for line in sources.iter().flat_map(|source| source.lines()).map(str::trim) {
         uses += usize::from(line.starts_with("use "));
         for forbidden in ["std::fs", "std::io", "std::time", "std::thread", "use crate::", "unsafe "] {
-            assert!(line.starts_with("//") || !line.contains(forbidden), "the format is pure bytes: {line}");
+            assert!(
+                line.starts_with("//") || !line.contains(forbidden),
+                "the format module must only handle bytes: {line}"
+            );
         }
     }
     println!("{uses} use lines in {} files", sources.len());

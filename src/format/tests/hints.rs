@@ -1,8 +1,8 @@
-//! Hint files of many blocks.
+//! Hint files with many blocks.
 
 use super::*;
 
-/// Keys and offsets of a made-up segment with many records.
+/// The keys and record offsets of a made-up segment of `count` records.
 fn many(count: u64) -> (HintHeader, Vec<(Vec<u8>, u64)>) {
     let mut numbers = Numbers::new(51);
     let mut offset = 512;
@@ -26,7 +26,7 @@ fn write(header: &HintHeader, keys: &[(Vec<u8>, u64)]) -> Vec<u8> {
     writer.finish()
 }
 
-/// Where each block starts.
+/// The offset of each block.
 fn blocks(bytes: &[u8]) -> Vec<usize> {
     let (mut at, mut starts) = (HINT_HEADER_LEN, Vec::new());
     while at < bytes.len() {
@@ -38,7 +38,7 @@ fn blocks(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
-fn entries_come_back_in_the_order_they_went() {
+fn entries_are_read_in_the_order_of_writing() {
     let (header, keys) = many(10_000);
     let bytes = write(&header, &keys);
     let (read_header, entries) = read_hints(&bytes).unwrap();
@@ -53,7 +53,7 @@ fn entries_come_back_in_the_order_they_went() {
 }
 
 #[test]
-fn every_field_comes_back() {
+fn every_field_of_an_entry_round_trips() {
     let header = hint_header();
     let full = HintEntry { expires_at_ms: u64::MAX, namespace: u32::MAX, ..hint_entry(b"k", MAX_SEQ, 512) };
     let tombstone = HintEntry { kind: RecordKind::Tombstone, value_len: 0, ..hint_entry(b"t", 1, 1024 - 48) };
@@ -65,14 +65,14 @@ fn every_field_comes_back() {
 }
 
 #[test]
-fn segment_without_keys_has_a_hint_file_without_blocks() {
+fn hint_file_of_an_empty_segment_has_no_blocks() {
     let bytes = HintWriter::new(&hint_header()).finish();
     assert_eq!(bytes.len(), HINT_HEADER_LEN);
     assert_eq!(read_hints(&bytes), Ok((hint_header(), Vec::new())));
 }
 
 #[test]
-fn damage_in_a_block_spares_those_before_it() {
+fn blocks_before_a_damaged_block_are_read() {
     let (header, keys) = many(3_000);
     let bytes = write(&header, &keys);
     let blocks = blocks(&bytes);
@@ -87,8 +87,8 @@ fn damage_in_a_block_spares_those_before_it() {
             damaged[start + numbers.below(end - start)] ^= 1 << numbers.below(8);
             let (_, mut reader) = HintReader::new(&damaged).unwrap();
             let good = reader.by_ref().take_while(Result::is_ok).count();
-            assert_eq!(good as u64, u64::from(before), "nothing of a damaged block is yielded");
-            assert!(reader.next().is_none(), "nothing comes after an error");
+            assert_eq!(good as u64, u64::from(before), "no entry of a damaged block is yielded");
+            assert!(reader.next().is_none(), "iteration ends after an error");
             damaged_count += 1;
         }
     }
@@ -97,8 +97,8 @@ fn damage_in_a_block_spares_those_before_it() {
 }
 
 #[test]
-fn blocks_out_of_place_are_refused() {
-    // Entries of one size, so that the blocks are of one size and can change places.
+fn misplaced_blocks_are_refused() {
+    // All entries have the same size, so blocks have the same size and can be swapped.
     let keys: Vec<_> = (0..4_000_u64).map(|index| (index.to_le_bytes().to_vec(), 512 + index * 56)).collect();
     let header = HintHeader { data_len: 512 + 4_000 * 56, ..hint_header() };
     let bytes = write(&header, &keys);
@@ -114,12 +114,12 @@ fn blocks_out_of_place_are_refused() {
         foreign[..HINT_HEADER_LEN].copy_from_slice(&bytes[..HINT_HEADER_LEN]);
         assert_eq!(read_hints(&foreign), Err(DecodeError::PayloadChecksum), "blocks of another segment");
     }
-    assert_eq!(read_hints(&bytes[..starts[2]]), Err(DecodeError::Count), "a block is missing at the end");
+    assert_eq!(read_hints(&bytes[..starts[2]]), Err(DecodeError::Count), "the last blocks are missing");
     let doubled = [&bytes[..], &bytes[starts[1]..starts[2]]].concat();
-    assert_eq!(read_hints(&doubled), Err(DecodeError::PayloadChecksum), "a block follows the last");
+    assert_eq!(read_hints(&doubled), Err(DecodeError::PayloadChecksum), "a block follows the last one");
 }
 
-/// An entry with these bytes changed in a block whose checksum is right.
+/// Changes these bytes of an entry, corrects the checksum of its block, and expects an error.
 fn check(changes: &[(usize, &[u8])], expected: DecodeError) {
     let mut writer = HintWriter::new(&hint_header());
     writer.push(hint_entry(b"key", 1, 512));
@@ -134,7 +134,7 @@ fn check(changes: &[(usize, &[u8])], expected: DecodeError) {
 }
 
 #[test]
-fn entries_that_break_the_rules_are_refused() {
+fn invalid_entries_are_refused() {
     check(&[(8, &513_u64.to_le_bytes())], DecodeError::Place);
     check(&[(8, &504_u64.to_le_bytes())], DecodeError::Place);
     check(&[(8, &976_u64.to_le_bytes()), (24, &[6])], DecodeError::Place);
@@ -154,7 +154,7 @@ fn entries_that_break_the_rules_are_refused() {
 }
 
 #[test]
-fn random_blocks_with_right_checksums_do_not_panic() {
+fn random_blocks_with_valid_checksums_do_not_panic() {
     let (seed, mut numbers) = (53, Numbers::new(53));
     let mut accepted = 0;
     for _ in 0..50_000 {

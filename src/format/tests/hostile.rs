@@ -1,8 +1,8 @@
-//! Input nobody wrote: no decoder panics, loops, or allocates by a length that nothing vouches for.
+//! Hostile input: no decoder panics, loops forever, or allocates more than the input justifies.
 
 use super::*;
 
-/// Puts `bytes` before every decoder.
+/// Passes `bytes` to every decoder and counts those that accept them.
 fn read_all(bytes: &[u8]) -> usize {
     let binding = binding();
     let mut accepted = 0;
@@ -20,11 +20,11 @@ fn read_all(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn zeroes_and_ones_are_nothing() {
+fn zeros_and_ones_are_refused() {
     for len in 0..700 {
-        // Of a watermark's value few are refused; it is believed only inside a verified record.
+        // Most bytes are a valid watermark value; readers use it only inside a verified record.
         let watermarks = usize::from(len == WATERMARK_LEN - RECORD_HEADER_LEN);
-        assert_eq!(read_all(&vec![0; len]), watermarks, "{len} zeroes");
+        assert_eq!(read_all(&vec![0; len]), watermarks, "{len} zeros");
         assert_eq!(read_all(&vec![0xff; len]), 0, "{len} times 0xff");
     }
     for sample in samples().iter().filter(|sample| sample.name != "footer") {
@@ -48,9 +48,9 @@ fn random_bytes_are_refused() {
     assert!(rounds >= 100_000);
 }
 
-/// Headers with random fields and a right checksum: what is accepted keeps the rules.
+/// Decoders accept a header with random fields and a valid checksum only if it follows the rules.
 #[test]
-fn random_headers_with_right_checksums_keep_the_rules() {
+fn accepted_random_headers_follow_the_rules() {
     let (seed, mut numbers) = (42, Numbers::new(42));
     let mut accepted = 0;
     for _ in 0..100_000 {
@@ -67,11 +67,11 @@ fn random_headers_with_right_checksums_keep_the_rules() {
         }
         rebind(&mut bytes[..RECORD_HEADER_LEN], &binding(), 512);
         let read = read_record(&bytes, &binding(), 512);
-        assert!(read.is_err(), "a random payload has a wrong checksum: {read:?}");
+        assert!(read.is_err(), "a random payload has an invalid checksum: {read:?}");
         let Ok(header) = RecordHeader::decode(&bytes, &binding(), 512) else { continue };
         accepted += 1;
         assert!(header.value_len <= MAX_VALUE_LEN && header.record_len() <= u64::from(u32::MAX));
-        assert_eq!(header.encode(&binding(), 512), bytes[..RECORD_HEADER_LEN], "one value, one encoding");
+        assert_eq!(header.encode(&binding(), 512), bytes[..RECORD_HEADER_LEN], "each header has exactly one encoding");
         if let Err(DecodeError::Incomplete { needed }) = read {
             assert_eq!(needed, header.record_len());
         }
@@ -81,7 +81,7 @@ fn random_headers_with_right_checksums_keep_the_rules() {
 }
 
 #[test]
-fn counts_are_compared_before_anything_is_allocated() {
+fn counts_are_checked_before_allocating() {
     let mut bytes = sample_manifest().encode();
     for count in [u64::MAX, u64::MAX / 16, 1 << 60, 3, 1, 0] {
         bytes[64..72].copy_from_slice(&count.to_le_bytes());
@@ -103,8 +103,8 @@ fn counts_are_compared_before_anything_is_allocated() {
 }
 
 #[test]
-fn manifest_in_disorder_is_refused() {
-    // The sample's active segment is 7, so the last case is that of one that is not listed.
+fn manifest_with_unordered_ids_is_refused() {
+    // The sample's active segment is 7, which the last case does not list.
     let cases: [(u64, u64, u64); 5] = [(3, 3, 8), (7, 3, 8), (3, 8, 8), (3, 9, 8), (3, 6, 8)];
     for (first, second, next) in cases {
         let mut bytes = sample_manifest().encode();
@@ -119,7 +119,7 @@ fn manifest_in_disorder_is_refused() {
 }
 
 #[test]
-fn frames_that_contradict_themselves_are_refused() {
+fn inconsistent_frames_are_refused() {
     let frame = BatchFrame { count: 2, bytes: 104, durable_offset: 512 };
     let value = |frame: BatchFrame| frame.encode(&binding(), 512, 1, 0)[RECORD_HEADER_LEN..].to_vec();
     let read = |frame| BatchFrame::decode_value(&value(frame));
@@ -138,7 +138,7 @@ fn frames_that_contradict_themselves_are_refused() {
     assert_eq!(read(Footer { min_seq: 4, ..footer }), Err(DecodeError::Order));
     assert_eq!(read(Footer { data_len: 504, ..footer }), Err(DecodeError::Place));
 
-    // A watermark where a footer should be, and a footer where it says it is not.
+    // A watermark in the place of a footer, and a footer that states another offset.
     let mut tail = [0; FOOTER_LEN];
     tail[..WATERMARK_LEN].copy_from_slice(&Watermark { durable_offset: 0, durable_seq: 0 }.encode(
         &binding(),

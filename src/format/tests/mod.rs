@@ -1,4 +1,4 @@
-//! Tests of the format: the document's examples, round trips, damage, hostile input.
+//! Tests of the format: documented examples, round trips, damage, hostile input.
 
 mod damage;
 mod document;
@@ -13,7 +13,7 @@ pub(super) const STORE: [u8; 16] = *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\x
 pub(super) const SEGMENT: u64 = 7;
 pub(super) const SALT: u64 = 0x0123_4567_89ab_cdef;
 
-/// Numbers that look random and are the same in every run.
+/// A pseudo-random number generator with a fixed seed (splitmix64).
 pub(super) struct Numbers(u64);
 
 impl Numbers {
@@ -21,7 +21,7 @@ impl Numbers {
         Self(seed)
     }
 
-    /// The next number (splitmix64).
+    /// The next number.
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -30,7 +30,7 @@ impl Numbers {
         mixed ^ (mixed >> 31)
     }
 
-    /// A sequence number, of all there may be.
+    /// Any valid sequence number.
     pub(super) fn seq(&mut self) -> u64 {
         self.next() & MAX_SEQ
     }
@@ -74,7 +74,7 @@ pub(super) fn tombstone_header(key: &[u8], seq: u64, ordinal: u32) -> RecordHead
     RecordHeader { kind: RecordKind::Tombstone, ..put_header(key, &[], seq, ordinal) }
 }
 
-/// A whole record as it lies on disk.
+/// A whole record as stored on disk.
 pub(super) fn record(header: &RecordHeader, binding: &Binding, offset: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut out = header.encode(binding, offset).to_vec();
     out.extend_from_slice(key);
@@ -83,7 +83,7 @@ pub(super) fn record(header: &RecordHeader, binding: &Binding, offset: u64, key:
     out
 }
 
-/// One encoded structure with the strictest reader of it, which returns what it read as text.
+/// One encoded structure and its strictest decoder, which returns the decoded structure as text.
 pub(super) struct Sample {
     pub(super) name: &'static str,
     pub(super) bytes: Vec<u8>,
@@ -103,7 +103,7 @@ fn read_record_text(bytes: &[u8]) -> Result<String, DecodeError> {
     Ok(format!("{:?} {:?} {:?}", record.header, record.key, record.value))
 }
 
-/// Reads every entry of a hint file.
+/// Decodes every entry of a hint file.
 pub(super) fn read_hints(bytes: &[u8]) -> Result<(HintHeader, Vec<HintEntry<'_>>), DecodeError> {
     let (header, reader) = HintReader::new(bytes)?;
     Ok((header, reader.collect::<Result<_, _>>()?))
@@ -137,7 +137,7 @@ fn sample_hint() -> Vec<u8> {
     writer.finish()
 }
 
-/// One of each structure: the ones the document shows.
+/// One of each structure: the documented examples.
 pub(super) fn samples() -> Vec<Sample> {
     let binding = binding();
     let batch = BatchFrame { count: 2, bytes: 104, durable_offset: 512 };
@@ -186,14 +186,14 @@ pub(super) fn samples() -> Vec<Sample> {
     ]
 }
 
-/// Gives a segment header, manifest header or hint header whose fields a test has changed its right checksum again.
+/// Corrects the checksum of a segment header, manifest header or hint header.
 pub(super) fn reseal(header: &mut [u8]) {
     let at = header.len() - 4;
     let crc = crc32fast::hash(&header[..at]);
     header[at..].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Gives a record header (or a whole hint block) whose fields a test has changed its right checksum again.
+/// Corrects the checksum of a record header or a whole hint block.
 pub(super) fn rebind(header: &mut [u8], binding: &Binding, offset: u64) {
     let crc = binding.header_crc(offset, &header[4..]);
     header[..4].copy_from_slice(&crc.to_le_bytes());

@@ -1,8 +1,8 @@
-//! Finding the next record after damage.
+//! The search for the next record after damage.
 
 use super::*;
 
-/// Records of various sizes one after the other from 512 on, with their offsets.
+/// Consecutive records of various sizes from offset 512, and their offsets.
 fn segment(binding: &Binding, numbers: &mut Numbers, count: u32) -> (Vec<u8>, Vec<u64>) {
     let (mut bytes, mut offsets) = (Vec::new(), Vec::new());
     for ordinal in 0..count {
@@ -27,12 +27,12 @@ fn records_after_a_damaged_one_are_found() {
         let start = usize::try_from(offsets[damaged]).unwrap() - 512;
         bytes[start + numbers.below(RECORD_HEADER_LEN)] ^= 1 << numbers.below(8);
         assert!(read_record(&bytes[start..], &binding, offsets[damaged]).is_err());
-        // From anywhere behind the start of the one before, the one after is the next.
+        // A search from anywhere after the start of the record before the damaged one finds the record after it.
         for from in [offsets[damaged - 1] + 1, offsets[damaged], offsets[damaged] + 1] {
             assert_eq!(find_record(&bytes, &binding, 512, from), Some(offsets[damaged + 1]));
             found += 1;
         }
-        // The bytes need not be those from the segment's start on, nor aligned.
+        // The bytes may start anywhere in the segment, aligned or not.
         for cut in 1..24 {
             assert_eq!(
                 find_record(&bytes[cut..], &binding, 512 + cut as u64, 0),
@@ -45,7 +45,7 @@ fn records_after_a_damaged_one_are_found() {
 }
 
 #[test]
-fn nothing_is_found_where_nothing_is() {
+fn no_record_is_found_where_there_is_none() {
     let binding = binding();
     let mut numbers = Numbers::new(32);
     let (bytes, offsets) = segment(&binding, &mut numbers, 3);
@@ -59,10 +59,10 @@ fn nothing_is_found_where_nothing_is() {
     assert_eq!(find_record(&vec![0; 1 << 20], &binding, 512, 0), None);
 }
 
-/// Who chooses values but cannot read the file does not know the salt. Images of records in a value, right in all but
-/// the salt, at every alignment, must not be adopted when the record that carries them is damaged.
+/// An attacker who chooses values but cannot read the file does not know the salt. The search must not accept images of
+/// records inside a value, correct except for the salt, when the record that contains them is damaged.
 #[test]
-fn record_planted_in_a_value_is_not_adopted() {
+fn record_image_in_a_value_is_not_accepted() {
     let (seed, mut numbers) = (33, Numbers::new(33));
     let mut planted = 0;
     for _ in 0..50 {
@@ -82,6 +82,6 @@ fn record_planted_in_a_value_is_not_adopted() {
         bytes[12] ^= 1;
         assert_eq!(find_record(&bytes, &binding, 512, 512), Some(next));
     }
-    println!("{planted} planted records, none adopted, seed {seed}");
+    println!("{planted} record images, none accepted, seed {seed}");
     assert!(planted >= 25_000);
 }

@@ -1,9 +1,9 @@
-//! What was encoded is what is decoded, and headers that break the rules are refused though their checksum is right.
+//! Structures round-trip, and headers that break the rules are refused even with a valid checksum.
 
 use super::*;
 
 #[test]
-fn records_come_back() {
+fn records_round_trip() {
     let (seed, mut numbers) = (21, Numbers::new(21));
     let (mut rounds, mut padded) = (0, 0);
     while rounds < 20_000 {
@@ -34,7 +34,7 @@ fn records_come_back() {
 }
 
 #[test]
-fn longest_key_and_empty_value_come_back() {
+fn longest_key_and_empty_value_round_trip() {
     let key = Numbers::new(5).bytes(MAX_KEY_LEN);
     let bytes = record(&put_header(&key, &[], 1, 0), &binding(), 512, &key, &[]);
     let read = read_record(&bytes, &binding(), 512).unwrap();
@@ -42,7 +42,7 @@ fn longest_key_and_empty_value_come_back() {
 }
 
 #[test]
-fn frames_and_headers_come_back() {
+fn frames_and_headers_round_trip() {
     let (seed, mut numbers) = (22, Numbers::new(22));
     for _ in 0..20_000 {
         let binding = Binding::new(numbers.next(), numbers.next());
@@ -76,7 +76,7 @@ fn frames_and_headers_come_back() {
 }
 
 #[test]
-fn manifests_come_back() {
+fn manifests_round_trip() {
     let (seed, mut numbers) = (23, Numbers::new(23));
     let mut segments_seen = 0;
     for round in 0..500 {
@@ -101,21 +101,21 @@ fn manifests_come_back() {
 }
 
 #[test]
-fn patching_a_draft_is_encoding() {
+fn patched_draft_equals_encoded_header() {
     let mut numbers = Numbers::new(24);
     for _ in 0..1_000 {
         let header = put_header(&numbers.bytes(16), &numbers.bytes(100), numbers.seq(), numbers.u32());
         let offset = numbers.next() & !7;
         let mut draft = header.draft();
         assert_eq!(RecordHeader::decode(&draft, &binding(), offset), Err(DecodeError::HeaderChecksum));
-        // Patched twice, as when a record moves: only the last place counts.
+        // A record may be patched again for a new place. Only the last place counts.
         patch_header(&mut draft, &binding(), offset ^ 8, 1, 2);
         patch_header(&mut draft, &binding(), offset, header.seq, header.ordinal);
         assert_eq!(draft, header.encode(&binding(), offset));
     }
 }
 
-/// A header with these bytes changed and the right checksum.
+/// Changes these bytes of a header, corrects the checksum, and expects an error.
 fn check(header: &RecordHeader, changes: &[(usize, &[u8])], expected: DecodeError) {
     let mut bytes = header.encode(&binding(), 512);
     for (at, change) in changes {
@@ -126,7 +126,7 @@ fn check(header: &RecordHeader, changes: &[(usize, &[u8])], expected: DecodeErro
 }
 
 #[test]
-fn headers_that_break_the_rules_are_refused() {
+fn invalid_headers_are_refused() {
     let put = put_header(b"key", b"value", 1, 0);
     let tombstone = tombstone_header(b"key", 1, 0);
     let watermark = Watermark { durable_offset: 512, durable_seq: 0 }.encode(&binding(), 512, 1, 0);
@@ -150,9 +150,9 @@ fn headers_that_break_the_rules_are_refused() {
     check(&watermark, &[(32, &[1])], DecodeError::Reserved);
 }
 
-/// The longest value is accepted by its header, and its record's length fits 32 bits.
+/// A header accepts the longest value, and the length of its record fits in 32 bits.
 #[test]
-fn limits_are_within_reach() {
+fn longest_key_and_value_fit_in_a_record() {
     let header = RecordHeader { value_len: MAX_VALUE_LEN, key_len: u16::MAX, ..put_header(b"k", b"", 1, 0) };
     assert_eq!(RecordHeader::decode(&header.encode(&binding(), 512), &binding(), 512), Ok(header));
     assert_eq!(header.record_len(), u64::from(u32::MAX - 7));
@@ -161,5 +161,5 @@ fn limits_are_within_reach() {
     let needed = header.record_len();
     let bytes = header.encode(&binding(), 512);
     let read = read_record(&bytes, &binding(), 512);
-    assert_eq!(read, Err(DecodeError::Incomplete { needed }), "the caller learns how much, and nothing is allocated");
+    assert_eq!(read, Err(DecodeError::Incomplete { needed }), "the error states the length, and nothing is allocated");
 }
