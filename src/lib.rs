@@ -1,9 +1,8 @@
-//! An embedded, durable key-value store for Linux services that await their storage.
+//! An embedded key-value store for async Rust services on Linux.
 //!
-//! A store is a directory with an append-only log and an index of every key in memory. Writes are awaited, not blocked
-//! on; writers that wait for the disk at the same time share one sync; what was acknowledged survives what its
-//! [`Durability`] says. Underneath are io_uring and a few threads of the store's own, so that any executor will do, or
-//! none.
+//! A store is a directory with an append-only log and an index of every key in memory. Writes are durable by default, and
+//! writers that wait for the disk at the same time share one sync. The store waits for the disk on its own threads, with
+//! io_uring where it is permitted, so any executor will do, or none.
 //!
 //! ```
 //! # fn main() -> ringcask::Result<()> {
@@ -17,12 +16,11 @@
 //! // On stable storage when it resolves. A thousand tasks that do this share a few syncs.
 //! store.put("session:7", "alice").await?;
 //!
-//! // In the store's buffer when it resolves: no system call, a second at most until it is durable.
-//! let buffered = Durability::Buffered;
-//! let version = store.put("hits", "1").durability(buffered).await?;
+//! // In the store's memory when it resolves, without a system call, and durable within a second.
+//! let version = store.put("hits", "1").durability(Durability::Buffered).await?;
 //! store.wait_durable(version).await?;
 //!
-//! // All or nothing, across crashes too.
+//! // All or nothing, even after a crash.
 //! let mut batch = Batch::new();
 //! batch.put("balance:a", "90").put("balance:b", "110").delete("session:7");
 //! store.write(batch).await?;
@@ -34,30 +32,36 @@
 //! # }
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - **Durability has three levels**, named after where the record is when the future resolves: [`Durability`]. What a
-//!   crash takes from the lower ones is always a suffix of the log, never a hole.
-//! - **No dirty reads**: nobody sees a `Synced` write before it is on stable storage. After a write has resolved,
-//!   everybody sees it.
-//! - **A failed write says what it is**: [`Error::outcome`] is *not applied* (now and for ever) or *unknown* (the store
-//!   takes no more writes; reopening decides). A failed sync is never retried.
-//! - **Dropping a future is safe**; what it means is written at each method.
-//! - **Damage is found and told apart**: a torn end of the log is cut off at the next open, any other bad byte is
-//!   [`ErrorKind::Corrupt`] with segment and offset, and costs the records it touches. One flipped bit in the last group
-//!   before a kill or a power cut reads as a torn end, though, and takes the group with it, acknowledged or not:
-//!   [`RecoveryReport::truncated_bytes`] tells that something was cut.
-//! - **io_uring where it is allowed, threads where it is not**, with the same guarantees; [`Stats::engine`] says which.
+//! - **Three levels of durability**, named for where the record is when the future resolves: [`Durability`]. A crash loses only
+//!   the end of the log, never a write in its middle.
+//! - **No dirty reads.** No one sees a `Synced` write before it is on stable storage. After a write has resolved, everyone sees
+//!   it.
+//! - **Exact errors.** [`Error::outcome`] of a failed write is *not applied*, for good, or *unknown*: then the store takes no
+//!   more writes, and reopening it decides. A failed sync is never retried.
+//! - **Dropping a future is safe.** Each method says what it means.
+//! - **Damage is an error.** An open cuts off a torn end of the log. Any other bad byte is [`ErrorKind::Corrupt`], with file and
+//!   offset, and affects only the records it touches. One exception: damage in the last group before a kill or a power loss
+//!   looks like a torn end. Then the group is lost, acknowledged or not, and [`RecoveryReport::truncated_bytes`] shows that
+//!   something was cut.
+//! - **io_uring where it is permitted, threads where it is not**, with the same guarantees. [`Stats::engine`] says which.
 //!
 //! # Limits
 //!
-//! Keys have 1 to 65,535 bytes ([`MAX_KEY_LEN`]), values up to [`MAX_VALUE_LEN`], batches up to 1 GiB. Every key is in
-//! memory. There are no range queries. One process at a time has a directory open. Up to 2^32 − 1 segments are created
-//! in the life of a store.
+//! Keys have 1 to 65,535 bytes ([`MAX_KEY_LEN`]), values up to [`MAX_VALUE_LEN`], batches up to 1 GiB. All keys are in memory.
+//! There are no range queries. One process at a time can have a directory open. A store creates at most 2^32 − 1 segments in its
+//! life.
 //!
 //! # Where to go on
 //!
-//! [`Store`] for what one can do, [`Builder`] for the options, [`Stats`] and [`RecoveryReport`] for what the store tells.
+//! [`Store`] has the operations, [`Builder`] the options, [`futures`] what each operation resolves to, [`Stats`] and
+//! [`RecoveryReport`] what a store reports about itself.
+//!
+//! # Features
+//!
+//! - `tracing`: events for operators, such as a fallback to threads, a torn tail or a failed compaction.
+//! - `serde`: `Serialize` for [`Stats`] and the reports.
 
 pub use bytes;
 

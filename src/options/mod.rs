@@ -1,4 +1,4 @@
-//! Options of a store: what they mean, their ranges, and the one place that checks them.
+//! Options as plain data: their meaning, their ranges, and the one place that checks them. The builder is in `store`.
 
 pub(crate) mod hours;
 
@@ -11,43 +11,42 @@ use crate::error::{Error, ErrorKind, Result};
 use hours::Hours;
 pub use hours::TimeOfDay;
 
-/// Longest key, in bytes. The shortest is one byte.
+/// Length of the longest key, in bytes. The shortest key has one byte.
 pub const MAX_KEY_LEN: usize = crate::format::MAX_KEY_LEN;
 
-/// Longest value, in bytes: 4 GiB − 1 less the record's header and the longest key.
+/// Length of the longest value, in bytes: a little less than 4 GiB.
 pub const MAX_VALUE_LEN: u64 = crate::format::MAX_VALUE_LEN as u64;
 
 /// Where a record is when the future of its write resolves.
 ///
-/// Writes of a key are ordered by their versions, whatever their durability. A `Buffered` write can be seen before an
-/// older `Synced` one that still waits for the disk, and stays the newer: so of a `Synced` batch, a key that was
-/// overwritten while the batch waited is never seen. Writes of one durability are seen in the order of their versions.
+/// Versions order the writes of a key, whatever their durability. A `Buffered` write can be visible before an older `Synced` one
+/// that still waits for the disk, and it stays the newer one. So a key of a `Synced` batch that is overwritten while the batch
+/// waits never becomes visible. Writes of one durability become visible in the order of their versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Durability {
-    /// In the store's log buffer and visible to every `get`. It reaches the kernel within
+    /// In the store's memory and visible to every `get`. It reaches the kernel within
     /// [`flush_interval`](crate::Builder::flush_interval) or when a buffer fills, and the disk within
-    /// [`sync_interval`](crate::Builder::sync_interval). A process kill can take it.
+    /// [`sync_interval`](crate::Builder::sync_interval). A kill of the process can lose it.
     Buffered,
-    /// The kernel has it: it survives a kill of the process, not a power cut before the next sync.
+    /// In the kernel. It survives a kill of the process, but not a power loss before the next sync.
     Written,
-    /// On stable storage: it survives power loss. No reader sees the write before that.
+    /// On stable storage (default). It survives power loss. No reader sees the write before that.
     #[default]
     Synced,
 }
 
-/// What opening does about damage that can hold acknowledged data.
+/// What an open does about damage that may affect acknowledged data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The open fails with [`ErrorKind::Corrupt`] and changes nothing.
+    /// The open fails with [`ErrorKind::Corrupt`] and changes nothing (default).
     #[default]
     Strict,
-    /// The open succeeds without the damaged records, and
-    /// [`RecoveryReport::damage`](crate::RecoveryReport::damage) lists what is gone. An older value of a key whose
-    /// newest record was lost becomes visible again.
+    /// The open succeeds without the damaged records, and [`RecoveryReport::damage`](crate::RecoveryReport::damage) lists the
+    /// damaged ranges. If the newest record of a key is lost, an older value becomes visible again.
     ///
-    /// What is cut off the end of the segment that was being written is kept in a file of its own, if there is space:
+    /// If there is space, a file keeps what was cut off the end of the segment that was being written; see
     /// [`RecoveryReport::cut_copy`](crate::RecoveryReport::cut_copy).
     Salvage,
 }
@@ -112,10 +111,10 @@ named_variants!(Recovery, "recovery", Strict = "strict", Salvage = "salvage");
 
 /// How the space of overwritten and deleted records comes back; see [`Builder::compaction`](crate::Builder::compaction).
 ///
-/// Compaction begins by itself when the dead part of all sealed segments reaches the *trigger*. It then rewrites the
-/// segments that free most, each at least the *threshold*, at most the *budget* at a time, no faster than the *rate*. So
-/// when it has caught up, the log takes at most `1 / (1 - trigger)` times the bytes that are alive, and one segment. A
-/// segment with nothing alive in it is removed unread, whatever the trigger says.
+/// Compaction starts by itself when the dead part of all sealed segments reaches the *trigger*. It rewrites the segments that
+/// free most, each at least the *threshold*, at most the *budget* at a time and no faster than the *rate*. Once it has caught
+/// up, the log takes at most `1 / (1 - trigger)` times the live bytes, plus one segment. A segment without live records is
+/// removed without being read, regardless of the trigger.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use]
 pub struct Compaction {
@@ -134,7 +133,7 @@ impl Default for Compaction {
 }
 
 impl Compaction {
-    /// Automatic, with a trigger of 0.5, a threshold of 0.25, a budget of four segments, and 32 MiB a second.
+    /// The defaults of all options.
     pub fn new() -> Self {
         Self {
             is_automatic: true,
@@ -146,47 +145,46 @@ impl Compaction {
         }
     }
 
-    /// Whether it begins by itself. Default: yes. If not, space comes back through [`Store::compact`] alone.
-    ///
-    /// [`Store::compact`]: crate::Store::compact
+    /// Whether compaction starts by itself. Default: `true`. If not, only [`Store::compact`](crate::Store::compact) gives space
+    /// back.
     pub fn automatic(mut self, automatic: bool) -> Self {
         self.is_automatic = automatic;
         self
     }
 
-    /// The dead part of all sealed segments at which it begins. Default 0.5, range 0.05 to 0.95.
+    /// The dead part of all sealed segments at which compaction starts. Default: 0.5. Range: 0.05 to 0.95.
     ///
-    /// Less means less disk and more rewriting: in the long run each byte that is written is rewritten up to
+    /// A smaller value needs less disk and rewrites more: in the long run, each byte written is rewritten up to
     /// `(1 - trigger) / trigger` times.
     pub fn trigger(mut self, part: f64) -> Self {
         self.trigger = part;
         self
     }
 
-    /// The part of a segment that rewriting it must free. Default 0.25, range 0.01 to the trigger; a default larger than
-    /// the trigger is lowered to it.
+    /// The part of a segment that rewriting it must free. Default: 0.25, or the trigger if that is smaller. Range: 0.01 to the
+    /// trigger.
     ///
-    /// More means that fewer bytes are rewritten for each byte freed.
+    /// A larger value rewrites fewer bytes for each byte freed.
     pub fn threshold(mut self, part: f64) -> Self {
         self.threshold = part;
         self
     }
 
-    /// Bytes of segments that one job takes. Default: four segments. Range 1 MiB to 1 TiB; one segment is always taken.
+    /// Bytes of segments that one job takes. Default: four segments. Range: 1 MiB to 1 TiB. A job always takes at least one
+    /// segment.
     ///
-    /// A job's inputs go when all its outputs are durable, so more means more disk for the time of a job, and fewer jobs.
-    /// A job holds the hints of its outputs in memory until then: 36 bytes and the key for each record it copies.
+    /// A job removes its inputs when all its outputs are durable, so a larger budget needs more disk during a job. A job also
+    /// holds the hints of its outputs in memory: 36 bytes and the key for each record it copies.
     pub fn budget_bytes(mut self, bytes: u64) -> Self {
         self.budget_bytes = Some(bytes);
         self
     }
 
-    /// Bytes read and written a second, or `None` for no limit. Default 32 MiB, range 64 KiB to 1 TiB.
+    /// Bytes that compaction reads and writes per second, or `None` for no limit. Default: 32 MiB. Range: 64 KiB to 1 TiB.
     ///
-    /// The rate falls to a sixteenth of this while syncs take clearly longer than before. It rises while dead bytes pile
-    /// up, and halfway between the trigger and a log that is all dead there is no limit; but not for
-    /// [`Store::compact`](crate::Store::compact), which keeps to it. There is none either for a job
-    /// that lives on the reserve of a full disk, which it shall not keep for long.
+    /// Compaction slows down while it makes syncs clearly slower, and speeds up, beyond this limit if needed, while dead bytes
+    /// pile up. [`Store::compact`](crate::Store::compact) never exceeds the limit. On a full disk, a job that uses the reserve
+    /// ignores it.
     pub fn bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.bytes_per_second = bytes;
         self
@@ -220,7 +218,7 @@ impl Compaction {
     }
 }
 
-/// Checked options.
+/// The options of one store, as the builder collects them.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) path: PathBuf,
@@ -245,9 +243,9 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// Smallest segment: simulations want rotations every few records.
+/// Smallest segment. Simulations rotate every few records.
 const MIN_SEGMENT_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { 4 * KIB };
-/// Smallest cache, but for none: simulations want evictions too.
+/// Smallest cache that is not off. Simulations evict blocks.
 const MIN_CACHE_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
 const MIN_BUDGET_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
 

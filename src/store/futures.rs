@@ -1,15 +1,16 @@
-//! The named futures of the store.
+//! The named futures that the operations of a store return.
 //!
-//! Each is `Send + Unpin + 'static`, needs no runtime, and may be dropped at any time. What dropping means is the same
-//! for all writes: before the first poll nothing happened; once the write is accepted, it runs to its end without the
-//! caller; while it still waits to be accepted (for room in the buffer, or behind an earlier write of the same key), it
-//! will not happen.
+//! Each is `Send + Unpin + 'static`, needs no runtime, and may be dropped at any time. For every write the same holds: dropped
+//! before the first poll, nothing happens; once accepted, the write continues without the caller; while it still waits to be
+//! accepted (for room in the buffer, or behind an earlier write of the same key), dropping it cancels it.
 //!
-//! One that is forgotten (`mem::forget`) without having been dropped is a handle on the store that never goes: once the store
-//! was closed it keeps memory, open files and the thread that reads, but neither the lock nor the store's two tasks.
+//! Options, such as the durability of a write, are set on the future before its first poll.
 //!
-//! In a forked child they all answer `Forked` at their next poll, those that were under way at the fork too. Neither that
-//! poll nor dropping one takes a lock, which a thread of the parent's may have held.
+//! A future that is leaked (`mem::forget`) keeps the store's memory, open files and reading thread even after a close, but not
+//! the lock on the directory.
+//!
+//! In a forked child, every future resolves to [`Forked`](crate::ErrorKind::Forked) at its next poll, even if it was in progress
+//! at the fork. Neither that poll nor a drop takes a lock, which a thread of the parent may have held.
 
 pub use super::multi_get::MultiGet;
 pub use super::open::Open;

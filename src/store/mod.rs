@@ -1,4 +1,7 @@
-//! The handle.
+//! The handle: each operation as a method that returns a named future.
+//!
+//! A put reads downwards from here: `put` prepares the record, [`futures`] offers it to the log when it is polled, and
+//! `commit` does the rest. [`core`] has the parts of an open store and how it ends.
 
 mod builder;
 pub(crate) mod core;
@@ -6,24 +9,20 @@ pub mod futures;
 mod multi_get;
 mod open;
 mod pool;
+mod report;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use bytes::Bytes;
 
 use crate::batch::{Batch, check_key, check_value_len};
-use crate::cache::BlockCache;
 use crate::commit::Prepared;
-use crate::compaction;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::IoKind;
 use crate::options::Durability;
-use crate::read::ReadCounts;
-use crate::stats::{ActiveEngine, RecoveryReport, SegmentStats, Stats, Version};
+use crate::stats::{RecoveryReport, Stats, Version};
 use crate::sync::sharded::{Sharded, Share};
 
 pub use builder::Builder;
@@ -35,19 +34,19 @@ use pool::pooled_buffer;
 
 /// An open store: a directory, a log, and an index of every key in memory.
 ///
-/// Cheap to clone; all clones are the same store. It can be shared by any number of tasks on any executor, and by
-/// threads without one: the futures need no runtime, no reactor and no timer.
+/// Clones are cheap and refer to the same store. Any number of tasks on any executor can share it, and so can threads without
+/// one: the futures need no runtime, no reactor and no timer.
 ///
-/// When the last clone is dropped, the store drains, syncs, seals its log and unlocks the directory, blocking the
-/// thread that drops it for as long as that takes (on one of the store's own threads, where a task may be dropped by its
-/// waker, it does not wait). Dropping cannot report an error: [`close`](Store::close) can.
+/// Dropping the last clone writes and syncs what was accepted, seals the log and unlocks the directory. It blocks the dropping
+/// thread until then and cannot report an error; [`close`](Store::close) does not block and reports it. On one of the store's
+/// own threads, where a waker may drop a task that owns the store, the drop does not wait.
 ///
 /// # Forks
 ///
-/// A handle works in the process that opened the store, and in no other. In a child of `fork` every future answers
-/// [`Forked`](ErrorKind::Forked), the other methods answer as of an empty store, and none of them waits for a lock that
-/// a thread of the parent's may have held. The child inherits the lock on the directory and keeps it until it ends or
-/// executes another program: a parent that dies before leaves the directory [`Locked`](ErrorKind::Locked).
+/// A handle works only in the process that opened the store. In a child of `fork`, every future resolves to
+/// [`Forked`](ErrorKind::Forked), the other methods answer as for an empty store, and none of them takes a lock that a thread
+/// of the parent may have held. The child inherits the lock on the directory and keeps it until it ends or executes another
+/// program. If the parent ends first, the directory stays [`Locked`](ErrorKind::Locked) until then.
 ///
 /// # Examples
 ///
@@ -104,49 +103,48 @@ impl Store {
         self.0.shares.mine().clone()
     }
 
-    /// Options for opening the store in the directory `path`.
+    /// Returns the options for opening the store in the directory `path`.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
         Builder::new(path.as_ref())
     }
 
-    /// Opens the store in the directory `path` with the default options, creating it if need be.
+    /// Resolves to the store in the directory `path`, opened with default options and created if it is missing.
     ///
-    /// What an earlier process left is recovered: everything that was acknowledged as durable is there, a torn end of
-    /// the log is cut off. [`recovery_report`](Store::recovery_report) tells what was found.
+    /// The open recovers what an earlier process left: everything acknowledged as durable is there, and a torn end of the log is
+    /// cut off. [`recovery_report`](Store::recovery_report) says what was found.
     ///
     /// # Errors
     ///
-    /// [`Locked`](ErrorKind::Locked) if another handle has it open, in this process or another;
-    /// [`Corrupt`](ErrorKind::Corrupt) if bytes that were acknowledged are damaged or missing (see
-    /// [`Recovery`](crate::Recovery)); [`IncompatibleFormat`](ErrorKind::IncompatibleFormat) if a newer version wrote
-    /// it; [`InvalidConfig`](ErrorKind::InvalidConfig) for an option out of its range;
-    /// [`Unsupported`](ErrorKind::Unsupported) if the engine demanded is not to be had; [`Io`](ErrorKind::Io).
+    /// - [`Locked`](ErrorKind::Locked) if another handle has the directory open, in this process or another.
+    /// - [`Corrupt`](ErrorKind::Corrupt) if acknowledged bytes are damaged or missing; see [`Recovery`](crate::Recovery).
+    /// - [`IncompatibleFormat`](ErrorKind::IncompatibleFormat) if a newer version wrote the directory.
+    /// - [`InvalidConfig`](ErrorKind::InvalidConfig) if an option is outside its range.
+    /// - [`Unsupported`](ErrorKind::Unsupported) if the required engine is not available.
+    /// - [`NoSpace`](ErrorKind::NoSpace) or [`Io`](ErrorKind::Io) if the operating system refuses an operation.
     ///
     /// # Cancel safety
     ///
-    /// Nothing happens before the first poll. After it the opening goes on without the caller, and the store is closed
-    /// again when it is open.
+    /// Nothing happens before the first poll. After it, the open continues without the caller, and the store is closed as soon
+    /// as it is open.
     pub fn open(path: impl AsRef<Path>) -> Open {
         Self::builder(path).open()
     }
 
-    /// The value of `key`, or `None` if it has none.
+    /// Resolves to the value of `key`, or `None` if it has none.
     ///
-    /// Reads from the log's buffer or the page cache finish in the first poll, on the caller's thread. While less than
-    /// a fifth of what is read is cached, most gets are handed to the ring without a look at the page cache, unless the store has
-    /// [a cache of its own](crate::Builder::cache_bytes) or no ring. Checksum and key
-    /// are verified on every read from a file. A read that waits for the disk brings in its record
-    /// and nothing beyond it, but a MiB where it goes on behind the segment's last read that waited.
+    /// Completes in the first poll if the value is in memory: in the log's buffer, the store's cache
+    /// ([`Builder::cache_bytes`]) or, in most cases, the page cache. Otherwise it waits for the engine. Every read from a file
+    /// verifies the record's checksum and key.
     ///
     /// # Errors
     ///
-    /// [`Corrupt`](ErrorKind::Corrupt), with segment and offset, if the record is damaged: never wrong bytes, and never
-    /// `None` for damage. [`InvalidInput`](ErrorKind::InvalidInput) for an empty key, [`Io`](ErrorKind::Io),
-    /// [`Closed`](ErrorKind::Closed).
+    /// [`Corrupt`](ErrorKind::Corrupt) if the record is damaged, with its file and offset: never a wrong value, and never `None`.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) or [`TooLarge`](ErrorKind::TooLarge) if the key's length is outside the limits,
+    /// [`Io`](ErrorKind::Io), [`Closed`](ErrorKind::Closed).
     ///
     /// # Cancel safety
     ///
-    /// Reading changes nothing; a dropped read is finished by the engine and its result thrown away.
+    /// A get changes nothing. If it is dropped while it waits, the engine finishes the read and discards the result.
     ///
     /// # Examples
     ///
@@ -166,16 +164,15 @@ impl Store {
         Get::new(self.share(), key.as_ref())
     }
 
-    /// The values of many keys, in the order of the keys; `None` for a key without one.
+    /// Resolves to the values of many keys, in the order of the keys, with `None` for a key that has no value.
     ///
-    /// Each key is read as by [`get`](Self::get), in no common point in time: of a batch that is written meanwhile some
-    /// may show the values before and some those after. What the page cache has is read on the caller's thread, some
-    /// hundred keys in each poll. All reads that have to wait for the disk are then handed to the kernel together, which
-    /// is what this is for; their values are in memory at the same time. A key may be asked for more than once.
+    /// Reads that must wait for the disk are submitted to the kernel together. The keys are not read at one point in time: of a
+    /// batch that is written meanwhile, some values may be older and some newer. All values are in memory at the same time. A
+    /// key may occur more than once.
     ///
     /// # Errors
     ///
-    /// The first one that is met, as of [`get`](Self::get); it ends the whole call.
+    /// As for [`get`](Self::get). The first error ends the whole call.
     ///
     /// # Cancel safety
     ///
@@ -199,28 +196,29 @@ impl Store {
         MultiGet::new(self.share(), keys)
     }
 
-    /// Stores `value` under `key`, replacing any earlier value, at the store's durability; returns the write's version.
+    /// Stores `value` under `key`, replaces any earlier value, and resolves to the write's version.
     ///
-    /// `key` has 1 to [`MAX_KEY_LEN`](crate::MAX_KEY_LEN) bytes, `value` up to [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN); it may be empty.
+    /// `key` has 1 to [`MAX_KEY_LEN`](crate::MAX_KEY_LEN) bytes. `value` has up to [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN) bytes
+    /// and may be empty.
     ///
     /// # Durability
     ///
-    /// See [`Durability`](crate::Durability). After the future has resolved, every `get` in every task sees the write
-    /// (or a later one). A `Synced` write is seen by nobody before it is on stable storage.
+    /// The store's, or that of [`Put::durability`]; see [`Durability`](crate::Durability). Once the future has resolved, every
+    /// `get` in every task sees this write or a later one. No one sees a `Synced` write before it is on stable storage.
     ///
     /// # Errors
     ///
-    /// [`Error::outcome`] tells whether the write is certainly not applied or may be found after a reopening.
-    /// [`TooLarge`](ErrorKind::TooLarge) and [`InvalidInput`](ErrorKind::InvalidInput) for arguments beyond the limits;
-    /// [`NoSpace`](ErrorKind::NoSpace) when the disk is full (not applied; the store goes on, and accepts writes again
-    /// when there is space); [`Poisoned`](ErrorKind::Poisoned) after a failed sync; [`Closed`](ErrorKind::Closed).
+    /// [`Error::outcome`] says whether the write is certainly not applied or may be there after a reopen.
+    ///
+    /// - [`TooLarge`](ErrorKind::TooLarge), [`InvalidInput`](ErrorKind::InvalidInput) if a length is outside its limit.
+    /// - [`NoSpace`](ErrorKind::NoSpace) if the disk is full. The write is not applied, and the store accepts writes again when
+    ///   there is space.
+    /// - [`Poisoned`](ErrorKind::Poisoned) after a failed sync, [`Closed`](ErrorKind::Closed) after a close.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, nothing happened. A write that was accepted runs to its end without the caller. A
-    /// write that still waits for room in the buffer (see [`Builder::staging_bytes`]) was not accepted and does not
-    /// happen.
-    #[doc(alias = "insert", alias = "set")]
+    /// Dropping the future before its first poll does nothing. A write that was accepted continues without the caller. A write
+    /// that still waits for room in the buffer ([`Builder::staging_bytes`]) is not accepted and does not happen.
     ///
     /// # Examples
     ///
@@ -246,7 +244,8 @@ impl Store {
         Put(self.write_one(key, value.len(), false, || Prepared::put(pooled_buffer(), key, value)))
     }
 
-    /// As [`put`](Store::put). A value of 64 KiB or more is shared with the store until it is written, not copied.
+    /// Stores `value` like [`put`](Store::put) and resolves to the write's version. A value of 64 KiB or more is shared with the
+    /// store until it is written, instead of copied.
     pub fn put_bytes(&self, key: impl AsRef<[u8]>, value: Bytes) -> Put {
         let key = key.as_ref();
         let len = value.len();
@@ -267,10 +266,10 @@ impl Store {
         WriteOp::new(self.share(), durability, must_exist, op)
     }
 
-    /// Deletes `key`; tells whether it existed. If it did not, nothing is written.
+    /// Deletes `key` and resolves to whether it existed. If it did not, nothing is written.
     ///
-    /// Durability, errors and cancel safety are those of [`put`](Store::put). On a full disk deletes go on for as long
-    /// as the reserve lasts (see [`Builder::reserve_bytes`]).
+    /// Durability, errors and cancel safety are those of [`put`](Store::put). On a full disk, deletes continue as long as the
+    /// reserve lasts; see [`Builder::reserve_bytes`].
     ///
     /// # Examples
     ///
@@ -281,7 +280,7 @@ impl Store {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
     /// store.put("session", "alice").await?;
     /// assert!(store.delete("session").await?);
-    /// assert!(!store.delete("session").await?, "it is gone already");
+    /// assert!(!store.delete("session").await?, "it is already deleted");
     /// # store.close().await
     /// # })
     /// # }
@@ -292,11 +291,11 @@ impl Store {
         Delete(self.write_one(key, 0, true, || Prepared::tombstone(pooled_buffer(), key)))
     }
 
-    /// Applies `batch` as one: after a crash all of it is there or none, and no `get` sees a part of it. Returns the
-    /// version of its last operation.
+    /// Applies `batch` as a whole and resolves to the version of its last operation. After a crash all of it is there or none,
+    /// and no `get` sees a part of it.
     ///
-    /// A batch takes up to 1 GiB of log. Durability, errors and cancel safety are those of [`put`](Store::put). An
-    /// empty batch does nothing.
+    /// A batch takes up to 1 GiB of log. Durability, errors and cancel safety are those of [`put`](Store::put). An error about
+    /// one operation names its index. An empty batch does nothing.
     ///
     /// # Examples
     ///
@@ -327,13 +326,13 @@ impl Store {
         Write(WriteInner::Op(WriteOp::new(core, durability, false, op)))
     }
 
-    /// Whether `key` has a value. Answered from memory; `false` in a forked child.
+    /// Returns whether `key` has a value, from memory. `false` in a forked child.
     #[must_use]
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> bool {
         self.value_len(key).is_some()
     }
 
-    /// Number of keys that have a value. Answered from memory; 0 in a forked child.
+    /// Returns the number of keys that have a value, from memory. 0 in a forked child.
     #[must_use]
     pub fn len(&self) -> usize {
         if self.core().is_forked() {
@@ -342,13 +341,13 @@ impl Store {
         usize::try_from(self.core().parts.keydir.len()).unwrap_or(usize::MAX)
     }
 
-    /// Whether no key has a value. `true` in a forked child.
+    /// Returns whether no key has a value. `true` in a forked child.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Length of the value of `key` in bytes. Answered from memory; `None` in a forked child.
+    /// Returns the length of the value of `key` in bytes, from memory. `None` in a forked child.
     #[must_use]
     pub fn value_len(&self, key: impl AsRef<[u8]>) -> Option<u64> {
         // The keydir has locks.
@@ -358,18 +357,18 @@ impl Store {
         self.core().parts.keydir.get(key.as_ref()).map(|entry| u64::from(entry.location.value_len))
     }
 
-    /// Every write with this version or a lower one is on stable storage.
+    /// Returns the version up to which every write is on stable storage.
     #[must_use]
     pub fn durable_version(&self) -> Version {
         Version(self.core().parts.log.durable_seq())
     }
 
-    /// Waits until the write with `version` is on stable storage. Asks for no sync of its own: a `Buffered` or `Written`
-    /// write gets there within the sync interval, or with the next [`sync`](Store::sync).
+    /// Resolves when the write with `version` is on stable storage. It does not start a sync: a `Buffered` or `Written` write
+    /// gets there within [`Builder::sync_interval`], or with the next [`sync`](Store::sync).
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a version this store has not given out;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if this store has not returned the version;
     /// [`Poisoned`](ErrorKind::Poisoned).
     ///
     /// # Cancel safety
@@ -397,7 +396,7 @@ impl Store {
         WaitDurable::new(self.share(), version.0)
     }
 
-    /// Brings everything accepted so far to stable storage; returns the version up to which that holds.
+    /// Makes everything accepted so far durable and resolves to the version up to which that holds.
     ///
     /// # Errors
     ///
@@ -405,7 +404,7 @@ impl Store {
     ///
     /// # Cancel safety
     ///
-    /// A sync that was asked for happens, with or without the caller.
+    /// Once polled, the sync happens with or without the caller.
     ///
     /// # Examples
     ///
@@ -427,22 +426,23 @@ impl Store {
         Sync::new(self.share())
     }
 
-    /// Gives the space of overwritten and deleted records back now, whatever the trigger and the hours say: of the whole
-    /// store, or of named segments. Returns what was done.
+    /// Compacts the store now, regardless of the trigger and the hours, and resolves to a report. The space of overwritten and
+    /// deleted records comes back. [`Compact::segments`] limits it to some segments.
     ///
-    /// Compaction also begins by itself; see [`Compaction`](crate::Compaction). Reads and writes go on beside it. It keeps
-    /// to the rate, and waits while compaction is paused.
+    /// Compaction also starts by itself; see [`Compaction`](crate::Compaction). Reads and writes continue during it. It keeps to
+    /// the rate limit, and waits while compaction is paused.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a number that is not that of a sealed, undamaged segment;
-    /// [`Corrupt`](ErrorKind::Corrupt) if one of the segments is damaged, [`NoSpace`](ErrorKind::NoSpace) if there is no
-    /// room for the new segments, [`Io`](ErrorKind::Io): then the segments of the job that failed are as they were, and
-    /// jobs before it are done. [`Poisoned`](ErrorKind::Poisoned), [`Closed`](ErrorKind::Closed).
+    /// - [`InvalidInput`](ErrorKind::InvalidInput) for a number that is not that of a sealed, undamaged segment.
+    /// - [`Corrupt`](ErrorKind::Corrupt) if one of the segments is damaged, [`NoSpace`](ErrorKind::NoSpace) if the new segments
+    ///   do not fit, [`Io`](ErrorKind::Io). The segments of the job that failed are unchanged; earlier jobs of the call stay
+    ///   done.
+    /// - [`Poisoned`](ErrorKind::Poisoned), [`Closed`](ErrorKind::Closed).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops it: the segments are the old ones or the new ones, and nothing is lost either way.
+    /// Dropping the future stops the compaction. The segments are then the old or the new ones, and no record is lost.
     ///
     /// # Examples
     ///
@@ -465,13 +465,13 @@ impl Store {
         Compact::new(self.share())
     }
 
-    /// Holds compaction at the next step, until [`resume_compaction`](Store::resume_compaction). Space does not come back
-    /// meanwhile. Does nothing in a forked child.
+    /// Pauses compaction at its next step, until [`resume_compaction`](Store::resume_compaction). No space comes back meanwhile.
+    /// Does nothing in a forked child.
     pub fn pause_compaction(&self) {
         self.pause(true);
     }
 
-    /// Lets compaction go on. Does nothing in a forked child.
+    /// Resumes compaction. Does nothing in a forked child.
     pub fn resume_compaction(&self) {
         self.pause(false);
     }
@@ -482,78 +482,14 @@ impl Store {
         }
     }
 
-    /// Sizes and counters of this moment. Looks at every segment, so it is not for the hot path. In a forked child all of
-    /// them are 0, but for the engine's name.
+    /// Returns sizes and counters of this moment. It visits every segment, so it does not belong on a hot path. In a forked child
+    /// everything is 0 except the engine.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let core = self.core();
-        let engine = match core.parts.io.kind() {
-            IoKind::Uring => ActiveEngine::Uring,
-            IoKind::Threads => ActiveEngine::Threads,
-            IoKind::Sim => ActiveEngine::Simulated,
-        };
-        if core.is_forked() {
-            return Stats { engine, ..Stats::default() };
-        }
-        let (counters, staged_bytes) = core.parts.log.counters();
-        let segments: Vec<SegmentStats> = core
-            .parts
-            .segments
-            .all()
-            .iter()
-            .map(|segment| SegmentStats {
-                id: u64::from(segment.id),
-                total_bytes: segment.written_end(),
-                live_bytes: segment.live_bytes(),
-                dead_bytes: segment.written_end().saturating_sub(segment.live_bytes()),
-                sealed: segment.is_sealed(),
-            })
-            .collect();
-        let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
-        let disk_bytes = segments.iter().map(|segment| segment.total_bytes).sum();
-        let (commit, read) = (&core.parts.commit_counters, ReadCounts::of(&core.read_counters));
-        let compaction = &core.compaction_counters;
-        Stats {
-            engine,
-            engine_fallback: core.engine_fallback.clone(),
-            keys: core.parts.keydir.len(),
-            index_bytes: core.parts.keydir.held_bytes(),
-            live_bytes,
-            dead_bytes: u64::saturating_sub(disk_bytes, live_bytes),
-            disk_bytes,
-            segments,
-            puts: counters.puts,
-            deletes: counters.deletes,
-            batches: counters.batches,
-            batch_operations: counters.batch_operations,
-            gets: read.gets,
-            gets_from_staging: read.from_staging,
-            gets_from_block_cache: read.from_block_cache,
-            gets_from_page_cache: read.from_page_cache,
-            gets_from_disk: read.from_disk,
-            cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
-            groups: commit.groups.load(Ordering::Relaxed),
-            group_records: commit.group_records.load(Ordering::Relaxed),
-            bytes_written: commit.bytes_written.load(Ordering::Relaxed),
-            bytes_prewritten: commit.bytes_prewritten.load(Ordering::Relaxed),
-            syncs: commit.syncs.load(Ordering::Relaxed),
-            staged_bytes,
-            reclaimable_bytes: compaction::view(&core.parts.segments).reclaimable_bytes(),
-            obsolete_bytes: core.parts.segments.retired.bytes(),
-            hint_bytes: core.parts.segments.all().iter().map(|segment| segment.hint_bytes()).sum(),
-            compactions: compaction.jobs.load(Ordering::Relaxed),
-            compaction_failures: compaction.failures.load(Ordering::Relaxed),
-            compaction_error: compaction.last_error(),
-            compaction_bytes_read: compaction.bytes_read.load(Ordering::Relaxed),
-            compaction_bytes_written: compaction.bytes_written.load(Ordering::Relaxed),
-            compaction_bytes_freed: compaction.bytes_freed.load(Ordering::Relaxed),
-            compaction_paused: core.control.is_paused(),
-            reserve_held_bytes: core.parts.reserve.held_bytes(),
-            poisoned: core.parts.log.ended().is_some_and(|error| error.kind() == ErrorKind::Poisoned),
-        }
+        report::stats(self.core())
     }
 
-    /// How the store was found when it was opened.
+    /// Returns what the open found, and what it did.
     ///
     /// # Examples
     ///
@@ -578,29 +514,29 @@ impl Store {
         &self.core().report
     }
 
-    /// The directory, as it was given to [`open`](Store::open).
+    /// Returns the directory, as it was given to [`open`](Store::open).
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.core().options.path
     }
 
-    /// Closes the store for all clones: what was accepted is written and synced, the log is sealed, its hint written, and
-    /// the directory unlocked. A second call waits for the same end.
+    /// Closes the store for all clones and resolves when it is closed: what was accepted is written and synced, the log is
+    /// sealed, and the directory is unlocked. A second call waits for the same close.
     ///
     /// # Errors
     ///
-    /// The error that kept the store from closing cleanly. It is closed all the same, and what was acknowledged as
-    /// durable is there when it is opened again.
+    /// The error that prevented a clean close. The store is closed nevertheless, and everything acknowledged as durable is there
+    /// when it is opened again.
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the close goes on without the caller.
+    /// Once polled, the close continues without the caller.
     pub fn close(&self) -> Close {
         Close::new(self.share())
     }
 }
 
-/// What a future answers that is polled after it has resolved.
+/// The result of a future that is polled after it has resolved.
 pub(crate) fn polled_after_completion<T>() -> Poll<Result<T>> {
     Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, "the future was polled after it had completed")))
 }
