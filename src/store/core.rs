@@ -2,10 +2,11 @@
 //!
 //! # Life
 //!
-//! `open` recovers the directory and spawns the commit task and the maintenance task. `request_close` (from
-//! `close().await`, or when the last handle is dropped) stops the intake; the commit task drains, syncs and seals; the
-//! maintenance task finishes its queue; then the lock is released and whoever waits is told. A poisoned store's commit
-//! task ends early, but the directory stays locked until the handle is closed, and reads go on.
+//! [`Core::open`] recovers the directory and spawns the commit task and the maintenance task. [`Core::request_close`], called by
+//! `close().await` and by the drop of the last handle, stops the intake. The commit task then writes, syncs and seals, the
+//! maintenance task finishes its queue, the lock is released, and everyone who waits for the close is woken.
+//!
+//! The commit task of a poisoned store ends early. The directory stays locked until the handle is closed, and reads continue.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -38,7 +39,7 @@ pub(crate) struct Core {
     pub(crate) engine_fallback: Option<String>,
     pub(crate) compaction_counters: Arc<CompactionCounters>,
     pub(crate) read_counters: Sharded<ReadCounters>,
-    /// Blocks of the log in memory, if the options say so.
+    /// `None` if the options turn it off.
     pub(crate) cache: Option<BlockCache>,
     pub(crate) report: RecoveryReport,
     pub(crate) control: Arc<Control>,
@@ -47,7 +48,7 @@ pub(crate) struct Core {
     ending: Mutex<Ending>,
 }
 
-/// How far the end has come.
+/// How far the close has come.
 #[derive(Default)]
 struct Ending {
     lock: Option<Box<dyn DirLock>>,
@@ -64,7 +65,7 @@ impl Core {
         if let Some(reason) = &engine_fallback {
             trace::fell_back(&options.path, reason);
         }
-        // Before anything is touched that would have to be left in order.
+        // First, because it can fail and has nothing to undo.
         let cache = BlockCache::new(options.cache_bytes, options.segment_bytes).map_err(|error| {
             let message = format!("open: address space for a cache of {} bytes (cache_bytes)", options.cache_bytes);
             Error::io(message, error).with_path(&options.path)
@@ -125,7 +126,7 @@ impl Core {
         let maintainer = Maintainer::new(Arc::clone(&self.control), compactor, is_automatic, hours);
         let maintaining = EndGuard { core: Arc::clone(self), task: EngineTask::Maintenance };
         let task = async move {
-            // Held until the task is over, however it ends.
+            // Dropped when the task ends, however it ends.
             let _maintaining = maintaining;
             maintainer.run().await;
         };
@@ -170,8 +171,8 @@ impl Core {
         Ok(())
     }
 
-    /// Refuses to work in a forked child. Comes before anything that could lock: a thread of the parent's may have held
-    /// any lock at the fork, and no thread of the child's will ever release it.
+    /// Refuses to work in a forked child. Called before any lock is taken: a thread of the parent may have held it at the fork,
+    /// and no thread of the child will ever release it.
     pub(crate) fn check_fork(&self) -> Result<()> {
         if self.is_forked() { Err(forked()) } else { Ok(()) }
     }
@@ -182,7 +183,7 @@ impl Core {
 
     /// Prefetches the keydir slot of a write that will be published under the log's lock.
     pub(crate) fn prefetch(&self, key: &[u8]) {
-        // A fork's child must not even release a lock.
+        // A forked child must not take a lock.
         if !self.is_forked() {
             self.parts.keydir.prefetch_slot(key);
         }
@@ -199,20 +200,20 @@ impl Core {
         }
     }
 
-    // ---- the end -------------------------------------------------------------------------------------------------
+    // ---- close ---------------------------------------------------------------------------------------------------
 
     fn ending(&self) -> MutexGuard<'_, Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins the end; a second time nothing happens.
+    /// Starts the close. A second call does nothing.
     pub(crate) fn request_close(&self) {
         let (commit_is_over, maintenance_is_over) = {
             let ending = self.ending();
             self.close_requested.store(true, Ordering::Release);
             (ending.commit_result.is_some(), ending.maintenance_is_over)
         };
-        // Before the log: a job that finds the log closing shall not be begun again.
+        // Before the log: a compaction that fails because the log closes must not be started again.
         self.control.close();
         self.parts.log.begin_close();
         if commit_is_over {
@@ -225,7 +226,7 @@ impl Core {
 
     fn commit_ended(&self, result: Result<()>) {
         if result.is_ok() {
-            // Whoever still waits for something of the log waits in vain.
+            // Answers everyone who still waits for the log.
             self.parts.log.end(Error::new(ErrorKind::Closed, "the store is closed"));
         }
         let (is_closing, is_last) = {
@@ -240,8 +241,8 @@ impl Core {
         }
     }
 
-    /// The maintenance task is over. If it has ended before the commit task, or before the close, it has panicked: then
-    /// no write goes on, but the handle keeps its lock.
+    /// Called when the maintenance task ends. If it ends before the commit task or before the close, it has panicked: writes stop,
+    /// and the handle keeps the lock.
     fn maintenance_ended(&self) {
         let early = || Error::new(ErrorKind::Poisoned, "the maintenance task ended early");
         self.control.fail(early());
@@ -257,7 +258,7 @@ impl Core {
         }
     }
 
-    /// Both tasks are over, and no handle is left that works: releases the lock and tells everybody.
+    /// Called when both tasks have ended: releases the lock and wakes everyone who waits.
     fn finish(&self) {
         let (wakers, threads) = {
             let mut ending = self.ending();
@@ -273,7 +274,7 @@ impl Core {
         }
     }
 
-    /// Ready when the store is closed: with the error that kept it from closing cleanly, if there was one.
+    /// Ready when the store is closed, with the error that prevented a clean close, if any.
     pub(crate) fn poll_closed(&self, slot: &mut Slot, cx: &Context<'_>) -> Poll<Result<()>> {
         let mut ending = self.ending();
         if let Some(result) = &ending.finished {
@@ -285,13 +286,13 @@ impl Core {
         Poll::Pending
     }
 
-    /// Forgets a future that waited in [`poll_closed`](Self::poll_closed).
+    /// Removes a future that waited in [`poll_closed`](Self::poll_closed).
     pub(crate) fn leave_closed(&self, slot: &mut Slot) {
         let left = self.ending().waiters.leave(slot);
         drop(left);
     }
 
-    /// Closes and waits, without a runtime. On one of the store's own threads it does not wait.
+    /// Closes the store and blocks until it is closed, except on one of its own threads.
     pub(crate) fn close_blocking(&self) {
         self.request_close();
         self.ending().threads.push(std::thread::current());
@@ -299,9 +300,9 @@ impl Core {
     }
 }
 
-/// What every future answers in a forked child.
+/// The result of every future in a forked child.
 pub(crate) fn forked() -> Error {
-    Error::new(ErrorKind::Forked, "the handle belongs to the parent process")
+    Error::new(ErrorKind::Forked, "the handle belongs to the process that opened the store")
 }
 
 enum EngineTask {
@@ -309,7 +310,7 @@ enum EngineTask {
     Maintenance,
 }
 
-/// Tells the core when a task is over, however it ends.
+/// Tells the core when a task ends, however it ends.
 struct EndGuard {
     core: Arc<Core>,
     task: EngineTask,
