@@ -1,9 +1,9 @@
-//! Known mistakes, to be built in one at a time: tests of the tests.
+//! Seeded bugs: built-in mistakes, switched on one at a time, that the tests must find.
 //!
-//! Each is a mistake that some store of this kind has made. With the feature `sim` a test can switch one on for the whole
-//! process and must then see the crash tests, or the schedules, fail; without it there is nothing to switch and nothing to pay.
+//! Each is a mistake that some store of this kind has made. Tests switch one on for the whole process and must then see the crash
+//! tests, or the schedule explorer, fail. In a build without the test hooks there is no switch and no cost.
 
-/// A mistake.
+/// A built-in mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SeededBug {
@@ -11,101 +11,101 @@ pub enum SeededBug {
     NoDirectorySync = 1,
     /// A torn tail is not cut before the segment is sealed.
     NoTruncateOnOpen,
-    /// What is kept of a tail is not made durable, the footer neither.
+    /// The part of a tail that is kept is not made durable, nor is its footer.
     TailNotSynced,
     /// A torn tail is sealed with its torn bytes, as if they were records.
     SealAfterTornTail,
     /// The payload's checksum is not verified by a scan.
     PayloadUnverified,
-    /// Zeros pass for a record.
+    /// Zeros count as a record.
     ZerosDecode,
     /// A record may be longer than its file.
     LengthUnchecked,
-    /// A scan goes on behind a bad record.
+    /// A scan continues after a bad record.
     SkipBadRecord,
-    /// Members of a batch count one by one.
+    /// The members of a batch are recovered one by one.
     BatchNotAtomic,
-    /// Writers are answered before the sync.
+    /// Writers are acknowledged before the sync.
     AckBeforeSync,
-    /// A sync vouches for a write that was not complete when it was submitted.
+    /// A sync counts for a write that was not complete when the sync was submitted.
     SyncCoversInFlight,
     /// A failed group's error reaches only some of its writers.
     FollowerErrorDropped,
-    /// A failed sync counts as one that succeeded, as one does that is tried again until it says so.
+    /// A failed sync counts as a success, as it does for a store that retries it until it succeeds.
     SyncErrorDropped,
     /// A short write counts as a whole one.
     ShortWriteIgnored,
     /// An I/O error in a scan counts as the end of the log.
     ReadErrorIsEnd,
-    /// A hint is believed whatever segment it is of.
+    /// A hint file is accepted without checking which segment it belongs to.
     HintUnbound,
-    /// Sequence numbers of lost writes are given out again.
+    /// Sequence numbers of lost writes are reused.
     SequenceReused,
-    /// The footer is written before the data it vouches for is durable.
+    /// The footer is written before the data that it covers is durable.
     FooterBeforeData,
-    /// A compaction drops tombstones although segments that it does not read may hold what they hide.
+    /// A compaction drops tombstones although segments outside the job may hold records that they hide.
     TombstoneDropped,
-    /// A compaction moves a key to its copy without looking whether it still points at the record that was copied.
+    /// A compaction repoints a key to its copy without checking that it still points at the copied record.
     RelocateUnconditionally,
     /// A compaction's output is listed, and its inputs unlinked, before the output is durable.
     OutputNotSynced,
-    /// A compaction drops what was overwritten by a write that is not durable.
+    /// A compaction drops a record that was overwritten by a write that is not durable.
     OverwrittenByTheUndurable,
     /// A compaction's inputs are unlinked before the list without them is durable.
     UnlinkedWhileListed,
-    /// A compaction calls its output younger than tombstones that were accepted, but not yet published.
+    /// A compaction marks its output as younger than tombstones that were accepted but not published.
     OutputTooYoung,
-    /// Segments without a live byte go unread, whatever their tombstones hide.
+    /// Segments without live bytes are removed unread, although their tombstones still hide records.
     UnreadWithTombstones,
-    /// What is copied does not count as alive in the segment it was copied to.
+    /// Copied records do not count as live in the segment that they were copied to.
     CopiesNotCounted,
-    /// A compaction goes on as if an input had ended where reading it failed, or where it was told to stop.
+    /// A compaction treats a read error, or a request to stop, as the end of an input.
     InputErrorIsEnd,
-    /// The number of a compaction's output is not spent, durably, before its file exists.
+    /// The id of a compaction's output is not durably spent before its file exists.
     SpentIdNotDurable,
     /// A record counts as dead because its key is being written, although that write may fail.
     BusyKeySkipped,
-    /// Of a segment that a compaction does not read whole, a record that is alive is left out.
+    /// A compaction that reads only a part of a segment misses a live record.
     LiveRecordLeftOut,
-    /// Files of segments that were compacted away go in any order.
+    /// Files of obsolete segments are removed in any order.
     RetiredInAnyOrder,
-    /// The sequence numbers of records that a compaction has removed may be given out again.
+    /// Sequence numbers of records that a compaction removed may be reused.
     SpentNumbersForgotten,
-    /// A compaction retires its inputs before it has moved the keys to the copies.
+    /// A compaction makes its inputs obsolete before it has repointed the keys.
     InputsRetiredBeforeKeysMoved,
-    /// A compaction moves keys to a copy in a segment that readers cannot find yet.
+    /// A compaction repoints keys to a segment that readers cannot find yet.
     OutputFoundLate,
-    /// A look-up that finds its record's segment retired does not look again where the record is now.
+    /// A lookup whose segment is obsolete does not look up the key again.
     NotLookedAgain,
-    /// A look-up does not mind that a batch is being published.
+    /// A lookup ignores that a batch is being published.
     BatchEpochIgnored,
-    /// A retired segment's file may go although it is being read.
+    /// The file of an obsolete segment may be removed while a reader uses it.
     UnlinkedUnderReader,
-    /// A retired segment's file goes before those that its tombstones hide records of.
+    /// The file of an obsolete segment is removed before the files whose records its tombstones hide.
     TombstoneUnlinkedFirst,
-    /// Who waits for a group and comes from another task than before does not look again under the lock.
+    /// A waiter of a group that is polled by another task does not check again under the lock.
     WakerLost,
-    /// The commit task does not look again whether the bell was rung while it turned to it.
+    /// The commit task does not check again for a notification after it has registered its waker.
     BellNotHeard,
-    /// Room that was kept for a writer who went away is offered to nobody.
+    /// Room that was kept for a writer that left is offered to no one.
     RoomNotOffered,
-    /// A future that is dropped leaves its waker in the list it waited in.
+    /// A dropped future leaves its waker in the list.
     WaiterKept,
-    /// A poll of an operation looks for the result and registers its waker in two steps.
+    /// A poll of an operation checks for the result and registers its waker in two steps.
     CompletionOverwritten,
-    /// A record's checksum covers key and value alone: its header is believed as it is.
+    /// The header of a record is not verified.
     HeaderUnverified,
-    /// A hint is believed if it is of a segment with the same number, of whatever age.
+    /// A hint file is accepted for any segment with the same id, also one of another life.
     StaleHint,
-    /// A compaction copies the frame of a batch whose members it copies each by itself, or not at all.
+    /// A compaction copies the frame of a batch although it copies the members one by one.
     BatchFrameCopied,
     /// A read does not compare the key of the record it finds.
     KeyNotCompared,
     /// A directory is repaired before it is locked.
     LockAfterRecovery,
-    /// Filler is written over records that no sync has covered yet.
+    /// Prewriting overwrites records that no sync has covered yet.
     FillerOverRecords,
-    /// A segment is sealed with filler behind its footer.
+    /// A segment is sealed with prewritten space behind its footer.
     FillerNotCut,
 }
 
@@ -117,7 +117,7 @@ mod switch {
 
     static ACTIVE: AtomicU8 = AtomicU8::new(0);
 
-    /// Switches a mistake on, or all off, for the whole process.
+    /// Switches one bug on, or all off, for the whole process.
     pub fn activate(seeded_bug: Option<SeededBug>) {
         ACTIVE.store(seeded_bug.map_or(0, |seeded_bug| seeded_bug as u8), Ordering::SeqCst);
     }
@@ -132,7 +132,7 @@ mod switch {
 mod switch {
     use super::SeededBug;
 
-    /// There are no mistakes in earnest.
+    /// Never on in a build without the test hooks.
     pub(crate) const fn is(_: SeededBug) -> bool {
         false
     }

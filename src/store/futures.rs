@@ -37,11 +37,11 @@ use crate::stats::{CompactionReport, Version};
 use crate::sync::sharded::Share;
 use crate::sync::waiters::Slot;
 
-/// A write on its way: offered to the log, then waited for.
+/// A write: offered to the log until it is accepted, then waited for.
 pub(crate) struct WriteOp {
     core: Share<Core>,
     durability: Durability,
-    /// A delete: without its key there is nothing to write.
+    /// A delete, which writes nothing if the key does not exist.
     must_exist: bool,
     state: WriteState,
 }
@@ -50,7 +50,7 @@ enum WriteState {
     Invalid(Error),
     Offered(Prepared, OfferWait),
     Waiting(Ticket),
-    /// A delete that found nothing, until that is durable.
+    /// A delete that found no key, until the absence is durable.
     WaitingAbsent(Ticket),
     Done,
 }
@@ -80,7 +80,7 @@ impl WriteOp {
         self.durability = durability;
     }
 
-    /// The sequence number of the write's last record; `None` if there was nothing to delete.
+    /// The sequence number of the write's last record, or `None` if there was nothing to delete.
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<Option<u64>>> {
         self.core.check_fork()?;
         match &mut self.state {
@@ -105,7 +105,7 @@ impl WriteOp {
                         self.state = WriteState::WaitingAbsent(ticket);
                         Poll::Pending
                     }
-                    // Its waker is registered; the group cannot be through already.
+                    // The waker is registered, and the group cannot be done yet.
                     Accepted::Waiting(ticket) => {
                         self.state = WriteState::Waiting(ticket);
                         Poll::Pending
@@ -196,7 +196,7 @@ pub struct Write(pub(crate) WriteInner);
 
 pub(crate) enum WriteInner {
     Op(WriteOp),
-    /// An empty batch: there is nothing to do, but the store must be open.
+    /// An empty batch. There is nothing to do, but the store must be open.
     Empty(Share<Core>),
 }
 
@@ -271,7 +271,7 @@ impl Future for Get {
 impl Drop for Get {
     fn drop(&mut self) {
         if matches!(self.state, GetState::Disk(_)) && self.core.is_forked() {
-            // Giving up an operation locks its slot.
+            // Dropping an operation locks its slot.
             std::mem::forget(std::mem::replace(&mut self.state, GetState::Done));
         }
     }

@@ -1,4 +1,4 @@
-//! Opening: from the options to a handle, on a thread of the store's own.
+//! Opening: from the options to a handle, on a thread of the store.
 
 use std::fmt;
 use std::future::Future;
@@ -25,7 +25,7 @@ impl fmt::Debug for Open {
 
 enum OpenState {
     Start(Box<(Options, Option<Arc<dyn Io>>)>),
-    /// With the fork generation it was begun in.
+    /// With the fork generation that it started in.
     Opening(Promise<Result<Store>>, u64),
     Done,
 }
@@ -41,7 +41,7 @@ impl Future for Open {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (promise, generation) = match std::mem::replace(&mut self.0, OpenState::Done) {
-            OpenState::Start(start) => (begin_open(start.0, start.1)?, fork::fork_generation()),
+            OpenState::Start(start) => (start_open(start.0, start.1)?, fork::fork_generation()),
             OpenState::Opening(promise, generation) => (promise, generation),
             OpenState::Done => return polled_after_completion(),
         };
@@ -58,8 +58,8 @@ impl Future for Open {
     }
 }
 
-/// Starts the opening on a thread of the store's own.
-fn begin_open(options: Options, backend: Option<Arc<dyn Io>>) -> Result<Promise<Result<Store>>> {
+/// Starts the open on a thread of the store.
+fn start_open(options: Options, backend: Option<Arc<dyn Io>>) -> Result<Promise<Result<Store>>> {
     options.validate()?;
     let (io, fallback) = match backend {
         Some(backend) => (backend, None),
@@ -67,7 +67,7 @@ fn begin_open(options: Options, backend: Option<Arc<dyn Io>>) -> Result<Promise<
             .map_err(|error| Error::new(ErrorKind::Unsupported, "open: start the engine").with_source(error))?,
     };
     let promise = Promise::new();
-    // If the opening unwinds, the guard's error is what the caller gets; otherwise the promise is fulfilled before.
+    // If the open panics, the guard's error answers the caller. Otherwise the promise is already fulfilled.
     let guard = OpenGuard(promise.clone());
     let backend = Arc::clone(&io);
     let path = options.path.clone();
@@ -84,6 +84,6 @@ struct OpenGuard(Promise<Result<Store>>);
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.fulfil(Err(Error::new(ErrorKind::Poisoned, "the opening ended before its time")));
+        self.0.fulfil(Err(Error::new(ErrorKind::Poisoned, "open: the opening thread ended early")));
     }
 }

@@ -1,8 +1,7 @@
-//! Record buffers of each thread, so that a write allocates nothing.
+//! Record buffers that each thread keeps for its next write, so that a small write does not allocate.
 
 use std::cell::RefCell;
 
-/// Record buffers kept for the next write of this thread, so that a write allocates nothing.
 const POOLED_BUFFERS: usize = 16;
 const POOLED_BUFFER_BYTES: usize = 128 * 1024;
 
@@ -18,7 +17,7 @@ pub(super) fn give_back(buffer: Vec<u8>) {
     if buffer.capacity() == 0 || buffer.capacity() > POOLED_BUFFER_BYTES {
         return;
     }
-    // A thread that is ending has no pool any more; then the buffer is freed.
+    // A thread that is ending has no pool. The buffer is then freed.
     let _ = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         if pool.len() < POOLED_BUFFERS {
