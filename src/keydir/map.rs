@@ -1,6 +1,6 @@
 //! The map from keys to slots: sharded, with one lock per shard that is held for one call.
 //!
-//! A shard is a hash table of handles ([`table`](super::table)) and an [`Arena`] with the entries. The shards, their
+//! A shard is a hash table of handles ([`table`]) and an [`Arena`] with the entries. The shards, their
 //! tables and the tables' locks are [`DashMap`]'s. The schedule explorer cannot see those locks, so the feature
 //! `shuttle` replaces this module with `shuttle_map`, which has the same interface.
 //!
