@@ -45,10 +45,6 @@ pub(super) struct KeydirSlot {
 const TOMBSTONE_BIT: u64 = 1 << 63;
 
 impl KeydirSlot {
-    /// Bytes of an encoded slot. Together with the key's length this is the memory that a key costs besides its own
-    /// bytes, which is a published number.
-    pub(super) const BYTES: usize = 20;
-
     #[expect(clippy::cast_possible_truncation, reason = "two halves of one number")]
     pub(super) fn new(seq: u64, tombstone: bool, location: Location) -> Self {
         let word = if tombstone { seq | TOMBSTONE_BIT } else { seq };
@@ -67,8 +63,15 @@ impl KeydirSlot {
     pub(super) fn live(self) -> Option<Location> {
         (self.word() & TOMBSTONE_BIT == 0).then_some(self.location)
     }
+}
 
-    /// The bytes stored in an arena entry.
+/// How an arena stores a slot.
+#[cfg(not(feature = "shuttle"))]
+impl KeydirSlot {
+    /// Bytes of an encoded slot. Together with the key's length this is the memory that a key costs besides its own
+    /// bytes, which is a published number.
+    pub(super) const BYTES: usize = 20;
+
     pub(super) fn encode(self) -> [u8; Self::BYTES] {
         let Location { segment, units, value_len } = self.location;
         let mut bytes = [0; Self::BYTES];

@@ -1,4 +1,4 @@
-//! The map under the schedule explorer: the interface of [`Map`](super::map) over the explorer's locks, so that
+//! The map under the schedule explorer: the interface of `map::Map` over the explorer's locks, so that
 //! schedules inside a shard's lock are explored too.
 
 use std::collections::HashMap;
