@@ -4,8 +4,6 @@
 //!   directory in the background, and its back pressure is part of the figure.
 //! - `get_cached`: a get of the same keys from the page cache.
 //! - `batch_build`: 100 puts encoded into a `Batch` that is not written.
-//! - `record/encode`, `record/decode`: a record of 16 and 256 bytes made, and read and checked, in memory. What a put does
-//!   beside that and the look-up is to stage it: the lock, the copy, the publication.
 //! - `keydir/hit`, `keydir/miss`: `contains_key`, which is a look-up and nothing else.
 //!
 //! `cargo bench`; for many tasks and a real disk see the example `high_load_writer`.
@@ -16,7 +14,6 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
-use ringcask::format::{self, Binding, RecordHeader, RecordKind};
 use ringcask::{Batch, Durability, Store};
 use tempfile::TempDir;
 
@@ -85,43 +82,6 @@ fn batch_build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A whole record of `key` at the start of a segment's records.
-fn encode(binding: &Binding, key: &[u8], buffer: &mut Vec<u8>) {
-    let header = RecordHeader {
-        payload_crc: format::payload_crc(key, &VALUE),
-        kind: RecordKind::Put,
-        compression: format::COMPRESSION_NONE,
-        key_len: 16,
-        value_len: 256,
-        seq: 1,
-        expires_at_ms: 0,
-        namespace: 0,
-        ordinal: 1,
-    };
-    buffer.clear();
-    buffer.extend_from_slice(&header.encode(binding, 512));
-    buffer.extend_from_slice(key);
-    buffer.extend_from_slice(&VALUE);
-}
-
-fn record(criterion: &mut Criterion) {
-    let (binding, mut buffer, mut number) = (Binding::new(7, 1), Vec::with_capacity(1024), 1);
-    // There to be decoded when nothing is encoded.
-    encode(&binding, &key(0), &mut buffer);
-    let mut group = criterion.benchmark_group("record");
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("encode", |bencher| {
-        bencher.iter(|| {
-            encode(&binding, &key(next(&mut number)), &mut buffer);
-            black_box(buffer.len())
-        });
-    });
-    group.bench_function("decode", |bencher| {
-        bencher.iter(|| format::read_record(black_box(&buffer), &binding, 512).unwrap().value.len());
-    });
-    group.finish();
-}
-
 fn keydir(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
@@ -138,5 +98,5 @@ fn keydir(criterion: &mut Criterion) {
     block_on(store.close()).unwrap();
 }
 
-criterion_group!(benches, put_buffered, get_cached, batch_build, record, keydir);
+criterion_group!(benches, put_buffered, get_cached, batch_build, keydir);
 criterion_main!(benches);

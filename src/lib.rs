@@ -59,6 +59,15 @@
 //!
 //! [`Store`] for what one can do, [`Builder`] for the options, [`Stats`] and [`RecoveryReport`] for what the store tells.
 
+// What is `pub` in `format`, `io` and `seeded_bug` is what `testing` shows. Without that module none of it can be reached, so
+// the lint looks for a mere `pub(crate)` where the module is there.
+#![cfg_attr(not(feature = "__testing"), allow(unreachable_pub))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "ringcask runs on Linux only: its I/O is built on io_uring and on system calls that other systems do not have"
+);
+
 pub use bytes;
 
 mod batch;
@@ -66,35 +75,21 @@ mod cache;
 mod commit;
 mod compaction;
 mod error;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod format;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, unused_imports, reason = "the whole format, which tests reach under `sim`")]
 mod format;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod io;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, reason = "the whole seam, which tests reach under `sim`")]
 mod io;
 mod keydir;
 mod maintenance;
 mod options;
 mod read;
 mod recovery;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod seeded_bug;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
 mod seeded_bug;
 mod segment;
 mod stats;
 mod store;
 mod sync;
-#[cfg(all(test, feature = "shuttle"))]
-mod testing;
+#[cfg(feature = "__testing")]
+#[doc(hidden)]
+pub mod testing;
 mod trace;
 
 pub use batch::Batch;
@@ -105,9 +100,6 @@ pub use stats::{CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, V
 pub use store::Store;
 pub use store::futures::{Close, Compact, Delete, Get, Open, Put, Sync, WaitDurable, Write};
 pub use store::multi_get::MultiGet;
-
-#[cfg(feature = "sim")]
-pub use io::sim;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
 //! Known mistakes, to be built in one at a time: tests of the tests.
 //!
-//! Each is a mistake that some store of this kind has made. With the feature `sim` a test can switch one on for the whole
+//! Each is a mistake that some store of this kind has made. With the feature `__testing` a test can switch one on for the whole
 //! process and must then see the crash tests, or the schedules, fail; without it there is nothing to switch and nothing to pay.
 
 /// A mistake.
@@ -109,7 +109,7 @@ pub enum SeededBug {
     FillerNotCut,
 }
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -128,7 +128,7 @@ mod switch {
     }
 }
 
-#[cfg(not(feature = "sim"))]
+#[cfg(not(feature = "__testing"))]
 mod switch {
     use super::SeededBug;
 
@@ -140,5 +140,5 @@ mod switch {
 
 pub(crate) use switch::is;
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 pub use switch::activate;

@@ -526,6 +526,6 @@ fn frame_bytes(block_shift: u32) -> u64 {
     (1 << block_shift) + size_of::<Frame>() as u64 + 1
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(all(test, not(feature = "__shuttle")))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed check is a failed test")]
 mod tests;

@@ -375,7 +375,7 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::sync::Arc;

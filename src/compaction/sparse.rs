@@ -117,7 +117,7 @@ pub(super) fn is_meant(live: &Live, header: &RecordHeader) -> bool {
     kind == RecordKind::Put && (seq, location.value_len, key_len) == (its_seq, value_len, its_key_len)
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::collections::BTreeMap;

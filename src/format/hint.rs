@@ -17,11 +17,11 @@ pub const HINT_HEADER_LEN: usize = 96;
 pub const HINT_BLOCK_HEADER_LEN: usize = 16;
 
 /// Bytes of an entry without its key.
-pub const HINT_ENTRY_LEN: usize = 36;
+pub(super) const HINT_ENTRY_LEN: usize = 36;
 
 /// Bytes of entries at which a block is closed: large enough to make its header nothing, small enough to stay in cache
 /// between its checksum and its decoding.
-pub const HINT_BLOCK_TARGET_LEN: usize = 64 * 1024;
+pub(super) const HINT_BLOCK_TARGET_LEN: usize = 64 * 1024;
 
 /// No block's entries are longer: one entry may begin just short of the target.
 const BLOCK_MAX_LEN: usize = HINT_BLOCK_TARGET_LEN - 1 + HINT_ENTRY_LEN + MAX_KEY_LEN;

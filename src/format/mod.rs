@@ -305,12 +305,20 @@ mod tests;
 pub use crc::{Binding, PayloadCrc, payload_crc};
 pub use error::DecodeError;
 pub use frames::{BatchFrame, Footer, Watermark};
-pub use hint::{HINT_BLOCK_HEADER_LEN, HINT_BLOCK_TARGET_LEN, HINT_ENTRY_LEN, HINT_HEADER_LEN};
+pub use hint::HINT_HEADER_LEN;
 pub use hint::{HintEntry, HintHeader, HintReader, HintWriter, whole_blocks};
-pub use manifest::{MANIFEST_HEADER_LEN, MANIFEST_SEGMENT_LEN, Manifest, ManifestSegment};
-pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
+pub use manifest::{Manifest, ManifestSegment};
+pub use record::{RecordHeader, RecordKind};
 pub use record::{find_record, patch_header, read_record, read_record_of, record_len};
 pub use segment_header::SegmentHeader;
+
+// Named by tests alone.
+#[cfg(any(test, feature = "__testing"))]
+pub use self::{
+    hint::HINT_BLOCK_HEADER_LEN,
+    manifest::MANIFEST_HEADER_LEN,
+    record::{COMPRESSION_NONE, Record},
+};
 
 /// Refuses what no store reaches.
 const fn check_seq(seq: u64) -> Result<(), DecodeError> {

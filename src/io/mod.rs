@@ -26,7 +26,7 @@ pub(crate) mod op;
 mod os;
 pub(crate) mod pages;
 pub mod probe;
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 pub mod sim;
 pub mod threads;
 pub mod uring;
@@ -69,6 +69,7 @@ pub enum IoKind {
     /// Blocking system calls on the engine's own threads.
     Threads,
     /// The simulated disk.
+    #[cfg_attr(not(feature = "__testing"), expect(dead_code, reason = "tests alone simulate"))]
     Sim,
 }
 

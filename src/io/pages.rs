@@ -121,7 +121,7 @@ pub(crate) struct Block {
 }
 
 // The schedule explorer's keydir has no chunks.
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 impl Block {
     /// Gives its memory back to the system and keeps its address, if it begins and ends where pages of every size do. What it
     /// holds from here on is zeros, or what it held.
@@ -219,7 +219,7 @@ mod tests {
         }
     }
 
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(not(feature = "__shuttle"))]
     #[test]
     fn a_cleared_block_takes_no_memory_and_others_stay() {
         let mut blocks: Vec<Block> = Region::new(64, 64 << 10).unwrap().collect();

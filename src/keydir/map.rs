@@ -2,14 +2,14 @@
 //!
 //! Two implementations of one interface. The one in use is [`DashMap`]'s shards and tables, with the entries themselves in an
 //! [`Arena`](super::arena::Arena) for each. Its locks are real ones, at which the schedule
-//! explorer could neither switch nor see who waits; under the feature `shuttle` there is a plain one of the explorer's
+//! explorer could neither switch nor see who waits; under the feature `__shuttle` there is a plain one of the explorer's
 //! locks instead, so that what happens under a shard's lock is explored too.
 
 pub(super) use imp::{Map, Walk};
 
 use super::{KeyedSip, Slot};
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod imp {
     use std::hash::BuildHasher;
     use std::sync::{Arc, PoisonError, RwLock};
@@ -475,7 +475,7 @@ mod imp {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 mod imp {
     use std::collections::HashMap;
     use std::hash::BuildHasher;

@@ -16,9 +16,9 @@
 //! none is ever held across an await or an I/O. A batch becomes visible as a whole: [`Keydir::atomically`] makes the
 //! batch epoch odd while it publishes, and a reader whose look-up overlaps an odd or changed epoch looks again.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod arena;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod chunk;
 mod map;
 

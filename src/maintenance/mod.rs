@@ -487,7 +487,7 @@ fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::time::Duration;

@@ -394,6 +394,7 @@ fn at(error: Error, entry: Entry) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "__testing")]
 mod tests {
     use std::cell::RefCell;
 

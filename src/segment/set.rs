@@ -196,11 +196,11 @@ impl SegmentSet {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 mod tests {
     use super::*;
     use crate::io::Io;
-    use crate::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+    use crate::io::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 
     #[test]
     fn a_handle_apart_is_not_kept_and_may_be_the_readers() {

@@ -3,29 +3,29 @@
 use std::array;
 use std::ops::Deref;
 use std::sync::Arc;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// More threads than this share copies, which costs them speed and nothing else. (Two are all the schedule explorer needs.)
-const STRIPES: usize = if cfg!(feature = "shuttle") { 2 } else { 16 };
+const STRIPES: usize = if cfg!(feature = "__shuttle") { 2 } else { 16 };
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 thread_local! {
     /// This thread's copy, in turn.
     static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
 }
 
 /// A thread that is ending has no number any more.
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 fn mine() -> usize {
     MINE.try_with(|index| *index).unwrap_or(0)
 }
 
 /// The explorer's threads are all one thread of the system.
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 fn mine() -> usize {
     shuttle::current::get_current_task().map_or(0, |task| usize::from(task) % STRIPES)
 }
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&counted), 1 + STRIPES, "one for each stripe, however many shares");
         drop(shares);
         let stripes = held.iter().map(|share| Arc::as_ptr(&share.0)).collect::<std::collections::HashSet<_>>().len();
-        assert!(stripes > 1 || cfg!(feature = "shuttle"), "each thread has its own");
+        assert!(stripes > 1 || cfg!(feature = "__shuttle"), "each thread has its own");
         assert_eq!(Arc::strong_count(&counted), 1 + stripes);
         drop(held);
         assert_eq!(Arc::strong_count(&counted), 1);

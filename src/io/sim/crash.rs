@@ -240,7 +240,7 @@ impl<'d> CrashPoint<'d> {
         self.choices.len()
     }
 
-    /// How many images there are; see the [module](crate::sim).
+    /// How many images there are; see the [module](crate::io::sim).
     #[must_use]
     pub fn image_count(&self) -> u64 {
         let choices = self.choices.len();

@@ -6,8 +6,8 @@
 //!
 //! ```
 //! # #![allow(clippy::unwrap_used)]
-//! use ringcask::io::{Io, OpenMode, SyncKind, util};
-//! use ringcask::sim::{Rng, SimConfig, SimWorld};
+//! use ringcask::testing::io::{Io, OpenMode, SyncKind, util};
+//! use ringcask::testing::sim::{Rng, SimConfig, SimWorld};
 //!
 //! let world = SimWorld::new(SimConfig { seed: 7, ..SimConfig::default() });
 //! let dir = world.open_dir("/db".as_ref(), true)?;

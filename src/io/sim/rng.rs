@@ -3,7 +3,7 @@
 //! SplitMix64: one word of state, any seed is a good seed, and the stream is the same on every machine and in every
 //! version of this crate, so that a seed printed by a failed run means the same run tomorrow.
 
-/// A small deterministic generator; see the [module](crate::sim).
+/// A small deterministic generator; see the [module](crate::io::sim).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

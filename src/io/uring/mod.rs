@@ -63,18 +63,20 @@ pub const DEFAULT_ENTRIES: u32 = 64;
 pub struct UringIo(Arc<Shared>);
 
 impl UringIo {
-    /// A world whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
+    /// As [`with_write_path`](Self::with_write_path), with the default path.
     ///
     /// # Errors
-    /// If this machine does not let us have rings; the message says why.
+    /// As [`with_write_path`](Self::with_write_path).
+    #[cfg(feature = "__testing")]
     pub fn new(entries: u32) -> io::Result<Self> {
         Self::with_write_path(entries, WritePath::default())
     }
 
-    /// As [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
+    /// A world whose rings have `entries` submission entries (rounded up to a power of two, at least 2), and whose tasks write
+    /// and sync by `write_path`.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// If this machine does not let us have rings; the message says why.
     pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;
