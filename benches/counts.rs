@@ -10,9 +10,8 @@
 //! Valgrind knows no rings, so the engine is `Engine::Threads`; and system calls count as what leads up to them.
 //!
 //! Another compiler makes other instructions, and by the processor's abilities code is chosen as the program runs: where
-//! they are not those that the file names, what differs is shown and the exit code is 0. The dependency on itself turns the
-//! feature `sim` on, as in all benches: some tens of instructions an operation look for mistakes that are built in for
-//! tests.
+//! they are not those that the file names, what differs is shown and the exit code is 0. Compile without the feature
+//! `__testing`, as users do: with it an operation takes some tens of instructions more, which look for seeded bugs.
 
 #![allow(
     clippy::unwrap_used,
