@@ -59,8 +59,8 @@
 //!
 //! [`Store`] for what one can do, [`Builder`] for the options, [`Stats`] and [`RecoveryReport`] for what the store tells.
 
-// What is `pub` in `format`, `io` and `seeded_bug` is what `testing` shows. Without that module none of it can be reached, so
-// the lint looks for a mere `pub(crate)` where the module is there.
+// `testing` re-exports the `pub` items of `format`, `io` and `seeded_bug`. In builds without that module the lint would report
+// all of them; builds with it still find a `pub` that should be `pub(crate)`.
 #![cfg_attr(not(feature = "__testing"), allow(unreachable_pub))]
 
 #[cfg(not(target_os = "linux"))]
