@@ -10,8 +10,8 @@
 //! does not support io_uring, so the engine is `Engine::Threads`. Instructions inside the kernel are not counted.
 //!
 //! Counts depend on the compiler, and on the CPU, whose features select code at run time. When either differs from the
-//! one named in the file, the benchmark prints the differences and exits with 0. Benchmarks build with the feature `sim`,
-//! through the package's dependency on itself: its checks for seeded bugs add some tens of instructions per operation.
+//! one named in the file, the benchmark prints the differences and exits with 0. Build without the feature
+//! `__testing`, as users do: with it, checks for seeded bugs add some tens of instructions per operation.
 
 #![allow(
     clippy::unwrap_used,

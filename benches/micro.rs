@@ -3,10 +3,8 @@
 //! - `put_buffered`: a `Buffered` put of a value of 256 bytes under one of 100,000 keys of 16 bytes. The log is written to
 //!   the temporary directory in the background, so backpressure is included.
 //! - `get_cached`: a get of the same keys from the page cache.
-//! - `batch_build`: encodes 100 puts into a `Batch` and does not write it.
-//! - `record/encode`, `record/decode`: encodes a record with a key of 16 and a value of 256 bytes in memory; reads and
-//!   verifies it. The rest of a put is staging: the log's lock, the copy and the publication.
-//! - `keydir/hit`, `keydir/miss`: `contains_key`, which is a keydir lookup only.
+//! - `batch_build`: 100 puts encoded into a `Batch` that is not written.
+//! - `keydir/hit`, `keydir/miss`: `contains_key`, which is a look-up and nothing else.
 //!
 //! `cargo bench --bench micro`. For many tasks and a real disk, see the example `high_load_writer`.
 
@@ -16,7 +14,6 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
-use ringcask::format::{self, Binding, RecordHeader, RecordKind};
 use ringcask::{Batch, Durability, Store};
 use tempfile::TempDir;
 
@@ -85,43 +82,6 @@ fn batch_build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Encodes a whole record of `key`, as the first record of a segment.
-fn encode(binding: &Binding, key: &[u8], buffer: &mut Vec<u8>) {
-    let header = RecordHeader {
-        payload_crc: format::payload_crc(key, &VALUE),
-        kind: RecordKind::Put,
-        compression: format::COMPRESSION_NONE,
-        key_len: 16,
-        value_len: 256,
-        seq: 1,
-        expires_at_ms: 0,
-        namespace: 0,
-        ordinal: 1,
-    };
-    buffer.clear();
-    buffer.extend_from_slice(&header.encode(binding, 512));
-    buffer.extend_from_slice(key);
-    buffer.extend_from_slice(&VALUE);
-}
-
-fn record(criterion: &mut Criterion) {
-    let (binding, mut buffer, mut number) = (Binding::new(7, 1), Vec::with_capacity(1024), 1);
-    // `decode` may run alone, so the buffer needs a record.
-    encode(&binding, &key(0), &mut buffer);
-    let mut group = criterion.benchmark_group("record");
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("encode", |bencher| {
-        bencher.iter(|| {
-            encode(&binding, &key(next(&mut number)), &mut buffer);
-            black_box(buffer.len())
-        });
-    });
-    group.bench_function("decode", |bencher| {
-        bencher.iter(|| format::read_record(black_box(&buffer), &binding, 512).unwrap().value.len());
-    });
-    group.finish();
-}
-
 fn keydir(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
@@ -138,5 +98,5 @@ fn keydir(criterion: &mut Criterion) {
     block_on(store.close()).unwrap();
 }
 
-criterion_group!(benches, put_buffered, get_cached, batch_build, record, keydir);
+criterion_group!(benches, put_buffered, get_cached, batch_build, keydir);
 criterion_main!(benches);

@@ -63,6 +63,15 @@
 //! - `tracing`: events for operators, such as a fallback to threads, a torn tail or a failed compaction.
 //! - `serde`: `Serialize` for [`Stats`] and the reports.
 
+// `testing` re-exports the `pub` items of `format`, `io` and `seeded_bug`. In builds without that module the lint would report
+// all of them; builds with it still find a `pub` that should be `pub(crate)`.
+#![cfg_attr(not(feature = "__testing"), allow(unreachable_pub))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "ringcask runs on Linux only: its I/O is built on io_uring and on system calls that other systems do not have"
+);
+
 pub use bytes;
 
 mod batch;
@@ -70,35 +79,21 @@ mod cache;
 mod commit;
 mod compaction;
 mod error;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod format;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, unused_imports, reason = "the whole format, which tests reach under `sim`")]
 mod format;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod io;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, reason = "the whole seam, which tests reach under `sim`")]
 mod io;
 mod keydir;
 mod maintenance;
 mod options;
 mod read;
 mod recovery;
-#[cfg(feature = "sim")]
-#[doc(hidden)]
-pub mod seeded_bug;
-#[cfg(not(feature = "sim"))]
-#[allow(dead_code, unreachable_pub, reason = "the mistakes are switched on under `sim` only")]
 mod seeded_bug;
 mod segment;
 mod stats;
 mod store;
 mod sync;
-#[cfg(all(test, feature = "shuttle"))]
-mod testing;
+#[cfg(feature = "__testing")]
+#[doc(hidden)]
+pub mod testing;
 mod trace;
 
 pub use batch::Batch;
@@ -108,9 +103,6 @@ pub use options::{Recovery, TimeOfDay, WritePath};
 pub use stats::{ActiveEngine, CompactionReport, Damage, RecoveryReport, SegmentStats, Stats, Version};
 pub use store::futures;
 pub use store::{Builder, Store};
-
-#[cfg(feature = "sim")]
-pub use io::sim;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

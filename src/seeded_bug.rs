@@ -109,7 +109,7 @@ pub enum SeededBug {
     FillerNotCut,
 }
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -128,7 +128,7 @@ mod switch {
     }
 }
 
-#[cfg(not(feature = "sim"))]
+#[cfg(not(feature = "__testing"))]
 mod switch {
     use super::SeededBug;
 
@@ -140,5 +140,5 @@ mod switch {
 
 pub(crate) use switch::is;
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 pub use switch::activate;

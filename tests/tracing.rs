@@ -6,8 +6,8 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use pollster::block_on;
-use ringcask::io::uring::UringIo;
-use ringcask::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
+use ringcask::testing::io::uring::UringIo;
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, SimBackend, SimConfig};
 use ringcask::{Engine, ErrorKind, Store};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -95,7 +95,7 @@ fn a_subscriber_is_told_what_an_operator_should_know() {
 
 fn a_poisoned_store_says_why(lines: &Lines) {
     let world = SimBackend::new(SimConfig { seed: 7, ..SimConfig::default() });
-    let store = world.run_until(Store::builder("/store").world(Arc::new(world.clone())).open()).unwrap();
+    let store = world.run_until(Store::builder("/store").backend(Arc::new(world.clone())).open()).unwrap();
     world.run_until(store.put("k", "v")).unwrap();
     lines.take();
     world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::EIO));

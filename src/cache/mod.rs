@@ -323,6 +323,6 @@ impl BlockCache {
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(all(test, not(feature = "__shuttle")))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed check is a failed test")]
 mod tests;

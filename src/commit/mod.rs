@@ -30,7 +30,7 @@ mod prewrite;
 mod publish;
 mod rotate;
 #[cfg(test)]
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 pub(crate) mod schedules;
 mod stage;
 mod task;

@@ -378,7 +378,7 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::sync::Arc;
@@ -394,7 +394,7 @@ mod tests {
         for dead in [1, 3] {
             let world = SimBackend::new(SimConfig::default());
             let report = world.run_until(async {
-                let builder = Store::builder("/db").world(Arc::new(world.clone()));
+                let builder = Store::builder("/db").backend(Arc::new(world.clone()));
                 let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
                 for len in [VALUE * dead / 2, VALUE] {
                     store.put("k", vec![7; len]).await.unwrap();

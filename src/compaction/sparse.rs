@@ -119,7 +119,7 @@ pub(super) fn is_meant(live: &Live, header: &RecordHeader) -> bool {
     kind == RecordKind::Put && (seq, location.value_len, key_len) == (its_seq, value_len, its_key_len)
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::collections::BTreeMap;
@@ -132,7 +132,7 @@ mod tests {
     const VALUE: usize = 100 << 10;
 
     fn builder(world: &SimBackend) -> Builder {
-        let builder = Store::builder("/db").world(Arc::new(world.clone()));
+        let builder = Store::builder("/db").backend(Arc::new(world.clone()));
         builder.compaction(Compaction::new().automatic(false))
     }
 

@@ -17,11 +17,11 @@ pub const HINT_HEADER_LEN: usize = 96;
 pub const HINT_BLOCK_HEADER_LEN: usize = 16;
 
 /// Bytes of an entry without its key.
-pub const HINT_ENTRY_LEN: usize = 36;
+pub(super) const HINT_ENTRY_LEN: usize = 36;
 
 /// A block is closed once its entries have this many bytes. That makes the cost of the block header negligible, and
 /// keeps the block in the CPU cache between its checksum and its decoding.
-pub const HINT_BLOCK_TARGET_LEN: usize = 64 * 1024;
+pub(super) const HINT_BLOCK_TARGET_LEN: usize = 64 * 1024;
 
 /// The most bytes that the entries of a block can have: the last entry may begin one byte short of the target.
 const BLOCK_MAX_LEN: usize = HINT_BLOCK_TARGET_LEN - 1 + HINT_ENTRY_LEN + MAX_KEY_LEN;

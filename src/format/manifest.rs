@@ -9,7 +9,7 @@ use super::prelude::{Prelude, magic};
 pub const MANIFEST_HEADER_LEN: usize = 80;
 
 /// Bytes of one segment in the list.
-pub const MANIFEST_SEGMENT_LEN: usize = 16;
+pub(super) const MANIFEST_SEGMENT_LEN: usize = 16;
 
 /// One live segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

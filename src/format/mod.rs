@@ -308,15 +308,23 @@ mod segment_header;
 mod tests;
 
 pub use constants::{
-    ALIGN, BATCH_FRAME_LEN, CHECKSUM_CRC32, FOOTER_LEN, FORMAT_MAJOR, FORMAT_MINOR, KNOWN_COMPAT, KNOWN_INCOMPAT,
-    MAX_KEY_LEN, MAX_SEQ, MAX_VALUE_LEN, PREWRITTEN_BYTE, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, WATERMARK_LEN,
+    ALIGN, BATCH_FRAME_LEN, FOOTER_LEN, MAX_KEY_LEN, MAX_SEQ, MAX_VALUE_LEN, PREWRITTEN_BYTE, RECORD_HEADER_LEN,
+    SEGMENT_HEADER_LEN, WATERMARK_LEN,
 };
 pub use crc::{Binding, PayloadCrc, payload_crc};
 pub use error::DecodeError;
 pub use frames::{BatchFrame, Footer, Watermark};
-pub use hint::{HINT_BLOCK_HEADER_LEN, HINT_BLOCK_TARGET_LEN, HINT_ENTRY_LEN, HINT_HEADER_LEN};
-pub use hint::{HintEntry, HintHeader, HintReader, HintWriter, whole_blocks};
-pub use manifest::{MANIFEST_HEADER_LEN, MANIFEST_SEGMENT_LEN, Manifest, ManifestSegment};
-pub use record::{COMPRESSION_NONE, Record, RecordHeader, RecordKind};
-pub use record::{find_record, patch_header, read_record, read_record_of, record_len};
+pub use hint::{HINT_HEADER_LEN, HintEntry, HintHeader, HintReader, HintWriter, whole_blocks};
+pub use manifest::{Manifest, ManifestSegment};
+pub use record::{RecordHeader, RecordKind, find_record, patch_header, read_record_of, record_len};
 pub use segment_header::SegmentHeader;
+
+// Only tests name these.
+#[cfg(any(test, feature = "__testing"))]
+pub use self::{
+    hint::HINT_BLOCK_HEADER_LEN,
+    manifest::MANIFEST_HEADER_LEN,
+    record::{COMPRESSION_NONE, Record, read_record},
+};
+#[cfg(feature = "__testing")]
+pub use constants::{CHECKSUM_CRC32, FORMAT_MAJOR, FORMAT_MINOR, KNOWN_COMPAT, KNOWN_INCOMPAT};

@@ -31,7 +31,7 @@ pub(crate) mod op;
 mod os;
 pub(crate) mod pages;
 pub mod probe;
-#[cfg(feature = "sim")]
+#[cfg(feature = "__testing")]
 pub mod sim;
 mod task_thread;
 pub mod threads;
@@ -76,6 +76,7 @@ pub enum IoKind {
     /// Blocking system calls on the store's own threads.
     Threads,
     /// The simulated disk.
+    #[cfg_attr(not(feature = "__testing"), expect(dead_code, reason = "tests alone simulate"))]
     Sim,
 }
 

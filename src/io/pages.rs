@@ -121,7 +121,7 @@ pub(crate) struct Block {
 }
 
 // The keydir of the schedule explorer has no chunks.
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 impl Block {
     /// Returns the block's physical memory to the system and keeps its address, if the block is aligned to pages of
     /// every size. Afterwards the block reads as zeros or as before.
@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    #[cfg(not(feature = "shuttle"))]
+    #[cfg(not(feature = "__shuttle"))]
     #[test]
     fn clearing_a_block_keeps_its_neighbours() {
         let mut blocks: Vec<Block> = Region::new(64, 64 << 10).unwrap().collect();

@@ -66,7 +66,7 @@ impl KeydirSlot {
 }
 
 /// How an arena stores a slot.
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 impl KeydirSlot {
     /// Bytes of an encoded slot. Together with the key's length this is the memory that a key costs besides its own
     /// bytes, which is a published number.

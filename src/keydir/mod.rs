@@ -23,23 +23,23 @@
 //! `location` and `key` hold the plain types. `map` has one hash table (`table`) and one `arena` per shard; an arena
 //! takes its memory in chunks (`chunk`). `shuttle_map` replaces all of these under the schedule explorer.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod arena;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod chunk;
 mod key;
 mod location;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod map;
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 mod shuttle_map;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 mod table;
 
 use std::hash::BuildHasher;
 use std::sync::PoisonError;
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 use self::{arena::ArenaScan as ShardScan, map::Map};
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::Mutex;
@@ -48,7 +48,7 @@ pub(crate) use key::Key;
 use key::KeyedSip;
 use location::KeydirSlot;
 pub(crate) use location::Location;
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 use shuttle_map::{ShuttleMap as Map, ShuttleScan as ShardScan};
 
 /// The result of a lookup.

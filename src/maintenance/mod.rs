@@ -293,7 +293,7 @@ fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use std::time::Duration;
@@ -310,7 +310,7 @@ mod tests {
         let world = SimBackend::new(SimConfig::default());
         let (before, after) = world.run_until(async {
             let compaction = Compaction::new().bytes_per_second(None);
-            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(SEGMENT);
+            let builder = Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(SEGMENT);
             let store = builder.compaction(compaction).open().await.unwrap();
             for key in 0..100_u32 {
                 store.put(key.to_le_bytes(), [7; 4 << 10]).await.unwrap();
@@ -334,7 +334,7 @@ mod tests {
         let world = SimBackend::new(SimConfig::default());
         world.run_until(async {
             let compaction = Compaction::new().trigger(0.3).bytes_per_second(Some(64 << 10));
-            let builder = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20);
+            let builder = Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1 << 20);
             let store = builder.reserve_bytes(512 << 10).compaction(compaction).open().await.unwrap();
             store.pause_compaction();
             for key in (0..30_u32).chain(0..27).chain(100..110) {

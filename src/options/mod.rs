@@ -199,11 +199,11 @@ impl Compaction {
         self
     }
 
-    fn validate(&self) -> Result<()> {
+    fn validate(&self, min_budget_bytes: u64) -> Result<()> {
         part_in_range("compaction trigger", self.trigger, 0.05, 0.95)?;
         part_in_range("compaction threshold", self.threshold, 0.01, self.trigger.max(Self::new().threshold))?;
         if let Some(bytes) = self.budget_bytes {
-            in_range("compaction budget_bytes", bytes, MIN_BUDGET_BYTES, 1024 * GIB)?;
+            in_range("compaction budget_bytes", bytes, min_budget_bytes, 1024 * GIB)?;
         }
         if let Some(bytes) = self.bytes_per_second {
             in_range("compaction bytes_per_second", bytes, 64 * KIB, 1024 * GIB)?;
@@ -237,17 +237,16 @@ pub(crate) struct Options {
     pub(crate) compaction: Compaction,
     pub(crate) recovery: Recovery,
     pub(crate) create: bool,
+    /// For tests: sizes down to [`TINY`] are accepted, so that a few records cause rotations, evictions and compactions.
+    pub(crate) tiny_sizes: bool,
 }
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// Smallest segment. Simulations rotate every few records.
-const MIN_SEGMENT_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { 4 * KIB };
-/// Smallest cache that is not off. Simulations evict blocks.
-const MIN_CACHE_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
-const MIN_BUDGET_BYTES: u64 = if cfg!(feature = "sim") { KIB } else { MIB };
+/// The smallest segment, cache and compaction budget of a store with [`Options::tiny_sizes`].
+const TINY: u64 = KIB;
 
 impl Options {
     /// The defaults, for the directory `path`.
@@ -269,23 +268,25 @@ impl Options {
             compaction: Compaction::new(),
             recovery: Recovery::Strict,
             create: true,
+            tiny_sizes: false,
         }
     }
 
     /// Checks every option.
     pub(crate) fn validate(&self) -> Result<()> {
         let millis = |interval: Duration| u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-        in_range("segment_bytes", self.segment_bytes, MIN_SEGMENT_BYTES, 16 * GIB)?;
+        let at_least = |bytes: u64| if self.tiny_sizes { TINY } else { bytes };
+        in_range("segment_bytes", self.segment_bytes, at_least(4 * KIB), 16 * GIB)?;
         in_range("flush_interval in ms", millis(self.flush_interval), 1, 60_000)?;
         in_range("sync_interval in ms", millis(self.sync_interval), 1, 60_000)?;
         in_range("staging_bytes", self.staging_bytes as u64, 64 * KIB, GIB)?;
         in_range("max_value_bytes", self.max_value_bytes, 0, MAX_VALUE_LEN)?;
         in_range("reserve_bytes", self.reserve_bytes, 0, GIB)?;
         if self.cache_bytes > 0 {
-            in_range("cache_bytes, if not 0,", self.cache_bytes, MIN_CACHE_BYTES, 1024 * GIB)?;
+            in_range("cache_bytes, if not 0,", self.cache_bytes, at_least(MIB), 1024 * GIB)?;
         }
         in_range("max_open_files", self.max_open_files as u64, 8, 1 << 20)?;
-        self.compaction.validate()?;
+        self.compaction.validate(at_least(MIB))?;
         if self.path.as_os_str().is_empty() {
             return Err(Error::new(ErrorKind::InvalidConfig, "option path is empty"));
         }

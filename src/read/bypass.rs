@@ -65,7 +65,7 @@ impl ProbeBypass {
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(all(test, not(feature = "__shuttle")))]
 mod tests {
     use super::*;
 

@@ -400,6 +400,7 @@ fn at(error: Error, entry: Entry) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "__testing")]
 mod tests {
     use std::cell::RefCell;
 
@@ -432,7 +433,8 @@ mod tests {
     fn a_block_cache_hit_updates_the_locator() {
         let world = SimBackend::new(SimConfig::default());
         world.run_until(async {
-            let store = Store::builder("/db").world(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
+            let store =
+                Store::builder("/db").backend(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
             let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_le_bytes).collect();
             for key in &keys {
                 store.put(key, [7; 200]).await.unwrap();
@@ -472,7 +474,7 @@ mod tests {
         for (missing, answered) in [(0, 4000..=4000), (60, 1400..=1800), (90, 10..=150), (100, 0..=0)] {
             let world = SimBackend::new(SimConfig { nowait_miss_percent: missing, ..SimConfig::default() });
             let stats = world.run_until(async {
-                let store = Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap();
+                let store = Store::builder("/db").backend(Arc::new(world.clone())).open().await.unwrap();
                 // The first and the last are too far apart for read-ahead of one to cover the other.
                 for (key, len) in [(0_u8, 200), (1, 2 << 20), (2, 200)] {
                     store.put([key], vec![key; len]).await.unwrap();

@@ -199,7 +199,7 @@ impl SegmentSet {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 mod tests {
     use super::*;
     use crate::io::Io;

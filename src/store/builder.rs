@@ -177,16 +177,47 @@ impl Builder {
         self
     }
 
-    /// Runs the store on `world` instead of an engine of its own choosing.
-    #[cfg(feature = "sim")]
+    /// Runs the store on `backend` instead of an engine that the store chooses, and accepts tiny sizes.
+    #[cfg(feature = "__testing")]
     #[doc(hidden)]
-    pub fn world(mut self, world: Arc<dyn Io>) -> Self {
-        self.backend = Some(world);
+    pub fn backend(mut self, backend: Arc<dyn Io>) -> Self {
+        self.backend = Some(backend);
+        self.tiny_sizes()
+    }
+
+    /// Lowers the minimum of `segment_bytes`, `cache_bytes` and the compaction budget to 1 KiB.
+    #[cfg(feature = "__testing")]
+    #[doc(hidden)]
+    pub fn tiny_sizes(mut self) -> Self {
+        self.options.tiny_sizes = true;
         self
     }
 
     /// Resolves to the open store; see [`Store::open`](crate::Store::open).
     pub fn open(self) -> Open {
         Open::new(self.options, self.backend)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+
+    #[test]
+    fn the_smallest_sizes_are_the_documented_ones_whatever_the_features() {
+        let segment = |bytes| Builder::new(Path::new("db")).segment_bytes(bytes);
+        let cache = |bytes| Builder::new(Path::new("db")).cache_bytes(bytes);
+        let budget = |bytes| Builder::new(Path::new("db")).compaction(Compaction::new().budget_bytes(bytes));
+        for builder in [segment(4 * KIB), cache(0), cache(MIB), budget(MIB)] {
+            assert!(builder.options.validate().is_ok(), "{builder:?}");
+        }
+        for builder in [segment(4 * KIB - 1), cache(MIB - 1), budget(MIB - 1)] {
+            assert!(builder.options.validate().is_err(), "{builder:?}");
+            #[cfg(feature = "__testing")]
+            assert!(builder.tiny_sizes().options.validate().is_ok(), "tests may go lower");
+        }
     }
 }

@@ -4,30 +4,30 @@
 use std::array;
 use std::ops::Deref;
 use std::sync::Arc;
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Copies of each value. More threads than this share copies, which costs speed and nothing else. Two are enough for
 /// the schedule explorer.
-const SHARDS: usize = if cfg!(feature = "shuttle") { 2 } else { 16 };
+const SHARDS: usize = if cfg!(feature = "__shuttle") { 2 } else { 16 };
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 thread_local! {
     /// The number of this thread's copy, assigned round robin.
     static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
 }
 
 /// The number of the calling thread's copy. A thread that is exiting has lost its number and uses copy 0.
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(feature = "__shuttle"))]
 fn mine() -> usize {
     MINE.try_with(|index| *index).unwrap_or(0)
 }
 
 /// The explorer runs all its threads on one system thread, so it counts its own tasks.
-#[cfg(feature = "shuttle")]
+#[cfg(feature = "__shuttle")]
 fn mine() -> usize {
     shuttle::current::get_current_task().map_or(0, |task| usize::from(task) % SHARDS)
 }
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&counted), 1 + SHARDS, "one for each shard, however many shares");
         drop(shares);
         let shards = held.iter().map(|share| Arc::as_ptr(&share.0)).collect::<std::collections::HashSet<_>>().len();
-        assert!(shards > 1 || cfg!(feature = "shuttle"), "threads have different shards");
+        assert!(shards > 1 || cfg!(feature = "__shuttle"), "threads have different shards");
         assert_eq!(Arc::strong_count(&counted), 1 + shards);
         drop(held);
         assert_eq!(Arc::strong_count(&counted), 1);

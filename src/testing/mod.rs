@@ -1,3 +1,25 @@
-//! Models of the store for the schedule explorer.
+//! What the crate's own tests reach beyond its public API: the simulated disk, the file format, the I/O layer, and the
+//! switch for seeded bugs.
+//!
+//! Compiled under the private feature `__testing` only. It is no part of the API, and may change in every version.
 
+#[cfg(test)]
+#[cfg(feature = "__shuttle")]
 pub(crate) mod schedules;
+
+pub use crate::io::sim;
+
+/// The on-disk format.
+pub mod format {
+    pub use crate::format::*;
+}
+
+/// The I/O layer and its implementations.
+pub mod io {
+    pub use crate::io::*;
+}
+
+/// The bugs that a test can switch on, to see that it fails.
+pub mod seeded_bug {
+    pub use crate::seeded_bug::*;
+}

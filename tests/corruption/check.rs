@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringcask::sim::{Image, SimBackend};
+use ringcask::testing::sim::{Image, SimBackend};
 use ringcask::{Error, ErrorKind, Recovery, Store};
 
 use crate::stores::{Fixture, Model, Write, builder, fold, world};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::io::Io;
-use ringcask::sim::{Image, Rng, SimBackend, SimConfig};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Image, Rng, SimBackend, SimConfig};
 use ringcask::{Batch, Builder, Compaction, Recovery, Store};
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -48,7 +48,7 @@ pub fn world(image: Image, seed: u64) -> SimBackend {
 
 pub fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
     let io: Arc<dyn Io> = Arc::new(world.clone());
-    let builder = Store::builder("/db").world(io).segment_bytes(4096).reserve_bytes(4096).recovery(recovery);
+    let builder = Store::builder("/db").backend(io).segment_bytes(4096).reserve_bytes(4096).recovery(recovery);
     builder.compaction(Compaction::new().automatic(false))
 }
 

@@ -1,6 +1,6 @@
 //! Closer looks at a store that was closed, or recovered: with and without hints, compacted, damaged, without its list.
 
-use ringcask::sim::{Image, Rng, SimBackend, SimConfig};
+use ringcask::testing::sim::{Image, Rng, SimBackend, SimConfig};
 use ringcask::{Batch, ErrorKind, Stats};
 
 use crate::explore::{Explorer, Recovered, recover, recover_with};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Compaction, Durability, Store};
 
 use crate::explore::recover;
@@ -18,7 +18,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
     let world = SimBackend::new(config.clone());
     let open = async |world: &SimBackend| {
-        let builder = Store::builder("/db").world(Arc::new(world.clone()));
+        let builder = Store::builder("/db").backend(Arc::new(world.clone()));
         builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
     };
     let began = world.run_until(async {

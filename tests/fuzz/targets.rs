@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ringcask::format::{
+use ringcask::testing::format::{
     BatchFrame, Binding, Footer, HINT_HEADER_LEN, HintReader, Manifest, RecordHeader, SegmentHeader, Watermark,
     find_record, patch_header, read_record, whole_blocks,
 };
-use ringcask::io::Io;
-use ringcask::sim::{Image, SimBackend, SimConfig};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, ErrorKind, Recovery, Store};
 
 /// The segment whose records are decoded; what is made to pass its checksums is bound to it.
@@ -108,7 +108,7 @@ pub fn image_of(input: &[u8]) -> Image {
 
 fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
     let io: Arc<dyn Io> = Arc::new(world.clone());
-    let builder = Store::builder("/db").world(io).segment_bytes(4096).reserve_bytes(0).staging_bytes(256 << 10);
+    let builder = Store::builder("/db").backend(io).segment_bytes(4096).reserve_bytes(0).staging_bytes(256 << 10);
     builder.recovery(recovery).compaction(Compaction::new().automatic(false))
 }
 

@@ -142,7 +142,7 @@ fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
         for held in [Kind::Write, Kind::Sync] {
             let path = env.dir.path().join(format!("{held:?}"));
             let (world, gate) = GatedWorld::around(env.engine);
-            let store = open(env.builder_at(&path).world(world));
+            let store = open(env.builder_at(&path).backend(world));
             put(&store, "segment", "exists");
             let mut keys = Vec::new();
             for op in [Op::Put, Op::PutLarge, Op::Batch] {
@@ -176,7 +176,7 @@ fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
         let long = Duration::from_secs(60);
-        let store = open(env.builder().world(world).flush_interval(long).sync_interval(long));
+        let store = open(env.builder().backend(world).flush_interval(long).sync_interval(long));
         put(&store, "k", "v");
         for polls in 0..=8 {
             gate.close(Kind::Sync);
@@ -243,7 +243,7 @@ fn a_write_that_waits_for_room_and_is_dropped_never_happened() {
     let points = Cell::new(0);
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).staging_bytes(64 << 10));
+        let store = open(env.builder().backend(world).staging_bytes(64 << 10));
         put(&store, "segment", "exists");
         for polls in 1..=10 {
             gate.close(Kind::Write);

@@ -281,7 +281,7 @@ fn reads_and_writes_go_on_while_everything_is_compacted_again_and_again() {
 /// A store of several segments, half of them dead, behind a gate.
 fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::gate::Gate>, Model) {
     let (world, gate) = GatedWorld::around(env.engine);
-    let store = open(builder(env, compaction).world(world));
+    let store = open(builder(env, compaction).backend(world));
     let (mut model, mut rng) = (Model::new(), Rng::new(77));
     churn(&store, &mut model, &mut rng, 600);
     block_on(store.sync()).unwrap();
@@ -306,7 +306,7 @@ fn records_are_read_as_at_random_and_segments_are_not() {
             assert!(compact_only(&store, &sealed_ids(&store)).segments_read > 0);
             assert_eq!(gate.random_reads(), random, "{opened}: reading ahead is for who reads on");
             close(store);
-            store = open(builder(env, manual()).world(GatedWorld::behind(env.engine, &gate)));
+            store = open(builder(env, manual()).backend(GatedWorld::behind(env.engine, &gate)));
         }
         close(store);
     });
@@ -316,7 +316,7 @@ fn records_are_read_as_at_random_and_segments_are_not() {
 fn gets_in_order_that_wait_have_the_next_stretch_read_ahead() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().compaction(manual()).world(world));
+        let store = open(env.builder().compaction(manual()).backend(world));
         for key in ["a", "b", "c", "d", "e"] {
             put_at(&store, Durability::Synced, key, [7; 100]);
         }
@@ -424,7 +424,7 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
         ] {
             let path = env.dir.path().join(format!("{kind:?}-{spared}-{errno}"));
             let (world, gate) = GatedWorld::around(env.engine);
-            let store = open(env.builder_at(&path).segment_bytes(SEGMENT).compaction(manual()).world(world));
+            let store = open(env.builder_at(&path).segment_bytes(SEGMENT).compaction(manual()).backend(world));
             let (mut model, mut rng) = (Model::new(), Rng::new(77));
             churn(&store, &mut model, &mut rng, 400);
             block_on(store.sync()).unwrap();

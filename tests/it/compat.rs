@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
+use ringcask::testing::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{Batch, Compaction, Durability, Store};
 
 use crate::support::{Env, Model, assert_holds, block_on, close, copy_store, files_with, for_each_engine, open, put};
@@ -34,7 +34,7 @@ fn model_of_v1() -> Model {
 fn write_v1() -> Image {
     let world = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
     let image = world.run_until(async {
-        let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(4096);
+        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).segment_bytes(4096);
         let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
         let put = async |key: &[u8], value: &[u8]| store.put(key, value).await.map(drop).unwrap();
         put(b"overwritten", b"first").await;

@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// A store behind a gate, which neither flushes nor syncs of its own accord.
 fn gated(env: &Env, builder: Builder) -> (Store, Arc<Gate>) {
     let (world, gate) = GatedWorld::around(env.engine);
-    (open(builder.world(world).flush_interval(LONG).sync_interval(LONG)), gate)
+    (open(builder.backend(world).flush_interval(LONG).sync_interval(LONG)), gate)
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn an_idle_store_neither_writes_nor_syncs() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
         let quick = Duration::from_millis(1);
-        let store = open(env.builder().world(world).flush_interval(quick).sync_interval(quick));
+        let store = open(env.builder().backend(world).flush_interval(quick).sync_interval(quick));
         let version = put_at(&store, Durability::Buffered, "k", "v");
         block_on(store.wait_durable(version)).unwrap();
         let asked = (gate.asked(Kind::Write), gate.asked(Kind::Sync));

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
+use ringcask::testing::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
 const FILLER: u8 = 0xA5;
 
 fn builder(world: &SimBackend) -> Builder {
-    Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1 << 20)
+    Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1 << 20)
 }
 
 fn config() -> SimConfig {

@@ -36,7 +36,7 @@ fn builder(engine: Engine, path: &Path) -> Builder {
 
 fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
     let (world, gate) = GatedWorld::around(engine);
-    (open(builder(engine, path).world(world)), gate)
+    (open(builder(engine, path).backend(world)), gate)
 }
 
 fn every_call(store: &Store) -> Vec<Boxed> {
@@ -205,7 +205,7 @@ fn futures_forgotten(engine: Engine, path: &Path) {
 fn opens_late(engine: Engine, path: &Path) {
     let (world, gate) = GatedWorld::around(engine);
     gate.close(Kind::Start);
-    let mut opening = builder(engine, path).world(world).open();
+    let mut opening = builder(engine, path).backend(world).open();
     assert!(poll_once(&mut opening).is_pending());
     drop(opening);
     std::thread::spawn(move || {

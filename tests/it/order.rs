@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::sim::{Journal, SimBackend, SimConfig};
+use ringcask::testing::sim::{Journal, SimBackend, SimConfig};
 use ringcask::{Compaction, Store};
 
 /// What the names of files become: `7.seg` for twenty digits.
@@ -172,7 +172,7 @@ sync the directory
 #[test]
 fn writes_syncs_and_names_come_in_this_order() {
     let (world, mut text) = (SimBackend::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
-    let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(2048);
+    let builder = Store::builder("/sim").backend(Arc::new(world.clone())).segment_bytes(2048);
     let builder = builder.compaction(Compaction::new().automatic(false));
     let store = phase(&world, "open an empty directory", &mut text, builder.open()).unwrap();
     phase(&world, "the first put starts a segment", &mut text, store.put("key", [1; 1000])).unwrap();

@@ -107,7 +107,7 @@ fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let name = format!("{thread}-{kind:?}-{spared}");
     let (world, gate) = GatedWorld::around(env.engine);
     stock(builder(env, &name));
-    let store = open(builder(env, &name).world(world));
+    let store = open(builder(env, &name).backend(world));
     gate.panic_in(kind, thread, spared);
     let mut acknowledged = Vec::new();
     for round in 0..3 {
@@ -191,7 +191,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                         // Else the opening may have done everything before its helper is there.
                         gate.let_read_first(thread);
                     }
-                    let opened = block_on(builder(env, &name).world(world).open());
+                    let opened = block_on(builder(env, &name).backend(world).open());
                     let has_panicked = gate.has_panicked(kind);
                     match opened {
                         Ok(store) => {
@@ -232,7 +232,7 @@ impl Stuck {
 
     fn new(env: &Env, name: &str) -> Self {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(builder(env, name).world(world.clone()));
+        let store = open(builder(env, name).backend(world.clone()));
         let version = put(&store, "k", "v");
         put(&store, "cold", vec![9; 3000]);
         gate.close(Kind::Read);
@@ -250,7 +250,7 @@ impl Stuck {
             ("wait_durable", boxed(store.wait_durable((version.get() + 2).into()))),
             ("sync", boxed(store.sync())),
             ("compact", boxed(store.compact())),
-            ("open", boxed(builder(env, &format!("{name}-second")).world(world).open())),
+            ("open", boxed(builder(env, &format!("{name}-second")).backend(world).open())),
         ]);
         assert_eq!(futures.len(), Self::KINDS);
         Self { store, gate, futures }
@@ -441,7 +441,7 @@ fn values_whose_memory_panics_or_owns_the_store_harm_nobody() {
             in_time(&format!("a value that owns the store: {owns_store}"), move || {
                 let env = Env::new(engine);
                 let (world, gate) = GatedWorld::around(engine);
-                let store = open(env.builder().world(world));
+                let store = open(env.builder().backend(world));
                 put(&store, "k", "v");
                 gate.close(Kind::Write);
                 let cursed = Bytes::from_owner(Cursed(vec![5; 100_000], owns_store.then(|| store.clone())));

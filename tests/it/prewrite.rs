@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::io::Io;
-use ringcask::sim::{SimBackend, SimConfig};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{SimBackend, SimConfig};
 use ringcask::{Durability, Store};
 
 use crate::gate::{GatedWorld, Kind};
@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 fn no_put_waits_for_space_in_the_segment() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).segment_bytes(64 * MIB).sync_interval(LONG));
+        let store = open(env.builder().backend(world).segment_bytes(64 * MIB).sync_interval(LONG));
         let value = vec![7; 64 << 10];
         // The first one finds no segment.
         put_at(&store, Durability::Written, "first", &value);
@@ -49,7 +49,7 @@ fn no_put_waits_for_space_in_the_segment() {
 fn no_space_is_claimed_that_the_segment_cannot_use() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let builder = env.builder().world(world).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
+        let builder = env.builder().backend(world).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
         let store = open(builder);
         let value = vec![7; 64 << 10];
         for number in 0..60 {
@@ -68,7 +68,7 @@ fn no_space_is_claimed_that_the_segment_cannot_use() {
 fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).sync_interval(LONG));
+        let store = open(env.builder().backend(world).sync_interval(LONG));
         let value = vec![7; 100_000];
         put_at(&store, Durability::Synced, "first", &value);
         let (syncs, begun) = (gate.asked(Kind::Sync), gate.writebacks().len());
@@ -92,7 +92,7 @@ fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
 fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
     let world = SimBackend::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
     world.run_until(async {
-        let store = Store::builder("/db").world(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
+        let store = Store::builder("/db").backend(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
         let value = vec![7; 1 << 20];
         let began = world.now();
         let mut versions = Vec::new();
@@ -117,7 +117,7 @@ fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
 fn a_sync_is_noticed_while_there_is_always_something_to_write() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).sync_interval(LONG).durability(Durability::Buffered));
+        let store = open(env.builder().backend(world).sync_interval(LONG).durability(Durability::Buffered));
         let early = put_at(&store, Durability::Synced, "first", "creates the segment");
         gate.close(Kind::Sync);
         // Large enough to be written at once. Each write brings the next one, before it is done itself.
@@ -159,7 +159,7 @@ fn a_sync_is_noticed_while_there_is_always_something_to_write() {
 fn little_that_waits_for_a_sync_has_time() {
     for_each_engine(|env| {
         let (world, gate) = GatedWorld::around(env.engine);
-        let store = open(env.builder().world(world).sync_interval(LONG));
+        let store = open(env.builder().backend(world).sync_interval(LONG));
         put_at(&store, Durability::Synced, "first", "value");
         let syncs = gate.asked(Kind::Sync);
         for number in 0..1000 {

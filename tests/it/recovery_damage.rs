@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::format::{Manifest, RecordKind};
-use ringcask::sim::{Image, Rng as Draws, SimBackend, SimConfig};
+use ringcask::testing::format::{Manifest, RecordKind};
+use ringcask::testing::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -371,7 +371,7 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
                     let (world, gate) = GatedWorld::around(env.engine);
                     gate.fail_after(Kind::Read, spared, errno);
                     spared += 1;
-                    match block_on(env.builder().world(world).open()) {
+                    match block_on(env.builder().backend(world).open()) {
                         Err(error) => {
                             assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(errno)), "{error:?}");
                             assert!(contents(&path) == before, "read {spared} failed, and something was changed");
@@ -399,9 +399,9 @@ fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
     let (name, end) = (path.file_name().unwrap().to_str().unwrap(), bytes.len());
     let header_len = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("seg") => ringcask::format::SEGMENT_HEADER_LEN,
-        Some("hint") => ringcask::format::HINT_HEADER_LEN,
-        _ => ringcask::format::MANIFEST_HEADER_LEN,
+        Some("seg") => ringcask::testing::format::SEGMENT_HEADER_LEN,
+        Some("hint") => ringcask::testing::format::HINT_HEADER_LEN,
+        _ => ringcask::testing::format::MANIFEST_HEADER_LEN,
     };
     bytes[at..at + value.len()].copy_from_slice(value);
     let crc = crc32fast::hash(&bytes[..header_len - 4]);
@@ -415,7 +415,7 @@ fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
 
 /// Where the prelude says that another version wrote the file, and what it says then.
 fn newer_formats() -> [(usize, Vec<u8>); 3] {
-    let major = (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
+    let major = (ringcask::testing::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
     let feature = (1_u32 << 31).to_le_bytes().to_vec();
     [(8, major), (16, feature.clone()), (20, feature)]
 }
@@ -537,7 +537,7 @@ fn a_segment_of_another_store_is_refused() {
 fn torn(seed: u64) -> (Image, String, Vec<u8>) {
     let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
     let (image, name) = world.run_until(async {
-        let store = Store::builder("/sim").world(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
+        let store = Store::builder("/sim").backend(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
         for number in 0..4 {
             store.put(format!("key-{number}"), "value").await.unwrap();
         }
@@ -555,7 +555,7 @@ fn torn(seed: u64) -> (Image, String, Vec<u8>) {
 fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimBackend, Option<String>) {
     let world = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
     let copy = world.run_until(async {
-        let builder = Store::builder("/sim").world(Arc::new(world.clone())).recovery(recovery);
+        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).recovery(recovery);
         let store = builder.open().await.unwrap();
         let report = store.recovery_report().clone();
         assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Durability, Store};
 
 const SEEDS: u64 = 60;
@@ -15,7 +15,7 @@ fn world(seed: u64) -> SimBackend {
 }
 
 async fn open(world: &SimBackend) -> Store {
-    Store::builder("/db").world(Arc::new(world.clone())).open().await.unwrap()
+    Store::builder("/db").backend(Arc::new(world.clone())).open().await.unwrap()
 }
 
 /// Lets the store's own tasks run for `turns`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimBackend, SimConfig};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
@@ -435,7 +435,7 @@ fn world(seed: u64) -> SimBackend {
 }
 
 fn simulated(world: &SimBackend) -> Builder {
-    with_options(Store::builder("/db").world(Arc::new(world.clone())))
+    with_options(Store::builder("/db").backend(Arc::new(world.clone())))
         .segment_bytes(2048)
         .reserve_bytes(8192)
         .sync_interval(Duration::from_secs(60))
@@ -543,7 +543,7 @@ fn writers_that_come_together_are_answered_each_by_its_own_rule() {
 fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
         let world = SimBackend::new(SimConfig::default());
-        let builder = || Store::builder("/sim").world(Arc::new(world.clone())).reserve_bytes(0);
+        let builder = || Store::builder("/sim").backend(Arc::new(world.clone())).reserve_bytes(0);
         let left = world.run_until(async {
             let store = builder().open().await.unwrap();
             world.inject(Fault::once(OpClass::Rename, world.op_count(OpClass::Rename), kind));
@@ -563,7 +563,7 @@ fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
         world.shutdown();
         assert!(!left.names().any(|name| name.ends_with(".tmp")) || poisons, "{:?}", left.names().collect::<Vec<_>>());
         let world = SimBackend::from_image(left, SimConfig::default());
-        let builder = Store::builder("/sim").world(Arc::new(world.clone()));
+        let builder = Store::builder("/sim").backend(Arc::new(world.clone()));
         world.run_until(async {
             let store = builder.open().await.unwrap();
             assert_eq!((store.contains_key("refused"), store.contains_key("fits")), (false, !poisons), "{kind:?}");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
-use ringcask::io::Io;
+use ringcask::testing::io::Io;
 use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
 use crate::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
@@ -34,7 +34,7 @@ struct Crowded {
 impl Crowded {
     fn new(engine: Engine, path: &Path) -> Self {
         let (world, gate) = GatedWorld::around(engine);
-        let store = open(Store::builder(path).world(world.clone()).staging_bytes(64 << 10));
+        let store = open(Store::builder(path).backend(world.clone()).staging_bytes(64 << 10));
         let version = put(&store, "k", "v");
         gate.close(Kind::Write);
         let mut first = boxed(store.put("k", vec![1; 60 << 10]));
@@ -146,7 +146,7 @@ fn fork_with_waiting_futures(engine: Engine, path: &Path) {
     gate.close(Kind::Read);
     let mut batch = Batch::new();
     batch.put("a", vec![3; 60 << 10]);
-    let other: Builder = Store::builder(path.with_extension("other")).world(world);
+    let other: Builder = Store::builder(path.with_extension("other")).backend(world);
     let mut waiting = vec![
         ("an accepted put", first),
         ("a put that waits for room", boxed(store.put("more", vec![2; 60 << 10]))),

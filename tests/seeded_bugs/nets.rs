@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ringcask::format::{HintEntry, HintReader, HintWriter};
-use ringcask::sim::{Image, SimBackend, SimConfig};
+use ringcask::testing::format::{HintEntry, HintReader, HintWriter};
+use ringcask::testing::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, ErrorKind, Store};
 
 fn said(error: ringcask::Error) -> String {
@@ -11,7 +11,7 @@ fn said(error: ringcask::Error) -> String {
 }
 
 fn builder(world: &SimBackend) -> Builder {
-    Store::builder("/db").world(Arc::new(world.clone()))
+    Store::builder("/db").backend(Arc::new(world.clone()))
 }
 
 fn hints(image: &Image) -> Vec<String> {

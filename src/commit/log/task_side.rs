@@ -245,7 +245,7 @@ impl Log {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "__testing"))]
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use super::*;

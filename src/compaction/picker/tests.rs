@@ -83,11 +83,11 @@ fn the_same_bytes_are_not_written_again_for_nothing() {
         let view = View { candidates: candidates.to_vec(), others_first_seq: Some(first_seq) };
         pick(&view, &policy()).rewrite
     };
-    assert_eq!(stuck(&[held], 50), []);
+    assert_eq!(stuck(&[held], 50), [0_u32; 0]);
     let renewed = Candidate { id: 3, first_seq: 1000, ..held };
-    assert_eq!(stuck(&[renewed], 50), []);
+    assert_eq!(stuck(&[renewed], 50), [0_u32; 0]);
     let newest = with_tombstones(segment(4, 1100, 300), 690);
-    assert_eq!(stuck(&[renewed, newest], 50), [], "younger tombstones are held back as well");
+    assert_eq!(stuck(&[renewed, newest], 50), [0_u32; 0], "younger tombstones are held back as well");
     assert_eq!(stuck(&[renewed, newest], 1200), [3], "the damage gone, they go");
 }
 

@@ -25,7 +25,7 @@ pub struct SimConfig {
     pub in_place: bool,
     /// Capacity of the disk in bytes; `None` for no limit.
     pub capacity_bytes: Option<u64>,
-    /// Whether to record events for a [`Journal`](crate::sim::Journal).
+    /// Whether to record events for a [`Journal`](crate::io::sim::Journal).
     pub journal: bool,
 }
 

@@ -6,8 +6,8 @@
 //!
 //! ```
 //! # #![allow(clippy::unwrap_used)]
-//! use ringcask::io::{Io, OpenMode, SyncKind, util};
-//! use ringcask::sim::{Rng, SimConfig, SimBackend};
+//! use ringcask::testing::io::{Io, OpenMode, SyncKind, util};
+//! use ringcask::testing::sim::{Rng, SimConfig, SimBackend};
 //!
 //! let world = SimBackend::new(SimConfig { seed: 7, ..SimConfig::default() });
 //! let dir = world.open_dir("/db".as_ref(), true)?;

@@ -3,7 +3,7 @@
 //! SplitMix64: one word of state, and any seed is good. The stream is the same on every machine and in every version of
 //! this crate, so the seed of a failed run reproduces that run.
 
-/// A small deterministic generator; see the [module](crate::sim).
+/// A small deterministic generator; see the [module](crate::io::sim).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

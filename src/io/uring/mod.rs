@@ -64,20 +64,22 @@ pub const DEFAULT_ENTRIES: u32 = 64;
 pub struct UringIo(Arc<UringShared>);
 
 impl UringIo {
-    /// Creates a backend whose rings have `entries` submission entries (rounded up to a power of two, at least 2).
+    /// Like [`with_write_path`](Self::with_write_path), with the default path.
     ///
     /// # Errors
     ///
-    /// If the system does not permit rings. The message gives the reason.
+    /// As for [`with_write_path`](Self::with_write_path).
+    #[cfg(feature = "__testing")]
     pub fn new(entries: u32) -> io::Result<Self> {
         Self::with_write_path(entries, WritePath::default())
     }
 
-    /// Like [`new`](Self::new), with a choice of how a task's writes and syncs reach the kernel.
+    /// Creates a backend whose rings have `entries` submission entries (rounded up to a power of two, at least 2), and whose tasks
+    /// write and sync by `write_path`.
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new).
+    /// If the system does not permit rings. The message gives the reason.
     pub fn with_write_path(entries: u32, write_path: WritePath) -> io::Result<Self> {
         fork::watch();
         probe()?;

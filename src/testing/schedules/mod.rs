@@ -8,7 +8,7 @@
 //! What is explored are interleavings. Every operation is sequentially consistent here, whatever ordering it names: a
 //! missing `Acquire` is not found.
 //!
-//! `cargo test --features shuttle --lib schedules`. The environment may set `RINGCASK_SEED`, `RINGCASK_SCHEDULES` (how
+//! `cargo test --features __shuttle --lib schedules`. The environment may set `RINGCASK_SEED`, `RINGCASK_SCHEDULES` (how
 //! many), `RINGCASK_MODEL` (that one alone) and `RINGCASK_SEEDED_BUG` (that mistake built in). A failure prints
 //! its schedule; with that in `RINGCASK_SCHEDULE` and its model's name in `RINGCASK_MODEL`, the test `one_schedule_again`
 //! replays it.

@@ -64,7 +64,7 @@ pub(super) async fn open(world: &World) -> Store {
 /// The same, with what `more` says.
 pub(super) async fn open_with(world: &World, more: impl FnOnce(Builder) -> Builder) -> Store {
     let compaction = Compaction::new().automatic(false).bytes_per_second(None);
-    let builder = Store::builder("/db").world(Arc::new(world.clone())).compaction(compaction);
+    let builder = Store::builder("/db").backend(Arc::new(world.clone())).compaction(compaction);
     more(builder.max_open_files(8)).open().await.unwrap()
 }
 
@@ -414,7 +414,7 @@ pub(super) fn the_commit_queue() {
 pub(super) fn rotation_against_everything() {
     let world = World::new(image());
     let compaction = Compaction::new().trigger(0.1).threshold(0.1).bytes_per_second(None);
-    let store = Store::builder("/db").world(Arc::new(world.clone())).segment_bytes(1024).compaction(compaction);
+    let store = Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1024).compaction(compaction);
     let store = block_on(store.max_open_files(8).open()).unwrap();
     let client = Client::new(&store, &world);
     // Here the callers keep the compactions going.

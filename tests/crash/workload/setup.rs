@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ringcask::io::Io;
-use ringcask::sim::{DirOrder, Rng, SimBackend, SimConfig};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{DirOrder, Rng, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, Recovery, Store};
 
 use super::pick;
@@ -56,7 +56,7 @@ impl Setup {
             None => Store::builder("/db"),
         };
         builder
-            .world(io)
+            .backend(io)
             .segment_bytes(self.segment_bytes)
             .cache_bytes(self.cache_bytes)
             .reserve_bytes(self.reserve_bytes)
