@@ -6,8 +6,8 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use pollster::block_on;
-use ringcask::io::uring::UringIo;
-use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+use ringcask::testing::io::uring::UringIo;
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{Engine, ErrorKind, Store};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};

@@ -53,7 +53,7 @@ fn grouped(number: u64) -> String {
 
 fn main() -> ExitCode {
     let Some(path) = std::env::var_os("RINGCASK_VERDICT") else {
-        println!("no RINGCASK_VERDICT: the table of floors is made by ./prove");
+        println!("not all tests have run: ./prove runs them all, and prints the table of stages here");
         return ExitCode::SUCCESS;
     };
     let results = std::fs::read_to_string(&path).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringcask::sim::{Image, SimWorld};
+use ringcask::testing::sim::{Image, SimWorld};
 use ringcask::{CompactOptions, Error, ErrorKind, Recovery, Store};
 
 use crate::stores::{Fixture, Model, Write, builder, fold, world};

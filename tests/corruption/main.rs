@@ -31,7 +31,7 @@ use std::thread;
 
 use check::{Allowance, LiveByteCounter, check};
 use mutation::{Mutation, Sector, all, files};
-use ringcask::seeded_bug::{SeededBug, activate};
+use ringcask::testing::seeded_bug::{SeededBug, activate};
 use stores::{Fixture, SHAPES, Shape};
 
 /// One in so many is looked at with everything that takes longer.

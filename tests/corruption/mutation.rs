@@ -1,6 +1,6 @@
 //! Ways to damage a directory.
 
-use ringcask::sim::Image;
+use ringcask::testing::sim::Image;
 
 use crate::stores::Fixture;
 

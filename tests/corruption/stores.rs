@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::io::Io;
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Image, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Recovery, Store};
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;

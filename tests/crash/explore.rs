@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::bytes::Bytes;
-use ringcask::sim::{Image, Journal, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Image, Journal, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Builder, Store};
 
 use crate::model::{Crash, EXTRA_KEY, Generation, History, State};

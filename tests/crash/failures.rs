@@ -9,7 +9,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
-use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, ErrorKind, Store};
 
 use crate::explore::recover;

@@ -1,6 +1,6 @@
 //! Closer looks at a store that was closed, or recovered: with and without hints, compacted, damaged, without its list.
 
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Image, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, ErrorKind, Stats};
 
 use crate::explore::{Explorer, Recovered, recover, recover_with};

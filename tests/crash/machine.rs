@@ -10,7 +10,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::Store;
-use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Image, Rng, SimConfig, SimWorld};
 
 use crate::model::{Crash, Generation, State};
 use crate::panics::{no_panics, panic_text};

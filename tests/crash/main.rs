@@ -47,7 +47,7 @@ use std::time::Instant;
 use explore::{Explorer, Place, run_workload};
 use phases::Phase;
 use proof::{begin, first_seed, number};
-use ringcask::sim::Rng;
+use ringcask::testing::sim::Rng;
 use swarm::{SWARM_SEEDS, is_swarm};
 use workload::COMPACTING_SEEDS;
 

@@ -47,7 +47,7 @@ pub fn value_id(key: usize, number: u32) -> u32 {
 }
 
 fn scramble(word: u64) -> u64 {
-    ringcask::sim::Rng::new(word).next_u64()
+    ringcask::testing::sim::Rng::new(word).next_u64()
 }
 
 /// The bytes of value `id`; nothing but the id decides them, so that a wrong byte anywhere is seen.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use ringcask::sim::SimWorld;
+use ringcask::testing::sim::SimWorld;
 
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());

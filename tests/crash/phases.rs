@@ -1,7 +1,7 @@
 //! What a store was at when it crashed, told from what it did to the disk.
 
-use ringcask::format::{FOOTER_LEN, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN};
-use ringcask::sim::{Journal, Step, StepKind};
+use ringcask::testing::format::{FOOTER_LEN, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN};
+use ringcask::testing::sim::{Journal, Step, StepKind};
 
 use crate::model::History;
 

@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Store};
 
 use crate::failures::{LiveByteCounter, Scenario};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
 
 use crate::explore::recover;

@@ -3,7 +3,7 @@
 //! A test that always does a little of everything never does much of one thing. Here most seeds leave most operations
 //! out and have more of the others, in a world whose disk, timing, sizes and troubles are drawn as well.
 
-use ringcask::sim::{FaultKind, OpClass, Rng};
+use ringcask::testing::sim::{FaultKind, OpClass, Rng};
 
 use crate::model::{COMMON_KEYS, KEYS};
 use crate::workload::{Op, Setup, Workload, compacts, durability, pick, random_batch, random_compact, together};

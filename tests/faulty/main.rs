@@ -40,7 +40,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fault::{Effect, Fault, Kind};
-use ringcask::seeded_bug::{SeededBug, activate};
+use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::{Engine, ErrorKind, Outcome, WritePath};
 use scenario::{Run, Setup};
 use server::{Faulty, serve};
@@ -250,7 +250,7 @@ fn every_request_can_fail() {
         return;
     }
     let (engines, floor) = (engines(), stage.floor());
-    let mut rng = ringcask::sim::Rng::new(proof::first_seed());
+    let mut rng = ringcask::testing::sim::Rng::new(proof::first_seed());
     let (mut seed, mut possible) = (proof::first_seed(), 0);
     while bench.tally.runs < floor {
         // Of the kinds, each gets its share, however many requests of it there are.
@@ -402,7 +402,7 @@ fn mistakes_are_noticed() {
         Ok(bench) => bench,
         Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
     };
-    let mut rng = ringcask::sim::Rng::new(1);
+    let mut rng = ringcask::testing::sim::Rng::new(1);
     // One that takes a failed read for the end of the log is seldom met by one fault; `tests/seeded_bugs` shows it.
     let mut left = cases(&mut bench, Engine::Threads, 1);
     left.retain(|case| case.fault.is_some_and(|fault| fault.kind == Kind::Write));

@@ -53,7 +53,7 @@ enum Step {
 
 /// The same steps for the same seed: a few of each kind, a rotation or two, a compaction, a reopening.
 fn steps(seed: u64) -> Vec<Step> {
-    let mut rng = ringcask::sim::Rng::new(seed);
+    let mut rng = ringcask::testing::sim::Rng::new(seed);
     let mut steps = Vec::new();
     for part in 0..4 {
         for _ in 0..6 {

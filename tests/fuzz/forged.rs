@@ -7,12 +7,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
-use ringcask::format::{
+use ringcask::testing::format::{
     ALIGN, BatchFrame, Binding, HintEntry, HintHeader, HintReader, HintWriter, MAX_KEY_LEN, MAX_SEQ, RECORD_HEADER_LEN,
     RecordHeader, RecordKind, SEGMENT_HEADER_LEN, SegmentHeader, Watermark, patch_header, payload_crc, read_record,
     record_len,
 };
-use ringcask::sim::Image;
+use ringcask::testing::sim::Image;
 
 use crate::stores::{Fixture, SHAPES};
 use crate::targets::open_and_know;

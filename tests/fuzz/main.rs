@@ -32,10 +32,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use inputs::corpus;
-use ringcask::format::{
+use ringcask::testing::format::{
     BatchFrame, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SegmentHeader, Watermark, payload_crc,
 };
-use ringcask::sim::Rng;
+use ringcask::testing::sim::Rng;
 use stores::{Fixture, SHAPES};
 use targets::{OFFSET, binding, decode, image_of, open_directory};
 

@@ -1,6 +1,6 @@
 //! Random changes to bytes, as fuzzers make them.
 
-use ringcask::sim::Rng;
+use ringcask::testing::sim::Rng;
 
 const NUMBERS: [u32; 10] = [0, 1, 7, 8, 0xff, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_fff8, u32::MAX];
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use ringcask::format::{
+use ringcask::testing::format::{
     BatchFrame, Binding, Footer, HINT_HEADER_LEN, HintReader, Manifest, RecordHeader, SegmentHeader, Watermark,
     find_record, patch_header, read_record, whole_blocks,
 };
-use ringcask::io::Io;
-use ringcask::sim::{Image, SimConfig, SimWorld};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Image, SimConfig, SimWorld};
 use ringcask::{Builder, CompactOptions, Compaction, ErrorKind, Recovery, Store};
 
 /// The segment whose records are decoded; what is made to pass its checksums is bound to it.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use ringcask::bytes::Bytes;
-use ringcask::io::{File, OpenMode, Priority, util};
+use ringcask::testing::io::{File, OpenMode, Priority, util};
 use rustix::io::ReadWriteFlags;
 
 use crate::{PATIENCE, Stage, check_block, in_every_world, in_task_of, skip, wait};

@@ -11,9 +11,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::io::util::{read_exact, read_full, read_full_once, write_all};
-use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::testing::io::util::{read_exact, read_full, read_full_once, write_all};
+use ringcask::testing::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
+use ringcask::testing::sim::{SimConfig, SimWorld};
 
 use super::{in_every_world, in_task};
 

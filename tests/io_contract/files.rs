@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use ringcask::io::{DirEntry, EntryKind, OpenMode};
+use ringcask::testing::io::{DirEntry, EntryKind, OpenMode};
 
 use crate::in_every_world;
 

@@ -19,10 +19,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use ringcask::io::probe::WritePath;
-use ringcask::io::threads::ThreadsIo;
-use ringcask::io::uring::{DEFAULT_ENTRIES, UringIo};
-use ringcask::io::{Dir, File, Io, OpenMode, Priority, ReadDone};
+use ringcask::testing::io::probe::WritePath;
+use ringcask::testing::io::threads::ThreadsIo;
+use ringcask::testing::io::uring::{DEFAULT_ENTRIES, UringIo};
+use ringcask::testing::io::{Dir, File, Io, OpenMode, Priority, ReadDone};
 
 /// Longer than any of this takes on a busy machine: what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(120);

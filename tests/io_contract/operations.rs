@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use ringcask::io::{File, OpFuture, OpenMode, ReadDone, SyncKind, util};
+use ringcask::testing::io::{File, OpFuture, OpenMode, ReadDone, SyncKind, util};
 
 use crate::{Owner, PATIENCE, check_block, in_every_world, in_task, wait};
 

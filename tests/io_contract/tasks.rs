@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use ringcask::io::{IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind};
+use ringcask::testing::io::{IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind};
 
 use crate::{Owner, PATIENCE, check_block, in_every_world, in_task, wait};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::testing::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, Compaction, Durability, Store};
 
 use crate::support::{

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::testing::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
 use crate::support::at;

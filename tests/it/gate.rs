@@ -13,7 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use ringcask::Engine;
 use ringcask::bytes::Bytes;
-use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind, Task};
+use ringcask::testing::io::{
+    Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind, Task,
+};
 
 use crate::support::DEADLINE;
 
@@ -258,8 +260,8 @@ impl GatedWorld {
     /// Wraps another one, behind the same gate.
     pub fn behind(engine: Engine, gate: &Arc<Gate>) -> Arc<dyn Io> {
         let inner: Arc<dyn Io> = match engine {
-            Engine::Uring => Arc::new(ringcask::io::uring::UringIo::new(64).expect("a ring")),
-            _ => Arc::new(ringcask::io::threads::ThreadsIo::new()),
+            Engine::Uring => Arc::new(ringcask::testing::io::uring::UringIo::new(64).expect("a ring")),
+            _ => Arc::new(ringcask::testing::io::threads::ThreadsIo::new()),
         };
         Arc::new(Self { inner, gate: gate.clone() })
     }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::sim::{Journal, SimConfig, SimWorld};
+use ringcask::testing::sim::{Journal, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, Store};
 
 /// What the names of files become: `7.seg` for twenty digits.

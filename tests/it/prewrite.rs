@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
-use ringcask::io::Io;
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{SimConfig, SimWorld};
 use ringcask::{Durability, Store};
 
 use crate::gate::{GatedWorld, Kind};

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ringcask::format::{Binding, RecordKind, SegmentHeader, Watermark, read_record};
+use ringcask::testing::format::{Binding, RecordKind, SegmentHeader, Watermark, read_record};
 use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
@@ -29,7 +29,7 @@ pub fn records(path: &Path) -> Vec<Found> {
     let bytes = fs::read(path).unwrap();
     let header = SegmentHeader::decode(&bytes).unwrap();
     let binding = Binding::new(header.salt, header.segment_id);
-    let (mut offset, mut found) = (ringcask::format::SEGMENT_HEADER_LEN as u64, Vec::new());
+    let (mut offset, mut found) = (ringcask::testing::format::SEGMENT_HEADER_LEN as u64, Vec::new());
     while let Ok(record) = read_record(&bytes[offset as usize..], &binding, offset) {
         let end = offset + record.len;
         let kind = record.header.kind;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringcask::format::{Manifest, RecordKind};
-use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
+use ringcask::testing::format::{Manifest, RecordKind};
+use ringcask::testing::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
@@ -399,9 +399,9 @@ fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
     let (name, end) = (path.file_name().unwrap().to_str().unwrap(), bytes.len());
     let header_len = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("seg") => ringcask::format::SEGMENT_HEADER_LEN,
-        Some("hint") => ringcask::format::HINT_HEADER_LEN,
-        _ => ringcask::format::MANIFEST_HEADER_LEN,
+        Some("seg") => ringcask::testing::format::SEGMENT_HEADER_LEN,
+        Some("hint") => ringcask::testing::format::HINT_HEADER_LEN,
+        _ => ringcask::testing::format::MANIFEST_HEADER_LEN,
     };
     bytes[at..at + value.len()].copy_from_slice(value);
     let crc = crc32fast::hash(&bytes[..header_len - 4]);
@@ -415,7 +415,7 @@ fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
 
 /// Where the prelude says that another version wrote the file, and what it says then.
 fn newer_formats() -> [(usize, Vec<u8>); 3] {
-    let major = (ringcask::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
+    let major = (ringcask::testing::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
     let feature = (1_u32 << 31).to_le_bytes().to_vec();
     [(8, major), (16, feature.clone()), (20, feature)]
 }

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Durability, PutOptions, Store};
 
 const SEEDS: u64 = 60;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorld};
+use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorld};
 use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;

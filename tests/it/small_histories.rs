@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use ringcask::seeded_bug::{SeededBug, activate};
+use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, Store};
 
 use crate::proof;

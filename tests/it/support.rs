@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use ringcask::sim::{SimConfig, SimWorld};
+use ringcask::testing::sim::{SimConfig, SimWorld};
 use ringcask::{Builder, Durability, Engine, PutOptions, Store};
 use tempfile::TempDir;
 
@@ -76,7 +76,7 @@ impl Env {
     }
 
     pub fn builder_at(&self, path: impl AsRef<Path>) -> Builder {
-        let builder = Store::builder(path).engine(self.engine);
+        let builder = Store::builder(path).engine(self.engine).tiny_sizes();
         match &self.simulated {
             Some(world) => builder.world(Arc::new(world.clone())),
             None => builder,

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use ringcask::io::{Io, OpenMode};
+use ringcask::testing::io::{Io, OpenMode};
 use ringcask::{Durability, Engine, Store};
 
 use crate::support::{
@@ -353,7 +353,7 @@ fn a_refused_flag_costs_one_system_call() {
     const NAME: &str = "syscalls::a_refused_flag_costs_one_system_call";
     if is_child() {
         let (_, path) = child_env();
-        let io = ringcask::io::threads::ThreadsIo::new();
+        let io = ringcask::testing::io::threads::ThreadsIo::new();
         fs::write(path.join("data"), "content").unwrap();
         let dir = io.open_dir(&path, false).unwrap();
         let file = dir.open("data", OpenMode::Read).unwrap();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
-use ringcask::io::Io;
+use ringcask::testing::io::Io;
 use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
 use crate::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::thread;
 
-use ringcask::seeded_bug::{SeededBug, activate};
+use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Engine, ErrorKind, Outcome, PutOptions, Store};
 
 use super::{KEYS, Op, Script, State, WRITERS, builder, key_of, now};

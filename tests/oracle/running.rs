@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use ringcask::Engine;
-use ringcask::seeded_bug::SeededBug;
+use ringcask::testing::seeded_bug::SeededBug;
 
 use super::{DEADLINE, WRITERS};
 

@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::{Cut, Disk, Kind};
 use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
-use ringcask::seeded_bug::SeededBug;
+use ringcask::testing::seeded_bug::SeededBug;
 use ringcask::{CompactOptions, Engine, Store};
 use tempfile::TempDir;
 

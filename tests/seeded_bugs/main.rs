@@ -1,6 +1,6 @@
 //! Tests of the tests: known mistakes are built in, one at a time, and the crash tests must notice each of them.
 //!
-//! Every mistake is one that a store of this kind has made (see `ringcask::seeded_bug`). The same exploration that passes
+//! Every mistake is one that a store of this kind has made (see `ringcask::testing::seeded_bug`). The same exploration that passes
 //! without them is run with each, until it fails; one that does not within its budget is a hole in the net.
 //! `RINGCASK_SEEDED_BUG` names one to look at alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
@@ -35,8 +35,8 @@ mod workload;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use explore::Explorer;
-use ringcask::seeded_bug::{SeededBug, activate};
-use ringcask::sim::FaultKind;
+use ringcask::testing::seeded_bug::{SeededBug, activate};
+use ringcask::testing::sim::FaultKind;
 use swarm::SWARM_SEEDS;
 use workload::COMPACTING_SEEDS;
 

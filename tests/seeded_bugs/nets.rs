@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ringcask::format::{HintEntry, HintReader, HintWriter};
-use ringcask::sim::{Image, SimConfig, SimWorld};
+use ringcask::testing::format::{HintEntry, HintReader, HintWriter};
+use ringcask::testing::sim::{Image, SimConfig, SimWorld};
 use ringcask::{Builder, Durability, ErrorKind, PutOptions, Store};
 
 fn said(error: ringcask::Error) -> String {

@@ -17,7 +17,7 @@ mod views;
 mod writes;
 
 use ringcask::Durability;
-use ringcask::sim::{FaultKind, OpClass, Rng};
+use ringcask::testing::sim::{FaultKind, OpClass, Rng};
 
 pub use self::ops::{End, Op, durability, pick, random_batch, random_compact, together};
 pub use self::run::Run;

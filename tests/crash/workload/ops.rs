@@ -1,7 +1,7 @@
 //! Operations, and how they are drawn.
 
 use ringcask::Durability;
-use ringcask::sim::{FaultKind, OpClass, Rng};
+use ringcask::testing::sim::{FaultKind, OpClass, Rng};
 
 use crate::model::COMMON_KEYS;
 

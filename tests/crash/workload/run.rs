@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ringcask::Store;
-use ringcask::io::Io;
-use ringcask::sim::{Fault, SimWorld};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Fault, SimWorld};
 
 use super::{End, Op, Setup, read_all};
 use crate::model::{Crash, Fate, Generation, History, State, WriteRec};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ringcask::io::Io;
-use ringcask::sim::{DirOrder, Rng, SimConfig, SimWorld};
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{DirOrder, Rng, SimConfig, SimWorld};
 use ringcask::{Builder, Compaction, Recovery, Store};
 
 use super::pick;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ringcask::io::{Io, OpFuture};
+use ringcask::testing::io::{Io, OpFuture};
 use ringcask::{Batch, Durability, Outcome, PutOptions, Store};
 
 use super::{Op, Run};
