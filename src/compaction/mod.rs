@@ -379,7 +379,7 @@ impl Compactor {
     ) {
         replaced.sort_unstable();
         let retire_early = seeded_bug::is(SeededBug::InputsRetiredBeforeKeysMoved);
-        inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.retire(Arc::clone(input)));
+        inputs.iter().filter(|_| retire_early).for_each(|input| self.registry.remove(Arc::clone(input)));
         let mut outputs = Vec::with_capacity(finished.len());
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
@@ -395,7 +395,7 @@ impl Compactor {
         }
         move_all(self, Moves { outputs, inputs: inputs.clone(), replaced }).await;
         for segment in inputs.into_iter().chain(unread) {
-            self.registry.retire(segment);
+            self.registry.remove(segment);
         }
     }
 

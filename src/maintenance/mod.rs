@@ -302,7 +302,7 @@ impl Maintainer {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
-        let retired = &self.compactor.registry.retired;
+        let retired = &self.compactor.registry.obsolete;
         self.shared.wakers[MAINTENANCE].register(cx.waker());
         retired.register(cx.waker());
         let now = self.compactor.io.now();
@@ -464,7 +464,7 @@ impl Maintainer {
     /// Removes the files of retired segments that nobody reads any more.
     fn unlink(&mut self) {
         let registry = &self.compactor.registry;
-        while let Some(next) = registry.retired.next() {
+        while let Some(next) = registry.obsolete.next() {
             let removed = remove(&*registry.dir, &hint_file_name(next.id))
                 .and_then(|()| remove(&*registry.dir, &segment_file_name(next.id)))
                 .and_then(|()| registry.dir.sync());
@@ -473,7 +473,7 @@ impl Maintainer {
                 self.no_unlink_before = self.compactor.io.now() + RETRY_FIRST;
                 return;
             }
-            registry.retired.gone(next.id);
+            registry.obsolete.gone(next.id);
         }
         // Does nothing while all of it is held, or while it is lent.
         self.compactor.reserve.refill();

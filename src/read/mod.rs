@@ -275,12 +275,12 @@ fn looks(sources: Sources<'_>, warmth: &ProbeBypass, location: Location) -> bool
     warmth.looks()
         || cache.is_some()
         || !io.cached_reads_overtake()
-        || registry.with(location.segment, |segment| segment.in_order.expects(location.offset())) == Some(true)
+        || registry.with(location.segment, |segment| segment.sequential.expects(location.offset())) == Some(true)
 }
 
 /// Who gets what lies in order is spared most waits.
 fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
-    let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
+    let ahead = registry.with(location.segment, |segment| segment.sequential.missed(location.offset(), len));
     if let Some(Some(ahead)) = ahead {
         file.start_reading(location.offset(), ahead);
     }

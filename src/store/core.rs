@@ -78,7 +78,8 @@ impl Core {
             }
         })?;
         trace::recovered(&options.path, &recovered.report);
-        let Recovered { lock, registry, catalog, reserve, keydir, next_seq, report, without_hint } = recovered;
+        let Recovered { lock, segments: registry, manifest: catalog, reserve, keydir, next_seq, report, without_hint } =
+            recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
             staging_bytes: options.staging_bytes as u64,

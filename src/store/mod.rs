@@ -594,7 +594,7 @@ impl Store {
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
             reclaimable_bytes: compaction::view(&core.registry).reclaimable_bytes(),
-            retired_bytes: core.registry.retired.bytes(),
+            retired_bytes: core.registry.obsolete.bytes(),
             hint_bytes: core.registry.all().iter().map(|segment| segment.hint_bytes()).sum(),
             compactions: compaction.jobs.load(Ordering::Relaxed),
             compaction_failures: compaction.failures.load(Ordering::Relaxed),
