@@ -279,7 +279,7 @@ impl Maintainer {
                 self.no_unlink_before = self.compactor.parts.io.now() + RETRY_FIRST;
                 return;
             }
-            registry.retired.gone(next.id);
+            registry.obsolete.gone(next.id);
         }
         // Does nothing while all of it is held, or while it is lent.
         self.compactor.parts.reserve.refill();

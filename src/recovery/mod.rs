@@ -83,8 +83,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// The result of a recovery.
 pub(crate) struct Recovered {
     pub(crate) lock: Box<dyn DirLock>,
-    pub(crate) registry: Arc<SegmentSet>,
-    pub(crate) catalog: ManifestStore,
+    pub(crate) segments: Arc<SegmentSet>,
+    pub(crate) manifest: ManifestStore,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) keydir: Arc<Keydir>,
     pub(crate) next_seq: u64,
@@ -167,8 +167,8 @@ impl Opening<'_> {
         self.reserve.settle();
         Ok(Recovered {
             lock,
-            registry: Arc::clone(&self.segments),
-            catalog: manifest,
+            segments: Arc::clone(&self.segments),
+            manifest,
             reserve: Arc::clone(&self.reserve),
             keydir,
             next_seq,

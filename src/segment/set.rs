@@ -49,7 +49,7 @@ pub(crate) struct SegmentSet {
     /// Sharded: every copy holds the same list. Each get takes a read lock, and with a single lock all readers would
     /// contend for its cache line. A change, a few per segment, updates one copy after the other.
     segments: Sharded<RwLock<SegmentsById>>,
-    pub(crate) retired: ObsoleteSegments,
+    pub(crate) obsolete: ObsoleteSegments,
     max_open_files: usize,
     open_files: AtomicUsize,
     /// Advances with every file that is opened, so a reader writes `last_used` at most once per tick.
@@ -64,7 +64,7 @@ impl SegmentSet {
             dir,
             path,
             segments: Sharded::default(),
-            retired: ObsoleteSegments::default(),
+            obsolete: ObsoleteSegments::default(),
             max_open_files,
             open_files: AtomicUsize::new(0),
             tick: AtomicU64::new(1),
@@ -128,10 +128,10 @@ impl SegmentSet {
 
     /// Removes `segment` from the set. No key may point at it, and the MANIFEST must no longer list it. The file is
     /// unlinked once the last reader is gone.
-    pub(crate) fn retire(&self, segment: Arc<Segment>) {
+    pub(crate) fn remove(&self, segment: Arc<Segment>) {
         match seeded_bug::is(SeededBug::UnlinkedUnderReader) {
-            true => self.retired.push(segment.unlinkable()),
-            false => segment.make_obsolete(&self.retired),
+            true => self.obsolete.push(segment.unlinkable()),
+            false => segment.make_obsolete(&self.obsolete),
         }
         self.change(|segments| drop(segments.remove(&segment.id)));
         // Current readers keep the file open until they are done.
@@ -170,7 +170,7 @@ impl SegmentSet {
             let file = self.dir.open(&segment_file_name(segment.id), OpenMode::Read)?;
             file.expect_random_reads();
             if segment.is_obsolete() {
-                // Do not keep it: no new reader will ask for it, and `retire` has already run and would not close it.
+                // Do not keep it: no new reader will ask for it, and `remove` has already run and would not close it.
                 return Ok(file);
             }
             *slot = Some(Arc::clone(&file));
@@ -236,7 +236,7 @@ mod tests {
             set.insert(segment);
         }
         let pinned = set.get(1).unwrap();
-        set.retire(Arc::clone(&pinned));
+        set.remove(Arc::clone(&pinned));
         set.file(&pinned).unwrap();
         drop(pinned);
         for id in [2, 3] {

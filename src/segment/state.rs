@@ -47,7 +47,7 @@ pub(crate) struct Segment {
     failed_reads: AtomicU64,
     hint_bytes: AtomicU64,
     /// Detects sequential gets from this segment.
-    pub(crate) in_order: SequentialDetector,
+    pub(crate) sequential: SequentialDetector,
     /// The cache slots of the segment's blocks.
     pub(crate) slots: Slots,
     /// Set when the segment becomes obsolete. The last reader queues the file there for unlinking.
@@ -71,7 +71,7 @@ impl Segment {
             damaged: AtomicBool::new(false),
             failed_reads: AtomicU64::new(0),
             hint_bytes: AtomicU64::new(0),
-            in_order: SequentialDetector::default(),
+            sequential: SequentialDetector::default(),
             slots: Slots::default(),
             obsolete_queue: OnceLock::new(),
             file: RwLock::new(file),

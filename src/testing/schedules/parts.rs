@@ -158,7 +158,7 @@ pub(super) fn a_record_that_moves() {
             let mut was = None;
             moved.repoint(&[Move { key: b"k", seq: 1, to: to(pair[1].id) }], &[pair[0].id], |_, old| was = Some(old));
             assert!(was.is_some());
-            segments.retire(Arc::clone(&pair[0]));
+            segments.remove(Arc::clone(&pair[0]));
         }
     });
     let counters = Default::default();
@@ -177,11 +177,11 @@ fn unlink_two(registry: &SegmentSet) -> Vec<u32> {
     let mut gone = Vec::new();
     while gone.len() < 2 {
         let next = block_on(poll_fn(|cx| {
-            registry.retired.register(cx.waker());
-            registry.retired.next().map_or(Poll::Pending, Poll::Ready)
+            registry.obsolete.register(cx.waker());
+            registry.obsolete.next().map_or(Poll::Pending, Poll::Ready)
         }));
         registry.dir.unlink(&segment_file_name(next.id)).unwrap();
-        registry.retired.gone(next.id);
+        registry.obsolete.gone(next.id);
         gone.push(next.id);
     }
     gone
@@ -209,7 +209,7 @@ pub(super) fn pins_against_unlinking() {
     let maintainer = thread::spawn(move || {
         for id in [2, 1] {
             let segment = retiring.get(id).unwrap();
-            retiring.retire(segment);
+            retiring.remove(segment);
             assert!(retiring.get(id).is_none(), "{id} is found after it was retired");
         }
         unlink_two(&retiring)
@@ -218,6 +218,6 @@ pub(super) fn pins_against_unlinking() {
         reader.join().unwrap();
     }
     let gone = maintainer.join().unwrap();
-    assert_eq!(registry.retired.bytes(), 0, "nothing is left to be unlinked");
+    assert_eq!(registry.obsolete.bytes(), 0, "nothing is left to be unlinked");
     assert_eq!(gone, [1, 2], "a tombstone went before what it hides");
 }
