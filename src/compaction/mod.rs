@@ -287,7 +287,7 @@ impl Compactor {
     ) {
         replaced.sort_unstable();
         let retire_early = seeded_bug::is(SeededBug::InputsRetiredBeforeKeysMoved);
-        inputs.iter().filter(|_| retire_early).for_each(|input| self.parts.segments.retire(Arc::clone(input)));
+        inputs.iter().filter(|_| retire_early).for_each(|input| self.parts.segments.remove(Arc::clone(input)));
         let mut outputs = Vec::with_capacity(finished.len());
         for output in finished {
             let Finished { identity, file, len, facts, hint, has_hint_file } = output;
@@ -303,7 +303,7 @@ impl Compactor {
         }
         move_all(self, Moves { outputs, inputs: inputs.clone(), replaced }).await;
         for segment in inputs.into_iter().chain(unread) {
-            self.parts.segments.retire(segment);
+            self.parts.segments.remove(segment);
         }
     }
 

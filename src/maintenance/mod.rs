@@ -108,7 +108,7 @@ impl Maintainer {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
-        let retired = &self.compactor.parts.segments.retired;
+        let retired = &self.compactor.parts.segments.obsolete;
         self.shared.wakers[MAINTENANCE].register(cx.waker());
         retired.register(cx.waker());
         let now = self.compactor.parts.io.now();
@@ -270,7 +270,7 @@ impl Maintainer {
     /// Removes the files of retired segments that nobody reads any more.
     fn unlink(&mut self) {
         let registry = &self.compactor.parts.segments;
-        while let Some(next) = registry.retired.next() {
+        while let Some(next) = registry.obsolete.next() {
             let removed = remove(&*registry.dir, &hint_file_name(next.id))
                 .and_then(|()| remove(&*registry.dir, &segment_file_name(next.id)))
                 .and_then(|()| registry.dir.sync());

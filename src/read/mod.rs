@@ -316,7 +316,7 @@ fn should_probe(sources: Sources<'_>, bypass: &ProbeBypass, location: Location) 
     bypass.should_probe()
         || cache.is_some()
         || !io.cached_reads_overtake()
-        || registry.with(location.segment, |segment| segment.in_order.expects(location.offset())) == Some(true)
+        || registry.with(location.segment, |segment| segment.sequential.expects(location.offset())) == Some(true)
 }
 
 // ---- 4. the disk ----------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ pub(crate) struct DiskRead {
 
 /// Starts read-ahead if this miss continues the previous one, so that sequential gets rarely wait.
 fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
-    let ahead = registry.with(location.segment, |segment| segment.in_order.missed(location.offset(), len));
+    let ahead = registry.with(location.segment, |segment| segment.sequential.missed(location.offset(), len));
     if let Some(Some(ahead)) = ahead {
         file.start_reading(location.offset(), ahead);
     }

@@ -76,8 +76,7 @@ impl Core {
             }
         })?;
         trace::recovered(&options.path, &recovered.report);
-        let Recovered { lock, registry: segments, catalog: manifest, reserve, keydir, next_seq, report, without_hint } =
-            recovered;
+        let Recovered { lock, segments, manifest, reserve, keydir, next_seq, report, without_hint } = recovered;
         let limits = Limits {
             segment_bytes: options.segment_bytes,
             staging_bytes: options.staging_bytes as u64,

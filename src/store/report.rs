@@ -44,7 +44,7 @@ fn add_sizes(core: &Core, stats: Stats) -> Stats {
         disk_bytes,
         segments: reported,
         cache_held_bytes: core.cache.as_ref().map_or(0, BlockCache::held_bytes),
-        obsolete_bytes: core.parts.segments.retired.bytes(),
+        obsolete_bytes: core.parts.segments.obsolete.bytes(),
         hint_bytes: segments.iter().map(|segment| segment.hint_bytes()).sum(),
         reserve_held_bytes: core.parts.reserve.held_bytes(),
         ..stats
