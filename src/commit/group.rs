@@ -4,7 +4,7 @@
 //! for. The commit task moves the group through its phases and wakes the waiters of a phase in one loop, outside all
 //! locks. A group that fails tells every one of its waiters the same.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
@@ -43,6 +43,27 @@ struct Waiters {
 pub(crate) enum WaitFor {
     Written,
     Resolved,
+}
+
+/// How an accepted write is waited for.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    group: Arc<Group>,
+    wait: WaitFor,
+    index: usize,
+    pub(crate) last_seq: u64,
+}
+
+impl Ticket {
+    /// Registers `waker` with `group`.
+    pub(super) fn new(group: Arc<Group>, wait: WaitFor, waker: &Waker, last_seq: u64) -> Self {
+        let index = group.register(wait, waker);
+        Self { group, wait, index, last_seq }
+    }
+
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+        self.group.poll(self.wait, self.index, cx)
+    }
 }
 
 impl Group {

@@ -21,10 +21,13 @@
 //! A group is whatever came while the last sync was under way (and, where that pays, the writers just released, who are
 //! about to come back: [`linger`]). There is one sync at a time, and it vouches only for writes whose completion came before it was submitted.
 
+mod active;
+mod append;
 mod delay;
 mod group;
 mod log;
 mod parts;
+mod preallocate;
 mod prepared;
 mod prewrite;
 mod publish;
@@ -33,9 +36,12 @@ mod rotate;
 #[cfg(feature = "shuttle")]
 pub(crate) mod schedules;
 mod stage;
+mod sync;
 mod task;
 
-pub(crate) use log::{Accepted, Limits, Log, OfferWait, Ticket};
+pub(crate) use active::CommitOptions;
+pub(crate) use group::Ticket;
+pub(crate) use log::{Accepted, Limits, Log, OfferWait};
 pub(crate) use parts::Parts;
 pub(crate) use prepared::Prepared;
-pub(crate) use task::{CommitOptions, Committer};
+pub(crate) use task::Committer;

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::active::Active;
 use super::parts::CommitCounters;
-use super::task::{Active, Committer};
+use super::task::Committer;
 use crate::format::FILLER;
 use crate::io::util;
 use crate::seeded_bug::{self, SeededBug};

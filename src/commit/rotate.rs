@@ -1,4 +1,4 @@
-//! Room for the log: claiming disk space, sealing a segment, starting the next.
+//! Admission for the log: claiming disk space, sealing a segment, starting the next.
 //!
 //! # The order that a crash must not find broken
 //!
@@ -27,30 +27,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crc32fast::Hasher;
 
-use super::log::{Refused, RoomWanted};
+use super::active::{Active, Fatal};
+use super::log::{Refused, SpaceWanted};
 use super::parts::CommitCounters;
+use super::preallocate::{Answer, end_of};
 use super::stage::Place;
-use super::task::{Active, CommitOptions, Committer, Fatal};
+use super::task::Committer;
 use crate::error::{Error, ErrorKind};
-use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader, WATERMARK_LEN};
+use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::seeded_bug::{self, SeededBug};
-use crate::segment::{Facts, Loan, ManifestError, Reserve, Segment, lacks_space, segment_file_name};
-
-/// Disk space is claimed in steps of up to this size, or the segment's if that is smaller.
-pub(super) const MAX_CLAIM_STEP_BYTES: u64 = 16 << 20;
-const MIN_CLAIM_STEP_BYTES: u64 = 64 << 10;
-/// Space for deletes alone is claimed for this part of the reserve at a time, so that not every delete moves it.
-const RESERVE_STEPS: u64 = 16;
-/// This part of it deletes leave alone: the next open needs some, for the MANIFEST and the footer of the tail.
-const RESERVE_KEPT: u64 = 4;
-
-/// The refusal to answer waiting writers with, if no room could be made.
-type Answer = Option<(Refused, Error)>;
+use crate::segment::{Facts, ManifestError, Reserve, Segment, lacks_space, segment_file_name};
 
 impl Committer {
     /// Makes room for what waits, if it can.
-    pub(super) async fn make_room(&mut self, wanted: Option<RoomWanted>) -> Result<Answer, Fatal> {
+    pub(super) async fn make_room(&mut self, wanted: Option<SpaceWanted>) -> Result<Answer, Fatal> {
         let Some(wanted) = wanted else { return Ok(None) };
         if self.has_room(wanted) {
             return Ok(None);
@@ -60,12 +51,12 @@ impl Committer {
         let refusal = (Refused::AllButDeletes, self.place_error("claim the reserve", error));
         let answer = match wanted.delete_bytes {
             0 => None,
-            bytes => self.make_room_for(RoomWanted { bytes, ..wanted }).await?,
+            bytes => self.make_room_for(SpaceWanted { bytes, ..wanted }).await?,
         };
         Ok(answer.or(Some(refusal)))
     }
 
-    async fn make_room_for(&mut self, wanted: RoomWanted) -> Result<Answer, Fatal> {
+    async fn make_room_for(&mut self, wanted: SpaceWanted) -> Result<Answer, Fatal> {
         // A delete that came meanwhile has not been tried.
         let whom = if wanted.delete_bytes > 0 { Refused::Everybody } else { Refused::AllButDeletes };
         let must_seal = self.is_retired() || self.is_full(wanted);
@@ -85,104 +76,19 @@ impl Committer {
     }
 
     /// Whether the active segment has reached its size.
-    fn is_full(&self, wanted: RoomWanted) -> bool {
+    fn is_full(&self, wanted: SpaceWanted) -> bool {
         self.parts.log.place().is_some_and(|(next_offset, _)| {
             next_offset > SEGMENT_HEADER_LEN as u64 && end_of(next_offset, wanted.bytes) > self.options.segment_bytes
         })
     }
 
     /// Whether the active segment has room for all that waits: it only waits for memory.
-    fn has_room(&self, wanted: RoomWanted) -> bool {
+    fn has_room(&self, wanted: SpaceWanted) -> bool {
         !self.is_retired()
             && !self.is_full(wanted)
             && self.parts.log.place().is_some_and(|(next_offset, claimed_end)| {
                 end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes) <= claimed_end
             })
-    }
-
-    // ---- claiming ------------------------------------------------------------------------------------------------
-
-    /// Claims disk space for `wanted`.
-    fn claim(&mut self, wanted: RoomWanted) -> Answer {
-        let (next_offset, claimed_end) = self.parts.log.place()?;
-        let file = Arc::clone(&self.active.as_ref()?.file);
-        let with_reserve = end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes);
-        if with_reserve <= claimed_end {
-            return None;
-        }
-        let mut refusal = None;
-        if self.parts.reserve.is_held() {
-            match self.claim_for_all(&*file, claimed_end, with_reserve) {
-                Ok(()) => return None,
-                Err(error) => refusal = Some((Refused::AllButDeletes, error)),
-            }
-        }
-        let for_deletes = end_of(next_offset, wanted.delete_bytes);
-        if wanted.delete_bytes > 0
-            && for_deletes > claimed_end
-            && let Err(error) = self.claim_for_deletes(&*file, claimed_end, for_deletes)
-        {
-            return Some((Refused::Everybody, error));
-        }
-        refusal
-    }
-
-    /// Claims the segment's next step before anybody waits for it. Not where space was short: there those that wait decide
-    /// who gets what.
-    pub(super) fn claim_ahead(&mut self) {
-        let Some((next_offset, claimed_end)) = self.parts.log.place() else { return };
-        let Some(active) = &self.active else { return };
-        let CommitOptions { segment_bytes, reserve_bytes, .. } = self.options;
-        let step = MAX_CLAIM_STEP_BYTES.min(segment_bytes);
-        let target = claimed_end.saturating_add(step).min(segment_bytes.saturating_add(reserve_bytes));
-        let is_due = next_offset.saturating_add(reserve_bytes + step / 2) > claimed_end && target > claimed_end;
-        let is_easy = self.claim_step == MAX_CLAIM_STEP_BYTES && self.parts.reserve.is_held() && !active.retired;
-        let file = Arc::clone(&active.file);
-        if is_due && is_easy && self.claim_up_to(&*file, claimed_end, target).is_err() {
-            self.claim_step = MAX_CLAIM_STEP_BYTES / 4;
-        }
-    }
-
-    /// Claims a step, or at least up to `needed`.
-    fn claim_for_all(&mut self, file: &dyn File, claimed_end: u64, needed: u64) -> Result<(), Error> {
-        let step = self.claim_step.min(self.options.segment_bytes);
-        let generous = needed.max(claimed_end.saturating_add(step));
-        if self.claim_up_to(file, claimed_end, generous).is_ok() {
-            self.claim_step = (self.claim_step * 2).min(MAX_CLAIM_STEP_BYTES);
-            return Ok(());
-        }
-        // On a disk that is nearly full the steps become small, instead of failing large ones every time.
-        self.claim_step = (self.claim_step / 4).max(MIN_CLAIM_STEP_BYTES);
-        self.claim_up_to(file, claimed_end, needed)
-    }
-
-    /// Claims a little more than up to `needed`, though less than would let a put in; at last in what the reserve gives
-    /// back.
-    fn claim_for_deletes(&self, file: &dyn File, claimed_end: u64, needed: u64) -> Result<(), Error> {
-        let more = needed.saturating_add(self.options.reserve_bytes / RESERVE_STEPS);
-        let more = more.min(self.options.segment_bytes).max(needed);
-        let claim = || {
-            let claimed = self.claim_up_to(file, claimed_end, more);
-            claimed.or_else(|_| self.claim_up_to(file, claimed_end, needed))
-        };
-        let Err(error) = claim() else { return Ok(()) };
-        let Some(_loan) = self.borrow(needed - claimed_end) else { return Err(error) };
-        claim()
-    }
-
-    /// The space of the reserve for deletes, `bytes` of which will not come back.
-    fn borrow(&self, bytes: u64) -> Option<Loan> {
-        let kept = self.options.reserve_bytes / RESERVE_KEPT;
-        if self.parts.reserve.held_bytes() > kept.saturating_add(bytes) { self.parts.reserve.release() } else { None }
-    }
-
-    fn claim_up_to(&self, file: &dyn File, claimed_end: u64, target: u64) -> Result<(), Error> {
-        match file.allocate(claimed_end, target - claimed_end) {
-            Ok(()) => self.parts.log.set_claimed_end(target),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.parts.log.set_claimed_end(u64::MAX),
-            Err(error) => return Err(self.place_error("claim disk space", error)),
-        }
-        Ok(())
     }
 
     // ---- sealing -------------------------------------------------------------------------------------------------
@@ -259,7 +165,7 @@ impl Committer {
     // ---- starting ------------------------------------------------------------------------------------------------
 
     /// Starts a segment for what waits: deletes may have it on the reserve.
-    async fn start_for(&mut self, wanted: RoomWanted) -> Result<Result<(), Error>, Fatal> {
+    async fn start_for(&mut self, wanted: SpaceWanted) -> Result<Result<(), Error>, Fatal> {
         match self.start_segment().await? {
             Err(error) if wanted.delete_bytes > 0 && error.kind() == ErrorKind::NoSpace => {
                 let Some(_loan) = self.borrow(0) else { return Ok(Err(error)) };
@@ -338,11 +244,6 @@ impl Committer {
         });
         self.parts.log.set_place(Place { segment, next_offset: end, next_ordinal: 0, claimed_end: end });
     }
-}
-
-/// Where a segment ends whose next group has `bytes` of records and is the last.
-fn end_of(next_offset: u64, bytes: u64) -> u64 {
-    next_offset + WATERMARK_LEN as u64 + bytes + FOOTER_LEN as u64
 }
 
 /// Writes a footer, on the reserve if there is no other space.

@@ -38,6 +38,17 @@ pub(crate) struct Publication {
     pub(crate) when: PublishWhen,
 }
 
+impl Publication {
+    pub(super) fn new(member: &Member, position: usize, offset: u64, seq: u64, when: PublishWhen) -> Self {
+        Self {
+            member: Member { position: position + member.position, ..*member },
+            seq,
+            offset: offset + member.position as u64,
+            when,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PublishWhen {
     /// When the kernel has the group.

@@ -17,21 +17,22 @@
 //!   file system lets space be claimed.
 //! - No await and no I/O happens under the lock, and no foreign waker is woken under it; one may be cloned.
 
-mod callers;
-mod room;
-mod task_side;
+mod accept;
+mod admission;
+mod for_task;
+mod requests;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::BytesMut;
 
-use self::room::Room;
-use crate::commit::group::{Group, WaitFor};
-use crate::commit::prepared::Member;
-use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
+use self::admission::Admission;
+pub(in crate::commit) use self::admission::{Refused, SpaceWanted};
+use crate::commit::group::{Group, Ticket, WaitFor};
+use crate::commit::stage::{Place, Run, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Io;
 use crate::keydir::Keydir;
@@ -81,7 +82,7 @@ pub(in crate::commit) struct State {
     /// By the same buckets, the newest delete: an absence may rest on it.
     last_delete: Vec<u64>,
     status: Status,
-    room: Room,
+    room: Admission,
     resolve_waiters: Waiters<()>,
     /// Each with the sequence number it waits for.
     durable_waiters: Waiters<u64>,
@@ -102,22 +103,6 @@ enum Status {
     Open,
     Closing,
     Ended(Error),
-}
-
-/// What the commit task must make room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commit) struct RoomWanted {
-    /// The largest write that waits, in bytes of log.
-    pub(in crate::commit) bytes: u64,
-    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
-    pub(in crate::commit) delete_bytes: u64,
-}
-
-/// Whom a refusal answers, of those that still find no room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commit) enum Refused {
-    Everybody,
-    AllButDeletes,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -142,21 +127,6 @@ pub(crate) struct Counters {
 struct Bell {
     rung: AtomicBool,
     waker: AtomicWaker,
-}
-
-/// How an accepted write is waited for.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    group: Arc<Group>,
-    wait: WaitFor,
-    index: usize,
-    pub(crate) last_seq: u64,
-}
-
-impl Ticket {
-    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {
-        self.group.poll(self.wait, self.index, cx)
-    }
 }
 
 /// What became of an offered write.
@@ -194,7 +164,7 @@ pub(in crate::commit) struct Demand {
     pub(in crate::commit) ripe: bool,
     pub(in crate::commit) has_staged: bool,
     pub(in crate::commit) staged_since: Option<Duration>,
-    pub(in crate::commit) room: Option<RoomWanted>,
+    pub(in crate::commit) room: Option<SpaceWanted>,
     pub(in crate::commit) closing: bool,
     /// Somebody waits for the active segment to be sealed.
     pub(in crate::commit) seal: bool,
@@ -224,7 +194,7 @@ impl Log {
                 last_unresolved: vec![0; UNRESOLVED_BUCKETS],
                 last_delete: vec![0; UNRESOLVED_BUCKETS],
                 status: Status::Open,
-                room: Room::default(),
+                room: Admission::default(),
                 resolve_waiters: Waiters::default(),
                 durable_waiters: Waiters::default(),
                 unresolved: VecDeque::new(),
@@ -277,13 +247,7 @@ impl State {
     /// A ticket of the group that is being staged, to be told when everything up to here is durable.
     fn await_group(&mut self, waker: &Waker) -> Ticket {
         let group = Arc::clone(&self.stage.group);
-        let index = group.register(WaitFor::Resolved, waker);
-        Ticket { group, wait: WaitFor::Resolved, index, last_seq: self.next_seq - 1 }
-    }
-
-    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
-    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
-        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
+        Ticket::new(group, WaitFor::Resolved, waker, self.next_seq - 1)
     }
 
     /// Bytes of records that are not in the kernel.
@@ -308,41 +272,6 @@ impl State {
         let enough = self.task.linger_for.max(1);
         stage.sync_waiters >= enough
             || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
-    }
-
-    /// The waker comes back that is replaced.
-    fn wait_for_room(
-        &mut self,
-        wanted: RoomWanted,
-        wait: &mut OfferWait,
-        cx: &Context<'_>,
-    ) -> (Poll<Result<Accepted>>, Option<Waker>) {
-        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
-            && *attempt > since
-            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
-        {
-            return (Poll::Ready(Err(error.clone())), None);
-        }
-        wait.since_attempt = Some(self.room.attempt);
-        self.room.wanted = Some(match self.room.wanted {
-            Some(other) => RoomWanted {
-                bytes: other.bytes.max(wanted.bytes),
-                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
-            },
-            None => wanted,
-        });
-        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
-    }
-}
-
-impl Publication {
-    fn new(member: &Member, position: usize, offset: u64, seq: u64, when: PublishWhen) -> Self {
-        Self {
-            member: Member { position: position + member.position, ..*member },
-            seq,
-            offset: offset + member.position as u64,
-            when,
-        }
     }
 }
 

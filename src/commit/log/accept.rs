@@ -1,25 +1,21 @@
-//! What callers ask of the log: to accept a write, to sync, to wait, to read what is staged, to close.
+//! ACCEPT
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::{Accepted, Log, OfferWait, RoomWanted, State, Status, Ticket, UNRESOLVED_BUCKETS, closed};
-use crate::commit::group::WaitFor;
+use super::{Accepted, Log, OfferWait, Refused, SpaceWanted, State, Status, UNRESOLVED_BUCKETS, closed};
+use crate::commit::group::{Ticket, WaitFor};
 use crate::commit::prepared::{Member, Prepared};
 use crate::commit::publish::{publish, publish_many};
 use crate::commit::stage::{Publication, PublishWhen, is_delete};
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
 use crate::options::Durability;
 use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
-use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use crate::sync::promise::Promise;
-use crate::sync::waiters::Slot;
 use crate::sync::wake;
 
 impl Log {
@@ -85,11 +81,6 @@ impl Log {
         Some(self.keydir.get_ungated(key).is_some())
     }
 
-    /// Whether a write of `key` may be under way.
-    pub(crate) fn is_unresolved(&self, key: &[u8]) -> bool {
-        self.lock().last_unresolved[self.bucket(key)] > self.resolved_seq()
-    }
-
     /// The answer to a delete that finds nothing: at once, unless the absence rests on a delete that a crash could still
     /// take back and the caller has asked for more.
     fn absent(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
@@ -102,14 +93,14 @@ impl Log {
         Accepted::AbsentOnce(state.await_group(cx.waker()))
     }
 
-    fn bucket(&self, key: &[u8]) -> usize {
+    pub(super) fn bucket(&self, key: &[u8]) -> usize {
         to_usize(self.keydir.hash(key) % UNRESOLVED_BUCKETS as u64)
     }
 
     /// Whether `op` may be staged now.
-    fn fits(&self, state: &State, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), RoomWanted> {
+    fn fits(&self, state: &State, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), SpaceWanted> {
         let len = op.log_len();
-        let wanted = RoomWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
+        let wanted = SpaceWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
         if !state.room.has_turn(&wait.room) {
             return Err(wanted);
         }
@@ -167,8 +158,8 @@ impl Log {
             WaitFor::Written => state.stage.awaits_written = true,
             WaitFor::Resolved => state.stage.sync_waiters += 1,
         }
-        let index = state.stage.group.register(wait, cx.waker());
-        Accepted::Waiting(Ticket { group: Arc::clone(&state.stage.group), wait, index, last_seq })
+        let group = Arc::clone(&state.stage.group);
+        Accepted::Waiting(Ticket::new(group, wait, cx.waker(), last_seq))
     }
 
     /// Publishes a `Buffered` write, under the log's lock.
@@ -213,70 +204,6 @@ impl Log {
         }
     }
 
-    /// Waits until everything accepted so far is durable: what to wait for, or `None` if it is.
-    pub(crate) fn request_sync(&self, waker: &Waker) -> Result<Option<Ticket>> {
-        let mut state = self.lock();
-        match &state.status {
-            Status::Open => {}
-            Status::Closing => return Err(closed()),
-            Status::Ended(error) => return Err(error.clone()),
-        }
-        if self.durable_seq() >= state.next_seq - 1 {
-            return Ok(None);
-        }
-        state.sync_wanted = true;
-        let ticket = state.await_group(waker);
-        self.ring_if_due(state);
-        Ok(Some(ticket))
-    }
-
-    /// Asks for the active segment to be sealed now, so that it can be compacted; fulfilled when it is, or has none.
-    pub(crate) fn request_seal(&self) -> Promise<Result<()>> {
-        let promise = Promise::new();
-        let mut state = self.lock();
-        let refusal = match &state.status {
-            Status::Open => None,
-            Status::Closing => Some(closed()),
-            Status::Ended(error) => Some(error.clone()),
-        };
-        if let Some(error) = refusal {
-            drop(state);
-            promise.fulfil(Err(error));
-            return promise;
-        }
-        state.seal_wanted.push(promise.clone());
-        self.ring(state);
-        promise
-    }
-
-    /// Ready when `seq` is durable; does not ask for a sync.
-    pub(crate) fn poll_durable(&self, seq: u64, slot: &mut Slot, cx: &Context<'_>) -> Poll<Result<()>> {
-        if self.durable_seq() >= seq {
-            return Poll::Ready(Ok(()));
-        }
-        let mut state = self.lock();
-        if self.durable_seq() >= seq {
-            return Poll::Ready(Ok(()));
-        }
-        if let Status::Ended(error) = &state.status {
-            return Poll::Ready(Err(error.clone()));
-        }
-        if seq >= state.next_seq {
-            let message = format!("wait_durable: version {seq} was never given out, the next is {}", state.next_seq);
-            return Poll::Ready(Err(Error::new(ErrorKind::InvalidInput, message)));
-        }
-        let replaced = state.durable_waiters.wait(slot, seq, cx.waker());
-        drop(state);
-        drop(replaced);
-        Poll::Pending
-    }
-
-    /// Forgets a future that waited in [`poll_durable`](Self::poll_durable).
-    pub(crate) fn leave_durable(&self, slot: &mut Slot) {
-        let left = self.lock().durable_waiters.leave(slot);
-        drop(left);
-    }
-
     /// Forgets what an offered write has waited for: it is refused, or given up.
     pub(crate) fn withdraw(&self, wait: &mut OfferWait) {
         if wait.has_waited() {
@@ -296,56 +223,35 @@ impl Log {
             wake::wake_all(wakers);
         }
     }
+}
 
-    /// The value of a record that is not in its file yet.
-    pub(crate) fn read_staged(&self, segment: u32, value_offset: u64, value_len: usize) -> Option<Bytes> {
-        let state = self.lock();
-        let in_runs = state
-            .runs
-            .iter()
-            .filter(|run| run.segment == segment && (run.base..run.end).contains(&value_offset.saturating_sub(1)))
-            .find_map(|run| run.read(value_offset, value_len));
-        if in_runs.is_some() {
-            return in_runs;
-        }
-        match &state.place {
-            Some(place) if place.segment.id == segment => state.stage.read(value_offset, value_len),
-            _ => None,
-        }
+impl State {
+    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
+    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
+        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
     }
 
-    /// Refuses new writes; the commit task drains what was accepted and ends.
-    pub(crate) fn begin_close(&self) {
-        let mut state = self.lock();
-        if matches!(state.status, Status::Open) {
-            state.status = Status::Closing;
+    /// The waker comes back that is replaced.
+    fn wait_for_room(
+        &mut self,
+        wanted: SpaceWanted,
+        wait: &mut OfferWait,
+        cx: &Context<'_>,
+    ) -> (Poll<Result<Accepted>>, Option<Waker>) {
+        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
+            && *attempt > since
+            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
+        {
+            return (Poll::Ready(Err(error.clone())), None);
         }
-        let wakers = state.room.call_all();
-        self.ring(state);
-        wake::wake_all(wakers);
-    }
-
-    /// Calls whom there is room for now; to be woken outside the lock.
-    pub(super) fn call_waiters(&self, state: &mut State) -> Vec<Waker> {
-        if !state.room.is_awaited() {
-            return Vec::new();
-        }
-        let used = state.used_bytes();
-        state.room.call(used, self.limits.staging_bytes, self.io.now())
-    }
-
-    fn ring_if_due(&self, state: MutexGuard<'_, State>) {
-        let due =
-            state.is_ripe() || state.room.wanted.is_some() || (!state.task.timer_armed && !state.stage.is_empty());
-        if due && !state.task.rung {
-            self.ring(state);
-        }
-    }
-
-    fn ring(&self, mut state: MutexGuard<'_, State>) {
-        state.task.rung = true;
-        drop(state);
-        self.bell.rung.store(true, Ordering::Release);
-        self.bell.waker.wake();
+        wait.since_attempt = Some(self.room.attempt);
+        self.room.wanted = Some(match self.room.wanted {
+            Some(other) => SpaceWanted {
+                bytes: other.bytes.max(wanted.bytes),
+                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
+            },
+            None => wanted,
+        });
+        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
     }
 }

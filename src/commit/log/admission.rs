@@ -11,16 +11,31 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Duration;
 
-use super::{Refused, RoomWanted};
 use crate::error::Error;
 use crate::sync::waiters::{Slot, Waiters};
 
 /// Longer than any executor with work to do takes to run a task it was told to.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// What the commit task must make room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commit) struct SpaceWanted {
+    /// The largest write that waits, in bytes of log.
+    pub(in crate::commit) bytes: u64,
+    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
+    pub(in crate::commit) delete_bytes: u64,
+}
+
+/// Whom a refusal answers, of those that still find no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commit) enum Refused {
+    Everybody,
+    AllButDeletes,
+}
+
 /// Writers that wait for room, and how the last attempt to make some went.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct Admission {
     /// Those not called yet, each with the bytes it needs.
     waiters: Waiters<u64>,
     /// Those called and not back, by the number of their slot.
@@ -29,12 +44,12 @@ pub(super) struct Room {
     kept_bytes: u64,
     /// When somebody was called or came last.
     since: Duration,
-    pub(super) wanted: Option<RoomWanted>,
+    pub(super) wanted: Option<SpaceWanted>,
     pub(super) attempt: u64,
     pub(super) refusal: Option<(u64, Refused, Error)>,
 }
 
-impl Room {
+impl Admission {
     /// Whether anybody has still to be called.
     pub(super) fn is_awaited(&self) -> bool {
         !self.waiters.is_empty()
@@ -112,13 +127,13 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1);
 
-    fn wait(room: &mut Room, slot: &mut Slot, bytes: u64) {
+    fn wait(room: &mut Admission, slot: &mut Slot, bytes: u64) {
         drop(room.wait(slot, bytes, Waker::noop()));
     }
 
     #[test]
     fn those_that_fit_are_called_in_their_order_and_nobody_goes_ahead() {
-        let mut room = Room::default();
+        let mut room = Admission::default();
         let mut slots: [Slot; 4] = Default::default();
         assert!(room.has_turn(&slots[0]), "where nobody waits, nobody is overtaken");
         slots.iter_mut().zip([40, 40, 30, 10]).for_each(|(slot, bytes)| wait(&mut room, slot, bytes));
@@ -139,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_that_finds_no_room_after_all_is_first_again() {
-        let mut room = Room::default();
+        let mut room = Admission::default();
         let mut slots: [Slot; 2] = Default::default();
         slots.iter_mut().for_each(|slot| wait(&mut room, slot, 40));
         assert_eq!(room.call(0, 50, NOW).len(), 1);
@@ -150,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_is_larger_than_all_room_goes_alone() {
-        let mut room = Room::default();
+        let mut room = Admission::default();
         let mut slot = Slot::default();
         wait(&mut room, &mut slot, 500);
         assert!(room.call(1, 90, NOW).is_empty());
@@ -159,7 +174,7 @@ mod tests {
 
     #[test]
     fn patience_with_those_who_do_not_come_has_an_end() {
-        let mut room = Room::default();
+        let mut room = Admission::default();
         let mut slots: [Slot; 2] = Default::default();
         slots.iter_mut().for_each(|slot| wait(&mut room, slot, 80));
         assert_eq!(room.patience_ends(), None, "nothing is kept");
