@@ -1,4 +1,11 @@
-//! APPEND
+//! One group: write it, publish it, resolve it, or roll it back.
+//!
+//! # Failure
+//!
+//! A failed write is rolled back: the file is cut back to its last valid end, and the cut is synced. Then the writers
+//! of the group get an error with the outcome "not applied", and the segment is sealed, so that no later record lies
+//! where the failed ones did. If the group held `Buffered` writes, which were already acknowledged, or if the cut
+//! fails, the store is poisoned.
 
 use std::future::poll_fn;
 use std::io;
@@ -15,13 +22,14 @@ use crate::error::{Error, ErrorKind};
 use crate::io::{File, SyncKind, util};
 use crate::seeded_bug::{self, SeededBug};
 
-/// So much that waits for no sync is on its way to the disk before anybody asks for one.
+/// Writeback starts when this many bytes have gathered that no sync is about to write.
 const WRITEBACK_BYTES_MIN: u64 = 1 << 20;
-/// PAGE
+/// Writeback stops at the last full page; the next append continues the partial one. With larger pages, a partial
+/// page is written twice.
 const PAGE_BYTES: u64 = 4096;
 
 impl Committer {
-    /// Writes a group and moves it on.
+    /// Writes a group and wakes the writers that wait for the kernel only.
     pub(super) async fn commit(&mut self, mut taken: Taken) -> Result<(), Fatal> {
         if seeded_bug::is(SeededBug::SyncCoversInFlight) && self.sync.is_none() {
             self.written_seq = taken.last_seq;
@@ -47,7 +55,7 @@ impl Committer {
         Ok(())
     }
 
-    /// The one contiguous write; syncs that complete meanwhile are dealt with at once.
+    /// The one contiguous write. A sync that ends meanwhile is handled at once.
     async fn write(&mut self, taken: &mut Taken) -> Result<io::Result<()>, Fatal> {
         let Some(active) = &self.active else {
             return Ok(Err(io::Error::other("no active segment")));
@@ -75,7 +83,7 @@ impl Committer {
                 Ok(result) => break result,
                 Err(synced) => {
                     if let Err(fatal) = self.finish_sync(synced) {
-                        // The kernel may still be writing: nothing else may happen to the file before it is done.
+                        // The kernel may still be writing. Nothing else may happen to the file before that ends.
                         let _ = write.await;
                         return Err(fatal);
                     }
@@ -92,8 +100,7 @@ impl Committer {
         Ok(result)
     }
 
-    /// Has the disk begin with what has gathered, while the next group is copied: at a seal, or when a second is over,
-    /// hundreds of MiB would wait for it.
+    /// Starts writeback of the full pages, so that a seal or a later sync does not wait for hundreds of MiB.
     fn start_writeback(&mut self, taken: &Taken) {
         let is_synced_next = taken.wants_sync && self.sync.is_none();
         let Some(active) = &mut self.active else { return };
@@ -121,11 +128,11 @@ impl Committer {
         CommitCounters::add(&self.parts.commit_counters.bytes_written, taken.end - taken.base);
     }
 
-    /// Publishes what the kernel's having it is enough for.
+    /// Publishes the records whose durability is `Written`.
     fn publish_written(&self, taken: &mut Taken) {
         if taken.publications.iter().any(|publication| publication.when == PublishWhen::Written) {
             self.publish(taken, PublishWhen::Written);
-            // The group may wait long for a sync; what it still needs its keys for is all that stays.
+            // The group may wait long for a sync. Only publications that still need their keys stay.
             taken.publications.retain(|rest| rest.when != PublishWhen::Written || is_delete(rest));
         }
     }
@@ -141,7 +148,7 @@ impl Committer {
         }
     }
 
-    /// Resolves, in their order, the groups that have what they asked for.
+    /// Resolves, in order, the groups that have reached what their writers asked for.
     pub(super) fn resolve(&mut self) {
         let durable_seq = self.parts.log.durable_seq();
         while let Some(taken) = self.written.front() {
@@ -159,20 +166,20 @@ impl Committer {
         }
     }
 
-    /// A write failed. Takes back what of it may have reached the file.
+    /// Handles a failed write: removes what may have reached the file.
     async fn roll_back(&mut self, taken: Taken, cause: io::Error) -> Result<(), Fatal> {
-        let error = self.place_error("append", cause).at_offset(taken.base);
+        let error = self.io_error("append", cause).at_offset(taken.base);
         self.settle_sync().await?;
         let cut = match &mut self.active {
             Some(active) => {
-                active.retired = true;
-                active.filled_end = active.end;
+                active.must_seal = true;
+                active.prewritten_end = active.end;
                 cut_back(&*active.file, active.end).await
             }
             None => Ok(()),
         };
         if let Err(cut_error) = cut {
-            return Err(self.poison("cut back after a failed append", cut_error));
+            return Err(self.poison("truncate after a failed append", cut_error));
         }
         // The cut was synced, and with it everything before it.
         if let Some(active) = &mut self.active {
@@ -188,7 +195,7 @@ impl Committer {
         }
         self.parts.log.release_run(&taken);
         taken.group.fail(error);
-        // The spent numbers are as durable as they will ever be.
+        // The spent sequence numbers need no sync.
         let spent = self.parts.log.next_seq() - 1;
         self.written_seq = spent;
         self.parts.log.set_durable(spent, taken.base);

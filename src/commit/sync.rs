@@ -1,4 +1,7 @@
-//! SYNC
+//! Syncs of the active segment: at most one is in flight, and it covers the groups written before it was submitted.
+//!
+//! A failed sync poisons the store. It is never retried: the kernel may have dropped the pages that it could not
+//! write.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,13 +10,13 @@ use std::task::Poll;
 
 use super::active::Fatal;
 use super::parts::CommitCounters;
-use super::task::{Committer, SyncInFlight};
+use super::task::{Committer, PendingSync};
 use crate::io::SyncKind;
 use crate::seeded_bug::{self, SeededBug};
 
 impl Committer {
-    /// A sync that nobody waits for may have 16 MiB of writes and more to bring to the disk: it is done behind the task,
-    /// which goes on writing.
+    /// Starts a sync. One that no caller waits for may have to write 16 MiB or more: it runs in the background, and
+    /// the task goes on writing.
     pub(super) fn start_sync(&mut self) {
         let is_awaited = self.awaits_sync();
         let Some(active) = &self.active else {
@@ -24,7 +27,7 @@ impl Committer {
         };
         self.unsynced_since = None;
         CommitCounters::add(&self.parts.commit_counters.syncs, 1);
-        self.sync = Some(SyncInFlight {
+        self.sync = Some(PendingSync {
             started: self.parts.io.now(),
             op: if is_awaited { active.file.sync(SyncKind::Data) } else { active.file.sync_behind(SyncKind::Data) },
             seq: self.written_seq,
@@ -42,14 +45,14 @@ impl Committer {
         if let Some(active) = &mut self.active {
             active.durable_end = sync.end;
         }
-        self.linger.observe_sync(self.parts.io.now().saturating_sub(sync.started));
-        let nanos = u64::try_from(self.linger.sync_time().as_nanos()).unwrap_or(u64::MAX);
+        self.delay.observe_sync(self.parts.io.now().saturating_sub(sync.started));
+        let nanos = u64::try_from(self.delay.sync_time().as_nanos()).unwrap_or(u64::MAX);
         self.parts.commit_counters.sync_nanos.store(nanos, Ordering::Relaxed);
         self.parts.log.set_durable(sync.seq, sync.end);
         Ok(())
     }
 
-    /// How the sync in flight ended, if there is one and it did.
+    /// The result of the sync in flight, if it has ended.
     pub(super) async fn poll_sync(&mut self) -> Option<io::Result<()>> {
         let sync = self.sync.as_mut()?;
         poll_fn(|cx| match sync.op.as_mut().poll(cx) {
@@ -68,7 +71,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes everything written durable, now.
+    /// Makes everything written durable before it returns.
     pub(super) async fn sync_now(&mut self) -> Result<(), Fatal> {
         self.settle_sync().await?;
         let is_clean = self.active.as_ref().is_none_or(|active| active.durable_end == active.end);

@@ -1,16 +1,15 @@
-//! The commit task: the only one that writes to segments.
+//! The commit task: the loop that decides what happens next to the log, and the only writer of segments.
 //!
-//! It keeps at most one write and one sync in flight. While a sync is under way it goes on writing what cannot wait
-//! (a `Written` write, a full buffer); the groups so written wait in `written` for a sync that begins after them.
-//! Groups are resolved in their order, so that "resolved up to" is one number.
+//! At most one write and one sync are in flight. During a sync the task goes on writing what cannot wait (a `Written`
+//! write, a full buffer). Groups written meanwhile wait in `written` for the next sync, because a sync covers only
+//! writes that completed before it was submitted. Groups are resolved in order, so one number says how far the log is
+//! resolved.
 //!
-//! # Failure
+//! The steps are in files of their own: [`append`](super::append) writes and resolves a group, [`sync`](super::sync)
+//! syncs, [`rotate`](super::rotate) seals and starts segments, [`preallocate`](super::preallocate) and
+//! [`prewrite`](super::prewrite) prepare disk space, [`delay`](super::delay) decides on the commit delay.
 //!
-//! - A failed write is rolled back: the file is cut to its last good end and that is made durable. Then the group's
-//!   writers get "not applied", and the segment is sealed, so that no later record ever lies where the failed ones lay.
-//!   If the group held `Buffered` writes, which were acknowledged already, or if the cut fails, the store is poisoned.
-//! - A failed sync poisons the store. It is never retried: the kernel may have dropped the pages it could not write.
-//! - A panic poisons the store too (`PanicGuard`).
+//! A panic of the task poisons the store (`PanicGuard`).
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::active::{Active, CommitOptions, Fatal, MAX_CLAIM_STEP_BYTES};
+use super::active::{ActiveSegment, CommitOptions, Fatal, PREALLOCATE_BYTES_MAX};
 use super::delay::CommitDelay;
 use super::log::{Demand, Log};
 use super::parts::Parts;
@@ -28,43 +27,43 @@ use crate::error::{Error, ErrorKind};
 use crate::io::OpFuture;
 use crate::segment::Segment;
 
-/// When this part of a segment has died in sealed ones, it is time to look at what could be compacted.
+/// When this fraction of a segment has died in sealed segments, the maintenance task checks what to compact.
 const DIED_DIVISOR: u64 = 4;
 
-/// When so much waits for a sync it gets one before its time: who seals the segment waits for that much, and for what came
-/// while the sync before was under way.
+/// Force a sync at this many unsynced bytes: sealing the segment has to wait for them.
 const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
-pub(super) struct SyncInFlight {
+pub(super) struct PendingSync {
     pub(super) op: OpFuture<io::Result<()>>,
-    /// What it vouches for: the groups written before it was submitted.
+    /// What the sync covers: the groups written before it was submitted.
     pub(super) seq: u64,
     pub(super) end: u64,
     pub(super) started: Duration,
 }
 
-/// The task's state.
+/// The commit task.
 pub(crate) struct Committer {
     pub(super) parts: Parts,
     pub(super) options: CommitOptions,
-    pub(super) active: Option<Active>,
-    /// Called with each segment that was sealed.
+    pub(super) active: Option<ActiveSegment>,
+    /// Called with each sealed segment.
     pub(super) sealed: Box<dyn Fn(Arc<Segment>) + Send + Sync>,
-    /// Called when much of the sealed segments has died. Deletes and short values do that without filling a segment.
+    /// Called when many bytes of sealed segments have died. Deletes and short values cause that without filling a
+    /// segment.
     died: Box<dyn Fn() + Send + Sync>,
     /// Written groups that are not resolved, oldest first.
     pub(super) written: VecDeque<Taken>,
     pub(super) written_seq: u64,
-    pub(super) sync: Option<SyncInFlight>,
-    /// Since when something written waits for a sync that nobody awaits.
+    pub(super) sync: Option<PendingSync>,
+    /// Since when a written group waits for a sync that no caller waits for.
     pub(super) unsynced_since: Option<Duration>,
-    pub(super) linger: CommitDelay,
-    /// How much disk space is claimed at a time.
-    pub(super) claim_step: u64,
+    pub(super) delay: CommitDelay,
+    /// The size of the next preallocation.
+    pub(super) preallocate_step_bytes: u64,
 }
 
-enum Event {
+enum TaskEvent {
     Synced(io::Result<()>),
-    Rung,
+    Notified,
     Timer,
 }
 
@@ -86,18 +85,18 @@ impl Committer {
             written_seq,
             sync: None,
             unsynced_since: None,
-            linger: CommitDelay::default(),
-            claim_step: MAX_CLAIM_STEP_BYTES,
+            delay: CommitDelay::default(),
+            preallocate_step_bytes: PREALLOCATE_BYTES_MAX,
         }
     }
 
-    /// Runs until the store is closed (`Ok`) or poisoned (the error, which every writer gets).
+    /// Runs until the store is closed (`Ok`) or poisoned (the error that every writer gets).
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         let mut guard = PanicGuard(Some(Arc::clone(&self.parts.log)));
         let result = self.serve().await;
         if let Err(Fatal(error)) = &result {
             self.parts.log.end(error.clone());
-            // An operation outlives its future, but nothing may follow it: wait for it here.
+            // A dropped future leaves its operation running. Nothing may follow it, so wait for it.
             if let Some(sync) = self.sync.take() {
                 let _ = sync.op.await;
             }
@@ -115,24 +114,24 @@ impl Committer {
                 (self.died)();
             }
             let syncs = self.sync.is_some();
-            let demand = self.parts.log.demand(syncs, self.linger.wanted());
+            let demand = self.parts.log.demand(syncs, self.delay.wanted());
             if demand.seal && !demand.closing {
-                // First: under full load there is always something else to do.
+                // Seal first: under full load there is always other work.
                 let sealed = self.seal_for_compaction().await?;
                 self.parts.log.answer_seal(&sealed);
                 continue;
             }
-            if self.move_on(&demand).await? {
-                // Where there is always something to write, the task never comes to wait for it.
+            if self.advance(&demand).await? {
+                // Under constant load the task never reaches `wait`, so it looks for the end of the sync here.
                 if syncs && let Some(result) = self.poll_sync().await {
                     self.finish_sync(result)?;
                     self.after_sync();
                 }
                 continue;
             }
-            if demand.room.is_some() && !demand.closing {
-                let answer = self.make_room(demand.room).await?;
-                self.parts.log.answer_room(answer);
+            if demand.space.is_some() && !demand.closing {
+                let answer = self.make_space(demand.space).await?;
+                self.parts.log.answer_admission(answer);
                 continue;
             }
             if demand.closing && self.sync.is_none() {
@@ -140,25 +139,26 @@ impl Committer {
             }
 
             match self.wait(self.deadline(&demand)).await {
-                Event::Synced(result) => {
+                TaskEvent::Synced(result) => {
                     self.finish_sync(result)?;
                     self.after_sync();
                 }
-                Event::Rung | Event::Timer => {}
+                TaskEvent::Notified | TaskEvent::Timer => {}
             }
         }
     }
 
-    /// Writes what is ripe, starts the sync that is due, and only then publishes and wakes whom the last sync has served:
-    /// that way the disk works while the callers are told. Where a sync blocks this thread, or where it pays to wait for
-    /// the callers (see [`CommitDelay`]), they are told first.
-    async fn move_on(&mut self, demand: &Demand) -> Result<bool, Fatal> {
-        let is_due = demand.ripe || (demand.has_staged && (demand.closing || self.flush_due(demand)));
+    /// Writes the staged group if it is ready, starts the sync that is due, and then publishes and wakes the writers
+    /// of the last sync. In this order the disk works while writers are told. Where a sync blocks this thread, or
+    /// where a commit delay pays (see [`CommitDelay`]), the writers are told first. Returns whether anything was
+    /// done.
+    async fn advance(&mut self, demand: &Demand) -> Result<bool, Fatal> {
+        let is_due = demand.ready || (demand.has_staged && (demand.closing || self.flush_due(demand)));
         if is_due {
-            self.linger.cancel();
+            self.delay.cancel();
             if let Some(taken) = self.parts.log.take(false) {
                 self.commit(taken).await?;
-                self.claim_ahead();
+                self.preallocate_next_step();
             }
         }
         if !self.parts.io.sync_overlaps() {
@@ -167,27 +167,27 @@ impl Committer {
         let syncs = self.sync.is_none() && self.wants_sync(demand.closing);
         if syncs {
             if self.awaits_sync() {
-                self.fill_ahead().await;
+                self.prewrite().await;
             }
             self.start_sync();
             self.parts.io.flush();
         }
         self.resolve();
-        if let Some(until) = self.linger.deadline()
+        if let Some(until) = self.delay.deadline()
             && self.parts.io.now() >= until
         {
-            self.linger.check(demand.sync_waiters, until);
+            self.delay.check(demand.sync_waiters, until);
             return Ok(true);
         }
         Ok(is_due || syncs)
     }
 
-    /// A sync has ended: decides whether its writers are told before the next one starts.
+    /// After a sync: decides whether its writers are told before the next sync starts.
     fn after_sync(&mut self) {
         let durable_seq = self.parts.log.durable_seq();
         let through = self.written.iter().filter(|group| group.last_seq <= durable_seq);
         let released = through.map(|group| group.sync_waiters).sum();
-        if self.linger.begin(released, self.parts.log.sync_waiters(), self.parts.io.now()) {
+        if self.delay.begin(released, self.parts.log.sync_waiters(), self.parts.io.now()) {
             self.resolve();
         }
     }
@@ -196,7 +196,7 @@ impl Committer {
         demand.staged_since.is_some_and(|since| self.parts.io.now() >= since + self.flush_interval())
     }
 
-    /// What is to be on the disk within the sync interval must be in the kernel by then.
+    /// A record must reach the kernel within the sync interval to be durable within it.
     fn flush_interval(&self) -> Duration {
         self.options.flush_interval.min(self.options.sync_interval)
     }
@@ -224,30 +224,30 @@ impl Committer {
             Some(_) => None,
             None => self.unsynced_since.map(|since| since + self.options.sync_interval),
         };
-        flush.into_iter().chain(sync).chain(demand.look_again).chain(self.linger.deadline()).min()
+        flush.into_iter().chain(sync).chain(demand.look_again).chain(self.delay.deadline()).min()
     }
 
-    async fn wait(&mut self, deadline: Option<Duration>) -> Event {
+    async fn wait(&mut self, deadline: Option<Duration>) -> TaskEvent {
         let mut timer = deadline.map(|deadline| self.parts.io.sleep(deadline.saturating_sub(self.parts.io.now())));
         let (sync, log) = (&mut self.sync, &self.parts.log);
         poll_fn(|cx| {
             if let Some(sync) = sync
                 && let Poll::Ready(result) = sync.op.as_mut().poll(cx)
             {
-                return Poll::Ready(Event::Synced(result));
+                return Poll::Ready(TaskEvent::Synced(result));
             }
-            if log.poll_bell(cx).is_ready() {
-                return Poll::Ready(Event::Rung);
+            if log.poll_notified(cx).is_ready() {
+                return Poll::Ready(TaskEvent::Notified);
             }
             match &mut timer {
-                Some(timer) => timer.as_mut().poll(cx).map(|()| Event::Timer),
+                Some(timer) => timer.as_mut().poll(cx).map(|()| TaskEvent::Timer),
                 None => Poll::Pending,
             }
         })
         .await
     }
 
-    pub(super) fn place_error(&self, operation: &str, source: io::Error) -> Error {
+    pub(super) fn io_error(&self, operation: &str, source: io::Error) -> Error {
         let error = Error::io(operation, source).with_path(&self.parts.segments.path);
         match &self.active {
             Some(active) => error.at_segment(u64::from(active.segment.id)),
@@ -255,14 +255,14 @@ impl Committer {
         }
     }
 
-    /// The error that ends the store, naming its first cause.
+    /// The error that poisons the store, with its first cause.
     pub(super) fn poison(&self, operation: &str, source: io::Error) -> Fatal {
-        let cause = self.place_error(operation, source);
+        let cause = self.io_error(operation, source);
         Fatal(Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(cause))
     }
 }
 
-/// Tells everybody if the task unwinds.
+/// Ends the log if the task unwinds.
 struct PanicGuard(Option<Arc<Log>>);
 
 impl Drop for PanicGuard {

@@ -139,7 +139,7 @@ impl Core {
             reserve_bytes: self.options.reserve_bytes,
             flush_interval: self.options.flush_interval,
             sync_interval: self.options.sync_interval,
-            fill_ahead: self.options.fill_ahead,
+            prewrite: self.options.fill_ahead,
         };
         let (control, path) = (Arc::clone(&self.control), self.options.path.clone());
         let sealed = move |segment: Arc<Segment>| {

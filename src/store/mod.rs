@@ -565,7 +565,7 @@ impl Store {
             groups: commit.groups.load(Ordering::Relaxed),
             group_records: commit.group_records.load(Ordering::Relaxed),
             bytes_written: commit.bytes_written.load(Ordering::Relaxed),
-            bytes_filled: commit.bytes_filled.load(Ordering::Relaxed),
+            bytes_filled: commit.bytes_prewritten.load(Ordering::Relaxed),
             syncs: commit.syncs.load(Ordering::Relaxed),
             staged_bytes,
             reclaimable_bytes: compaction::view(&core.parts.segments).reclaimable_bytes(),

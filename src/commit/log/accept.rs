@@ -1,12 +1,16 @@
-//! ACCEPT
+//! Acceptance: the one step of a write that happens under the log's lock.
+//!
+//! [`Log::accept`] checks that the store is open, decides for a delete whether the key exists, checks that there is
+//! space, and stages the record: sequence number, position, copy. A `Buffered` write is published to the keydir in
+//! the same step and is done. Any other write returns a [`Ticket`] for its commit group.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Accepted, Log, OfferWait, Refused, SpaceWanted, State, Status, UNRESOLVED_BUCKETS, closed};
+use super::{Accepted, Log, LogState, LogStatus, OfferWait, Refused, SpaceWanted, UNRESOLVED_BUCKETS, closed};
 use crate::commit::group::{Ticket, WaitFor};
-use crate::commit::prepared::{Member, Prepared};
+use crate::commit::prepared::{Prepared, PreparedRecord};
 use crate::commit::publish::{publish, publish_many};
 use crate::commit::stage::{Publication, PublishWhen, is_delete};
 use crate::error::{Outcome, Result};
@@ -19,8 +23,8 @@ use crate::sync::atomic::Ordering;
 use crate::sync::wake;
 
 impl Log {
-    /// Offers a write. `Pending` means that it was *not* accepted: there is no room yet, or (for a delete) an earlier
-    /// write of the key is under way; `cx` is woken to offer it again.
+    /// Offers a write. `Pending` means that it was *not* accepted: there is no space yet, or a delete waits for an
+    /// earlier write of its key. The waker of `cx` is woken when the write should be offered again.
     pub(crate) fn accept(
         &self,
         op: &Prepared,
@@ -37,21 +41,21 @@ impl Log {
         }
         let mut state = self.lock();
         match &state.status {
-            Status::Open => {}
-            Status::Closing => return Poll::Ready(Err(closed())),
-            Status::Ended(error) => return Poll::Ready(Err(error.clone().with_outcome(Outcome::NotApplied))),
+            LogStatus::Open => {}
+            LogStatus::Closing => return Poll::Ready(Err(closed())),
+            LogStatus::Ended(error) => return Poll::Ready(Err(error.clone().with_outcome(Outcome::NotApplied))),
         }
         if must_exist {
             match self.exists(&state, op) {
                 Some(true) => {}
                 Some(false) => {
                     let absent = self.absent(&mut state, op, durability, cx);
-                    self.ring_if_due(state);
+                    self.notify_if_due(state);
                     return Poll::Ready(Ok(absent));
                 }
                 None => {
                     replaced = state.resolve_waiters.wait(&mut wait.resolve, (), cx.waker());
-                    self.ring_if_due(state);
+                    self.notify_if_due(state);
                     drop(replaced);
                     return Poll::Pending;
                 }
@@ -59,20 +63,20 @@ impl Log {
         }
         if let Err(wanted) = self.fits(&state, op, wait) {
             let poll;
-            (poll, replaced) = state.wait_for_room(wanted, wait, cx);
-            self.ring_if_due(state);
+            (poll, replaced) = state.wait_for_admission(wanted, wait, cx);
+            self.notify_if_due(state);
             drop(replaced);
             return poll;
         }
         let accepted = self.stage(&mut state, op, durability, cx);
         let left = wait.has_waited().then(|| state.forget(wait, self.io.now()));
-        self.ring_if_due(state);
+        self.notify_if_due(state);
         drop(left);
         Poll::Ready(Ok(accepted))
     }
 
-    /// Whether the key of the only member of `op` exists; `None` while that is being decided.
-    fn exists(&self, state: &State, op: &Prepared) -> Option<bool> {
+    /// Whether the key of a delete exists; `None` while an earlier write of the key is unresolved.
+    fn exists(&self, state: &LogState, op: &Prepared) -> Option<bool> {
         let Some(member) = op.members().first() else { return Some(false) };
         let key = member.key(&op.bytes);
         if state.last_unresolved[self.bucket(key)] > self.resolved_seq.load(Ordering::Acquire) {
@@ -81,9 +85,9 @@ impl Log {
         Some(self.keydir.get_ungated(key).is_some())
     }
 
-    /// The answer to a delete that finds nothing: at once, unless the absence rests on a delete that a crash could still
-    /// take back and the caller has asked for more.
-    fn absent(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+    /// The answer to a delete of an absent key. It is immediate, unless the caller asked for more than `Buffered` and
+    /// the delete that removed the key could still be lost in a crash.
+    fn absent(&self, state: &mut LogState, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
         let Some(member) = op.members().first() else { return Accepted::Absent };
         let newest_delete = state.last_delete[self.bucket(member.key(&op.bytes))];
         if durability == Durability::Buffered || newest_delete <= self.durable_seq() {
@@ -98,34 +102,34 @@ impl Log {
     }
 
     /// Whether `op` may be staged now.
-    fn fits(&self, state: &State, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), SpaceWanted> {
+    fn fits(&self, state: &LogState, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), SpaceWanted> {
         let len = op.log_len();
         let wanted = SpaceWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
-        if !state.room.has_turn(&wait.room) {
+        if !state.admission.has_turn(&wait.admission) {
             return Err(wanted);
         }
-        let taken = state.used_bytes() + state.room.kept_from(&wait.room);
+        let taken = state.used_bytes() + state.admission.bytes_kept_from(&wait.admission);
         if taken > 0 && taken + len > self.limits.staging_bytes {
             return Err(wanted);
         }
-        let Some(place) = &state.place else { return Err(wanted) };
-        let end = place.next_offset + WATERMARK_LEN as u64 + len + FOOTER_LEN as u64;
+        let Some(point) = &state.append_point else { return Err(wanted) };
+        let end = point.next_offset + WATERMARK_LEN as u64 + len + FOOTER_LEN as u64;
         let reserve = if wanted.delete_bytes == 0 { self.limits.reserve_bytes } else { 0 };
-        let is_fresh = place.next_offset == SEGMENT_HEADER_LEN as u64;
-        if (end > self.limits.segment_bytes && !is_fresh) || end.saturating_add(reserve) > place.claimed_end {
+        let is_fresh = point.next_offset == SEGMENT_HEADER_LEN as u64;
+        if (end > self.limits.segment_bytes && !is_fresh) || end.saturating_add(reserve) > point.preallocated_end {
             return Err(wanted);
         }
         Ok(())
     }
 
-    fn stage(&self, state: &mut State, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
-        // `fits` has seen the place.
-        let State { place: Some(place), stage, .. } = state else { return Accepted::Absent };
+    fn stage(&self, state: &mut LogState, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+        // `fits` has checked that there is an append point.
+        let LogState { append_point: Some(point), stage, .. } = state else { return Accepted::Absent };
         let first_seq = state.next_seq;
-        let (position, offset) = stage.push(place, op, first_seq, self.durable_offset.load(Ordering::Relaxed));
+        let (position, offset) = stage.push(point, op, first_seq, self.durable_offset.load(Ordering::Relaxed));
         state.next_seq += op.members().len() as u64;
         let last_seq = state.next_seq - 1;
-        let segment = Arc::clone(&place.segment);
+        let segment = Arc::clone(&point.segment);
         match op.is_batch() {
             true => state.counters.batches += 1,
             false if op.only_deletes() => state.counters.deletes += 1,
@@ -162,16 +166,16 @@ impl Log {
         Accepted::Waiting(Ticket::new(group, wait, cx.waker(), last_seq))
     }
 
-    /// Publishes a `Buffered` write, under the log's lock.
+    /// Publishes a `Buffered` write under the log's lock.
     fn publish_at_once(
         &self,
-        state: &mut State,
+        state: &mut LogState,
         op: &Prepared,
         segment: &Arc<Segment>,
         (position, offset): (usize, u64),
         first_seq: u64,
     ) {
-        let of = |(member, seq): (&Member, u64)| {
+        let of = |(member, seq): (&PreparedRecord, u64)| {
             let key = member.key(&op.bytes);
             (key, Publication::new(member, position, offset, seq, PublishWhen::SweepOnly))
         };
@@ -180,20 +184,20 @@ impl Log {
             let all: Vec<_> = members().collect();
             self.keydir.atomically(|| {
                 let records = all.iter().map(|(key, publication)| (*key, publication));
-                publish_many(&self.keydir, &self.registry, segment, records);
+                publish_many(&self.keydir, &self.segments, segment, records);
                 self.bury_at_once(state, all.iter().copied());
             });
         } else {
             for (key, publication) in members() {
-                publish(&self.keydir, &self.registry, segment, key, &publication);
+                publish(&self.keydir, &self.segments, segment, key, &publication);
             }
             self.bury_at_once(state, members());
         }
     }
 
-    /// Removes the tombstone entries of deletes that were published, but for those of keys whose older writes may still
-    /// be published: they stay until then.
-    fn bury_at_once<'a>(&self, state: &mut State, published: impl Iterator<Item = (&'a [u8], Publication)>) {
+    /// Removes the tombstone entries that published deletes left in the keydir. An entry stays while an older write
+    /// of its key may still be published.
+    fn bury_at_once<'a>(&self, state: &mut LogState, published: impl Iterator<Item = (&'a [u8], Publication)>) {
         let resolved = self.resolved_seq.load(Ordering::Acquire);
         for (key, publication) in published.filter(|(_, publication)| is_delete(publication)) {
             if state.last_unresolved[self.bucket(key)] > resolved {
@@ -204,20 +208,20 @@ impl Log {
         }
     }
 
-    /// Forgets what an offered write has waited for: it is refused, or given up.
+    /// Withdraws an offered write that was refused or given up.
     pub(crate) fn withdraw(&self, wait: &mut OfferWait) {
         if wait.has_waited() {
             let now = self.io.now();
             let mut state = self.lock();
             let left = state.forget(wait, now);
-            // What was kept for a write that was given up is somebody else's now.
+            // Space that was kept for a withdrawn write goes to the next writers.
             let is_offered = !seeded_bug::is(SeededBug::RoomNotOffered);
-            let wakers = if is_offered { self.call_waiters(&mut state) } else { Vec::new() };
+            let wakers = if is_offered { self.admit_waiters(&mut state) } else { Vec::new() };
             if wakers.is_empty() {
-                self.ring_if_due(state);
+                self.notify_if_due(state);
             } else {
-                // The task must know until when to be patient with them.
-                self.ring(state);
+                // The task must learn how long space is kept for them.
+                self.notify(state);
             }
             drop(left);
             wake::wake_all(wakers);
@@ -225,33 +229,33 @@ impl Log {
     }
 }
 
-impl State {
-    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
+impl LogState {
+    /// Removes an offered write from the lists it waits in. The caller drops the wakers outside the lock.
     fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
-        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
+        [self.admission.leave(&mut wait.admission, now), self.resolve_waiters.leave(&mut wait.resolve)]
     }
 
-    /// The waker comes back that is replaced.
-    fn wait_for_room(
+    /// Registers an offered write that found no space, or refuses it. Also returns the waker that it replaces.
+    fn wait_for_admission(
         &mut self,
         wanted: SpaceWanted,
         wait: &mut OfferWait,
         cx: &Context<'_>,
     ) -> (Poll<Result<Accepted>>, Option<Waker>) {
-        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
+        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.admission.refusal)
             && *attempt > since
             && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
         {
             return (Poll::Ready(Err(error.clone())), None);
         }
-        wait.since_attempt = Some(self.room.attempt);
-        self.room.wanted = Some(match self.room.wanted {
+        wait.since_attempt = Some(self.admission.attempt);
+        self.admission.wanted = Some(match self.admission.wanted {
             Some(other) => SpaceWanted {
                 bytes: other.bytes.max(wanted.bytes),
                 delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
             },
             None => wanted,
         });
-        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
+        (Poll::Pending, self.admission.wait(&mut wait.admission, wanted.bytes, cx.waker()))
     }
 }

@@ -1,11 +1,13 @@
-//! Who is let into the log next, where not all fit.
+//! Admission: the order in which writers that found no space go on.
 //!
-//! Writers that find no room wait in the order they came, and no newcomer goes ahead of them. When room appears, as many
-//! as fit are *called*: the bytes they need are kept for them until they are back, in whatever order their executors run
-//! them. Waking everybody instead would be won by those that happen to run, again and again, and lost by the same few.
+//! Writers that find no space wait in order of arrival, and no newcomer overtakes them. When space appears, as many
+//! writers as fit are *admitted*: they are woken, and the bytes they need are kept for them until they offer their
+//! write again, in whatever order their executors run them. Waking all waiters instead would let the same few win
+//! each time.
 //!
-//! Whoever was called may never come: a future that is neither polled nor dropped. If for [`PATIENCE`] none of those
-//! called has come while others wait, nothing is kept for them any more. They keep their place in the order.
+//! An admitted future may never be polled again, and never dropped. If space was kept for [`KEEP_TIME`] without any
+//! admitted writer coming back while others wait, it is released. The admitted writers keep their position in the
+//! order.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
@@ -14,35 +16,35 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::sync::waiters::{Slot, Waiters};
 
-/// Longer than any executor with work to do takes to run a task it was told to.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Longer than a busy executor takes to run a woken task.
+const KEEP_TIME: Duration = Duration::from_millis(50);
 
-/// What the commit task must make room for.
+/// What the commit task must make space for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::commit) struct SpaceWanted {
-    /// The largest write that waits, in bytes of log.
+    /// The largest waiting write, in bytes of log.
     pub(in crate::commit) bytes: u64,
-    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
+    /// The largest waiting delete; 0 if none waits. Deletes may use the reserve.
     pub(in crate::commit) delete_bytes: u64,
 }
 
-/// Whom a refusal answers, of those that still find no room.
+/// Which of the writers that still find no space get the refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::commit) enum Refused {
     Everybody,
     AllButDeletes,
 }
 
-/// Writers that wait for room, and how the last attempt to make some went.
+/// Writers that wait for space, and the result of the last attempt to make some.
 #[derive(Default)]
 pub(super) struct Admission {
-    /// Those not called yet, each with the bytes it needs.
+    /// Writers that are not admitted, each with the bytes it needs.
     waiters: Waiters<u64>,
-    /// Those called and not back, by the number of their slot.
-    called: BTreeMap<u64, u64>,
-    /// The sum over `called`.
+    /// Admitted writers that have not come back: bytes by slot number.
+    admitted: BTreeMap<u64, u64>,
+    /// The sum over `admitted`.
     kept_bytes: u64,
-    /// When somebody was called or came last.
+    /// When a writer was last admitted, or last came back.
     since: Duration,
     pub(super) wanted: Option<SpaceWanted>,
     pub(super) attempt: u64,
@@ -50,52 +52,52 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Whether anybody has still to be called.
-    pub(super) fn is_awaited(&self) -> bool {
+    /// Whether a writer waits to be admitted.
+    pub(super) fn has_waiters(&self) -> bool {
         !self.waiters.is_empty()
     }
 
-    /// Whether nobody waits who came before the owner of `slot`.
+    /// Whether the owner of `slot` may go on: no earlier writer waits to be admitted.
     pub(super) fn has_turn(&self, slot: &Slot) -> bool {
         match self.waiters.first() {
             None => true,
-            Some(first) => slot.was_used() && (slot.number() <= first || self.called.contains_key(&slot.number())),
+            Some(first) => slot.was_used() && (slot.number() <= first || self.admitted.contains_key(&slot.number())),
         }
     }
 
-    /// Bytes that are kept for others than the owner of `slot`.
-    pub(super) fn kept_from(&self, slot: &Slot) -> u64 {
-        self.kept_bytes - self.called.get(&slot.number()).unwrap_or(&0)
+    /// Bytes that are kept for writers other than the owner of `slot`.
+    pub(super) fn bytes_kept_from(&self, slot: &Slot) -> u64 {
+        self.kept_bytes - self.admitted.get(&slot.number()).unwrap_or(&0)
     }
 
-    /// The owner of `slot` waits for `bytes`, in its old place if it had one.
+    /// The owner of `slot` waits for `bytes`, at its old position if it had one.
     #[must_use = "to be dropped outside the lock"]
     pub(super) fn wait(&mut self, slot: &mut Slot, bytes: u64, waker: &Waker) -> Option<Waker> {
-        self.uncall(slot);
+        self.unadmit(slot);
         self.waiters.wait(slot, bytes, waker)
     }
 
-    /// The owner of `slot` has been let in, or has given up.
+    /// The owner of `slot` was accepted, or has given up.
     #[must_use = "to be dropped outside the lock"]
     pub(super) fn leave(&mut self, slot: &mut Slot, now: Duration) -> Option<Waker> {
-        self.uncall(slot);
+        self.unadmit(slot);
         self.since = now;
         self.waiters.leave(slot)
     }
 
-    fn uncall(&mut self, slot: &Slot) {
-        self.kept_bytes -= self.called.remove(&slot.number()).unwrap_or(0);
+    fn unadmit(&mut self, slot: &Slot) {
+        self.kept_bytes -= self.admitted.remove(&slot.number()).unwrap_or(0);
     }
 
-    /// Calls those whose turn it is, given how much of `limit_bytes` is in use. One that is larger than all room there is
-    /// goes alone.
-    pub(super) fn call(&mut self, used_bytes: u64, limit_bytes: u64, now: Duration) -> Vec<Waker> {
+    /// Admits writers in order, given how much of `limit_bytes` is in use. A write larger than the limit is admitted
+    /// alone.
+    pub(super) fn admit(&mut self, used_bytes: u64, limit_bytes: u64, now: Duration) -> Vec<Waker> {
         let mut wakers = Vec::new();
         while let Some((number, bytes, waker)) = self.waiters.take_first_if(|bytes| {
             let taken = used_bytes + self.kept_bytes;
             taken == 0 || taken + bytes <= limit_bytes
         }) {
-            self.called.insert(number, bytes);
+            self.admitted.insert(number, bytes);
             self.kept_bytes += bytes;
             self.since = now;
             wakers.push(waker);
@@ -103,20 +105,20 @@ impl Admission {
         wakers
     }
 
-    /// Everybody tries again, for the answer that is there for all.
-    pub(super) fn call_all(&mut self) -> Vec<Waker> {
-        self.keep_nothing();
+    /// Wakes all writers, to hear an answer that concerns all of them.
+    pub(super) fn admit_all(&mut self) -> Vec<Waker> {
+        self.release_kept();
         self.waiters.take_all()
     }
 
-    /// When what is kept will have been kept for long enough, if anybody is kept out by it.
-    pub(super) fn patience_ends(&self) -> Option<Duration> {
-        (self.is_awaited() && self.kept_bytes > 0).then(|| self.since + PATIENCE)
+    /// When to release the kept space, if a writer waits because of it.
+    pub(super) fn kept_until(&self) -> Option<Duration> {
+        (self.has_waiters() && self.kept_bytes > 0).then(|| self.since + KEEP_TIME)
     }
 
-    /// Keeps nothing any more for those called.
-    pub(super) fn keep_nothing(&mut self) {
-        self.called.clear();
+    /// Releases the space kept for admitted writers.
+    pub(super) fn release_kept(&mut self) {
+        self.admitted.clear();
         self.kept_bytes = 0;
     }
 }
@@ -127,62 +129,62 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(1);
 
-    fn wait(room: &mut Admission, slot: &mut Slot, bytes: u64) {
-        drop(room.wait(slot, bytes, Waker::noop()));
+    fn wait(admission: &mut Admission, slot: &mut Slot, bytes: u64) {
+        drop(admission.wait(slot, bytes, Waker::noop()));
     }
 
     #[test]
-    fn those_that_fit_are_called_in_their_order_and_nobody_goes_ahead() {
-        let mut room = Admission::default();
+    fn writers_that_fit_are_admitted_in_order_and_none_overtakes() {
+        let mut admission = Admission::default();
         let mut slots: [Slot; 4] = Default::default();
-        assert!(room.has_turn(&slots[0]), "where nobody waits, nobody is overtaken");
-        slots.iter_mut().zip([40, 40, 30, 10]).for_each(|(slot, bytes)| wait(&mut room, slot, bytes));
-        assert!(room.call(60, 90, NOW).is_empty(), "the last would fit, and it is not its turn");
-        assert_eq!(room.call(0, 90, NOW).len(), 2);
-        let turns = slots.each_ref().map(|slot| room.has_turn(slot));
-        assert_eq!(turns, [true, true, true, false], "those called, and the first of those not called");
-        assert!(!room.has_turn(&Slot::default()), "a newcomer");
-        assert_eq!(room.kept_from(&slots[2]), 80, "it finds no room beside what is kept");
-        assert_eq!(room.kept_from(&slots[1]), 40, "what is kept for oneself is room");
-        drop(room.leave(&mut slots[1], NOW));
-        assert!(room.call(40, 90, NOW).is_empty(), "40 are in use and 40 kept");
-        drop(room.leave(&mut slots[0], NOW));
-        assert_eq!(room.call(0, 90, NOW).len(), 2);
-        assert!(room.has_turn(&Slot::default()), "a newcomer, when all were called");
-        assert_eq!(room.kept_from(&Slot::default()), 40);
+        assert!(admission.has_turn(&slots[0]), "no writer waits, so none is overtaken");
+        slots.iter_mut().zip([40, 40, 30, 10]).for_each(|(slot, bytes)| wait(&mut admission, slot, bytes));
+        assert!(admission.admit(60, 90, NOW).is_empty(), "the last would fit, but it is not its turn");
+        assert_eq!(admission.admit(0, 90, NOW).len(), 2);
+        let turns = slots.each_ref().map(|slot| admission.has_turn(slot));
+        assert_eq!(turns, [true, true, true, false], "the admitted writers, and the first of the others");
+        assert!(!admission.has_turn(&Slot::default()), "a newcomer");
+        assert_eq!(admission.bytes_kept_from(&slots[2]), 80, "space kept for the others");
+        assert_eq!(admission.bytes_kept_from(&slots[1]), 40, "its own kept space does not count against it");
+        drop(admission.leave(&mut slots[1], NOW));
+        assert!(admission.admit(40, 90, NOW).is_empty(), "40 are in use and 40 kept");
+        drop(admission.leave(&mut slots[0], NOW));
+        assert_eq!(admission.admit(0, 90, NOW).len(), 2);
+        assert!(admission.has_turn(&Slot::default()), "a newcomer, once all are admitted");
+        assert_eq!(admission.bytes_kept_from(&Slot::default()), 40);
     }
 
     #[test]
-    fn one_that_finds_no_room_after_all_is_first_again() {
-        let mut room = Admission::default();
+    fn a_writer_that_still_finds_no_space_is_first_again() {
+        let mut admission = Admission::default();
         let mut slots: [Slot; 2] = Default::default();
-        slots.iter_mut().for_each(|slot| wait(&mut room, slot, 40));
-        assert_eq!(room.call(0, 50, NOW).len(), 1);
-        wait(&mut room, &mut slots[0], 40);
-        assert_eq!((room.has_turn(&slots[0]), room.has_turn(&slots[1])), (true, false));
-        assert_eq!(room.kept_from(&slots[1]), 0);
+        slots.iter_mut().for_each(|slot| wait(&mut admission, slot, 40));
+        assert_eq!(admission.admit(0, 50, NOW).len(), 1);
+        wait(&mut admission, &mut slots[0], 40);
+        assert_eq!((admission.has_turn(&slots[0]), admission.has_turn(&slots[1])), (true, false));
+        assert_eq!(admission.bytes_kept_from(&slots[1]), 0);
     }
 
     #[test]
-    fn what_is_larger_than_all_room_goes_alone() {
-        let mut room = Admission::default();
+    fn a_write_larger_than_the_limit_is_admitted_alone() {
+        let mut admission = Admission::default();
         let mut slot = Slot::default();
-        wait(&mut room, &mut slot, 500);
-        assert!(room.call(1, 90, NOW).is_empty());
-        assert_eq!(room.call(0, 90, NOW).len(), 1);
+        wait(&mut admission, &mut slot, 500);
+        assert!(admission.admit(1, 90, NOW).is_empty());
+        assert_eq!(admission.admit(0, 90, NOW).len(), 1);
     }
 
     #[test]
-    fn patience_with_those_who_do_not_come_has_an_end() {
-        let mut room = Admission::default();
+    fn space_kept_for_absent_writers_is_released() {
+        let mut admission = Admission::default();
         let mut slots: [Slot; 2] = Default::default();
-        slots.iter_mut().for_each(|slot| wait(&mut room, slot, 80));
-        assert_eq!(room.patience_ends(), None, "nothing is kept");
-        assert_eq!(room.call(0, 90, NOW).len(), 1);
-        assert_eq!(room.patience_ends(), Some(NOW + PATIENCE));
-        room.keep_nothing();
-        assert_eq!(room.call(0, 90, NOW).len(), 1, "the next one");
-        assert_eq!(room.patience_ends(), None, "nobody is kept out");
-        assert!(room.has_turn(&slots[0]), "who comes late has not lost its turn");
+        slots.iter_mut().for_each(|slot| wait(&mut admission, slot, 80));
+        assert_eq!(admission.kept_until(), None, "no space is kept");
+        assert_eq!(admission.admit(0, 90, NOW).len(), 1);
+        assert_eq!(admission.kept_until(), Some(NOW + KEEP_TIME));
+        admission.release_kept();
+        assert_eq!(admission.admit(0, 90, NOW).len(), 1, "the next one");
+        assert_eq!(admission.kept_until(), None, "no writer waits for kept space");
+        assert!(admission.has_turn(&slots[0]), "a late writer has not lost its turn");
     }
 }
