@@ -1,28 +1,29 @@
-//! Whether the next group waits for the writers that the last sync has just released.
+//! The commit delay: whether the next group waits for the writers that the last sync has released.
 //!
-//! When a sync ends, `released` writers are woken, and most of them write again at once. Two orders are possible:
+//! When a sync ends, its writers are woken, and most of them write again at once. There are two possible orders:
 //!
-//! - **Overlap**: start the next sync with what is staged, then wake. The disk never idles, but the writers fall into two
-//!   halves that take turns, and each sync serves one half.
-//! - **Together**: wake first, give them a moment to come back, then sync once for all of them.
+//! - **Overlap**: start the next sync with what is staged, then wake the writers. The disk never idles, but the
+//!   writers fall into two halves that take turns, and each sync serves one half.
+//! - **Together**: wake the writers, wait briefly for them to write again, then sync once for all of them.
 //!
-//! With `S` for a sync and `T` for the time in which all writers are woken and write again, overlap does a round of all
-//! writers in the longer of `2 S` and `T`, together in `S + T`. So together wins while `T < S`: a few dozen writers on a
-//! disk that takes a fraction of a millisecond; overlap wins for a thousand. `T` is taken as a constant per writer, `S`
-//! is measured.
+//! Let `S` be the time of a sync, and `T` the time to wake all writers and stage their next writes. A round of all
+//! writers takes the longer of `2 S` and `T` with overlap, and `S + T` together. So together wins while `T < S`: for
+//! a few dozen writers on a disk with syncs of a fraction of a millisecond. Overlap wins for a thousand. `T` is a
+//! constant per writer; `S` is measured.
 //!
-//! The moment given is `T`, which is less than `S`; it ends when all are back, and is not given for a while after the
-//! writers did not come back: those that write once per request of somebody else's lose next to nothing.
+//! The delay is at most `T`, which is less than `S`, and it ends when all writers are back. After writers did not
+//! come back, no delay is tried for a while: writers that wait for other requests between their writes lose almost
+//! nothing.
 
 use std::time::Duration;
 
 /// Time to wake a writer and to stage its next write, as measured with a few hundred tasks on two cores.
 const TURNAROUND_PER_WRITER: Duration = Duration::from_micros(2);
 
-/// What a wake-up from sleep takes at the least.
+/// Minimum time to wake a sleeping thread.
 const TURNAROUND_MIN: Duration = Duration::from_micros(100);
 
-/// Groups for which nothing is tried after the writers did not come back.
+/// Number of groups without a delay after writers did not come back.
 const GROUPS_WITHOUT: u32 = 64;
 
 #[derive(Debug, Default)]
@@ -30,27 +31,28 @@ pub(super) struct CommitDelay {
     /// Moving average of the duration of a sync.
     sync_time: Duration,
     skip_groups: u32,
-    /// The writers waited for, and until when.
+    /// The number of writers expected, and the end of the delay.
     waiting: Option<(u32, Duration)>,
 }
 
 impl CommitDelay {
-    /// A sync took so long.
+    /// Records the duration of a sync.
     pub(super) fn observe_sync(&mut self, took: Duration) {
         self.sync_time = if self.sync_time.is_zero() { took } else { (self.sync_time * 7 + took) / 8 };
     }
 
-    /// What a sync takes; zero before the first.
+    /// The average duration of a sync; zero before the first.
     pub(super) fn sync_time(&self) -> Duration {
         self.sync_time
     }
 
-    /// A sync has ended: whether its `released` writers should be woken, and waited for, before the next one starts.
+    /// Called when a sync has ended. Returns whether its `released` writers should be woken, and waited for, before
+    /// the next sync starts.
     pub(super) fn begin(&mut self, released: u32, staged: u32, now: Duration) -> bool {
         self.waiting = None;
         let writers = released + staged;
         let turnaround = TURNAROUND_MIN + TURNAROUND_PER_WRITER * writers;
-        // One writer alone is its own group whenever it comes.
+        // A lone writer forms its own group whenever it comes back.
         if released == 0 || writers < 2 || turnaround >= self.sync_time {
             return false;
         }
@@ -71,7 +73,7 @@ impl CommitDelay {
         self.waiting.map(|(_, until)| until)
     }
 
-    /// Ends the wait if it is over: `staged` writers have come back by `now`.
+    /// Ends the delay if it is over: `staged` writers have come back by `now`.
     pub(super) fn check(&mut self, staged: u32, now: Duration) {
         let Some((writers, until)) = self.waiting else { return };
         if staged < writers && now < until {
@@ -83,7 +85,7 @@ impl CommitDelay {
         self.waiting = None;
     }
 
-    /// A group is being started for another reason.
+    /// A group is started for another reason.
     pub(super) fn cancel(&mut self) {
         self.waiting = None;
     }
@@ -94,13 +96,13 @@ mod tests {
     use super::*;
 
     fn with_syncs_of(micros: u64) -> CommitDelay {
-        let mut linger = CommitDelay::default();
-        linger.observe_sync(Duration::from_micros(micros));
-        linger
+        let mut delay = CommitDelay::default();
+        delay.observe_sync(Duration::from_micros(micros));
+        delay
     }
 
     #[test]
-    fn few_writers_go_together_and_many_overlap() {
+    fn few_writers_sync_together_and_many_overlap() {
         let now = Duration::from_secs(1);
         for (released, staged, micros, expected) in
             [(64, 0, 400, true), (32, 32, 400, true), (512, 512, 400, false), (1, 0, 400, false), (2, 0, 20, false)]
@@ -111,18 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn writers_that_do_not_come_back_are_not_waited_for_again() {
-        let mut linger = with_syncs_of(1000);
+    fn no_delay_for_a_while_after_writers_did_not_come_back() {
+        let mut delay = with_syncs_of(1000);
         let now = Duration::from_secs(1);
-        assert!(linger.begin(10, 0, now));
-        assert_eq!(linger.wanted(), 10);
-        linger.check(3, now);
-        assert_eq!(linger.wanted(), 10, "the moment is not over");
-        let until = linger.deadline().unwrap();
+        assert!(delay.begin(10, 0, now));
+        assert_eq!(delay.wanted(), 10);
+        delay.check(3, now);
+        assert_eq!(delay.wanted(), 10, "the delay is not over");
+        let until = delay.deadline().unwrap();
         assert!(until < now + Duration::from_micros(1000), "less than a sync");
-        linger.check(3, until);
-        assert_eq!(linger.wanted(), 0);
-        let tries = (0..=GROUPS_WITHOUT).filter(|_| linger.begin(10, 0, now)).count();
+        delay.check(3, until);
+        assert_eq!(delay.wanted(), 0);
+        let tries = (0..=GROUPS_WITHOUT).filter(|_| delay.begin(10, 0, now)).count();
         assert_eq!(tries, 1, "tried again after {GROUPS_WITHOUT} groups");
     }
 }

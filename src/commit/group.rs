@@ -1,10 +1,10 @@
-//! A commit group: the writes that share one contiguous write and one sync, and so one outcome.
+//! A commit group: the writes that share one contiguous write and one sync, and therefore one outcome.
 //!
-//! Every accepted write holds an [`Arc`] of its group and waits for the group to reach the phase its durability asks
-//! for. The commit task moves the group through its phases and wakes the waiters of a phase in one loop, outside all
-//! locks. A group that fails tells every one of its waiters the same.
+//! Every accepted write holds an [`Arc`] of its group and waits until the group reaches the phase that its durability
+//! asks for. The commit task advances the group through its phases and wakes the waiters of a phase in one loop,
+//! outside all locks. If a group fails, all of its waiters get the same error.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, Result};
@@ -13,40 +13,61 @@ use crate::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::wake;
 use crate::sync::{Mutex, MutexGuard};
 
-/// How far a group has come. It begins in the log's buffers, with none of these.
+/// How far a group has come. A staged group has reached none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
-    /// The kernel has it.
+    /// The kernel has the group's bytes.
     Written = 1,
-    /// Everything its members asked for is done.
+    /// Everything that the group's writers asked for is done.
     Resolved = 2,
-    /// It will not be done; the group holds the error.
+    /// The group failed; it holds the error.
     Failed = 3,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     phase: AtomicU8,
-    waiters: Mutex<Waiters>,
+    waiters: Mutex<GroupWaiters>,
 }
 
 #[derive(Debug, Default)]
-struct Waiters {
+struct GroupWaiters {
     written: Vec<Waker>,
     resolved: Vec<Waker>,
     error: Option<Error>,
 }
 
-/// Which wake-up a writer waits for.
+/// The phase that a writer waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitFor {
     Written,
     Resolved,
 }
 
+/// A caller's claim to the outcome of a group.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    group: Arc<Group>,
+    wait: WaitFor,
+    index: usize,
+    pub(crate) last_seq: u64,
+}
+
+impl Ticket {
+    /// Registers `waker` with `group`.
+    pub(super) fn new(group: Arc<Group>, wait: WaitFor, waker: &Waker, last_seq: u64) -> Self {
+        let index = group.register(wait, waker);
+        Self { group, wait, index, last_seq }
+    }
+
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {
+        self.group.poll(self.wait, self.index, cx)
+    }
+}
+
 impl Group {
-    /// Registers a waiter and returns its place, for [`Group::poll`].
+    /// Registers a waiter and returns its index, for [`Group::poll`].
     pub(crate) fn register(&self, wait: WaitFor, waker: &Waker) -> usize {
         let mut waiters = self.lock();
         let list = waiters.list(wait);
@@ -54,14 +75,15 @@ impl Group {
         list.len() - 1
     }
 
-    /// Whether the group has come as far as the waiter registered at `index` wants; if not, `cx` is the one to wake.
+    /// Whether the group has reached the phase that the waiter at `index` waits for. If not, registers the waker of
+    /// `cx`.
     pub(crate) fn poll(&self, wait: WaitFor, index: usize, cx: &Context<'_>) -> Poll<Result<()>> {
         if let Some(outcome) = self.outcome(wait) {
             let is_dropped = index > 0 && seeded_bug::is(SeededBug::FollowerErrorDropped);
             return Poll::Ready(if is_dropped { Ok(()) } else { outcome });
         }
         let mut waiters = self.lock();
-        // The phase is changed before the wakers are taken, under this lock: looking again closes the gap.
+        // The phase changes under this lock, before the wakers are taken. Looking again here closes the gap.
         if let Some(outcome) = self.outcome_with(wait, &waiters)
             && !seeded_bug::is(SeededBug::WakerLost)
         {
@@ -71,13 +93,13 @@ impl Group {
             Some(waker) if !waker.will_wake(cx.waker()) => Some(std::mem::replace(waker, cx.waker().clone())),
             _ => None,
         };
-        // Outside the lock: dropping a waker may drop a task, and with it whatever the task owns.
+        // Outside the lock: dropping a waker may drop a task, and with it everything that the task owns.
         drop(waiters);
         drop(old);
         Poll::Pending
     }
 
-    /// Moves the group on and wakes whoever waits for that.
+    /// Advances the group to `phase` and wakes the writers that wait for it.
     pub(crate) fn advance(&self, phase: Phase) {
         self.finish(phase, None);
     }
@@ -119,14 +141,14 @@ impl Group {
         }
     }
 
-    fn outcome_with(&self, wait: WaitFor, waiters: &Waiters) -> Option<Result<()>> {
+    fn outcome_with(&self, wait: WaitFor, waiters: &GroupWaiters) -> Option<Result<()>> {
         match &waiters.error {
             Some(error) => Some(Err(error.clone())),
             None => reached(self.phase(), wait).then_some(Ok(())),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiters> {
+    fn lock(&self) -> MutexGuard<'_, GroupWaiters> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,7 +161,7 @@ fn reached(phase: u8, wait: WaitFor) -> bool {
         }
 }
 
-impl Waiters {
+impl GroupWaiters {
     fn list(&mut self, wait: WaitFor) -> &mut Vec<Waker> {
         match wait {
             WaitFor::Written => &mut self.written,

@@ -8,7 +8,7 @@ use crate::io::Io;
 use crate::keydir::Keydir;
 use crate::segment::{Reserve, SegmentSet, SharedManifest};
 
-/// What the commit task, the maintenance task and the callers work with. A clone shares all of them.
+/// Shared by the commit task, the maintenance task and the callers. Cloning it is cheap.
 #[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) io: Arc<dyn Io>,
@@ -21,7 +21,7 @@ pub(crate) struct Parts {
     pub(crate) commit_counters: Arc<CommitCounters>,
 }
 
-/// Counted by the task, read by `stats`.
+/// Counted by the commit task, read by `stats`.
 #[derive(Debug, Default)]
 pub(crate) struct CommitCounters {
     pub(crate) groups: AtomicU64,
@@ -29,7 +29,7 @@ pub(crate) struct CommitCounters {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_prewritten: AtomicU64,
     pub(crate) syncs: AtomicU64,
-    /// What a sync takes, as a moving average in nanoseconds; 0 before the first.
+    /// Moving average of the duration of a sync in nanoseconds; 0 before the first.
     pub(crate) sync_nanos: AtomicU64,
 }
 

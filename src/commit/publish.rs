@@ -1,4 +1,4 @@
-//! Publication: from when on a record is its key's value.
+//! Publication: from here on a record is the value of its key.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::keydir::{Keydir, KeydirUpdate, Location, Published};
 use crate::segment::{Segment, SegmentSet};
 
 impl Publication {
-    /// What the keydir is to hold of it.
+    /// The keydir update for this record.
     fn record<'a>(&self, segment: &Segment, key: &'a [u8]) -> Option<KeydirUpdate<'a>> {
         let location = match self.member.kind {
-            // Segments end long before a location's reach; see the limit on `segment_bytes` and on a value.
+            // Segments are too short to exceed a location's range; see the limits on `segment_bytes` and on a value.
             RecordKind::Put => Some(Location::new(segment.id, self.offset, self.member.value_len)?),
             _ => None,
         };
@@ -19,10 +19,10 @@ impl Publication {
     }
 }
 
-/// Puts one record into the keydir and moves the bytes that live and die with that.
+/// Publishes one record in the keydir and updates the live-byte counters.
 pub(super) fn publish(
     keydir: &Keydir,
-    registry: &SegmentSet,
+    segments: &SegmentSet,
     segment: &Arc<Segment>,
     key: &[u8],
     publication: &Publication,
@@ -32,16 +32,16 @@ pub(super) fn publish(
         Some(location) => keydir.publish(key, seq, location),
         None => keydir.bury(key, seq),
     };
-    account(registry, segment, publication, published);
+    account(segments, segment, publication, published);
 }
 
-/// As [`publish`] for each record of a group, with the keys and publications of `records`.
+/// Publishes all records of a group, as [`publish`] does for one.
 ///
-/// In a large keydir every record misses the cache some times. The commit task does nothing else meanwhile, so it has
-/// the misses of many records at once: with a million keys that takes a third of the time.
+/// In a large keydir each record causes several cache misses. Handling many records together overlaps their misses,
+/// which with a million keys takes a third of the time.
 pub(super) fn publish_many<'a>(
     keydir: &Keydir,
-    registry: &SegmentSet,
+    segments: &SegmentSet,
     segment: &Arc<Segment>,
     records: impl Iterator<Item = (&'a [u8], &'a Publication)>,
 ) {
@@ -50,12 +50,12 @@ pub(super) fn publish_many<'a>(
     let mut published = Vec::with_capacity(records.len());
     keydir.publish_many(&records, |index, of_record| published.push((index, of_record)));
     for (index, of_record) in published {
-        account(registry, segment, publications[index], of_record);
+        account(segments, segment, publications[index], of_record);
     }
 }
 
-/// Moves the bytes that live and die with a record that was published in `segment`.
-fn account(registry: &SegmentSet, segment: &Segment, publication: &Publication, published: Published) {
+/// Updates the live-byte counters for a record that was published in `segment`.
+fn account(segments: &SegmentSet, segment: &Segment, publication: &Publication, published: Published) {
     let member = publication.member;
     let Published { applied, replaced } = published;
     if applied && member.kind == RecordKind::Put {
@@ -66,7 +66,7 @@ fn account(registry: &SegmentSet, segment: &Segment, publication: &Publication, 
         if replaced.segment == segment.id {
             segment.remove_live(dead);
         } else {
-            registry.record_died(replaced.segment, dead);
+            segments.record_died(replaced.segment, dead);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The commit queue under a schedule explorer: see [`crate::testing::schedules`].
+//! Models of the commit queue for the schedule explorer; see [`crate::testing::schedules`].
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::group::{Group, Phase, WaitFor};
 use super::log::{Accepted, Limits, Log, OfferWait};
 use super::prepared::Prepared;
 use super::publish::publish;
-use super::stage::{Place, PublishWhen, Taken};
+use super::stage::{AppendPoint, PublishWhen, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keydir::Keydir;
 use crate::options::Durability;
@@ -26,8 +26,8 @@ fn failure() -> Error {
     Error::new(ErrorKind::Poisoned, "the sync failed")
 }
 
-/// Waiters that go on in another task than the one that registered them, and one that never comes back, while their
-/// group is moved on or fails.
+/// Waiters that are polled by another task than the one that registered them, and one that is never polled again,
+/// while their group advances or fails.
 pub(crate) fn one_outcome_for_all() {
     let group = Arc::new(Group::default());
     let waiters = [WaitFor::Written, WaitFor::Resolved, WaitFor::Resolved].map(|wait| {
@@ -46,37 +46,37 @@ pub(crate) fn one_outcome_for_all() {
     }
     let [written, first, second] = waiters.map(|waiter| waiter.join().unwrap());
     assert_eq!((first, second), (!fails, !fails), "two waiters of one group that fails: {fails}");
-    assert!(written || fails, "a group that was resolved has failed for who waited for less");
+    assert!(written || fails, "a resolved group failed for a waiter of an earlier phase");
 }
 
 /// The log, its callers, and a commit task that writes and syncs one group at a time.
 struct Queue {
     log: Log,
     keydir: Arc<Keydir>,
-    registry: Arc<SegmentSet>,
-    /// Sequence numbers up to this one were written when the last sync began that has succeeded.
+    segments: Arc<SegmentSet>,
+    /// The newest sequence number that was written when the last successful sync began.
     synced: AtomicU64,
 }
 
 impl Queue {
     fn new() -> Self {
-        Self::with_room(1 << 20)
+        Self::with_staging_bytes(1 << 20)
     }
 
-    /// With a buffer of so many bytes.
-    fn with_room(staging_bytes: u64) -> Self {
+    /// A queue with a staging buffer of `staging_bytes`.
+    fn with_staging_bytes(staging_bytes: u64) -> Self {
         let world = World::new(&Image::new());
         let keydir = Arc::new(Keydir::new((1, 2), 2));
-        let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
+        let segments = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
-        registry.insert(Arc::clone(&segment));
+        segments.insert(Arc::clone(&segment));
         let limits = Limits { segment_bytes: 1 << 20, staging_bytes, reserve_bytes: 0 };
-        let log = Log::new(Arc::new(world), Arc::clone(&keydir), Arc::clone(&registry), limits, 1);
-        log.set_place(Place { segment, next_offset: 4096, next_ordinal: 0, claimed_end: u64::MAX });
-        Self { log, keydir, registry, synced: AtomicU64::new(0) }
+        let log = Log::new(Arc::new(world), Arc::clone(&keydir), Arc::clone(&segments), limits, 1);
+        log.set_append_point(AppendPoint { segment, next_offset: 4096, next_ordinal: 0, preallocated_end: u64::MAX });
+        Self { log, keydir, segments, synced: AtomicU64::new(0) }
     }
 
-    /// Puts `key`; when that is acknowledged, returns its sequence number.
+    /// Puts `key`; returns its sequence number once it is acknowledged.
     fn put(&self, key: &[u8], durability: Durability) -> Result<u64> {
         let op = Prepared::put(Vec::new(), key, b"value");
         let mut wait = OfferWait::default();
@@ -87,7 +87,7 @@ impl Queue {
         }
     }
 
-    /// A put whose caller goes away at once.
+    /// A put whose caller leaves at once.
     fn put_and_leave(&self, key: &[u8]) {
         let op = Prepared::put(Vec::new(), key, b"value");
         let cx = &Context::from_waker(Waker::noop());
@@ -95,7 +95,7 @@ impl Queue {
         assert!(matches!(accepted, Poll::Ready(Ok(Accepted::Waiting(_)) | Err(_))), "a put is {accepted:?}");
     }
 
-    /// Offers a put of `key`; hands the offer to another thread, which gives it up, if it was not accepted.
+    /// Offers a put of `key`. If it was not accepted, another thread withdraws the offer.
     fn offer_and_give_up(self: &Arc<Self>, key: &'static [u8]) -> Option<thread::JoinHandle<()>> {
         let op = Prepared::put(Vec::new(), key, b"value");
         let mut wait = OfferWait::default();
@@ -113,7 +113,7 @@ impl Queue {
                 if demand.closing {
                     return;
                 }
-                block_on(poll_fn(|cx| self.log.poll_bell(cx)));
+                block_on(poll_fn(|cx| self.log.poll_notified(cx)));
                 continue;
             };
             taken.segment.set_written_end(taken.end);
@@ -136,7 +136,7 @@ impl Queue {
 
     fn publish(&self, taken: &Taken, when: PublishWhen) {
         for publication in taken.publications.iter().filter(|publication| publication.when == when) {
-            publish(&self.keydir, &self.registry, &taken.segment, taken.key(publication), publication);
+            publish(&self.keydir, &self.segments, &taken.segment, taken.key(publication), publication);
         }
     }
 
@@ -145,8 +145,8 @@ impl Queue {
     }
 }
 
-/// Writers of three durabilities, a sync, a caller that goes away, and a watcher of the log's numbers.
-pub(crate) fn callers_meet_the_task() {
+/// Writers of three durabilities, a sync, a caller that leaves, and an observer of the log's sequence numbers.
+pub(crate) fn callers_against_the_task() {
     let queue = Arc::new(Queue::new());
     let task = Arc::clone(&queue);
     let task = thread::spawn(move || task.serve());
@@ -162,18 +162,18 @@ pub(crate) fn callers_meet_the_task() {
         }),
         thread::spawn(move || {
             if second.put(b"written", Durability::Written).is_ok() {
-                assert!(second.is_seen(b"written"), "acknowledged, and not seen");
+                assert!(second.is_seen(b"written"), "acknowledged, but not visible");
             }
             let _ = second.put(b"synced too", Durability::Synced);
         }),
         thread::spawn(move || {
             let Ok(seq) = third.put(b"buffered", Durability::Buffered) else { return };
-            assert!(third.is_seen(b"buffered"), "acknowledged, and not seen");
+            assert!(third.is_seen(b"buffered"), "acknowledged, but not visible");
             let ticket = third.log.request_sync(Waker::noop());
             let synced =
                 ticket.and_then(|ticket| ticket.map_or(Ok(()), |ticket| block_on(poll_fn(|cx| ticket.poll(cx)))));
             if synced.is_ok() {
-                assert!(third.synced.load(Ordering::SeqCst) >= seq, "a sync that does not cover what was accepted");
+                assert!(third.synced.load(Ordering::SeqCst) >= seq, "the sync does not cover an accepted write");
                 let mut slot = Slot::default();
                 assert!(block_on(poll_fn(|cx| third.log.poll_durable(seq, &mut slot, cx))).is_ok());
             }
@@ -182,7 +182,7 @@ pub(crate) fn callers_meet_the_task() {
             let mut last = (0, 0);
             for _ in 0..3 {
                 let now = (watching.log.durable_seq(), watching.log.resolved_seq());
-                assert!(now.0 >= last.0 && now.1 >= last.1, "durable and resolved went from {last:?} to {now:?}");
+                assert!(now.0 >= last.0 && now.1 >= last.1, "durable and resolved went back from {last:?} to {now:?}");
                 last = now;
             }
         }),
@@ -193,14 +193,15 @@ pub(crate) fn callers_meet_the_task() {
     queue.log.begin_close();
     task.join().unwrap();
     if queue.log.ended().is_none() {
-        assert_eq!(queue.log.resolved_seq(), queue.log.next_seq() - 1, "the close has drained everything");
+        assert_eq!(queue.log.resolved_seq(), queue.log.next_seq() - 1, "the close left something unresolved");
     }
 }
 
-/// Writers of whom only one at a time finds room, two of whom go away while they wait for it. The others are all let in.
-pub(crate) fn room_for_those_who_stay() {
+/// Only one writer at a time finds space, and two of the writers leave while they wait for it. The others are all
+/// accepted.
+pub(crate) fn space_for_writers_that_stay() {
     let len = Prepared::put(Vec::new(), b"stays 1", b"value").log_len();
-    let queue = Arc::new(Queue::with_room(len + len / 2));
+    let queue = Arc::new(Queue::with_staging_bytes(len + len / 2));
     let task = Arc::clone(&queue);
     let task = thread::spawn(move || task.serve());
     let (first, second, third) = (Arc::clone(&queue), Arc::clone(&queue), Arc::clone(&queue));
@@ -221,7 +222,7 @@ pub(crate) fn room_for_those_who_stay() {
     ];
     let stayed = callers.map(|caller| caller.join().unwrap());
     let has_failed = queue.log.ended().is_some();
-    assert!(has_failed || stayed == [true; 3], "{stayed:?} were let in by a log that goes on");
+    assert!(has_failed || stayed == [true; 3], "{stayed:?} were accepted by an open log");
     if !has_failed {
         assert!(queue.put(b"stays 4", Durability::Written).is_ok() || queue.log.ended().is_some());
     }

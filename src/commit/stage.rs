@@ -1,9 +1,9 @@
-//! The staging buffer: records in the order of the log, between the callers that copy them in and the commit task that
-//! takes them out as one contiguous write.
+//! The staging buffer: records in log order, between the callers that copy them in and the commit task that takes
+//! them out as one contiguous write.
 //!
-//! Small records are copied into one growing buffer; a large value stays where it is and is *spliced* in. Positions are
-//! of two sorts: a *buffer position* counts bytes of the buffer alone, a *log offset* counts from the start of the
-//! segment and includes the spliced values.
+//! Small records are copied into one growing buffer. A large value stays where it is and is *spliced* in. So there
+//! are two kinds of positions: a *buffer position* counts bytes of the buffer alone; a *log offset* counts from the
+//! start of the segment and includes spliced values.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::group::Group;
-use super::prepared::{Member, Prepared, Shape};
+use super::prepared::{Prepared, PreparedRecord, WriteShape};
 use crate::format::{
     ALIGN, BATCH_FRAME_LEN, BatchFrame, RECORD_HEADER_LEN, RecordKind, WATERMARK_LEN, Watermark, patch_header,
 };
@@ -20,22 +20,33 @@ use crate::segment::Segment;
 
 /// Where the next record goes.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct AppendPoint {
     pub(crate) segment: Arc<Segment>,
     pub(crate) next_offset: u64,
     pub(crate) next_ordinal: u32,
-    /// Disk space is claimed up to here.
-    pub(crate) claimed_end: u64,
+    /// End of the preallocated disk space.
+    pub(crate) preallocated_end: u64,
 }
 
-/// When a staged record is published, and how.
+/// A record to publish: when, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Publication {
     /// `member.position` is a buffer position.
-    pub(crate) member: Member,
+    pub(crate) member: PreparedRecord,
     pub(crate) seq: u64,
     pub(crate) offset: u64,
     pub(crate) when: PublishWhen,
+}
+
+impl Publication {
+    pub(super) fn new(member: &PreparedRecord, position: usize, offset: u64, seq: u64, when: PublishWhen) -> Self {
+        Self {
+            member: PreparedRecord { position: position + member.position, ..*member },
+            seq,
+            offset: offset + member.position as u64,
+            when,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +55,11 @@ pub(crate) enum PublishWhen {
     Written,
     /// When the group is durable.
     Resolved,
-    /// Published already; when the group is resolved, the tombstone entry it left is swept.
+    /// Already published. When the group is resolved, the tombstone entry it left is swept.
     SweepOnly,
 }
 
-/// Records of one segment that no read can get from the file yet.
+/// Records of one segment that cannot be read from the file yet.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) segment: u32,
@@ -58,15 +69,15 @@ pub(crate) struct Run {
     splices: Vec<Splice>,
 }
 
-/// A large value: where it lies in the log, and where the buffer goes on.
+/// A large value, and where the buffer continues.
 #[derive(Clone, Debug)]
 struct Splice {
-    /// Buffer position behind which the value comes.
+    /// The value follows this buffer position.
     position: usize,
     value: Bytes,
 }
 
-/// What the commit task takes.
+/// A group as the commit task takes it.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) group: Arc<Group>,
@@ -77,7 +88,7 @@ pub(crate) struct Taken {
     pub(crate) last_seq: u64,
     pub(crate) records: u32,
     pub(crate) tombstone_bytes: u64,
-    /// All records written so far, this group's included: the next record's ordinal.
+    /// The ordinal of the next record: counts all records of the segment, including this group's.
     pub(crate) next_ordinal: u32,
     pub(crate) buffer: Bytes,
     pub(crate) pieces: Vec<Bytes>,
@@ -106,9 +117,9 @@ pub(crate) struct Stage {
     pub(crate) last_seq: u64,
     has_batch: bool,
     pub(crate) has_buffered: bool,
-    /// Whether anybody waits for the kernel.
+    /// Whether a writer waits for the kernel only.
     pub(crate) awaits_written: bool,
-    /// How many wait for the disk.
+    /// How many writers wait for a sync.
     pub(crate) sync_waiters: u32,
 }
 
@@ -126,41 +137,41 @@ impl Stage {
         self.buffer.len() as u64 + self.spliced_len
     }
 
-    /// Copies `op` in at `place`, giving its records sequence numbers from `first_seq` on; returns the buffer position
-    /// and the log offset of its first byte.
+    /// Copies `op` in at `point`, with sequence numbers from `first_seq` on. Returns the buffer position and the log
+    /// offset of its first byte.
     pub(crate) fn push(
         &mut self,
-        place: &mut Place,
+        point: &mut AppendPoint,
         op: &Prepared,
         first_seq: u64,
         durable_offset: u64,
     ) -> (usize, u64) {
         if self.is_empty() {
-            self.base = place.next_offset;
-            self.first_ordinal = place.next_ordinal;
+            self.base = point.next_offset;
+            self.first_ordinal = point.next_ordinal;
             self.first_seq = first_seq;
             self.buffer.resize(WATERMARK_LEN, 0);
-            place.next_offset += WATERMARK_LEN as u64;
-            place.next_ordinal += 1;
+            point.next_offset += WATERMARK_LEN as u64;
+            point.next_ordinal += 1;
         }
-        let (position, offset) = (self.buffer.len(), place.next_offset);
+        let (position, offset) = (self.buffer.len(), point.next_offset);
         self.buffer.extend_from_slice(&op.bytes);
-        if let Shape::Batch(members) = &op.shape {
+        if let WriteShape::Batch(members) = &op.shape {
             self.has_batch = true;
             let frame = BatchFrame {
                 count: u32::try_from(members.len()).unwrap_or(u32::MAX),
                 bytes: (op.bytes.len() - BATCH_FRAME_LEN) as u64,
                 durable_offset,
             };
-            let frame = frame.encode(&place.segment.binding, offset, first_seq, place.next_ordinal);
+            let frame = frame.encode(&point.segment.binding, offset, first_seq, point.next_ordinal);
             self.buffer[position..position + BATCH_FRAME_LEN].copy_from_slice(&frame);
-            place.next_ordinal += 1;
+            point.next_ordinal += 1;
         }
         for (member, seq) in op.members().iter().zip(first_seq..) {
             let start = position + member.position;
             let header = &mut self.buffer[start..start + RECORD_HEADER_LEN];
-            patch_header(header, &place.segment.binding, offset + member.position as u64, seq, place.next_ordinal);
-            place.next_ordinal += 1;
+            patch_header(header, &point.segment.binding, offset + member.position as u64, seq, point.next_ordinal);
+            point.next_ordinal += 1;
             self.last_seq = seq;
             if member.kind == RecordKind::Tombstone {
                 self.tombstone_bytes += member.record_len();
@@ -170,17 +181,17 @@ impl Stage {
             self.splices.push(Splice { position: self.buffer.len(), value: value.clone() });
             self.spliced_len += value.len() as u64;
         }
-        self.pad(offset, place);
+        self.pad(offset, point);
         self.records += u32::try_from(op.members().len()).unwrap_or(u32::MAX);
         (position, offset)
     }
 
-    /// Brings the end of the log to a multiple of [`ALIGN`].
-    fn pad(&mut self, offset: u64, place: &mut Place) {
+    /// Pads the log to a multiple of [`ALIGN`].
+    fn pad(&mut self, offset: u64, point: &mut AppendPoint) {
         debug_assert!(offset >= self.base, "a record at {offset} before its group's base {}", self.base);
         let padding = self.len().next_multiple_of(ALIGN) - self.len();
         self.buffer.resize(self.buffer.len() + to_usize(padding), 0);
-        place.next_offset = self.base + self.len();
+        point.next_offset = self.base + self.len();
     }
 
     pub(crate) fn publish_later(&mut self, publication: Publication) {
@@ -192,17 +203,17 @@ impl Stage {
         read_pieces(self.base, &self.buffer, &self.splices, offset, value_len)
     }
 
-    /// Ends the group: what is to be written, and the same as a run for readers.
-    pub(crate) fn finish(mut self, place: &Place, mark: Watermark, wants_sync: bool) -> (Taken, Option<Run>) {
+    /// Ends the group: returns it for the commit task, and the same bytes as a run for readers.
+    pub(crate) fn finish(mut self, point: &AppendPoint, mark: Watermark, wants_sync: bool) -> (Taken, Option<Run>) {
         let end = self.base + self.len();
         let is_empty = self.is_empty();
         if !is_empty {
-            let mark = mark.encode(&place.segment.binding, self.base, self.first_seq, self.first_ordinal);
+            let mark = mark.encode(&point.segment.binding, self.base, self.first_seq, self.first_ordinal);
             self.buffer[..WATERMARK_LEN].copy_from_slice(&mark);
         }
         let buffer = self.buffer.freeze();
         let run = (!is_empty).then(|| Run {
-            segment: place.segment.id,
+            segment: point.segment.id,
             base: self.base,
             end,
             buffer: buffer.clone(),
@@ -210,14 +221,14 @@ impl Stage {
         });
         let taken = Taken {
             group: self.group,
-            segment: Arc::clone(&place.segment),
+            segment: Arc::clone(&point.segment),
             base: self.base,
             end,
             first_seq: self.first_seq,
             last_seq: self.last_seq,
             records: self.records,
             tombstone_bytes: self.tombstone_bytes,
-            next_ordinal: place.next_ordinal,
+            next_ordinal: point.next_ordinal,
             pieces: pieces(&buffer, &self.splices),
             buffer,
             publications: self.publications,
@@ -244,7 +255,7 @@ impl Taken {
     }
 }
 
-/// Buffer and splices in the order of the log.
+/// Buffer and splices in log order.
 fn pieces(buffer: &Bytes, splices: &[Splice]) -> Vec<Bytes> {
     let mut pieces = Vec::with_capacity(splices.len() * 2 + 1);
     let mut position = 0;
@@ -258,8 +269,8 @@ fn pieces(buffer: &Bytes, splices: &[Splice]) -> Vec<Bytes> {
     pieces
 }
 
-/// A value lies whole within the buffer or is a whole splice. A small one is copied, so that it does not hold the
-/// group's buffer.
+/// A value lies entirely within the buffer or is an entire splice. A small value is copied, so that it does not keep
+/// the group's buffer alive.
 fn read_pieces(base: u64, buffer: &[u8], splices: &[Splice], offset: u64, value_len: usize) -> Option<Bytes> {
     let mut left = usize::try_from(offset.checked_sub(base)?).ok()?;
     let mut position = 0;
@@ -279,7 +290,7 @@ fn read_pieces(base: u64, buffer: &[u8], splices: &[Splice], offset: u64, value_
     buffer.get(start..start.checked_add(value_len)?).map(Bytes::copy_from_slice)
 }
 
-/// Whether a tombstone.
+/// Whether the record is a tombstone.
 pub(crate) fn is_delete(publication: &Publication) -> bool {
     publication.member.kind == RecordKind::Tombstone
 }

@@ -1,37 +1,42 @@
-//! The log as callers see it: one mutex, behind which a write gets its sequence number, its place and its bytes copied.
+//! The log as callers see it: one mutex that gives a write its sequence number, its position and its place in the
+//! buffer.
 //!
-//! # The life of a write
+//! The steps of one write are told in [`crate::commit`]. The parts here:
 //!
-//! 1. The caller's thread prepares the record ([`Prepared`]), then takes the lock in [`Log::accept`]: sequence number,
-//!    place, copy. A `Buffered` write is published to the keydir there and then, under the same lock, and is done.
-//! 2. Otherwise the caller holds a [`Ticket`] of the commit group. The commit task takes the group, writes it, syncs if
-//!    anybody asked, publishes, and wakes the waiters.
+//! - [`accept`]: a caller offers a write.
+//! - [`admission`]: the order in which writers that wait for space go on.
+//! - [`requests`]: sync, wait, seal, read what is staged, close; and when to notify the commit task.
+//! - [`for_task`]: the commit task's side.
 //!
 //! # Invariants
 //!
-//! - Sequence numbers, ordinals and offsets grow together; a record is staged in the segment of [`State::place`] only.
-//! - `resolved_seq` ≤ `next_seq`: writes up to it are published or failed for ever. A conditional write whose key may
-//!   have an unresolved write (its bucket of `last_unresolved` says so) waits for that before it looks.
-//! - Staged bytes are within `staging_bytes`, or are one write.
-//! - Disk space up to `claimed_end` belongs to the segment: what is accepted cannot fail for want of space, where the
-//!   file system lets space be claimed.
-//! - No await and no I/O happens under the lock, and no foreign waker is woken under it; one may be cloned.
+//! - Sequence numbers, ordinals and offsets grow together. A record is staged only in the segment of
+//!   [`LogState::append_point`].
+//! - `resolved_seq` < `next_seq`: writes up to it are published or have failed for good. A delete whose key may have
+//!   an unresolved write (its bucket of `last_unresolved` says so) waits for that write before it decides whether the
+//!   key exists.
+//! - Staged bytes stay within `staging_bytes`, except for a single larger write.
+//! - Disk space up to `preallocated_end` belongs to the segment. An accepted write cannot fail for lack of space,
+//!   where the file system supports preallocation.
+//! - No `await` and no I/O happens under the lock. Wakers are the caller's code: under the lock one may be cloned,
+//!   but none is woken or dropped.
 
-mod callers;
-mod room;
-mod task_side;
+mod accept;
+mod admission;
+mod for_task;
+mod requests;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::BytesMut;
 
-use self::room::Room;
-use crate::commit::group::{Group, WaitFor};
-use crate::commit::prepared::Member;
-use crate::commit::stage::{Place, Publication, PublishWhen, Run, Stage};
+use self::admission::Admission;
+pub(in crate::commit) use self::admission::{Refused, SpaceWanted};
+use crate::commit::group::{Group, Ticket, WaitFor};
+use crate::commit::stage::{AppendPoint, Run, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Io;
 use crate::keydir::Keydir;
@@ -41,27 +46,27 @@ use crate::sync::promise::Promise;
 use crate::sync::waiters::{Slot, Waiters};
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
-/// A group this large is worth a write of its own while a sync is under way.
+/// While a sync is in flight, a group of this size is written without waiting for it.
 pub(in crate::commit) const WRITE_BEHIND_BYTES: u64 = 256 * 1024;
 
-/// Keys are hashed to this many buckets, each with the newest sequence number that is not published at once.
+/// Keys are hashed to this many buckets. Each holds the newest sequence number that was not published on acceptance.
 const UNRESOLVED_BUCKETS: usize = 4096;
 
-/// Callers and the commit task meet here.
+/// The meeting point of the callers and the commit task.
 pub(crate) struct Log {
-    state: Mutex<State>,
-    bell: Bell,
+    state: Mutex<LogState>,
+    notifier: Notifier,
     keydir: Arc<Keydir>,
-    registry: Arc<SegmentSet>,
+    segments: Arc<SegmentSet>,
     io: Arc<dyn Io>,
     limits: Limits,
     resolved_seq: AtomicU64,
     durable_seq: AtomicU64,
-    /// Where the active segment is durable up to; what the watermarks carry.
+    /// The durable length of the active segment, which watermarks carry.
     durable_offset: AtomicU64,
 }
 
-/// The options the log keeps to.
+/// The options that the log enforces.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) segment_bytes: u64,
@@ -69,139 +74,110 @@ pub(crate) struct Limits {
     pub(crate) reserve_bytes: u64,
 }
 
-pub(in crate::commit) struct State {
-    place: Option<Place>,
+pub(in crate::commit) struct LogState {
+    append_point: Option<AppendPoint>,
     next_seq: u64,
     stage: Stage,
-    /// Taken, but not yet in the kernel: readers still find it here. After a failed write it stays for ever.
+    /// Taken by the commit task, but not yet readable from the file: readers find these records here. After a failed
+    /// write that poisons the store, the run stays.
     runs: VecDeque<Run>,
     run_bytes: u64,
     spare_buffer: Option<BytesMut>,
     last_unresolved: Vec<u64>,
-    /// By the same buckets, the newest delete: an absence may rest on it.
+    /// The newest delete per bucket: the absence of a key may depend on it.
     last_delete: Vec<u64>,
-    status: Status,
-    room: Room,
+    status: LogStatus,
+    admission: Admission,
     resolve_waiters: Waiters<()>,
     /// Each with the sequence number it waits for.
     durable_waiters: Waiters<u64>,
-    /// Groups that are not resolved, for whoever has to fail them all.
+    /// Groups that are not resolved, oldest first. `end` fails them all.
     unresolved: VecDeque<Arc<Group>>,
     sync_wanted: bool,
-    /// Who waits for the active segment to be sealed.
+    /// Callers that wait for the active segment to be sealed.
     seal_wanted: Vec<Promise<Result<()>>>,
-    /// When the oldest staged record came; what the flush interval counts from.
+    /// When the oldest staged record was accepted; the flush interval starts there.
     staged_since: Option<Duration>,
-    /// What the commit task is doing, as far as a caller must know to decide whether to wake it.
+    /// What the commit task is doing, as far as a caller needs it to decide whether to notify the task.
     task: TaskView,
-    pub(in crate::commit) counters: Counters,
+    pub(in crate::commit) counters: OperationCounts,
 }
 
 #[derive(Clone, Debug)]
-enum Status {
+enum LogStatus {
     Open,
     Closing,
     Ended(Error),
-}
-
-/// What the commit task must make room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commit) struct RoomWanted {
-    /// The largest write that waits, in bytes of log.
-    pub(in crate::commit) bytes: u64,
-    /// The largest delete that waits; 0 if none does. Deletes may use the reserve.
-    pub(in crate::commit) delete_bytes: u64,
-}
-
-/// Whom a refusal answers, of those that still find no room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commit) enum Refused {
-    Everybody,
-    AllButDeletes,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct TaskView {
     sync_in_flight: bool,
     timer_armed: bool,
-    rung: bool,
-    /// So many waiting writers are expected back at once that a group is not worth starting before they are there.
-    linger_for: u32,
+    notified: bool,
+    /// Number of waiting writers that make a group worth starting during a commit delay; 0 outside of one.
+    delay_writers: u32,
 }
 
 /// Counted under the log's lock.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct OperationCounts {
     pub(crate) puts: u64,
     pub(crate) deletes: u64,
     pub(crate) batches: u64,
     pub(crate) batch_operations: u64,
 }
 
-/// The commit task's doorbell.
+/// Tells the commit task that there is something to do.
 #[derive(Default)]
-struct Bell {
-    rung: AtomicBool,
+struct Notifier {
+    is_set: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// How an accepted write is waited for.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    group: Arc<Group>,
-    wait: WaitFor,
-    index: usize,
-    pub(crate) last_seq: u64,
-}
-
-impl Ticket {
-    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Result<()>> {
-        self.group.poll(self.wait, self.index, cx)
-    }
-}
-
-/// What became of an offered write.
+/// The answer to an offered write.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// Done, at this sequence number.
+    /// Done, with this sequence number.
     Done(u64),
     Waiting(Ticket),
     /// A delete of a key that does not exist.
     Absent,
-    /// The same, but the delete that made it so is not durable yet.
+    /// The same, but the delete that removed the key is not durable yet.
     AbsentOnce(Ticket),
 }
 
 /// What an offered write has waited for so far.
 #[derive(Debug, Default)]
 pub(crate) struct OfferWait {
-    /// For room, in whose order; and since which attempt to make some.
-    room: Slot,
+    /// Its slot among the writers that wait for space, and the attempt to make space that was current when it began
+    /// to wait.
+    admission: Slot,
     since_attempt: Option<u64>,
-    /// For an earlier write of its key.
+    /// Its slot among the writes that wait for an earlier write of their key.
     resolve: Slot,
 }
 
 impl OfferWait {
     pub(crate) fn has_waited(&self) -> bool {
-        self.room.was_used() || self.resolve.was_used()
+        self.admission.was_used() || self.resolve.was_used()
     }
 }
 
 /// What the commit task should do next, as far as the log knows.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::commit) struct Demand {
-    /// Staged records should be written now.
-    pub(in crate::commit) ripe: bool,
+    /// The staged records should be written now.
+    pub(in crate::commit) ready: bool,
     pub(in crate::commit) has_staged: bool,
     pub(in crate::commit) staged_since: Option<Duration>,
-    pub(in crate::commit) room: Option<RoomWanted>,
+    pub(in crate::commit) space: Option<SpaceWanted>,
     pub(in crate::commit) closing: bool,
-    /// Somebody waits for the active segment to be sealed.
+    /// A caller waits for the active segment to be sealed.
     pub(in crate::commit) seal: bool,
-    /// When to look again, whatever happens.
+    /// When to look again even if no notification arrives.
     pub(in crate::commit) look_again: Option<Duration>,
-    /// Staged writers that wait for the disk.
+    /// Staged writers that wait for a sync.
     pub(in crate::commit) sync_waiters: u32,
 }
 
@@ -209,14 +185,14 @@ impl Log {
     pub(crate) fn new(
         io: Arc<dyn Io>,
         keydir: Arc<Keydir>,
-        registry: Arc<SegmentSet>,
+        segments: Arc<SegmentSet>,
         limits: Limits,
         next_seq: u64,
     ) -> Self {
         let durable = next_seq.saturating_sub(1);
         Self {
-            state: Mutex::new(State {
-                place: None,
+            state: Mutex::new(LogState {
+                append_point: None,
                 next_seq,
                 stage: Stage::default(),
                 runs: VecDeque::new(),
@@ -224,8 +200,8 @@ impl Log {
                 spare_buffer: None,
                 last_unresolved: vec![0; UNRESOLVED_BUCKETS],
                 last_delete: vec![0; UNRESOLVED_BUCKETS],
-                status: Status::Open,
-                room: Room::default(),
+                status: LogStatus::Open,
+                admission: Admission::default(),
                 resolve_waiters: Waiters::default(),
                 durable_waiters: Waiters::default(),
                 unresolved: VecDeque::new(),
@@ -233,11 +209,11 @@ impl Log {
                 seal_wanted: Vec::new(),
                 staged_since: None,
                 task: TaskView::default(),
-                counters: Counters::default(),
+                counters: OperationCounts::default(),
             }),
-            bell: Bell::default(),
+            notifier: Notifier::default(),
             keydir,
-            registry,
+            segments,
             io,
             limits,
             resolved_seq: AtomicU64::new(durable),
@@ -246,21 +222,21 @@ impl Log {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes up to this sequence number are published or have failed for ever; those after it may be too.
+    /// Writes up to this sequence number are published or have failed for good. Later ones may be, too.
     pub(crate) fn resolved_seq(&self) -> u64 {
         self.resolved_seq.load(Ordering::Acquire)
     }
 
-    /// Writes up to this sequence number are on stable storage (or were never applied).
+    /// Writes up to this sequence number are on stable storage, or were never applied.
     pub(crate) fn durable_seq(&self) -> u64 {
         self.durable_seq.load(Ordering::Acquire)
     }
 
-    pub(crate) fn counters(&self) -> (Counters, u64) {
+    pub(crate) fn counters(&self) -> (OperationCounts, u64) {
         let state = self.lock();
         (state.counters, state.stage.len() + state.run_bytes)
     }
@@ -268,82 +244,42 @@ impl Log {
     /// The error that stopped the store, if one did.
     pub(crate) fn ended(&self) -> Option<Error> {
         match &self.lock().status {
-            Status::Ended(error) => Some(error.clone()),
+            LogStatus::Ended(error) => Some(error.clone()),
             _ => None,
         }
     }
 }
 
-impl State {
-    /// A ticket of the group that is being staged, to be told when everything up to here is durable.
+impl LogState {
+    /// A ticket of the group that is being staged, for a caller that waits until everything accepted so far is
+    /// durable.
     fn await_group(&mut self, waker: &Waker) -> Ticket {
         let group = Arc::clone(&self.stage.group);
-        let index = group.register(WaitFor::Resolved, waker);
-        Ticket { group, wait: WaitFor::Resolved, index, last_seq: self.next_seq - 1 }
+        Ticket::new(group, WaitFor::Resolved, waker, self.next_seq - 1)
     }
 
-    /// Ends the waiting of an offered write. The wakers are to be dropped outside the lock.
-    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
-        [self.room.leave(&mut wait.room, now), self.resolve_waiters.leave(&mut wait.resolve)]
-    }
-
-    /// Bytes of records that are not in the kernel.
+    /// Bytes of records that are not in the kernel yet.
     fn used_bytes(&self) -> u64 {
         self.stage.len() + self.run_bytes
     }
 
-    /// Whether staged records should be written without waiting for the flush interval.
-    fn is_ripe(&self) -> bool {
+    /// Whether the staged records should be written without waiting for the flush interval.
+    fn is_ready(&self) -> bool {
         let stage = &self.stage;
-        let room_is_wanted = self.room.wanted.is_some() || self.room.is_awaited();
-        if stage.len() >= WRITE_BEHIND_BYTES || (room_is_wanted && !stage.is_empty()) {
+        let space_is_wanted = self.admission.wanted.is_some() || self.admission.has_waiters();
+        if stage.len() >= WRITE_BEHIND_BYTES || (space_is_wanted && !stage.is_empty()) {
             return true;
         }
         if self.task.sync_in_flight {
-            // Whoever waits for the disk waits for the next sync anyway: until then the group grows.
+            // Writers that wait for a sync must wait for the next one anyway. Until then the group grows.
             return stage.awaits_written;
         }
         if self.sync_wanted || stage.awaits_written {
             return true;
         }
-        let enough = self.task.linger_for.max(1);
+        let enough = self.task.delay_writers.max(1);
         stage.sync_waiters >= enough
-            || (self.task.linger_for == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
-    }
-
-    /// The waker comes back that is replaced.
-    fn wait_for_room(
-        &mut self,
-        wanted: RoomWanted,
-        wait: &mut OfferWait,
-        cx: &Context<'_>,
-    ) -> (Poll<Result<Accepted>>, Option<Waker>) {
-        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.room.refusal)
-            && *attempt > since
-            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
-        {
-            return (Poll::Ready(Err(error.clone())), None);
-        }
-        wait.since_attempt = Some(self.room.attempt);
-        self.room.wanted = Some(match self.room.wanted {
-            Some(other) => RoomWanted {
-                bytes: other.bytes.max(wanted.bytes),
-                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
-            },
-            None => wanted,
-        });
-        (Poll::Pending, self.room.wait(&mut wait.room, wanted.bytes, cx.waker()))
-    }
-}
-
-impl Publication {
-    fn new(member: &Member, position: usize, offset: u64, seq: u64, when: PublishWhen) -> Self {
-        Self {
-            member: Member { position: position + member.position, ..*member },
-            seq,
-            offset: offset + member.position as u64,
-            when,
-        }
+            || (self.task.delay_writers == 0 && !self.resolve_waiters.is_empty() && !stage.is_empty())
     }
 }
 
