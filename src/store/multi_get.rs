@@ -21,7 +21,7 @@ use crate::sync::sharded::Share;
 const LOOKUPS_PER_POLL: usize = 128;
 
 /// A read that waits for the engine, with the index of its key.
-type PendingRead = Pin<Box<dyn Future<Output = (usize, Result<Bytes>)> + Send>>;
+type WaitingRead = Pin<Box<dyn Future<Output = (usize, Result<Bytes>)> + Send>>;
 
 /// The future of [`Store::multi_get`](crate::Store::multi_get).
 #[must_use = "futures do nothing unless polled"]
@@ -39,12 +39,12 @@ enum MultiGetState {
 struct KeyLookups {
     keys: Vec<Key>,
     values: Vec<Option<Bytes>>,
-    reads: Vec<PendingRead>,
+    reads: Vec<WaitingRead>,
 }
 
 struct PendingReads {
     values: Vec<Option<Bytes>>,
-    reads: FuturesUnordered<PendingRead>,
+    reads: FuturesUnordered<WaitingRead>,
 }
 
 impl MultiGet {
