@@ -13,17 +13,22 @@
     reason = "a test stops where it fails"
 )]
 
-mod oracle;
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod killed_writer;
+    pub mod stages;
+}
 
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oracle::{Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use ringcask::Engine;
 use tempfile::TempDir;
+
+use crate::support::killed_writer::{self, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
+use crate::support::stages;
 
 /// Kills of one directory before a fresh one: what it holds by then was recovered that many times.
 const GENERATIONS: u64 = 25;
@@ -80,12 +85,12 @@ fn directory(number: u64) -> TempDir {
 }
 
 fn kill_again_and_again(test: &str, engine: Engine) {
-    if oracle::is_child() {
-        return oracle::child(false);
+    if killed_writer::is_child() {
+        return killed_writer::child(false);
     }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = proof::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64);
-    let stage = proof::begin(&format!("kills, {engine}"));
+    let seed = stages::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64);
+    let stage = stages::begin(&format!("kills, {engine}"));
     let cycles = stage.floor();
     println!("{engine}: RINGCASK_SEED={seed}");
     let (mut rng, mut totals) = (Rng(seed), Totals::default());
@@ -115,8 +120,8 @@ fn killed_again_and_again_on_threads() {
 
 #[test]
 fn killed_again_and_again_on_uring() {
-    if let Some(why) = oracle::uring_refused() {
-        return proof::begin("kills, uring").skip(&why);
+    if let Some(why) = killed_writer::uring_refused() {
+        return stages::begin("kills, uring").skip(&why);
     }
     kill_again_and_again("killed_again_and_again_on_uring", Engine::Uring);
 }

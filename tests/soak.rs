@@ -18,7 +18,10 @@
     reason = "a test stops where it fails"
 )]
 
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,6 +36,8 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use ringcask::{Builder, Compaction, Durability, PutOptions, Store};
 use tempfile::TempDir;
+
+use crate::support::stages;
 
 const TEST: &str = "memory_descriptors_and_disk_stay_flat";
 const KEYS: u64 = 40_000;
@@ -84,7 +89,7 @@ fn child(path: &Path) {
     let store = block_on(builder(path).open()).unwrap();
     assert!(store.recovery_report().damage.is_empty());
     tell("\nopen\n");
-    let seed = proof::number("RINGCASK_SOAK_SEED").unwrap();
+    let seed = stages::number("RINGCASK_SOAK_SEED").unwrap();
     for worker in 0..5 {
         let store = store.clone();
         thread::spawn(move || mix(&store, worker, Rng(seed ^ worker << 40)));
@@ -226,8 +231,8 @@ fn memory_descriptors_and_disk_stay_flat() {
     if let Some(path) = std::env::var_os("RINGCASK_SOAK_DIR") {
         return child(&PathBuf::from(path));
     }
-    let stage = proof::begin("seconds of soak");
-    let (seconds, seed) = (stage.floor(), proof::first_seed());
+    let stage = stages::begin("seconds of soak");
+    let (seconds, seed) = (stage.floor(), stages::first_seed());
     let dir = TempDir::with_prefix("ringcask-soak-").unwrap();
     let path = dir.path().join("store");
     let mut rng = Rng(seed);

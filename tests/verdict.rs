@@ -4,12 +4,15 @@
 //! is nothing to judge. A stage without a result has failed, or was not run. Not a test function: its table is the end of the run.
 #![allow(missing_docs, clippy::cast_possible_truncation, reason = "a program of its own")]
 
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use proof::{STAGES, is_ci_scale, number};
+use support::stages::{STAGES, is_ci_scale, number};
 
 /// What the lines of one stage add up to.
 #[derive(Default)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ringcask::sim::{Image, SimWorld};
 use ringcask::{CompactOptions, Error, ErrorKind, Recovery, Store};
 
-use crate::stores::{Fixture, Model, Write, builder, fold, world};
+use crate::support::small_stores::{Fixture, Model, Write, builder, fold, world};
 
 /// How a directory was met.
 #[derive(Clone, Copy, Debug, Default)]

@@ -21,9 +21,12 @@
 
 mod check;
 mod mutation;
-#[path = "../proof/mod.rs"]
-mod proof;
-mod stores;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod small_stores;
+    pub mod stages;
+}
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +35,9 @@ use std::thread;
 use check::{Allowance, LiveByteCounter, check};
 use mutation::{Mutation, Sector, all, files};
 use ringcask::seeded_bug::{SeededBug, activate};
-use stores::{Fixture, SHAPES, Shape};
+
+use crate::support::small_stores::{Fixture, SHAPES, Shape};
+use crate::support::stages;
 
 /// One in so many is looked at with everything that takes longer.
 const THOROUGH: usize = 24;
@@ -107,10 +112,10 @@ fn damage(shape: Shape, seed: u64, stride: usize) -> Result<LiveByteCounter, Str
 #[test]
 fn damage_is_detected_or_harmless() {
     let _alone = ALONE.lock().unwrap();
-    let stage = proof::begin("corruptions");
-    let (floor, mut total, mut seed) = (stage.floor(), LiveByteCounter::default(), proof::first_seed());
+    let stage = stages::begin("corruptions");
+    let (floor, mut total, mut seed) = (stage.floor(), LiveByteCounter::default(), stages::first_seed());
     // The floor of a small run is a sample of everything; a larger one does all of it, and goes on with other stores.
-    let stride = if proof::is_ci_scale() { 1 } else { 11 };
+    let stride = if stages::is_ci_scale() { 1 } else { 11 };
     while total.checked < floor {
         for shape in SHAPES {
             let seen = damage(shape, seed, stride).unwrap_or_else(|error| panic!("{error}"));

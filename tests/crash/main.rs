@@ -20,36 +20,32 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
-mod callers;
-mod explore;
-mod failures;
-#[path = "../fuzz/inputs.rs"]
-mod inputs;
-mod looks;
-mod machine;
-mod model;
-#[path = "../fuzz/mutator.rs"]
-mod mutator;
-mod panics;
-mod phases;
-#[path = "../proof/mod.rs"]
-mod proof;
-mod reads;
 mod scenarios;
-mod swarm;
-mod workload;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod byte_mutator;
+    pub mod corpus;
+    pub mod crash;
+    pub mod history_model;
+    pub mod panics;
+    pub mod stages;
+}
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use explore::{Explorer, Place, run_workload};
-use phases::Phase;
-use proof::{begin, first_seed, number};
 use ringcask::sim::Rng;
-use swarm::{SWARM_SEEDS, is_swarm};
-use workload::COMPACTING_SEEDS;
+
+use crate::support::crash::explore::{self, Explorer, Place, run_workload};
+use crate::support::crash::phases::Phase;
+use crate::support::crash::swarm::{SWARM_SEEDS, is_swarm};
+use crate::support::crash::workload::COMPACTING_SEEDS;
+use crate::support::crash::{failed_operations, state_machine, wrong_reads};
+use crate::support::stages::{begin, first_seed, number};
+use crate::support::{byte_mutator, corpus};
 
 /// Crash points of each seed of the swarm.
 const SWARM_POINTS: usize = 3;
@@ -173,11 +169,11 @@ fn every_world_of_the_swarm_keeps_the_promises() {
 fn a_store_keeps_its_promises_through_many_lives() {
     let stage = begin("state machine cases");
     let (first, floor) = (first_seed(), stage.floor());
-    let total = Mutex::new(machine::LiveByteCounter::default());
+    let total = Mutex::new(state_machine::LiveByteCounter::default());
     let failures = over_seeds(
         first,
         |seed| seed < first + floor,
-        |seed| machine::run_case(seed).map(|tally| total.lock().unwrap().add(&tally)),
+        |seed| state_machine::run_case(seed).map(|tally| total.lock().unwrap().add(&tally)),
     );
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let total = *total.lock().unwrap();
@@ -191,9 +187,9 @@ const FUZZED_STEPS: usize = 40;
 #[test]
 fn no_bytes_make_operations_that_break_a_promise() {
     let stage = begin("fuzz, operations");
-    let (floor, total) = (stage.floor(), Mutex::new(machine::LiveByteCounter::default()));
-    let run = |input: &[u8]| machine::run_input(input).map(|tally| total.lock().unwrap().add(&tally));
-    let kept = inputs::corpus("operations");
+    let (floor, total) = (stage.floor(), Mutex::new(state_machine::LiveByteCounter::default()));
+    let run = |input: &[u8]| state_machine::run_input(input).map(|tally| total.lock().unwrap().add(&tally));
+    let kept = corpus::corpus("operations");
     kept.iter().for_each(|input| run(input).unwrap());
     let first = first_seed() << 24;
     let failures = over_seeds(
@@ -206,7 +202,7 @@ fn no_bytes_make_operations_that_break_a_promise() {
                 input.clear();
                 input.resize_with(4 + 4 * rng.below(FUZZED_STEPS), || rng.next_u64().to_le_bytes()[0]);
             }
-            mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
+            byte_mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
             run(&input)
         },
     );
@@ -226,7 +222,7 @@ fn no_wrong_read_is_believed() {
         first_seed(),
         |_| runs.load(Ordering::Relaxed) < floor,
         |nth| {
-            let (more, more_noticed, result) = reads::misread_everything(seed_of(nth));
+            let (more, more_noticed, result) = wrong_reads::misread_everything(seed_of(nth));
             runs.fetch_add(more, Ordering::Relaxed);
             noticed.fetch_add(more_noticed, Ordering::Relaxed);
             result
@@ -250,14 +246,15 @@ fn every_operation_of_a_compaction_can_fail() {
 }
 
 /// Has every operation of scenarios fail, until as many did as the stage must have.
-fn fail_scenarios(name: &str, first_seed: u64) -> failures::LiveByteCounter {
+fn fail_scenarios(name: &str, first_seed: u64) -> failed_operations::LiveByteCounter {
     let stage = begin(name);
-    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failures::LiveByteCounter::default()));
+    let (floor, runs, total) =
+        (stage.floor(), AtomicU64::new(0), Mutex::new(failed_operations::LiveByteCounter::default()));
     let failures = over_seeds(
         first_seed,
         |_| runs.load(Ordering::Relaxed) < floor,
         |seed| {
-            let (tally, result) = failures::fail_everything(seed, &failures::KINDS);
+            let (tally, result) = failed_operations::fail_everything(seed, &failed_operations::KINDS);
             runs.fetch_add(tally.runs, Ordering::Relaxed);
             total.lock().unwrap().add(&tally);
             result
@@ -272,7 +269,7 @@ fn fail_scenarios(name: &str, first_seed: u64) -> failures::LiveByteCounter {
 
 #[test]
 fn a_full_disk_stops_a_compaction_and_nothing_else() {
-    let failed = (0..400).filter(|seed| failures::compact_on_a_full_disk(*seed).unwrap()).count();
+    let failed = (0..400).filter(|seed| failed_operations::compact_on_a_full_disk(*seed).unwrap()).count();
     println!("{failed} of 400 compactions found no space");
     assert!((50..350).contains(&failed), "{failed} of 400 compactions found no space");
 }
@@ -314,10 +311,10 @@ fn replay() {
     if let Ok(digits) = std::env::var("RINGCASK_INPUT") {
         let pairs = digits.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap());
         let input: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
-        println!("{:?}", machine::run_input(&input).unwrap());
+        println!("{:?}", state_machine::run_input(&input).unwrap());
     }
     if let Some(seed) = number("RINGCASK_CASE") {
-        println!("{:?}", machine::run_case(seed).unwrap());
+        println!("{:?}", state_machine::run_case(seed).unwrap());
     }
     let Ok(text) = std::env::var("RINGCASK_REPLAY") else { return };
     let place: Place = text.parse().unwrap();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ringcask::sim::{Fault, FaultKind, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, Durability, PutOptions, Store};
 
-use crate::explore::recover;
-use crate::model::{Crash, NEVER, State};
-use crate::workload::{Op, Run, Setup, Workload};
+use crate::support::crash::explore::recover;
+use crate::support::crash::workload::{Op, Run, Setup, Workload};
+use crate::support::history_model::{Crash, NEVER, State};
 
 /// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
 /// power goes at every step of that. Returns how many images there were.

@@ -24,12 +24,14 @@
 
 mod fault;
 mod filesystem;
-#[path = "../crash/model.rs"]
-mod model;
-#[path = "../proof/mod.rs"]
-mod proof;
 mod scenario;
 mod server;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod history_model;
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +46,8 @@ use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::{Engine, ErrorKind, Outcome, WritePath};
 use scenario::{Run, Setup};
 use server::{Faulty, serve};
+
+use crate::support::stages;
 
 /// How long a run may take before it counts as hanging.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -239,7 +243,7 @@ fn every_request_can_fail() {
         return;
     }
     let _turn = take_turn();
-    let stage = proof::begin("I/O faults, FUSE");
+    let stage = stages::begin("I/O faults, FUSE");
     let mut bench = match Bench::new(NAME) {
         Ok(bench) => bench,
         Err(why) => return stage.skip(&why),
@@ -250,8 +254,8 @@ fn every_request_can_fail() {
         return;
     }
     let (engines, floor) = (engines(), stage.floor());
-    let mut rng = ringcask::sim::Rng::new(proof::first_seed());
-    let (mut seed, mut possible) = (proof::first_seed(), 0);
+    let mut rng = ringcask::sim::Rng::new(stages::first_seed());
+    let (mut seed, mut possible) = (stages::first_seed(), 0);
     while bench.tally.runs < floor {
         // Of the kinds, each gets its share, however many requests of it there are.
         let share = floor.div_ceil(SCENARIOS * engines.len() as u64);
@@ -277,8 +281,8 @@ fn every_request_can_fail() {
     let note = format!(
         "of {possible} possible in {} scenarios: {errors} calls failed, {unopened} stores not opened, {poisoned} poisoned, \
          {kinds:?}, first seed {}",
-        seed - proof::first_seed(),
-        proof::first_seed()
+        seed - stages::first_seed(),
+        stages::first_seed()
     );
     stage.end(*runs, &note);
     assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");

@@ -14,7 +14,7 @@ use ringcask::{
     Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Outcome, PutOptions, Store, WritePath,
 };
 
-use crate::model::{
+use crate::support::history_model::{
     Crash, EXTRA_KEY, Fate, Generation, KEYS, State, WriteRec, held_id, identify, key_name, value_bytes, value_id,
 };
 

@@ -4,8 +4,8 @@
 //! as many open descriptors as before it, so every check is also a check for leaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 
+mod all_backends;
 mod background;
-mod everywhere;
 mod files;
 mod operations;
 mod tasks;
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type MakeWorld = fn() -> Arc<dyn Io>;
 
-/// The real worlds. What needs no real file system also runs in the simulated one (`everywhere`).
+/// The real worlds. What needs no real file system also runs in the simulated one (`all_backends`).
 fn worlds() -> Vec<(&'static str, MakeWorld)> {
     let mut worlds: Vec<(&'static str, MakeWorld)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
     if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Durability, Engine, Error, ErrorKind, Recovery, Store, Version};
 
-use crate::support::{
+use crate::helpers::{
     LEVELS, Model, Rng, assert_holds, at, block_on, close, delete, for_each_engine, for_each_world, get, open, put,
     put_at,
 };

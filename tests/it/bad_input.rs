@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, Error, ErrorKind, MAX_KEY_LEN, MAX_VALUE_LEN, Outcome, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, eventually, expect_success,
     for_each_engine, get, is_child, open, put, rerun, skip,
 };
@@ -361,7 +361,7 @@ fn live_with_few_descriptors() {
     let store = open(builder());
     assert_holds(&store, &model);
     close(store);
-    println!("{} values in {} segments", model.len(), crate::support::files_with(&path, "seg").len());
+    println!("{} values in {} segments", model.len(), crate::helpers::files_with(&path, "seg").len());
 }
 
 pub fn used_descriptors() -> u64 {

@@ -4,7 +4,7 @@ use std::fs;
 
 use ringcask::{CompactOptions, Compaction, Engine, ErrorKind, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_engine,
     for_each_world, get, is_child, open, put, rerun, rerun_traced, skip,
 };

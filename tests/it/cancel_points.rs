@@ -16,8 +16,8 @@ use std::time::Duration;
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Result, Store};
 
-use crate::proof;
-use crate::support::{Env, LEVELS, at, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
+use crate::helpers::{Env, LEVELS, at, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
+use crate::support::stages;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -372,7 +372,7 @@ fn opens_and_closes(env: &Env) -> u64 {
 
 /// A store that was opened for nobody closes in its own time.
 fn open_when_free(env: &Env) -> Store {
-    let deadline = std::time::Instant::now() + crate::support::DEADLINE;
+    let deadline = std::time::Instant::now() + crate::helpers::DEADLINE;
     loop {
         match block_on(builder(env).open()) {
             Ok(store) => return store,
@@ -386,9 +386,9 @@ fn open_when_free(env: &Env) -> Store {
 
 #[test]
 fn every_future_may_be_dropped_after_any_poll() {
-    let stage = proof::begin("cancellation points");
-    let only = proof::number("RINGCASK_SEED");
-    let (first, floor) = (only.unwrap_or_else(proof::first_seed), stage.floor());
+    let stage = stages::begin("cancellation points");
+    let only = stages::number("RINGCASK_SEED");
+    let (first, floor) = (only.unwrap_or_else(stages::first_seed), stage.floor());
     let (mut points, mut seed) = ([0_u64; 3], first);
     // Most of the points in simulations, where every seed is another order of events.
     while seed == first || (only.is_none() && points.iter().sum::<u64>() < floor) {

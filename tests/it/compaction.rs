@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, CompactOptions, Compaction, CompactionReport, Durability, ErrorKind, Store};
 
-use crate::gate::{GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, block_on, close, delete, eventually, files_with, for_each_engine,
     for_each_world, get, open, poll_once, put, put_at,
 };
@@ -280,7 +280,7 @@ fn reads_and_writes_go_on_while_everything_is_compacted_again_and_again() {
 }
 
 /// A store of several segments, half of them dead, behind a gate.
-fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::gate::Gate>, Model) {
+fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::helpers::gated_io::Gate>, Model) {
     let (world, gate) = GatedWorld::around(env.engine);
     let store = open(builder(env, compaction).world(world));
     let (mut model, mut rng) = (Model::new(), Rng::new(77));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, Compaction, Durability, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, Model, assert_holds, at, block_on, close, copy_store, files_with, for_each_engine, open, put,
 };
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Compaction, Durability, Store};
 
-use crate::support::{LEVELS, Rng, at, block_on, close, delete, for_each_engine, get, open, put};
+use crate::helpers::{LEVELS, Rng, at, block_on, close, delete, for_each_engine, get, open, put};
 
 /// Each value names its writer and is long enough that a torn or mixed one would show.
 fn value_of(writer: u64, index: u64) -> Vec<u8> {

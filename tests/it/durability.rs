@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store, Version};
 
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::{
     Env, LEVELS, assert_holds, at, block_on, close, copy_store, delete, eventually, eventually_within, for_each_engine,
     get, open, poll_once, put, put_at,
 };
@@ -443,7 +443,7 @@ fn an_idle_store_neither_writes_nor_syncs() {
 fn a_copy_of_a_running_store_opens_with_all_that_was_acknowledged_as_written() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(8 << 10).sync_interval(LONG));
-        let mut model = crate::support::Model::new();
+        let mut model = crate::helpers::Model::new();
         for index in 0..60_u32 {
             let level = if index % 2 == 0 { Durability::Written } else { Durability::Synced };
             let (key, value) = (index.to_le_bytes().to_vec(), vec![index as u8; 500]);

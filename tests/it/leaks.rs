@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, ErrorKind, Outcome, Result, Store};
 
 use crate::bad_input::{limit_descriptors, used_descriptors};
-use crate::counting::bytes_in_use;
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::panics::keep_quiet_about_panics_on_purpose;
-use crate::support::{
+use crate::helpers::counting_allocator::bytes_in_use;
+use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::{
     DEADLINE, Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, eventually, expect_success,
     files_with, for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
 };
+use crate::panics::keep_quiet_about_panics_on_purpose;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -437,7 +437,8 @@ impl Scarce {
 /// Errors where there is no descriptor, never a missing file or key.
 fn soak_among_few_descriptors() {
     let (engine, path) = child_env();
-    let mut scarce = Scarce { rng: Rng::new(crate::proof::first_seed()), model: Model::new(), calls: 0, refused: 0 };
+    let mut scarce =
+        Scarce { rng: Rng::new(crate::support::stages::first_seed()), model: Model::new(), calls: 0, refused: 0 };
     let mut store = Some(open(builder(engine, &path)));
     for round in 0..400_u32 {
         limit_descriptors(1000);

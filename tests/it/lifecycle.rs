@@ -11,7 +11,7 @@ use std::time::Duration;
 use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::open_error;
-use crate::support::{
+use crate::helpers::{
     LEVELS, Model, assert_holds, at, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
     for_each_world, get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
@@ -253,7 +253,7 @@ fn fork_with_an_open_store() {
     put(&store, "before", "v");
     put_at(&store, Durability::Buffered, "buffered", "v");
     // In the child: nothing but polls of the handle, and an exit that runs no destructors of the parent's threads.
-    let status = crate::fork::in_child(|| {
+    let status = crate::helpers::fork::in_child(|| {
         let refused = |poll: Poll<ringcask::Result<()>>| match poll {
             Poll::Ready(Err(error)) => error.kind() == ErrorKind::Forked,
             _ => false,

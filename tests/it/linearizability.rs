@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use ringcask::{Batch, Store};
 
-use crate::proof;
-use crate::support::{Rng, at, block_on, close, for_each_engine, open};
+use crate::helpers::{Rng, at, block_on, close, for_each_engine, open};
+use crate::support::stages;
 
 const THREADS: usize = 4;
 const OPERATIONS: usize = 200;
@@ -155,7 +155,7 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
 
 #[test]
 fn every_key_behaves_as_if_operations_happened_one_at_a_time() {
-    let stage = proof::begin("histories");
+    let stage = stages::begin("histories");
     let (seed, histories, total) = (Rng::seeded("linearizability").next(), stage.floor().div_ceil(2), Cell::new(0));
     for_each_engine(|env| {
         // Small segments: histories cross many rotations, and reads find their values in every place.

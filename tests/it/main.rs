@@ -16,31 +16,32 @@
 mod api;
 mod bad_input;
 mod cache;
-mod cancel;
 mod cancel_points;
+mod cancellation;
 mod compaction;
 mod compat;
 mod concurrency;
-mod counting;
+mod directory_changes;
 mod durability;
-mod filler;
-mod fork;
 mod full_disk;
-mod gate;
+mod helpers;
 mod leaks;
 mod lifecycle;
 mod linearizability;
-mod order;
 mod panics;
-mod prewrite;
-#[path = "../proof/mod.rs"]
-mod proof;
+mod preallocation_and_writeback;
+mod prewritten_space;
 mod recovery;
 mod recovery_damage;
 mod regressions;
 mod reserve;
 mod security;
 mod small_histories;
-mod support;
 mod syscalls;
-mod waiting;
+mod waiting_futures;
+
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}

@@ -12,8 +12,8 @@ use std::thread;
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Builder, CompactOptions, Compaction, ErrorKind, Result, Store};
 
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::{
     DEADLINE, Env, LEVELS, at, block_on, close, eventually, for_each_engine, get, open, poll_once, put, skip,
 };
 
@@ -182,7 +182,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     stock(builder(env, &name));
                     let path = env.dir.path().join(&name);
                     // Without hints, segments are read by several threads.
-                    crate::support::files_with(&path, "hint").into_iter().for_each(|hint| {
+                    crate::helpers::files_with(&path, "hint").into_iter().for_each(|hint| {
                         std::fs::remove_file(hint).unwrap();
                     });
                     let (world, gate) = GatedWorld::around(env.engine);

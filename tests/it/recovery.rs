@@ -9,7 +9,7 @@ use ringcask::format::{Binding, RecordKind, SegmentHeader, Watermark, read_recor
 use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
-use crate::support::{
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, contents, copy_store, delete, eventually,
     expect_success, files_with, for_each_engine, get, is_child, open, put, put_at, rerun,
 };

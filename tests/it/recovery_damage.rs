@@ -11,11 +11,11 @@ use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
-use crate::gate::{GatedWorld, Kind};
-use crate::recovery::records;
-use crate::support::{
+use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::{
     Env, Model, Rng, assert_holds, block_on, close, contents, copy_store, files_with, for_each_engine, get, open, put,
 };
+use crate::recovery::records;
 
 /// A closed store of several sealed segments, and the segments' files.
 fn sealed(env: &Env) -> (PathBuf, Vec<PathBuf>, Model) {

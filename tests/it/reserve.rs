@@ -13,7 +13,7 @@ use ringcask::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimConfig, SimWorl
 use ringcask::{Builder, CompactOptions, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
-use crate::support::{
+use crate::helpers::{
     Env, Model, assert_holds, at, block_on, child_env, close, contents, eventually, files_with, for_each_engine, get,
     is_child, open, put, rerun, text_of,
 };

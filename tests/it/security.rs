@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ringcask::{Batch, CompactOptions, Error, PutOptions, Recovery, Store};
 
-use crate::support::{block_on, close, copy_store, files_with, for_each_engine, get, open, put};
+use crate::helpers::{block_on, close, copy_store, files_with, for_each_engine, get, open, put};
 
 const SECRET_KEY: &str = "secret-key-that-nobody-may-see";
 const SECRET_VALUE: &str = "secret-value-that-nobody-may-see";

@@ -20,8 +20,8 @@ use futures_util::future::{join, join_all};
 use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, Store};
 
-use crate::proof;
-use crate::support::{Env, Rng, at, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+use crate::helpers::{Env, Rng, at, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+use crate::support::stages;
 
 const CLIENTS: usize = 4;
 const OPERATIONS: usize = 14;
@@ -268,9 +268,9 @@ fn simulated(seed: u64) {
 
 #[test]
 fn short_histories_of_all_keys_together_have_an_order() {
-    let stage = proof::begin("small histories");
-    let only = proof::number("RINGCASK_SEED");
-    let first = only.unwrap_or_else(proof::first_seed);
+    let stage = stages::begin("small histories");
+    let only = stages::number("RINGCASK_SEED");
+    let first = only.unwrap_or_else(stages::first_seed);
     let (each, total) = (stage.floor().div_ceil(4), Cell::new(0));
     for_each_engine(|env| {
         on_threads(env, first, each);

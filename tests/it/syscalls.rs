@@ -14,7 +14,7 @@ use std::time::Duration;
 use ringcask::io::{Io, OpenMode};
 use ringcask::{Durability, Engine, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, block_on, child_env, close, expect_success, files_with, for_each_engine, get, is_child, open, put, put_at,
     rerun, rerun_traced, skip, uring_refused,
 };
@@ -538,7 +538,7 @@ fn live_without_a_ring() {
     assert_eq!(stats.engine, "threads");
     let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
     assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
-    for level in crate::support::LEVELS {
+    for level in crate::helpers::LEVELS {
         put_at(&store, level, level.to_string(), "value");
     }
     close(store);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::oracle::DEADLINE;
+use crate::support::killed_writer::DEADLINE;
 
 /// The file systems that know how to shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

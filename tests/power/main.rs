@@ -24,10 +24,12 @@
 )]
 
 mod disk;
-#[path = "../oracle/mod.rs"]
-mod oracle;
-#[path = "../proof/mod.rs"]
-mod proof;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod killed_writer;
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,10 +39,12 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::{Cut, Disk, Kind};
-use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use ringcask::seeded_bug::SeededBug;
 use ringcask::{CompactOptions, Engine, Store};
 use tempfile::TempDir;
+
+use crate::support::killed_writer::{self, Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
+use crate::support::stages;
 
 /// Cuts of one file system before a fresh one.
 const GENERATIONS: u64 = 12;
@@ -63,7 +67,7 @@ struct Cutter {
 
 impl Cutter {
     fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<SeededBug>) -> Self {
-        let engines = match oracle::uring_refused() {
+        let engines = match killed_writer::uring_refused() {
             None => vec![Engine::Uring, Engine::Threads],
             Some(why) => {
                 println!("SKIPPED: power cuts on the ring: {why}");
@@ -153,9 +157,9 @@ impl Cutter {
         thread::sleep(Duration::from_micros(pause));
         let cut = if self.rng.below(3) == 0 { Cut::JournalFlushed } else { Cut::Nothing };
         self.journal_flushed += u64::from(cut == Cut::JournalFlushed);
-        let begin = oracle::now();
+        let begin = killed_writer::now();
         disk.cut(cut);
-        let end = oracle::now();
+        let end = killed_writer::now();
         match self.rng.below(3) {
             0 => {}
             1 => thread::sleep(Duration::from_micros(self.rng.below(5_000))),
@@ -189,14 +193,14 @@ fn copy_directory(from: &Path, to: &Path) {
 
 fn seed() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    proof::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
+    stages::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
 }
 
 fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
-    if oracle::is_child() {
-        return oracle::child(true);
+    if killed_writer::is_child() {
+        return killed_writer::child(true);
     }
-    let stage = proof::begin(stage);
+    let stage = stages::begin(stage);
     let seed = seed();
     println!("{kind:?}: RINGCASK_SEED={seed}");
     let mut cutter = Cutter::new(test, kind, seed, None);
@@ -229,8 +233,8 @@ fn cut_again_and_again_on_xfs() {
 #[test]
 fn a_mistake_is_noticed() {
     const CYCLES: u64 = 40;
-    if oracle::is_child() {
-        return oracle::child(true);
+    if killed_writer::is_child() {
+        return killed_writer::child(true);
     }
     let mistake = SeededBug::AckBeforeSync;
     let mut cutter = Cutter::new("a_mistake_is_noticed", Kind::Ext4, seed(), Some(mistake));

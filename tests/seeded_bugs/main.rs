@@ -4,41 +4,28 @@
 //! without them is run with each, until it fails; one that does not within its budget is a hole in the net.
 //! `RINGCASK_SEEDED_BUG` names one to look at alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
-#![allow(unreachable_pub, dead_code, reason = "modules of the crash tests, of which this test uses a part")]
+#![allow(unreachable_pub, reason = "modules of one test")]
 
-#[path = "../crash/callers.rs"]
-mod callers;
-#[path = "../crash/explore.rs"]
-mod explore;
-#[path = "../crash/failures.rs"]
-mod failures;
-#[path = "../crash/looks.rs"]
-mod looks;
-#[path = "../crash/machine.rs"]
-mod machine;
-#[path = "../crash/model.rs"]
-mod model;
-mod nets;
-#[path = "../crash/panics.rs"]
-mod panics;
-#[path = "../crash/phases.rs"]
-mod phases;
-#[path = "../proof/mod.rs"]
-mod proof;
-#[path = "../crash/reads.rs"]
-mod reads;
-#[path = "../crash/swarm.rs"]
-mod swarm;
-#[path = "../crash/workload/mod.rs"]
-mod workload;
+mod forged_directories;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod crash;
+    pub mod history_model;
+    pub mod panics;
+    pub mod stages;
+}
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use explore::Explorer;
 use ringcask::seeded_bug::{SeededBug, activate};
 use ringcask::sim::FaultKind;
-use swarm::SWARM_SEEDS;
-use workload::COMPACTING_SEEDS;
+
+use crate::support::crash::explore::Explorer;
+use crate::support::crash::swarm::SWARM_SEEDS;
+use crate::support::crash::workload::COMPACTING_SEEDS;
+use crate::support::crash::{failed_operations, state_machine};
+use crate::support::{panics, stages};
 
 /// Where a mistake shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,12 +124,12 @@ fn hunt(net: Net) -> Option<(u64, String)> {
             }
             None
         }
-        Net::Swap => nets::swap_hints(1).err().map(|failure| (1, failure)),
-        Net::OldHint => nets::bring_an_old_hint(1).err().map(|failure| (1, failure)),
-        Net::LyingHint => nets::exchange_places_in_a_hint(1).err().map(|failure| (1, failure)),
-        Net::SecondHandle => nets::open_twice(1).err().map(|failure| (1, failure)),
+        Net::Swap => forged_directories::swap_hints(1).err().map(|failure| (1, failure)),
+        Net::OldHint => forged_directories::bring_an_old_hint(1).err().map(|failure| (1, failure)),
+        Net::LyingHint => forged_directories::exchange_places_in_a_hint(1).err().map(|failure| (1, failure)),
+        Net::SecondHandle => forged_directories::open_twice(1).err().map(|failure| (1, failure)),
         Net::Failures | Net::CompactionFailures => (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
-            let (tally, result) = failures::fail_everything(seed, &FAILURES);
+            let (tally, result) = failed_operations::fail_everything(seed, &FAILURES);
             states += tally.runs;
             result.err().map(|failure| (states, failure))
         }),
@@ -159,8 +146,8 @@ fn check_canary() {
         ("crash states", explored),
         ("crash states, compaction", |seed| Explorer::new(COMPACTING_SEEDS + seed)?.explore(4)),
         ("swarm", sampled),
-        ("state machine", |seed| machine::run_case(seed).map(drop)),
-        ("failed operations", |seed| failures::fail_everything(seed, &FAILURES).1),
+        ("state machine", |seed| state_machine::run_case(seed).map(drop)),
+        ("failed operations", |seed| failed_operations::fail_everything(seed, &FAILURES).1),
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -183,15 +170,15 @@ fn check_canary() {
 fn every_known_mistake_is_noticed() {
     // The other nets are shown to hold without mistakes by the crash tests. One test, since a mistake is in all threads.
     for seed in 1..20 {
-        nets::swap_hints(seed).unwrap();
-        nets::bring_an_old_hint(seed).unwrap();
-        nets::exchange_places_in_a_hint(seed).unwrap();
-        nets::open_twice(seed).unwrap();
+        forged_directories::swap_hints(seed).unwrap();
+        forged_directories::bring_an_old_hint(seed).unwrap();
+        forged_directories::exchange_places_in_a_hint(seed).unwrap();
+        forged_directories::open_twice(seed).unwrap();
     }
     check_canary();
     // Under a mistake tasks may panic; what they print is of no use to anybody.
     std::panic::set_hook(Box::new(|_| {}));
-    let stage = proof::begin("mistakes noticed");
+    let stage = stages::begin("mistakes noticed");
     let mut missed = Vec::new();
     let mut noticed = 0;
     let only = std::env::var("RINGCASK_SEEDED_BUG").ok();
@@ -221,7 +208,7 @@ fn every_known_mistake_is_noticed() {
 /// A stage that explored too little is a failed test.
 #[test]
 fn a_stage_below_its_floor_fails() {
-    proof::begin_canary().end(2, "as much as is asked for");
-    let below = catch_unwind(|| proof::begin_canary().end(1, "too little"));
+    stages::begin_canary().end(2, "as much as is asked for");
+    let below = catch_unwind(|| stages::begin_canary().end(1, "too little"));
     assert!(below.is_err(), "a stage that explored too little has passed");
 }

@@ -18,11 +18,10 @@
 //! cuts). No real machine lives to hear such an answer. What is asked for after the cut must not be acknowledged and lost.
 //!
 //! A module of several tests, each of which uses a part.
-#![allow(dead_code, unreachable_pub, reason = "a module of several tests, each of which uses a part")]
 
 mod check;
 mod child;
-mod running;
+mod parent;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,7 +31,7 @@ use ringcask::{Builder, Compaction, Durability, Engine, Store, WritePath};
 
 pub use check::{Survivors, Totals, check};
 pub use child::{child, is_child};
-pub use running::{Acks, Running};
+pub use parent::{Acks, Running};
 
 pub const WRITERS: usize = 4;
 pub const KEYS: u64 = 12;

@@ -15,7 +15,7 @@ use ringcask::Engine;
 use ringcask::bytes::Bytes;
 use ringcask::io::{Dir, DirEntry, DirLock, File, Io, IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind, Task};
 
-use crate::support::DEADLINE;
+use crate::helpers::DEADLINE;
 
 /// What can be held back or failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

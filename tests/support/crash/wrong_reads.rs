@@ -9,10 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Store};
 
-use crate::failures::{LiveByteCounter, Scenario};
-use crate::model::{COMMON_KEYS, identify, key_name};
-use crate::panics::{no_panics, panic_text};
-use crate::workload::Run;
+use super::failed_operations::{LiveByteCounter, Scenario};
+use super::workload::Run;
+use crate::support::history_model::{COMMON_KEYS, identify, key_name};
+use crate::support::panics::{no_panics, panic_text};
 
 /// The scenario of `seed`, with each of its reads going wrong in turn; how many there were, and how many were noticed.
 pub fn misread_everything(seed: u64) -> (u64, u64, Result<(), String>) {

@@ -3,10 +3,10 @@
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, ErrorKind, Stats};
 
-use crate::explore::{Explorer, Recovered, recover, recover_with};
-use crate::model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
-use crate::panics::no_panics;
-use crate::workload::{Setup, compacts, read_all, read_undamaged};
+use super::explore::{Explorer, Recovered, recover, recover_with};
+use super::workload::{Setup, compacts, read_all, read_undamaged};
+use crate::support::history_model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
+use crate::support::panics::no_panics;
 
 /// Everything that is in the directory of a store that is closed.
 fn check_names(image: &Image) -> Result<(), String> {

@@ -12,10 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::Store;
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 
-use crate::model::{Crash, Generation, State};
-use crate::panics::{no_panics, panic_text};
-use crate::swarm::{Mix, OPS, setup, trouble};
-use crate::workload::{Op, Run, Setup, read_all};
+use super::swarm::{Mix, OPS, setup, trouble};
+use super::workload::{Op, Run, Setup, read_all};
+use crate::support::history_model::{Crash, Generation, State};
+use crate::support::panics::{no_panics, panic_text};
 
 /// Runs that are spent on making a failed case smaller.
 const MAX_SHRINKING: usize = 2_000;

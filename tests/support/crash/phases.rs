@@ -3,7 +3,7 @@
 use ringcask::format::{FOOTER_LEN, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN};
 use ringcask::sim::{Journal, Step, StepKind};
 
-use crate::model::History;
+use crate::support::history_model::History;
 
 /// The kinds of work a crash can meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

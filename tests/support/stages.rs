@@ -9,7 +9,6 @@
 //! that gets a line for each stage, of which the test `verdict` makes a table.
 //!
 //! A module of several tests, each of which uses a part.
-#![allow(dead_code, unreachable_pub, reason = "a module of several tests, each of which uses a part")]
 #![allow(clippy::panic, clippy::expect_used, reason = "a stage below its floor is a failed test")]
 
 use std::fs::OpenOptions;

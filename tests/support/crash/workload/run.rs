@@ -7,7 +7,7 @@ use ringcask::io::Io;
 use ringcask::sim::{Fault, SimWorld};
 
 use super::{End, Op, Setup, read_all};
-use crate::model::{Crash, Fate, Generation, History, State, WriteRec};
+use crate::support::history_model::{Crash, Fate, Generation, History, State, WriteRec};
 
 /// A run of operations and what came of it.
 pub struct Run<'w> {

@@ -8,8 +8,8 @@ use std::task::Poll;
 use ringcask::Store;
 use ringcask::bytes::Bytes;
 
-use crate::model::key_name;
-use crate::workload::{Op, Run, WriteFuture};
+use super::workload::{Op, Run, WriteFuture};
+use crate::support::history_model::key_name;
 
 type GetFuture = Pin<Box<dyn Future<Output = Result<Option<Bytes>, ringcask::Error>>>>;
 

@@ -7,11 +7,11 @@ use ringcask::bytes::Bytes;
 use ringcask::sim::{Image, Journal, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{Builder, Store};
 
-use crate::model::{Crash, EXTRA_KEY, Generation, History, State};
-use crate::panics::{no_panics, panic_text};
-use crate::phases::{Counts, Phases};
-use crate::swarm::is_swarm;
-use crate::workload::{Run, Setup, Workload, compacts, read_all};
+use super::phases::{Counts, Phases};
+use super::swarm::is_swarm;
+use super::workload::{Run, Setup, Workload, compacts, read_all};
+use crate::support::history_model::{Crash, EXTRA_KEY, Generation, History, State};
+use crate::support::panics::{no_panics, panic_text};
 
 /// How often a crash may follow a crash.
 const DEPTH: usize = 3;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ringcask::sim::{Image, Rng as Draws, SimConfig, SimWorld};
 use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
-use crate::support::at;
+use crate::helpers::at;
 
 const FILLER: u8 = 0xA5;
 

@@ -12,10 +12,10 @@ use std::task::{Context, Poll, Waker};
 use ringcask::sim::{Fault, FaultKind, Image, OpClass, Rng, SimConfig, SimWorld};
 use ringcask::{CompactOptions, Compaction, ErrorKind, Store};
 
-use crate::explore::recover;
-use crate::model::{Crash, EXTRA_KEY, Generation, State};
-use crate::panics::{no_panics, panic_text};
-use crate::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
+use super::explore::recover;
+use super::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
+use crate::support::history_model::{Crash, EXTRA_KEY, Generation, State};
+use crate::support::panics::{no_panics, panic_text};
 
 /// How an operation is made to fail.
 pub const KINDS: [FaultKind; 12] = [

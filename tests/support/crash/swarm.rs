@@ -5,8 +5,8 @@
 
 use ringcask::sim::{FaultKind, OpClass, Rng};
 
-use crate::model::{COMMON_KEYS, KEYS};
-use crate::workload::{Op, Setup, Workload, compacts, durability, pick, random_batch, random_compact, together};
+use super::workload::{Op, Setup, Workload, compacts, durability, pick, random_batch, random_compact, together};
+use crate::support::history_model::{COMMON_KEYS, KEYS};
 
 /// Workloads with seeds from here on are of the swarm; the even ones compact.
 pub const SWARM_SEEDS: u64 = 1 << 41;

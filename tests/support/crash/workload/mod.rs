@@ -26,8 +26,8 @@ pub use self::views::{read_all, read_undamaged};
 pub use self::writes::WriteFuture;
 
 use self::ops::{beside_op, compacting_op, random_op};
-use crate::model::COMMON_KEYS;
-use crate::swarm::{self, Mix, is_swarm};
+use crate::support::crash::swarm::{self, Mix, is_swarm};
+use crate::support::history_model::COMMON_KEYS;
 
 /// Workloads with seeds from here on compact, and delete more.
 pub const COMPACTING_SEEDS: u64 = 1 << 40;

@@ -9,7 +9,7 @@ use ringcask::io::{Io, OpFuture};
 use ringcask::{Batch, Durability, Outcome, PutOptions, Store};
 
 use super::{Op, Run};
-use crate::model::{Fate, WriteRec, key_name, value_bytes, value_id};
+use crate::support::history_model::{Fate, WriteRec, key_name, value_bytes, value_id};
 
 pub type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
 

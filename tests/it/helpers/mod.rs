@@ -3,6 +3,10 @@
 //! Nothing here sleeps to be right: [`eventually`] asks again until a generous deadline, and a future that never
 //! resolves fails its test instead of hanging it.
 
+pub mod counting_allocator;
+pub mod fork;
+pub mod gated_io;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;

@@ -9,9 +9,9 @@ use std::thread;
 use ringcask::io::Io;
 use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
-use crate::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
+use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::{
     at, block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
 };
 
@@ -133,7 +133,7 @@ fn a_writer_that_does_not_come_when_called_keeps_nobody_out() {
 /// held just then.
 #[test]
 fn futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked() {
-    const NAME: &str = "waiting::futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked";
+    const NAME: &str = "waiting_futures::futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked";
     if is_child() {
         let (engine, path) = child_env();
         return fork_with_waiting_futures(engine, &path);
@@ -192,7 +192,7 @@ fn fork_with_waiting_futures(engine: Engine, path: &Path) {
 /// the log or in the maintenance task's queue.
 #[test]
 fn methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked() {
-    const NAME: &str = "waiting::methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked";
+    const NAME: &str = "waiting_futures::methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked";
     if is_child() {
         let (engine, path) = child_env();
         return fork_with_locks_held(engine, &path);
@@ -235,7 +235,7 @@ fn fork_with_locks_held(engine: Engine, path: &Path) {
 /// The lock lies on a file description that the child shares.
 #[test]
 fn a_child_of_a_fork_keeps_the_directory_locked_until_it_ends() {
-    const NAME: &str = "waiting::a_child_of_a_fork_keeps_the_directory_locked_until_it_ends";
+    const NAME: &str = "waiting_futures::a_child_of_a_fork_keeps_the_directory_locked_until_it_ends";
     if is_child() {
         let (engine, path) = child_env();
         let store = open(Store::builder(&path).engine(engine));

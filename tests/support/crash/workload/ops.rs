@@ -3,7 +3,7 @@
 use ringcask::Durability;
 use ringcask::sim::{FaultKind, OpClass, Rng};
 
-use crate::model::COMMON_KEYS;
+use crate::support::history_model::COMMON_KEYS;
 
 /// One call, or several at once.
 #[derive(Clone, Debug)]

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Durability, ErrorKind, Result, Store};
 
-use crate::gate::{GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::{
     DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_engine, for_each_world,
     get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
@@ -231,7 +231,7 @@ fn a_cold_read_dropped_at_any_poll_leaves_no_trace() {
 
 /// Asks the kernel to forget the store's files, so that reads have to wait.
 fn drop_page_cache(env: &Env) {
-    for segment in crate::support::files_with(&env.path(), "seg") {
+    for segment in crate::helpers::files_with(&env.path(), "seg") {
         let file = fs::File::open(segment).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
@@ -370,7 +370,7 @@ fn forgotten_futures_harm_nobody() {
 
 #[test]
 fn ten_thousand_dropped_futures_leave_nothing_behind() {
-    const NAME: &str = "cancel::ten_thousand_dropped_futures_leave_nothing_behind";
+    const NAME: &str = "cancellation::ten_thousand_dropped_futures_leave_nothing_behind";
     if is_child() {
         return drop_many();
     }

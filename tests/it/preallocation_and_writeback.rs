@@ -9,8 +9,8 @@ use ringcask::io::Io;
 use ringcask::sim::{SimConfig, SimWorld};
 use ringcask::{Durability, Store};
 
-use crate::gate::{GatedWorld, Kind};
-use crate::support::{at, block_on, close, eventually, for_each_engine, open, poll_once, put_at, skip};
+use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::{at, block_on, close, eventually, for_each_engine, open, poll_once, put_at, skip};
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);

@@ -14,8 +14,8 @@ use ringcask::format::{
 };
 use ringcask::sim::Image;
 
-use crate::stores::{Fixture, SHAPES};
-use crate::targets::open_and_know;
+use super::fuzz_targets::open_and_know;
+use super::small_stores::{Fixture, SHAPES};
 
 /// The values that a key may be found with.
 type Known = HashMap<Vec<u8>, HashSet<Vec<u8>>>;

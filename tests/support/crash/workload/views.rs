@@ -4,7 +4,7 @@ use ringcask::bytes::Bytes;
 use ringcask::{Durability, ErrorKind, Store};
 
 use super::Run;
-use crate::model::{COMMON_KEYS, EXTRA_KEY, Fate, State, identify, is_shared, key_name};
+use crate::support::history_model::{COMMON_KEYS, EXTRA_KEY, Fate, State, identify, is_shared, key_name};
 
 impl Run<'_> {
     pub(super) async fn get(&mut self, store: &Store, key: usize) -> Result<(), String> {
