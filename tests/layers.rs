@@ -7,18 +7,19 @@
 //!
 //! `cargo test --test layers -- --nocapture graph` prints the graph of `src`; with `RINGCASK_LAYERS_SRC=DIR` that of the
 //! source folder `DIR`, of another commit for example.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a failed check is a failed test")]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failed check is a failed test")]
 
-mod layers {
-    pub(crate) mod graph;
-    pub(crate) mod source;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod import_graph;
+    pub mod rust_source;
 }
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use layers::graph::{Graph, crosses_rooms, path_text};
-use layers::source::Tree;
+use support::import_graph::{Graph, crosses_rooms, path_text};
+use support::rust_source::Tree;
 
 /// Rooms from the bottom up. A room may name rooms of its own layer and of the layers below it, as long as no circle results.
 const LAYERS: [(&str, &[&str]); 7] = [

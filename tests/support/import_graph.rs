@@ -2,42 +2,42 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::source::{Source, Tree};
+use crate::support::rust_source::{Source, Tree};
 
 /// A path of a module, or of a name in one, from the root of the crate.
 type Path = Vec<String>;
 
 /// One name of another module in the code of a file.
-pub(crate) struct Import {
-    pub(crate) file: String,
+pub struct Import {
+    pub file: String,
     /// Where the name is defined, as far as re-exports tell.
-    pub(crate) path: Path,
+    pub path: Path,
     from: Path,
     /// The module of the file that the path leads to.
     to: Path,
 }
 
 impl Import {
-    pub(crate) fn from_room(&self) -> &str {
+    pub fn from_room(&self) -> &str {
         self.from.first().map_or("lib", String::as_str)
     }
 
-    pub(crate) fn to_room(&self) -> &str {
+    pub fn to_room(&self) -> &str {
         self.to.first().map_or("lib", String::as_str)
     }
 }
 
-pub(crate) fn path_text(path: &[String]) -> String {
+pub fn path_text(path: &[String]) -> String {
     path.join("::")
 }
 
-pub(crate) struct Graph {
-    pub(crate) imports: Vec<Import>,
+pub struct Graph {
+    pub imports: Vec<Import>,
     modules: BTreeMap<Path, String>,
 }
 
 impl Graph {
-    pub(crate) fn new(tree: &Tree) -> Self {
+    pub fn new(tree: &Tree) -> Self {
         let modules: BTreeMap<Path, String> =
             tree.files.iter().map(|file| (file.module(), file.path.clone())).collect();
         let paths: Vec<(Path, Vec<(Path, String)>)> =
@@ -63,24 +63,24 @@ impl Graph {
         Self { imports, modules }
     }
 
-    pub(crate) fn rooms(&self) -> Vec<String> {
+    pub fn rooms(&self) -> Vec<String> {
         let rooms: BTreeSet<String> = self.modules.keys().filter_map(|module| module.first().cloned()).collect();
         rooms.into_iter().collect()
     }
 
-    pub(crate) fn arrows(&self) -> Vec<(String, String)> {
+    pub fn arrows(&self) -> Vec<(String, String)> {
         let between = self.imports.iter().filter(|import| import.from_room() != import.to_room());
         let arrows: BTreeSet<(String, String)> =
             between.map(|import| (import.from_room().to_owned(), import.to_room().to_owned())).collect();
         arrows.into_iter().collect()
     }
 
-    pub(crate) fn room_circles(&self) -> Vec<Vec<String>> {
+    pub fn room_circles(&self) -> Vec<Vec<String>> {
         circles(&self.arrows())
     }
 
     /// Circles of files. A module and those that lie below it are one thing: what they name of each other does not count.
-    pub(crate) fn file_circles(&self) -> Vec<Vec<String>> {
+    pub fn file_circles(&self) -> Vec<Vec<String>> {
         let is_family = |import: &Import| import.from.starts_with(&import.to) || import.to.starts_with(&import.from);
         let arrows: BTreeSet<(String, String)> = self
             .imports
@@ -93,7 +93,7 @@ impl Graph {
 }
 
 /// Whether the files of a circle are of several rooms.
-pub(crate) fn crosses_rooms(circle: &[String]) -> bool {
+pub fn crosses_rooms(circle: &[String]) -> bool {
     let room = |path: &String| path.split(['/', '.']).next().unwrap_or_default().to_owned();
     circle.iter().map(room).collect::<BTreeSet<_>>().len() > 1
 }

@@ -1,21 +1,21 @@
-//! The source of a crate as its code alone: without comments, contents of strings, and unit tests.
+//! Rust source, taken apart: its code without comments, contents of strings and unit tests, or its comments and strings alone.
 
 use std::fs;
 use std::path::Path;
 
 /// All files of a source folder but those that hold tests alone.
-pub(crate) struct Tree {
-    pub(crate) files: Vec<Source>,
+pub struct Tree {
+    pub files: Vec<Source>,
 }
 
-pub(crate) struct Source {
+pub struct Source {
     /// Below the source folder.
-    pub(crate) path: String,
-    pub(crate) code: String,
+    pub path: String,
+    pub code: String,
 }
 
 impl Tree {
-    pub(crate) fn read(root: &Path) -> Self {
+    pub fn read(root: &Path) -> Self {
         let (mut files, mut todo) = (Vec::new(), vec![root.to_path_buf()]);
         while let Some(dir) = todo.pop() {
             for entry in fs::read_dir(dir).unwrap() {
@@ -35,7 +35,7 @@ impl Tree {
     }
 
     /// Files given as path and text.
-    pub(crate) fn of(files: &[(&str, &str)]) -> Self {
+    pub fn of(files: &[(&str, &str)]) -> Self {
         Self { files: files.iter().map(|(path, text)| Source::new(path, text)).collect() }
     }
 }
@@ -46,17 +46,34 @@ impl Source {
     }
 
     /// The path of the module that the file holds; empty for the root.
-    pub(crate) fn module(&self) -> Vec<String> {
+    pub fn module(&self) -> Vec<String> {
         let path = self.path.trim_end_matches(".rs").trim_end_matches("/mod");
         if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
     }
 
-    pub(crate) fn lines_of_code(&self) -> usize {
+    pub fn lines_of_code(&self) -> usize {
         self.code.lines().filter(|line| !line.trim().is_empty()).count()
     }
 
+    /// The names of the structs, enums, traits and type aliases that the file declares outside any block.
+    pub fn types(&self) -> Vec<&str> {
+        let (mut found, mut depth, mut previous) = (Vec::new(), 0, "");
+        for word in self.code.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_') {
+            let name = word.trim_end_matches(|c: char| !c.is_alphanumeric() && c != '_');
+            let is_keyword = ["struct", "enum", "trait", "union", "type"].contains(&previous);
+            if depth == 0 && is_keyword && name.starts_with(char::is_uppercase) {
+                found.push(name);
+            }
+            depth += word.matches(['{', '(']).count() as i64 - word.matches(['}', ')']).count() as i64;
+            if !name.is_empty() || !word.trim().is_empty() {
+                previous = name;
+            }
+        }
+        found
+    }
+
     /// Every function with a body: its name, and its lines of code from `fn` to the closing brace.
-    pub(crate) fn functions(&self) -> Vec<(&str, usize)> {
+    pub fn functions(&self) -> Vec<(&str, usize)> {
         let mut found = Vec::new();
         for (at, _) in self.code.match_indices("fn ") {
             let is_word = !self.code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
@@ -171,6 +188,25 @@ fn without_words(text: &str) -> String {
         rest = behind;
     }
     code
+}
+
+/// The comments and strings of a source text, each with the line that it begins in.
+pub fn prose(text: &str) -> Vec<(usize, &str)> {
+    let (mut found, mut rest, mut line, mut behind_word) = (Vec::new(), text, 1, false);
+    while !rest.is_empty() {
+        let (len, is_prose) = match piece(rest, behind_word) {
+            Piece::Code(len) => (len, false),
+            Piece::Comment(len) | Piece::Literal(len) => (len, true),
+        };
+        let (taken, behind) = rest.split_at(len.clamp(1, rest.len()));
+        if is_prose {
+            found.push((line, taken));
+        }
+        line += taken.matches('\n').count();
+        behind_word = taken.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        rest = behind;
+    }
+    found
 }
 
 /// Leaves out every item that is compiled for unit tests alone.
