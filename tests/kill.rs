@@ -1,9 +1,9 @@
 //! A real process, killed with SIGKILL at random moments, again and again in the same directory.
 //!
-//! What the process does and what is checked of every reopening stands in `tests/oracle`: the kernel outlives the
+//! `support/killed_writer` describes what the process does and what is checked after each reopening: the kernel outlives the
 //! process, so `Written` and `Synced` operations must be there. One directory in ten is on a tmpfs.
 //!
-//! Not tested here: power cuts, which take the kernel's memory too; see `tests/power`.
+//! Not tested here: power cuts, which lose the kernel's memory too; see `tests/power`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -32,7 +32,7 @@ use crate::support::stages;
 
 /// Kills of one directory before a fresh one: what it holds by then was recovered that many times.
 const GENERATIONS: u64 = 25;
-/// One of so many directories is on a tmpfs, where there is one.
+/// One directory in this number is on a tmpfs, where there is one.
 const ON_TMPFS: u64 = 10;
 const TMPFS: &str = "/dev/shm";
 

@@ -1,9 +1,9 @@
 //! The layers of the library, read from its source: who may name whom, what only some files may do, and how long
 //! functions and files may be.
 //!
-//! A *room* is a top-level module: a folder of `src`, or a file beside `lib.rs`. An *arrow* leads from a room to another one that
-//! its code names. Only code counts: comments, strings, unit tests and the models of the schedule explorer may name
-//! anything.
+//! A *room* is a top-level module: a folder of `src`, or a file beside `lib.rs`. An *arrow* leads from a room to
+//! another one that its code names. Only code counts: comments, strings, unit tests and the models of the schedule
+//! explorer may name anything.
 //!
 //! `cargo test --test layers -- --nocapture graph` prints the graph of `src`; with `RINGCASK_LAYERS_SRC=DIR` that of the
 //! source folder `DIR`, of another commit for example.
@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 use support::import_graph::{Graph, crosses_rooms, path_text};
 use support::rust_source::Tree;
 
-/// Rooms from the bottom up. A room may name rooms of its own layer and of the layers below it, as long as no circle results.
+/// Rooms from the bottom up. A room may name rooms of its own layer and of the layers below it, as long as no circle
+/// results.
 const LAYERS: [(&str, &[&str]); 7] = [
     ("values", &["error", "options", "stats", "batch"]),
     ("tools", &["sync", "seeded_bug", "trace"]),

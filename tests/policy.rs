@@ -228,8 +228,8 @@ fn documents() -> Vec<(String, String)> {
     found
 }
 
-/// The words of a text from `line` on, each with its line and whether it follows the previous one without punctuation. Code
-/// in backticks and indented or fenced code is left out.
+/// The words of a text from `line` on, each with its line and whether it follows the previous one without punctuation.
+/// Code in backticks and indented or fenced code is left out.
 fn words(text: &str, line: usize) -> Vec<(usize, bool, String)> {
     let (mut found, mut is_fenced, mut is_code, mut follows) = (Vec::new(), false, false, false);
     for (number, text) in text.lines().enumerate() {
@@ -292,8 +292,9 @@ fn phrases_of_source(text: &str) -> Vec<(usize, &'static str, &'static str)> {
 
 /// All findings, one a line.
 fn complaints(files: &[(String, String)], find: fn(&str) -> Vec<(usize, &'static str, &'static str)>) -> Vec<String> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let of_file = |(path, text): &(String, String)| {
-        let found = find(text).into_iter();
+        let (path, found) = (path.trim_start_matches(root), find(text).into_iter());
         found.map(|(line, phrase, better)| format!("{path}:{line}: {phrase:?}: write {better}")).collect::<Vec<_>>()
     };
     files.iter().flat_map(of_file).collect()

@@ -1,14 +1,14 @@
-//! A store under mixed load for long, killed at random: memory, descriptors and disk stay flat.
+//! A store under mixed load for a long time, killed at random: memory, descriptors and disk stay flat.
 //!
-//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs as it
-//! likes, and every 100 ms it tells what it takes. One of the threads writes `Synced` and tells what was acknowledged.
-//! The parent kills it at random moments, starts it again in the same directory, and compares.
+//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs
+//! by itself, and every 100 ms the child reports its resource use. One of the threads writes `Synced` and reports each
+//! acknowledgment. The parent kills it at random moments, restarts it in the same directory, and compares.
 //!
-//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus what
-//! can be under way; memory and descriptors at the end of a life, and in the last third of all lives, are not above what
-//! they were when the load had settled, but for a tolerance.
+//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus
+//! what can be in flight; memory and descriptors at the end of a child's life, and in the last third of all lives, are
+//! within a tolerance of what they were when the load had settled.
 //!
-//! `RINGCASK_SOAK_SECONDS` says how long (600 for a real soak).
+//! `RINGCASK_SOAK_SECONDS` sets the duration (600 for a real soak).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -206,7 +206,8 @@ fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64,
     assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
     child.kill().unwrap();
     child.wait().unwrap();
-    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing number.
+    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing
+    // number.
     let rest: Vec<String> = lines.iter().collect();
     rest.iter().take(rest.len().saturating_sub(1)).for_each(|line| take(&mut life, line, acknowledged));
     life

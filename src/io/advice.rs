@@ -48,7 +48,7 @@ fn lower_nice() {
 /// cache does not hand it on. Writes from the page cache are the kernel's, and have none.
 fn lower_io_priority() {
     // SAFETY: takes two numbers, of which 0 is the calling thread, and touches no memory.
-    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // Shown by `a_background_task_has_a_lower_priority_and_a_foreground_task_has_not`.
     let now = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) };
     if now >> IOPRIO_CLASS_SHIFT == libc::c_long::from(IOPRIO_CLASS_IDLE) {
         // The whole process was told to stand behind everybody else. Best effort would be more.
@@ -56,7 +56,7 @@ fn lower_io_priority() {
     }
     let lowest = IOPRIO_CLASS_BEST_EFFORT << IOPRIO_CLASS_SHIFT | IOPRIO_LOWEST_LEVEL;
     // SAFETY: takes three numbers, of which 0 is the calling thread, and touches no memory.
-    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // Shown by `a_background_task_has_a_lower_priority_and_a_foreground_task_has_not`.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, lowest) };
 }
 
@@ -69,7 +69,7 @@ pub(super) fn start_writeback(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     // To the kernel, no bytes are all up to the end of the file.
     if len > 0 {
         // SAFETY: takes numbers and a descriptor, which the borrow keeps open until it returns, and touches no memory.
-        // Shown by `writing_back_begins_without_a_sync_and_where_it_was_asked_for`.
+        // Shown by `writeback_begins_without_a_sync_and_only_in_the_requested_range`.
         let _ = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
     }
 }

@@ -1,7 +1,7 @@
 //! The process that serves the file system, and its handle in the test.
 //!
-//! A process of its own: when it ends, however it ends, the kernel answers every request that still waits, so a test that
-//! fails or hangs leaves nobody waiting for ever.
+//! When a separate process ends, for whatever reason, the kernel answers every pending request, so a test that
+//! fails or hangs leaves no process waiting.
 
 use std::fmt::Write as _;
 use std::fs;

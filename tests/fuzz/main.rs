@@ -1,10 +1,11 @@
-//! Bytes that nobody vouches for, by the million: no panic, no endless loop, no memory by a length that is a lie.
+//! Untrusted bytes, by the million: no panic, no endless loop, no allocation sized by a false length.
 //!
-//! A bounded run of the same targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are made from valid ones and
-//! from `corpus/`, which has what once failed or is worth keeping; all of that is replayed first. Headers are given right
-//! checksums half of the time, since nothing gets past a checksum by chance.
+//! A bounded run of the targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are derived from valid ones and
+//! from `corpus/`, which holds inputs that once failed or that reached new code; all of them are replayed first. Half
+//! of the headers get valid checksums, since random bytes never pass one.
 //!
-//! Operations with faults and crashes in any order have their target in `tests/crash/machine.rs`, and their stage there.
+//! Operations with faults and crashes have their target in `support/crash/state_machine.rs`, and their stage in
+//! `tests/crash`.
 #![allow(
     unreachable_pub,
     unsafe_code,
@@ -189,8 +190,8 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
 /// Pieces of an input of a forged file that was not changed yet.
 const PIECES: usize = 30;
 
-/// Has `target` forge files from what is kept and from chance, as many as the stage must have; so many of a hundred must be
-/// opened, strictly or with salvage.
+/// Has `target` forge files from what is kept and from chance, as many as the stage must have; so many of a hundred
+/// must be opened, strictly or with salvage.
 fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64) {
     let stage = stages::begin(stage);
     for input in kept {

@@ -1,5 +1,5 @@
-//! The rules that need no real file system, as one task that runs in every world, the simulated one included: what the
-//! crash tests find there holds elsewhere only as far as the worlds agree.
+//! The rules that need no real file system, as one task that runs on every backend, the simulated one included.
+//! Results of the crash tests apply to real disks only as far as the backends agree.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ use ringcask::io::util::{read_exact, read_full, read_full_once, write_all};
 use ringcask::io::{Dir, EntryKind, Io, OpenMode, Priority, SyncKind};
 use ringcask::sim::{SimConfig, SimWorld};
 
-use super::{in_every_world, in_task};
+use super::{in_task, on_every_backend};
 
 /// Every check, in turn; returns how many there were.
 async fn contract(io: Arc<dyn Io>, dir: Arc<dyn Dir>) -> u32 {
@@ -110,8 +110,8 @@ async fn dropped_operations(dir: &dyn Dir) {
         drop(write);
         drop(file.read_at(vec![0; 64], 0, 0));
     }
-    // Whatever was started is carried out (whole, here: the test injects no short writes). There is nothing to wait on but
-    // the content itself.
+    // Whatever was started is carried out (whole, here: the test injects no short writes). There is nothing to wait on
+    // but the content itself.
     loop {
         let (read, filled) = read_full(&*file, vec![0; 50 * 64], 0, 0).await.unwrap();
         if filled == read.len() && (0..50_u8).all(|turn| read[usize::from(turn) * 64..][..64] == [turn; 64]) {
@@ -144,20 +144,20 @@ async fn tasks_and_time(io: &dyn Io) {
 }
 
 #[test]
-fn real_worlds_keep_the_rules_that_need_no_real_disk() {
-    in_every_world(|stage| assert_eq!(in_task(&stage, contract), 6));
+fn real_backends_follow_the_rules_that_need_no_real_disk() {
+    on_every_backend(|stage| assert_eq!(in_task(&stage, contract), 6));
 }
 
 #[test]
-fn the_simulated_world_keeps_the_same_rules() {
+fn the_simulated_backend_follows_the_same_rules() {
     let seeds = 200;
     for seed in 0..seeds {
-        let world = SimWorld::new(SimConfig { seed, short_percent: 0, interrupt_percent: 0, ..SimConfig::default() });
-        let io: Arc<dyn Io> = Arc::new(world.clone());
+        let backend = SimWorld::new(SimConfig { seed, short_percent: 0, interrupt_percent: 0, ..SimConfig::default() });
+        let io: Arc<dyn Io> = Arc::new(backend.clone());
         let dir = io.open_dir(Path::new("/contract/deep"), true).unwrap();
-        assert_eq!(world.run_until(contract(io, dir)), 6, "seed {seed}");
-        assert_eq!(world.panics(), Vec::<String>::new(), "seed {seed}");
-        world.shutdown();
+        assert_eq!(backend.run_until(contract(io, dir)), 6, "seed {seed}");
+        assert_eq!(backend.panics(), Vec::<String>::new(), "seed {seed}");
+        backend.shutdown();
     }
-    println!("{seeds} seeds of the simulated world");
+    println!("{seeds} seeds of the simulated backend");
 }

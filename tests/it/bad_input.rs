@@ -1,4 +1,4 @@
-//! Wrong arguments, wrong options, wrong directories: a clear error each time, and nothing lost.
+//! Invalid arguments, options and directories: each gives a clear error, and no data is lost.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,11 +1,11 @@
-//! Every public future, polled so many times and dropped: for every number of polls until it is ready.
+//! Every public future, dropped after each possible number of polls.
 //!
-//! A round is a store on one world, in which every call is begun and given up at every poll, patiently (woken in between)
-//! and impatiently, calm, in a crowd that waits for room, and behind a write of its own key. In the end each write must have
-//! happened or not, as a whole, as the reopening sees it too; those beside it must have been answered; the counters must
-//! fit; and nobody may hold a waker any more.
+//! A round uses one store on one backend. Each call is begun and dropped after every number of polls: with and without
+//! waiting for its waker, on an idle store, among writers that wait for admission, and behind a write of its own key.
+//! At the end each write must have happened as a whole or not at all, before and after a reopening; calls beside it
+//! must have been answered; the counters must add up; and no waker may still be held.
 //!
-//! [`every_future_of_the_crate_is_among_them`] reads the sources, so that a new future cannot be forgotten here.
+//! [`every_future_of_the_crate_is_among_them`] reads the source, so that a new future cannot be left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;

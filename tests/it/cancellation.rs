@@ -1,7 +1,8 @@
-//! Futures dropped at every point a caller can drop them: before the first poll, after each poll until they are ready.
+//! Futures dropped before their first poll, and after each poll until they are ready.
 //!
-//! Before the first poll nothing happened. After it the operation is all or nothing: what the store shows when it has
-//! come to rest must be one of the two, must be what a reopening shows, and must be "all" if the future was ready.
+//! Before the first poll, nothing has happened. After it, the operation is all or nothing: the store must show one of
+//! the two states once it is idle, and the same one after a reopening. If the future was ready, the operation
+//! happened.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,9 +14,9 @@ use std::time::{Duration, Instant};
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Durability, ErrorKind, Result, Store};
 
-use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::gated_io::{GatedIo, Kind};
 use crate::helpers::{
-    DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_engine, for_each_world,
+    DEADLINE, Env, LEVELS, Parked, at, block_on, child_env, close, expect_success, for_each_backend, for_each_engine,
     get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
@@ -27,7 +28,8 @@ pub fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Box
 
 /// Polls up to `polls` times, waiting for the waker in between if `patient`; whether the future was ready.
 ///
-/// The wait of a patient caller is bounded by the engine's work, never by a timer: the last poll is not followed by one.
+/// The wait of a patient caller is bounded by the engine's work, never by a timer: the last poll is not followed by
+/// one.
 pub fn poll_then_drop(mut future: Boxed, polls: usize, patient: bool) -> bool {
     let parked = Parked::new();
     let waker = parked.waker();
@@ -141,7 +143,7 @@ fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
     for_each_engine(|env| {
         for held in [Kind::Write, Kind::Sync] {
             let path = env.dir.path().join(format!("{held:?}"));
-            let (world, gate) = GatedWorld::around(env.engine);
+            let (world, gate) = GatedIo::around(env.engine);
             let store = open(env.builder_at(&path).world(world));
             put(&store, "segment", "exists");
             let mut keys = Vec::new();
@@ -174,7 +176,7 @@ fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
 fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let long = Duration::from_secs(60);
         let store = open(env.builder().world(world).flush_interval(long).sync_interval(long));
         put(&store, "k", "v");
@@ -239,10 +241,10 @@ fn drop_page_cache(env: &Env) {
 }
 
 #[test]
-fn a_write_that_waits_for_room_and_is_dropped_never_happened() {
+fn a_write_dropped_while_it_waits_for_admission_never_happened() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().world(world).staging_bytes(64 << 10));
         put(&store, "segment", "exists");
         for polls in 1..=10 {
@@ -348,8 +350,8 @@ fn a_close_dropped_at_any_poll_closes_all_the_same() {
 }
 
 #[test]
-fn forgotten_futures_harm_nobody() {
-    for_each_world(|env| {
+fn forgotten_futures_do_no_harm() {
+    for_each_backend(|env| {
         let store = env.open();
         // Writes are accepted in their first poll when there is a segment to go to.
         put(&store, "segment", "exists");

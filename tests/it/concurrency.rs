@@ -194,7 +194,7 @@ fn read_pairs(store: &Store, reader: usize, stop: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn writers_that_wait_for_room_all_get_it() {
+fn all_writers_that_wait_for_admission_are_admitted() {
     for_each_engine(|env| {
         let store = open(env.builder().staging_bytes(64 << 10).segment_bytes(1 << 20));
         let writers: Vec<_> = (0..16_u64)

@@ -1,6 +1,6 @@
-//! The order in which a store changes its directory: every write, sync and change of a name from an open to a close.
+//! The order in which a store changes its directory: every write, sync and rename from an open to a close.
 //!
-//! The crash tests find an order that is wrong. This shows which one it is, so that whoever changes it sees that he did.
+//! The crash tests find a wrong order. This test shows the order itself, so that a change of it is noticed.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -170,7 +170,7 @@ sync the directory
 ";
 
 #[test]
-fn writes_syncs_and_names_come_in_this_order() {
+fn writes_syncs_and_renames_come_in_this_order() {
     let (world, mut text) = (SimWorld::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
     let builder = Store::builder("/sim").world(Arc::new(world.clone())).segment_bytes(2048);
     let builder = builder.compaction(Compaction::new().automatic(false));

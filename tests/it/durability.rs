@@ -1,4 +1,4 @@
-//! What each level promises, and when a write may be seen.
+//! What each durability level promises, and when a write becomes visible.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store, Version};
 
-use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
 use crate::helpers::{
     Env, LEVELS, assert_holds, at, block_on, close, copy_store, delete, eventually, eventually_within, for_each_engine,
     get, open, poll_once, put, put_at,
@@ -17,7 +17,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// A store behind a gate, which neither flushes nor syncs of its own accord.
 fn gated(env: &Env, builder: Builder) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedWorld::around(env.engine);
+    let (world, gate) = GatedIo::around(env.engine);
     (open(builder.world(world).flush_interval(LONG).sync_interval(LONG)), gate)
 }
 
@@ -427,7 +427,7 @@ fn the_sync_interval_is_kept_without_another_call() {
 #[test]
 fn an_idle_store_neither_writes_nor_syncs() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let quick = Duration::from_millis(1);
         let store = open(env.builder().world(world).flush_interval(quick).sync_interval(quick));
         let version = put_at(&store, Durability::Buffered, "k", "v");

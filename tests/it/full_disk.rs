@@ -1,6 +1,6 @@
-//! A disk that is really full: a small tmpfs and a small ext4, filled to the last block, and a limit of a file's size,
-//! with its signal ignored or handled. Each round fills, is refused, deletes, reopens and goes on when there is space.
-//! And a file system that turns read-only beneath an open store.
+//! Disks that are really full: a small tmpfs and a small ext4, filled to the last block, and a file-size limit with
+//! its signal ignored or handled. Each round fills the disk, is refused, deletes, reopens, and continues when there is
+//! space. Also a file system that becomes read-only under an open store.
 #![allow(unsafe_code, reason = "a signal's handler cannot be set without; it is done here alone")]
 
 use std::cell::Cell;

@@ -1,7 +1,7 @@
-//! Descriptors, threads and memory: as many after a life of any kind as before it.
+//! Descriptors, threads and memory: the same number after each store lifetime as before it.
 //!
-//! Each kind of life is led again and again in a process of its own, so that nothing else in it opens a file or
-//! allocates. What the first rounds grow (buffers of threads, tables) is not counted.
+//! Each kind of lifetime is repeated in a separate process, in which nothing else opens a file or allocates. What the
+//! first rounds allocate once (thread buffers, tables) is not counted.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use ringcask::{Batch, Builder, CompactOptions, Compaction, Durability, Engine, E
 
 use crate::bad_input::{limit_descriptors, used_descriptors};
 use crate::helpers::counting_allocator::bytes_in_use;
-use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
 use crate::helpers::{
     DEADLINE, Env, LEVELS, Model, Rng, assert_holds, at, block_on, child_env, close, eventually, expect_success,
     files_with, for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
@@ -35,7 +35,7 @@ fn builder(engine: Engine, path: &Path) -> Builder {
 }
 
 fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedWorld::around(engine);
+    let (world, gate) = GatedIo::around(engine);
     (open(builder(engine, path).world(world)), gate)
 }
 
@@ -179,7 +179,8 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
         for call in calls {
             let _ = block_on(call);
         }
-        // Which thread writes what of a compaction, and when a hint is written, is a matter of luck: go on until it has.
+        // Which thread writes what of a compaction, and when a hint is written, is a matter of luck: go on until it
+        // has.
         eventually("the store is poisoned", || {
             let _ = block_on(store.compact(CompactOptions::new()));
             block_on(store.put("once more", [6; 900])).is_err()
@@ -203,7 +204,7 @@ fn futures_forgotten(engine: Engine, path: &Path) {
 
 /// An opening that is given up before it has begun, and begins when whoever asked for it is long gone.
 fn opens_late(engine: Engine, path: &Path) {
-    let (world, gate) = GatedWorld::around(engine);
+    let (world, gate) = GatedIo::around(engine);
     gate.close(Kind::Start);
     let mut opening = builder(engine, path).world(world).open();
     assert!(poll_once(&mut opening).is_pending());
@@ -354,8 +355,8 @@ fn rerun_life(test: &str, env: &Env, life: &str) -> Command {
 }
 
 #[test]
-fn every_life_gives_back_what_it_took() {
-    const NAME: &str = "leaks::every_life_gives_back_what_it_took";
+fn every_store_lifetime_releases_its_resources() {
+    const NAME: &str = "leaks::every_store_lifetime_releases_its_resources";
     if is_child() {
         let name = std::env::var(LIFE).unwrap();
         let life = LIVES.iter().find(|life| life.name == name).unwrap();
@@ -369,8 +370,8 @@ fn every_life_gives_back_what_it_took() {
 }
 
 #[test]
-fn a_life_that_leaks_is_noticed() {
-    const NAME: &str = "leaks::a_life_that_leaks_is_noticed";
+fn a_leaking_store_lifetime_is_found() {
+    const NAME: &str = "leaks::a_leaking_store_lifetime_is_found";
     if is_child() {
         // What is still in use when every life is over does not go away later: there is nothing to be patient for.
         return lead_again_and_again(&CANARY, NOTHING, Duration::from_millis(200));
@@ -467,8 +468,8 @@ fn soak_among_few_descriptors() {
 }
 
 #[test]
-fn where_descriptors_run_out_nothing_is_missing() {
-    const NAME: &str = "leaks::where_descriptors_run_out_nothing_is_missing";
+fn no_key_is_missing_when_descriptors_run_out() {
+    const NAME: &str = "leaks::no_key_is_missing_when_descriptors_run_out";
     if is_child() {
         return soak_among_few_descriptors();
     }

@@ -1,10 +1,10 @@
-//! Real histories of one key, checked for an order that explains them.
+//! Histories of single keys on real threads, checked for linearizability.
 //!
-//! Threads put, delete and get a few keys; each operation notes a tick before it starts and one after it ended. A
-//! history is linearizable if the operations of each key can be put in one order, each at some moment between its two
-//! ticks, in which every get returns what the last write left and every delete tells truly whether the key existed.
-//! Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's memory of visited states:
-//! since a thread has one operation at a time, a state is how far each thread has come, and the key's value.
+//! Threads put, delete and get a few keys; each operation notes a tick before it starts and one after it ends. A
+//! history is linearizable if the operations of each key can be put in one order, each at a moment between its two
+//! ticks, in which every get returns the value of the last write, and every delete reports correctly whether the key
+//! existed. Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's cache of visited
+//! states: since a thread has one operation at a time, a state is the progress of each thread, and the key's value.
 
 use std::cell::Cell;
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! What the store does before anybody would have to wait for it: space is claimed, writing back begun, a sync made.
+//! Work done before a caller would have to wait for it: preallocation, writeback, and early syncs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use ringcask::io::Io;
 use ringcask::sim::{SimConfig, SimWorld};
 use ringcask::{Durability, Store};
 
-use crate::helpers::gated_io::{GatedWorld, Kind};
+use crate::helpers::gated_io::{GatedIo, Kind};
 use crate::helpers::{at, block_on, close, eventually, for_each_engine, open, poll_once, put_at, skip};
 
 const MIB: u64 = 1 << 20;
@@ -19,7 +19,7 @@ const PAGE: u64 = 4096;
 #[test]
 fn no_put_waits_for_space_in_the_segment() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().world(world).segment_bytes(64 * MIB).sync_interval(LONG));
         let value = vec![7; 64 << 10];
         // The first one finds no segment.
@@ -46,9 +46,9 @@ fn no_put_waits_for_space_in_the_segment() {
 }
 
 #[test]
-fn no_space_is_claimed_that_the_segment_cannot_use() {
+fn no_space_is_preallocated_that_the_segment_cannot_use() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let builder = env.builder().world(world).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
         let store = open(builder);
         let value = vec![7; 64 << 10];
@@ -56,7 +56,8 @@ fn no_space_is_claimed_that_the_segment_cannot_use() {
             put_at(&store, Durability::Written, format!("{number}"), &value);
         }
         let claims = gate.claims();
-        // The first is that of the file RESERVE; the segment's own first step ends beyond its end by what comes before it.
+        // The first is that of the file RESERVE; the segment's own first step ends beyond its end by what comes before
+        // it.
         let end = claims[1..].iter().map(|claim| claim.end).max().unwrap();
         println!("{claims:?}");
         assert!((4 * MIB..=5 * MIB + 4096).contains(&end), "claimed up to {end}");
@@ -65,9 +66,9 @@ fn no_space_is_claimed_that_the_segment_cannot_use() {
 }
 
 #[test]
-fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
+fn small_groups_are_written_back_before_a_sync() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().world(world).sync_interval(LONG));
         let value = vec![7; 100_000];
         put_at(&store, Durability::Synced, "first", &value);
@@ -89,7 +90,7 @@ fn small_groups_are_on_their_way_to_the_disk_before_a_sync() {
 
 /// Else whoever seals a segment waits for all that was written since the last interval.
 #[test]
-fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
+fn many_unsynced_bytes_are_synced_before_the_interval_ends() {
     let world = SimWorld::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
     world.run_until(async {
         let store = Store::builder("/db").world(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
@@ -116,7 +117,7 @@ fn much_that_waits_for_a_sync_gets_one_before_the_interval_is_over() {
 #[test]
 fn a_sync_is_noticed_while_there_is_always_something_to_write() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().world(world).sync_interval(LONG).durability(Durability::Buffered));
         let early = put_at(&store, Durability::Synced, "first", "creates the segment");
         gate.close(Kind::Sync);
@@ -156,9 +157,9 @@ fn a_sync_is_noticed_while_there_is_always_something_to_write() {
 
 /// Small writes alone do not bring the store to sync more often than it was told to.
 #[test]
-fn little_that_waits_for_a_sync_has_time() {
+fn few_unsynced_bytes_wait_for_the_interval() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().world(world).sync_interval(LONG));
         put_at(&store, Durability::Synced, "first", "value");
         let syncs = gate.asked(Kind::Sync);

@@ -1,4 +1,4 @@
-//! Filler ahead of the log: where it is written, and that nobody takes it for anything else.
+//! Prewritten space behind the log: where it is written, and that recovery does not mistake it for anything else.
 
 use std::sync::Arc;
 
@@ -47,7 +47,8 @@ fn segment_of(image: &Image) -> (String, Vec<u8>) {
     (name, bytes)
 }
 
-/// Opens `image`; how many keys are as they were, how much was cut, whether there is a copy of it, and what a close leaves.
+/// Opens `image`; how many keys are as they were, how much was cut, whether there is a copy of it, and what a close
+/// leaves.
 fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, bool, Image) {
     let world = SimWorld::from_image(image, config());
     let found = world.run_until(async {
@@ -77,7 +78,7 @@ fn values() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_power_cut_leaves_filler_and_that_is_no_loss() {
+fn prewritten_space_after_a_power_cut_is_no_loss() {
     for last in 20..=22 {
         let values = &values()[..last];
         let (image, stats) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
@@ -95,7 +96,7 @@ fn a_power_cut_leaves_filler_and_that_is_no_loss() {
 }
 
 #[test]
-fn what_was_lost_before_filler_is_told() {
+fn loss_before_prewritten_space_is_reported() {
     let values = &values()[..20];
     let (image, _) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
     let (name, bytes) = segment_of(&image);
@@ -110,7 +111,7 @@ fn what_was_lost_before_filler_is_told() {
 }
 
 #[test]
-fn filler_is_written_for_small_synced_groups_only_and_only_where_it_helps() {
+fn space_is_prewritten_only_for_small_synced_groups_and_only_where_it_helps() {
     let filled = |config: SimConfig, fills: bool, level, values: &[Vec<u8>]| {
         let (image, stats) = cut_off(SimWorld::new(config), |builder| builder.fill_ahead(fills), level, values);
         let (whole, cut, ..) = reopen(image, values, Recovery::Strict);
@@ -128,7 +129,7 @@ fn filler_is_written_for_small_synced_groups_only_and_only_where_it_helps() {
 }
 
 #[test]
-fn a_segment_that_is_full_of_filler_is_sealed_at_its_last_record() {
+fn a_segment_full_of_prewritten_space_is_sealed_at_its_last_record() {
     let world = SimWorld::new(config());
     world.run_until(async {
         let store = builder(&world).segment_bytes(8 << 10).open().await.unwrap();

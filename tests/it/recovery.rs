@@ -1,4 +1,4 @@
-//! What a reopening finds: after a close, a drop, a kill; torn tails; the files a directory may hold beside ours.
+//! What a reopening finds after a close, a drop and a kill: torn tails, and foreign files in the directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -419,7 +419,7 @@ fn files_are_private_whatever_the_umask() {
 }
 
 #[test]
-fn what_the_lock_file_holds_does_not_matter() {
+fn the_content_of_the_lock_file_does_not_matter() {
     for_each_engine(|env| {
         for content in [&b""[..], b"999999", b"garbage \xFF\x00", &[0; 10_000]] {
             close(env.open());

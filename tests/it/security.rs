@@ -1,6 +1,6 @@
-//! What an attacker with a key, a value, a file name or an account on the machine can do: nothing.
+//! An attacker who controls a key, a value, a file name or an account on the machine gains nothing.
 //!
-//! Modes and links are in `recovery`, hostile contents in `tests/corruption` and `tests/fuzz`.
+//! Modes and links are tested in `recovery`, hostile contents in `tests/corruption` and `tests/fuzz`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

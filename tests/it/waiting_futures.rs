@@ -1,4 +1,4 @@
-//! Futures that wait: what they hold on to while they do.
+//! Futures that wait: which resources they hold, and in which order they are admitted.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use ringcask::io::Io;
 use ringcask::{Batch, Builder, Durability, Engine, ErrorKind, Result, Store, Version};
 
 use crate::helpers::fork::{beside_child, in_child, release_wakers, stuck_count, stuck_waker};
-use crate::helpers::gated_io::{Gate, GatedWorld, Kind};
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
 use crate::helpers::{
     at, block_on, child_env, close, eventually, expect_success, for_each_engine, is_child, open, poll_once, put, rerun,
 };
@@ -33,7 +33,7 @@ struct Crowded {
 
 impl Crowded {
     fn new(engine: Engine, path: &Path) -> Self {
-        let (world, gate) = GatedWorld::around(engine);
+        let (world, gate) = GatedIo::around(engine);
         let store = open(Store::builder(path).world(world.clone()).staging_bytes(64 << 10));
         let version = put(&store, "k", "v");
         gate.close(Kind::Write);
@@ -63,8 +63,8 @@ fn poll_often(future: &mut Pending) -> Vec<Weak<Ignorant>> {
     wakers
 }
 
-/// The store's lists of waiting futures once grew by an entry for each poll: a `select!` loop around `wait_durable` made
-/// them as long as it ran.
+/// The store's lists of waiting futures once grew by an entry for each poll: a `select!` loop around `wait_durable`
+/// made them as long as it ran.
 #[test]
 fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
     for_each_engine(|env| {
@@ -90,7 +90,7 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
 /// Writers that found no room once raced for it with everybody, newcomers included, and some lost for hundreds of
 /// milliseconds. In which order they are called is for the unit tests of `commit/log/room.rs`.
 #[test]
-fn a_newcomer_does_not_go_ahead_of_a_writer_that_waits_for_room() {
+fn a_new_writer_does_not_overtake_one_that_waits_for_admission() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
         let mut fits = store.put_with("fits", "v", at(Durability::Buffered));
@@ -109,7 +109,7 @@ fn a_newcomer_does_not_go_ahead_of_a_writer_that_waits_for_room() {
 
 /// A future may be kept and never polled again, in the other arm of a `select!` for instance.
 #[test]
-fn a_writer_that_does_not_come_when_called_keeps_nobody_out() {
+fn a_writer_that_ignores_its_wake_up_blocks_no_other() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
         let large = |key: &str| store.put_with(key, vec![2; 40 << 10], at(Durability::Buffered));
@@ -129,8 +129,8 @@ fn a_writer_that_does_not_come_when_called_keeps_nobody_out() {
     });
 }
 
-/// A future that waited at the fork used to wait for ever in the child, or to hang on a lock that a thread of the parent's
-/// held just then.
+/// A future that waited at the fork used to wait for ever in the child, or to hang on a lock that a thread of the
+/// parent's held just then.
 #[test]
 fn futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked() {
     const NAME: &str = "waiting_futures::futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked";

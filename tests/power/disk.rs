@@ -1,4 +1,4 @@
-//! A disk in a file, with a file system that can be cut off from it.
+//! A file-backed disk whose file system can be cut off from it.
 
 use std::fs;
 use std::os::fd::AsRawFd as _;

@@ -1,17 +1,17 @@
 //! A real kernel whose disk is cut off at random moments, again and again on the same file system.
 //!
-//! The store lies on a file system in a file. While a child process writes (see `tests/oracle`), the file system is shut
-//! down: everything that is not on its disk by then never comes there, and all that is asked of it afterwards fails. The
-//! child is killed, at once or after it has had its errors; the file system is mounted again, which replays its journal;
-//! the store is reopened and checked. Only `Synced` operations must be there now, and what came before them.
-//! What is asked for after the cut must not be acknowledged.
+//! The store lies on a file system in a file. While a child process writes (see `support/killed_writer`), the file
+//! system is shut down: data that has not reached its disk is lost, and every later request fails. The child is
+//! killed, at once or after it has received its errors; the file system is mounted again, which replays its journal;
+//! the store is reopened and checked. Only `Synced` operations, and those before them, must be there. An operation
+//! requested after the cut must not be acknowledged.
 //!
-//! Beside what the oracle checks: reads in the dying child show what was written, or fail; an open that is cut ends with
-//! an error that does not speak of damage; the reopened store can be written, compacted and closed, its versions are
-//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that the
-//! next child finds what the cut left and is cut upon it.
+//! Further checks: reads in the dying child return what was written, or fail; an open that is cut off ends with an
+//! error that does not report corruption; the reopened store can be written, compacted and closed, its versions are
+//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that
+//! the next child recovers what the cut left and is cut off upon it.
 //!
-//! Not tested here: a disk that reorders or tears what it was given (the simulated one does, in `tests/crash`), and
+//! Not tested here: a disk that reorders or tears writes (the simulated one does, in `tests/crash`), and
 //! file systems that cannot be shut down.
 #![allow(
     unreachable_pub,
@@ -54,7 +54,7 @@ struct Cutter {
     test: &'static str,
     kind: Kind,
     engines: Vec<Engine>,
-    mistake: Option<SeededBug>,
+    seeded_bug: Option<SeededBug>,
     rng: Rng,
     totals: Totals,
     journal_flushed: u64,
@@ -66,7 +66,7 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<SeededBug>) -> Self {
+    fn new(test: &'static str, kind: Kind, seed: u64, seeded_bug: Option<SeededBug>) -> Self {
         let engines = match killed_writer::uring_refused() {
             None => vec![Engine::Uring, Engine::Threads],
             Some(why) => {
@@ -79,7 +79,7 @@ impl Cutter {
             test,
             kind,
             engines,
-            mistake,
+            seeded_bug,
             rng: Rng(seed),
             totals: Totals::default(),
             journal_flushed: 0,
@@ -149,7 +149,7 @@ impl Cutter {
 
     /// Runs a child until some moment, and cuts it off from its disk there.
     fn run_and_cut(&mut self, disk: &Disk, path: &Path, engine: Engine, seed: u64) -> Acks {
-        let mut running = Running::start_with(self.test, engine, path, seed, self.mistake);
+        let mut running = Running::start_with(self.test, engine, path, seed, self.seeded_bug);
         let during_open = self.totals.cycles % 5 == 4;
         self.totals.during_open += u64::from(during_open);
         running.wait_for(&[if during_open { "starting" } else { "ack " }]);
@@ -231,20 +231,20 @@ fn cut_again_and_again_on_xfs() {
 
 /// The net is shown to hold fish: a store that answers before its sync is caught.
 #[test]
-fn a_mistake_is_noticed() {
+fn a_seeded_bug_is_found() {
     const CYCLES: u64 = 40;
     if killed_writer::is_child() {
         return killed_writer::child(true);
     }
-    let mistake = SeededBug::AckBeforeSync;
-    let mut cutter = Cutter::new("a_mistake_is_noticed", Kind::Ext4, seed(), Some(mistake));
+    let seeded_bug = SeededBug::AckBeforeSync;
+    let mut cutter = Cutter::new("a_seeded_bug_is_found", Kind::Ext4, seed(), Some(seeded_bug));
     let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
     match result {
         Ok(Err(why)) => println!("SKIPPED: a mistake under power cuts: {why}"),
-        Ok(Ok(())) => panic!("{mistake:?} was not noticed in {CYCLES} power cuts"),
+        Ok(Ok(())) => panic!("{seeded_bug:?} was not noticed in {CYCLES} power cuts"),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map_or("a panic", |text| text);
-            println!("{mistake:?}: noticed after {} power cuts: {text:.200}", cutter.totals.cycles);
+            println!("{seeded_bug:?}: noticed after {} power cuts: {text:.200}", cutter.totals.cycles);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Directories that no crash leaves, for mistakes that show nowhere else.
+//! Directories that no crash leaves, for seeded bugs that show nowhere else.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn check(image: Image, seed: u64, values: &[(&str, &str)], may_be_damage: bool) 
     })
 }
 
-/// Opens a store of two segments whose hint files have changed places.
+/// Opens a store of two segments whose hint files are exchanged.
 pub fn swap_hints(seed: u64) -> Result<(), String> {
     let image = grown(Image::new(), seed, &[("one", "one")])?;
     let mut image = grown(image, seed, &[("two", "two")])?;
@@ -58,7 +58,7 @@ pub fn swap_hints(seed: u64) -> Result<(), String> {
     check(image, seed, &[("one", "one"), ("two", "two")], false)
 }
 
-/// Two copies of a directory go on apart, and the hint file of one gets into the other: of the same store, and of a
+/// Two copies of a directory diverge, and a hint file of one is moved to the other: of the same store, for a
 /// segment with the same number.
 pub fn bring_an_old_hint(seed: u64) -> Result<(), String> {
     let start = grown(Image::new(), seed, &[("one", "one")])?;
@@ -70,7 +70,7 @@ pub fn bring_an_old_hint(seed: u64) -> Result<(), String> {
     check(new, seed, &[("one", "one"), ("two", "two"), ("three", "three")], false)
 }
 
-/// A hint file says of two keys that each lies where the other does.
+/// A hint file exchanges the places of two keys.
 pub fn exchange_places_in_a_hint(seed: u64) -> Result<(), String> {
     let values = [("one", "1"), ("two", "2")];
     let mut image = grown(Image::new(), seed, &values)?;
@@ -88,7 +88,7 @@ pub fn exchange_places_in_a_hint(seed: u64) -> Result<(), String> {
     check(image, seed, &values, true)
 }
 
-/// A directory that is open is opened again: that is refused before anything is touched.
+/// Opens an open directory again, which must be refused before anything changes.
 pub fn open_twice(seed: u64) -> Result<(), String> {
     let world = SimWorld::new(SimConfig { seed, ..SimConfig::default() });
     world.run_until(async {

@@ -1,4 +1,4 @@
-//! Inputs that are kept: what once failed, and what reached something new under a coverage-guided fuzzer.
+//! Saved fuzz inputs: those that once failed, and those that reached new code under a coverage-guided fuzzer.
 
 use std::fs;
 use std::path::Path;

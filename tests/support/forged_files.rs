@@ -1,8 +1,8 @@
-//! Files that bytes decide, under right checksums and in the place of a store's own.
+//! Segments and hint files whose contents the input decides, with valid checksums.
 //!
-//! Nothing gets past a checksum by chance, so an input is not the file but what to put in it: records, frames and headers
-//! of a segment that was active, or lies of a hint. Whatever they say, nothing may panic or loop, and no key may hold a
-//! value that no record of it has.
+//! Random bytes never pass a checksum, so the input is not the file but a description of its contents: records, frames
+//! and headers of a segment that was active, or false entries of a hint file. For any input, nothing may panic or
+//! loop, and no key may have a value that none of its records has.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;

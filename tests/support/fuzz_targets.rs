@@ -1,4 +1,4 @@
-//! What is done with bytes that nobody vouches for: the same for the bounded test and for a coverage-guided fuzzer.
+//! The fuzz targets for untrusted bytes, shared by the bounded test and the coverage-guided fuzzer.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ pub fn binding() -> Binding {
 /// Where in its segment the first record lies.
 pub const OFFSET: u64 = 512;
 
-/// Puts `bytes` before every decoder. The first byte asks for a right checksum of the record's header, so that what lies
-/// behind it is met too. Says whether anything was accepted.
+/// Puts `bytes` before every decoder. The first byte asks for a right checksum of the record's header, so that what
+/// lies behind it is met too. Says whether anything was accepted.
 pub fn decode(input: &[u8]) -> bool {
     let Some((&wish, bytes)) = input.split_first() else { return false };
     let mut bytes = bytes.to_vec();
@@ -112,8 +112,8 @@ fn builder(world: &SimWorld, recovery: Recovery) -> Builder {
     builder.recovery(recovery).compaction(Compaction::new().automatic(false))
 }
 
-/// Opens a directory of any contents, strictly and then with salvage, and uses what opens: reads, a put, a compaction, a
-/// close and another open. Says whether it was opened.
+/// Opens a directory of any contents, strictly and then with salvage, and uses what opens: reads, a put, a compaction,
+/// a close and another open. Says whether it was opened.
 pub fn open_directory(image: &Image, seed: u64) -> bool {
     open_and_know(image, seed, &|_, _| true)
 }

@@ -1,7 +1,7 @@
-//! What a store may hold after a crash, given what it was asked for and what it answered.
+//! What a store may hold after a crash, given its calls and their answers.
 //!
-//! A *generation* is one opening of the store: it begins with the state that the opening showed, which no later crash may
-//! take back, and goes on with writes in the order of their versions. A crash may leave the state after any number of
+//! A *generation* is one opening of the store: it begins with the state that the opening showed, which no later crash
+//! may undo, and continues with writes in the order of their versions. A crash may leave the state after any number of
 //! them, but not fewer than are known to be durable. A write that was reported as not applied is never part of it; a
 //! write whose future was dropped may be, or not.
 
@@ -242,8 +242,8 @@ impl Generation {
         if self.is_prefix(&writes, step, crash, found) {
             return Ok(());
         }
-        // Writes that had to wait for room are not in the log in the order of the calls. Where nobody was told of the
-        // place, every place is possible that is not before a write that was over when this one began.
+        // Writes that had to wait for admission are not in the log in the order of the calls. If their place is
+        // unknown, every place is possible that is not before a write that had ended when this one began.
         let (placeless, placed): (Vec<_>, Vec<_>) = writes.into_iter().partition(|write| write.is_placeless());
         let mut tries = MAX_TRIES;
         if self.fits_somewhere(placed.clone(), &placeless, &mut tries, step, crash, found) {

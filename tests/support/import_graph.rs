@@ -79,7 +79,8 @@ impl Graph {
         circles(&self.arrows())
     }
 
-    /// Circles of files. A module and those that lie below it are one thing: what they name of each other does not count.
+    /// Circles of files. A module and those that lie below it are one thing: what they name of each other does not
+    /// count.
     pub fn file_circles(&self) -> Vec<Vec<String>> {
         let is_family = |import: &Import| import.from.starts_with(&import.to) || import.to.starts_with(&import.from);
         let arrows: BTreeSet<(String, String)> = self

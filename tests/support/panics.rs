@@ -1,4 +1,4 @@
-//! What went wrong without a result: panics of a run, and of the tasks in its world.
+//! Panics of a run, and of the tasks of its simulated backend, as errors.
 
 use std::any::Any;
 

@@ -1,4 +1,5 @@
-//! Rust source, taken apart: its code without comments, contents of strings and unit tests, or its comments and strings alone.
+//! Rust source, taken apart: its code without comments, contents of strings and unit tests, or its comments and
+//! strings alone.
 
 use std::fs;
 use std::path::Path;

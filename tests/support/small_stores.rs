@@ -1,4 +1,4 @@
-//! Small stores to be damaged, and everything that was ever done to each.
+//! Small stores to damage, and every write of their history.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 /// One write: keys and their new values; `None` deletes. Happens as a whole.
 pub type Write = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// How a store came to be what it is.
+/// The history of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Killed while it was being written: sealed segments with hints, and one that has no footer.
@@ -28,7 +28,7 @@ pub const SHAPES: [Shape; 3] = [Shape::Killed, Shape::Compacted, Shape::Batches]
 
 pub struct Fixture {
     pub image: Image,
-    /// The same store at half its age.
+    /// The same store in the middle of its history.
     pub older: Image,
     /// Another store with the same history.
     pub other: Image,

@@ -1,14 +1,15 @@
-//! What the tests must explore, and a record of what they did.
+//! The stages: what the tests must explore, and a record of what they did.
 //!
-//! A stage is a test that throws one kind of fault at the store and counts what it threw. How much it must explore is its
-//! floor, which the test itself enforces: of two, one for every `cargo test`, one for `./prove ci`. A stage that cannot
-//! run where it is says so, and what it would have shown; where `RINGCASK_REQUIRE_ALL` is set it fails instead.
+//! A stage is a test that injects one kind of fault and counts the injections. Its floor is the number that it must
+//! reach, which the test itself enforces. There are two floors: one for every `cargo test`, one for `./prove ci`. A
+//! stage that cannot run on this machine prints that, and what it would have shown; if `RINGCASK_REQUIRE_ALL` is set,
+//! it fails instead.
 //!
-//! Environment: `RINGCASK_SCALE` is `small` (the default) or `ci`; the variable named with a stage sets its floor alone;
-//! `RINGCASK_ROUND` makes seeds begin elsewhere, so that no two rounds explore the same; `RINGCASK_RESULTS` names a file
-//! that gets a line for each stage, of which the test `verdict` makes a table.
+//! Environment: `RINGCASK_SCALE` is `small` (the default) or `ci`; the variable named with a stage sets its floor
+//! alone; `RINGCASK_ROUND` changes the first seed, so that no two rounds explore the same; `RINGCASK_RESULTS` names a
+//! file that gets a line for each stage, of which the test `verdict` makes a table.
 //!
-//! A module of several tests, each of which uses a part.
+//! `README.md` in this folder says how tests share modules.
 #![allow(clippy::panic, clippy::expect_used, reason = "a stage below its floor is a failed test")]
 
 use std::fs::OpenOptions;
@@ -20,7 +21,7 @@ pub struct Stage {
     pub name: &'static str,
     /// The environment variable that sets its floor.
     pub variable: &'static str,
-    /// The floor in every `cargo test`; 0 of a stage that needs a build of its own, and is not run there.
+    /// The floor in every `cargo test`; 0 for a stage that needs a separate build and does not run there.
     pub small: u64,
     /// The floor in `./prove ci`.
     pub ci: u64,
@@ -47,22 +48,22 @@ pub const STAGES: &[Stage] = &[
         "RINGCASK_COMPACTION_STATES",
         250_000,
         1_100_000,
-        "nor does one while segments are rewritten",
+        "no crash during a compaction does either",
     ),
     stage(
         "swarm seeds",
         "RINGCASK_SWARM_SEEDS",
         2_500,
         20_000,
-        "no world, however its sizes, timing and troubles are drawn, breaks a promise",
+        "no drawn combination of sizes, timing and faults breaks a promise",
     ),
-    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 50_000, 400_000, "nor does a crash in one of them"),
+    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 50_000, 400_000, "no crash in one of them does either"),
     stage(
         "state machine cases",
         "RINGCASK_MACHINE_CASES",
         300,
         3_000,
-        "a store grows old through closes, crashes and faults and keeps its promises",
+        "a store keeps its promises through many closes, crashes and faults",
     ),
     stage(
         "failed operations, log",
@@ -71,21 +72,39 @@ pub const STAGES: &[Stage] = &[
         80_000,
         "every single operation can fail, with every error",
     ),
-    stage("failed operations, compaction", "RINGCASK_COMPACTION_FAILURES", 4_000, 40_000, "those of a compaction too"),
-    stage("mistakes noticed", "RINGCASK_MISTAKES", 39, 39, "the crash tests notice known mistakes that are built in"),
+    stage(
+        "failed operations, compaction",
+        "RINGCASK_COMPACTION_FAILURES",
+        4_000,
+        40_000,
+        "every operation of a compaction can fail too",
+    ),
+    stage(
+        "seeded bugs found",
+        "RINGCASK_SEEDED_BUGS_FOUND",
+        39,
+        39,
+        "the crash tests notice known seeded_bugs that are built in",
+    ),
     stage("corruptions", "RINGCASK_CORRUPTIONS", 30_000, 300_000, "damage is detected or harmless, never wrong bytes"),
     stage("fuzz, decoders", "RINGCASK_FUZZ_DECODERS", 500_000, 10_000_000, "no bytes make a decoder panic or loop"),
     stage("fuzz, directories", "RINGCASK_FUZZ_DIRECTORIES", 5_000, 100_000, "no files make an open panic or loop"),
-    stage("fuzz, segments", "RINGCASK_FUZZ_SEGMENTS", 2_000, 50_000, "nor do segments whose checksums are right"),
-    stage("fuzz, hints", "RINGCASK_FUZZ_HINTS", 2_000, 50_000, "nor do hints that lie under right checksums"),
+    stage(
+        "fuzz, segments",
+        "RINGCASK_FUZZ_SEGMENTS",
+        2_000,
+        50_000,
+        "no forged segments with valid checksums do either",
+    ),
+    stage("fuzz, hints", "RINGCASK_FUZZ_HINTS", 2_000, 50_000, "no false hint files with valid checksums do either"),
     stage(
         "fuzz, operations",
         "RINGCASK_FUZZ_OPERATIONS",
         2_000,
         50_000,
-        "no operations, faults and crashes, in whatever order, break a promise",
+        "no order of operations, faults and crashes breaks a promise",
     ),
-    stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "bytes that a read gets wrong are never believed"),
+    stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "a read that gets wrong bytes never returns them"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 250, 2_000, "a killed process loses nothing the kernel had"),
     stage("kills, uring", "RINGCASK_KILLS_URING", 250, 2_000, "the same on the ring"),
@@ -104,18 +123,24 @@ pub const STAGES: &[Stage] = &[
         400,
         "a real file system may fail every request, in every way",
     ),
-    stage("full disks", "RINGCASK_FULL_DISKS", 12, 48, "a full disk refuses, loses nothing, and is written again"),
+    stage(
+        "full disks",
+        "RINGCASK_FULL_DISKS",
+        12,
+        48,
+        "a full disk refuses writes, loses nothing, and accepts writes again",
+    ),
     // Memory.
     stage("tests under AddressSanitizer", "RINGCASK_SANITIZED", 0, 200, "no memory is used after it was freed"),
     // Many threads.
     stage("schedules", "RINGCASK_SCHEDULES", 20_000, 200_000, "no order of the threads' steps breaks a promise"),
-    stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "what threads saw of one key has an order that explains it"),
+    stage("histories", "RINGCASK_HISTORIES", 220, 2_000, "the history of each key is linearizable"),
     stage(
         "small histories",
         "RINGCASK_SMALL_HISTORIES",
         2_000,
         40_000,
-        "short histories of several keys and batches have an order as a whole",
+        "short histories of several keys and batches are linearizable as a whole",
     ),
     stage(
         "cancellation points",
@@ -158,7 +183,7 @@ pub struct Running {
     start: Instant,
 }
 
-/// A stage of which nobody expects anything: to see that one below its floor fails.
+/// A stage for the test that a stage below its floor fails.
 pub static CANARY: Stage = stage("canary", "RINGCASK_CANARY", 2, 2, "nothing");
 
 /// Begins the canary.

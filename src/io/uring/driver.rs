@@ -140,7 +140,7 @@ impl Driver {
             // `Driver::drop` or `fail` has leaked the buffers. Nobody else touches them meanwhile: a read's buffer has
             // no other owner, and a write's `Bytes` are immutable.
             // Shown by `dropped_operations_run_to_their_end_and_free_their_buffers` and
-            // `reads_outlive_the_thread_that_started_them_and_the_world`; when the ring goes first, by
+            // `reads_outlive_the_thread_that_started_them_and_the_backend`; when the ring goes first, by
             // `a_dropped_driver_answers_whoever_still_waits`; that the slab keeps its word, by
             // `every_operation_stays_where_it_is_and_is_freed_once`.
             let pushed = unsafe { self.ring.submission().push(&entry) };

@@ -1,4 +1,4 @@
-//! An allocator that counts the bytes in use, for the whole test binary.
+//! An allocator that counts the bytes in use by the whole test binary.
 #![allow(unsafe_code, reason = "an allocator is unsafe to implement; this one hands everything to the system's")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

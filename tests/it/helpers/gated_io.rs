@@ -1,7 +1,7 @@
-//! A real world whose reads, writes and syncs a test can hold back, count and fail.
+//! A real backend whose reads, writes and syncs a test can hold back, count and fail.
 //!
-//! It makes "the sync has not happened yet" a state a test can stay in, instead of a race it has to win. It knows
-//! nothing of stores: it wraps any [`Io`]. Everything it does not hold goes straight through.
+//! "The sync has not happened yet" becomes a state that a test can stay in instead of a race that it has to win. The
+//! module knows nothing of stores: it wraps any [`Io`]. Operations that it does not hold back pass straight through.
 
 use std::io;
 use std::ops::Range;
@@ -22,7 +22,8 @@ use crate::helpers::DEADLINE;
 pub enum Kind {
     Write,
     Sync,
-    /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight through.
+    /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight
+    /// through.
     Read,
     /// Tasks, which have their threads but are not at work yet.
     Start,
@@ -108,7 +109,8 @@ impl Gate {
         self.state.lock().expect("gate").lanes[kind as usize].panic.take().is_none()
     }
 
-    /// From when a task of this name is spawned until one has panicked or all have ended, reads of other threads are held.
+    /// From when a task of this name is spawned until one has panicked or all have ended, reads of other threads are
+    /// held.
     pub fn let_read_first(&self, thread: &'static str) {
         self.state.lock().expect("gate").first = Some((thread, 0));
     }
@@ -243,12 +245,12 @@ impl Drop for FirstReader {
 
 /// A world behind a [`Gate`].
 #[derive(Debug)]
-pub struct GatedWorld {
+pub struct GatedIo {
     inner: Arc<dyn Io>,
     gate: Arc<Gate>,
 }
 
-impl GatedWorld {
+impl GatedIo {
     /// Wraps the real world of `engine`.
     pub fn around(engine: Engine) -> (Arc<dyn Io>, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
@@ -265,7 +267,7 @@ impl GatedWorld {
     }
 }
 
-impl Io for GatedWorld {
+impl Io for GatedIo {
     fn kind(&self) -> IoKind {
         self.inner.kind()
     }

@@ -1,7 +1,7 @@
-//! Worlds to run a test on, waiting with a deadline, child processes, random numbers.
+//! Helpers of these tests: backends, waiting with a deadline, child processes, random numbers.
 //!
-//! Nothing here sleeps to be right: [`eventually`] asks again until a generous deadline, and a future that never
-//! resolves fails its test instead of hanging it.
+//! No test depends on a sleep: [`eventually`] asks again until a generous deadline, and a future that never
+//! resolves fails its test instead of blocking it.
 
 pub mod counting_allocator;
 pub mod fork;
@@ -121,7 +121,7 @@ pub fn for_each_engine(test: impl Fn(&Env)) {
 }
 
 /// Runs `test` on both engines and on the simulated world, whose futures only this thread drives.
-pub fn for_each_world(test: impl Fn(&Env)) {
+pub fn for_each_backend(test: impl Fn(&Env)) {
     for_each_engine(&test);
     println!("engine sim");
     in_simulation(1, test);

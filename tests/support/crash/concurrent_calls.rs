@@ -1,4 +1,4 @@
-//! Several callers at once, each of which waits for its call before it makes the next.
+//! Several concurrent callers, each of which waits for its call before it makes the next.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};

@@ -1,4 +1,4 @@
-//! From one seed to thousands of crash states: run, crash everywhere, recover, look, go on, crash again.
+//! From one seed to thousands of crash states: run, crash at every step, recover, check, continue, crash again.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +18,7 @@ const DEPTH: usize = 3;
 
 /// What was explored.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LiveByteCounter {
+pub struct Totals {
     pub workloads: u64,
     /// Images that were recovered and checked.
     pub states: u64,
@@ -42,11 +42,11 @@ pub struct LiveByteCounter {
     pub salvaged: u64,
     /// Recovered stores that were closed, opened again and used, and crashed again after that.
     pub lived_on: u64,
-    /// States by what the store was at.
+    /// States by the phase in which the crash hit.
     pub phases: Counts,
 }
 
-impl LiveByteCounter {
+impl Totals {
     pub fn add(&mut self, other: &Self) {
         self.workloads += other.workloads;
         self.states += other.states;
@@ -103,7 +103,7 @@ impl std::str::FromStr for Place {
     }
 }
 
-/// A store recovered from an image, and the world it runs in.
+/// A store recovered from an image, and the simulated backend that it runs on.
 pub struct Recovered {
     pub world: SimWorld,
     pub store: Option<Store>,
@@ -217,7 +217,7 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
 pub struct Explorer {
     pub explored: Explored,
     pub seed: u64,
-    pub tally: LiveByteCounter,
+    pub totals: Totals,
     /// Replaying: failures come with the steps that led to them.
     is_replay: bool,
 }
@@ -225,12 +225,7 @@ pub struct Explorer {
 impl Explorer {
     pub fn new(seed: u64) -> Result<Self, String> {
         let explored = catch_unwind(|| run_workload(seed)).unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
-        Ok(Self {
-            explored,
-            seed,
-            tally: LiveByteCounter { workloads: 1, ..LiveByteCounter::default() },
-            is_replay: false,
-        })
+        Ok(Self { explored, seed, totals: Totals { workloads: 1, ..Totals::default() }, is_replay: false })
     }
 
     /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
@@ -241,7 +236,7 @@ impl Explorer {
         let mut unlinked = false;
         let phases = Phases::of(&self.explored.journal, &self.explored.history);
         loop {
-            self.tally.crash_points += 1;
+            self.totals.crash_points += 1;
             let step = walk.step();
             let is_in_job = self.explored.history.is_in_job(step);
             if let Some(last) = step.checked_sub(1).filter(|_| is_in_job) {
@@ -249,12 +244,12 @@ impl Explorer {
                 unlinked = !event.starts_with("DirSynced")
                     && (unlinked || (event.starts_with("Unlinked") && event.contains(".seg")));
             }
-            let states = self.tally.states;
+            let states = self.totals.states;
             let picks: Vec<u64> = walk.crash_point().sample(budget, &mut rng).collect();
             let point = walk.crash_point();
             for number in picks {
                 let image = point.image(number, self.image_seed(step));
-                // The same disk with the same obligations has been looked at.
+                // The same disk with the same obligations was checked before.
                 if seen.insert((image.hash(), self.obligations(step))) {
                     self.visit(image, Place { seed: self.seed, step, number, kill: false })?;
                 }
@@ -263,10 +258,10 @@ impl Explorer {
             if !seen.contains(&(kill.hash(), self.obligations(step))) {
                 self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
             }
-            phases.count(step, self.tally.states - states, &mut self.tally.phases);
+            phases.count(step, self.totals.states - states, &mut self.totals.phases);
             if is_in_job {
-                self.tally.in_jobs += self.tally.states - states;
-                self.tally.unlinks += if unlinked { self.tally.states - states } else { 0 };
+                self.totals.in_jobs += self.totals.states - states;
+                self.totals.unlinks += if unlinked { self.totals.states - states } else { 0 };
             }
             if !walk.advance() {
                 return Ok(());
@@ -283,8 +278,8 @@ impl Explorer {
         let mut walk = self.explored.journal.walk();
         for step in steps {
             walk.advance_to(step);
-            self.tally.crash_points += 1;
-            let states = self.tally.states;
+            self.totals.crash_points += 1;
+            let states = self.totals.states;
             let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
             let image = walk.crash_point().image(number, self.image_seed(step));
             self.visit(image, Place { seed: self.seed, step, number, kill: false })?;
@@ -292,7 +287,7 @@ impl Explorer {
                 let kill = walk.kill_image(&mut Rng::new(self.image_seed(step)));
                 self.visit(kill, Place { seed: self.seed, step, number: 0, kill: true })?;
             }
-            phases.count(step, self.tally.states - states, &mut self.tally.phases);
+            phases.count(step, self.totals.states - states, &mut self.totals.phases);
         }
         Ok(())
     }
@@ -340,12 +335,12 @@ impl Explorer {
         let mut rng = Rng::new(seed);
         // A sync that failed may have cost what a kill alone leaves.
         let crash = if place.kill && !self.explored.workload.may_fail { Crash::Kill } else { Crash::Power };
-        self.tally.kills += u64::from(place.kill);
+        self.totals.kills += u64::from(place.kill);
         let generation = self.explored.history.at(place.step).cloned().unwrap_or_default();
         let numbers = self.explored.numbers;
         let setup = self.explored.workload.setup.clone();
         if !place.kill && compacts(self.seed) {
-            self.look_salvaged(&image, &setup, &generation, place.step, &mut rng)?;
+            self.check_salvaged(&image, &setup, &generation, place.step, &mut rng)?;
         }
         self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
     }
@@ -363,8 +358,8 @@ impl Explorer {
         rng: &mut Rng,
         depth: usize,
     ) -> Result<(), String> {
-        self.tally.states += 1;
-        self.tally.second_crashes += u64::from(depth > 1);
+        self.totals.states += 1;
+        self.totals.second_crashes += u64::from(depth > 1);
         // Where few images are looked at, more of them go on.
         let percent = match (is_swarm(self.seed), depth) {
             (true, _) => 40,
@@ -407,9 +402,9 @@ impl Explorer {
         recovered.store = ran.as_ref().ok().cloned();
         recovered.power_off();
         ran.map_err(|error| format!("depth {depth}, going on with {ops:?}: {error}"))?;
-        self.tally.sequels += 1;
+        self.totals.sequels += 1;
         if let Some(image) = closed_image {
-            self.look_closed(&image, setup, &history, rng)?;
+            self.check_closed(&image, setup, &history, rng)?;
         }
         // Crashes in what was just done: in the recovery, and after it.
         let phases = Phases::of(&journal, &history);
@@ -422,7 +417,7 @@ impl Explorer {
             let images = walk.crash_point().image_count();
             let number = rng.below(usize::try_from(images).unwrap()) as u64;
             let image = walk.crash_point().image(number, rng.next_u64());
-            phases.count(second, 1, &mut self.tally.phases);
+            phases.count(second, 1, &mut self.totals.phases);
             let is_replay = self.is_replay;
             let left = is_replay.then(|| image.clone());
             let told = |error| {
@@ -433,7 +428,7 @@ impl Explorer {
                 format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len())
             };
             if history.is_in_job(second) {
-                self.tally.in_jobs += 1;
+                self.totals.in_jobs += 1;
             }
             match history.at(second) {
                 Some(later) => {
@@ -441,9 +436,9 @@ impl Explorer {
                     self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
                 }
                 None => {
-                    // Nobody was told of what that recovery found. Mostly it is found again; but bytes that it cut off
+                    // No caller saw the state of that recovery. Mostly it is found again; but bytes that it cut off
                     // may have come back in the place of the footer, and completed a record that was torn.
-                    self.tally.in_recovery += 1;
+                    self.totals.in_recovery += 1;
                     self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(told)?;
                 }
             }

@@ -1,9 +1,9 @@
 //! Every operation of a scenario fails, in every way an operation can fail.
 //!
-//! A run without faults says how many operations there are. Then, for each of them and for each kind of failure, the
-//! scenario runs again with that operation failing, once or from there on. Calls may then fail, but what they say must
-//! be true: of a power cut there and then, of the store that is opened again when the fault is gone, and of a power cut
-//! after that.
+//! A run without faults counts the operations. Then, for each of them and for each kind of failure, the
+//! scenario runs again with that operation failing, once or from there on. Calls may then fail, but their answers must
+//! be true: after an immediate power cut, in the store that is reopened without the fault, and after a power cut
+//! of that store.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,7 +40,7 @@ fn may_fail(fault: Option<Fault>) -> bool {
 
 /// What was tried.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LiveByteCounter {
+pub struct Totals {
     pub scenarios: u64,
     /// Runs in which an operation failed.
     pub runs: u64,
@@ -51,7 +51,7 @@ pub struct LiveByteCounter {
     pub compacted: u64,
 }
 
-impl LiveByteCounter {
+impl Totals {
     pub fn add(&mut self, other: &Self) {
         self.scenarios += other.scenarios;
         self.runs += other.runs;
@@ -124,9 +124,9 @@ impl Scenario {
     }
 
     /// Runs with `fault`; says how many operations there were, and how many failed.
-    fn run(&self, fault: Option<Fault>, tally: &mut LiveByteCounter) -> Result<(u64, u64), String> {
+    fn run(&self, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
         let world = SimWorld::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, tally)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, totals)));
         let panics = no_panics(&world);
         world.shutdown();
         let counts = result.unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
@@ -134,12 +134,7 @@ impl Scenario {
         Ok(counts)
     }
 
-    fn run_in(
-        &self,
-        world: &SimWorld,
-        fault: Option<Fault>,
-        tally: &mut LiveByteCounter,
-    ) -> Result<(u64, u64), String> {
+    fn run_in(&self, world: &SimWorld, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
         if let Some(fault) = fault {
             world.inject(fault);
         }
@@ -151,7 +146,7 @@ impl Scenario {
             let store = run.run(store, &self.ops).await?;
             if fault.is_some_and(|fault| compacts(self.seed) && fault.nth.is_multiple_of(2)) {
                 world.heal();
-                tally.compacted += u64::from(compact_after_all(&store).await?);
+                totals.compacted += u64::from(compact_after_all(&store).await?);
             }
             let closed = store.close().await;
             if !may_fail(fault) {
@@ -164,25 +159,20 @@ impl Scenario {
         }
         run.settle();
         let counts = (world.op_count(OpClass::Any), world.fault_count());
-        tally.runs += u64::from(counts.1 > 0);
-        tally.unopened += u64::from(!opened);
+        totals.runs += u64::from(counts.1 > 0);
+        totals.unopened += u64::from(!opened);
         let before = Generation::new(self.base, 0, self.highest_version);
         let generation = run.history.generations.last().unwrap_or(&before);
-        self.aftermath(world, generation, tally)?;
+        self.aftermath(world, generation, totals)?;
         Ok(counts)
     }
 
-    pub fn aftermath(
-        &self,
-        world: &SimWorld,
-        generation: &Generation,
-        tally: &mut LiveByteCounter,
-    ) -> Result<(), String> {
+    pub fn aftermath(&self, world: &SimWorld, generation: &Generation, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let now = usize::MAX - 1;
         let step = world.step() + 1;
         for image in world.crash_images(2, &mut rng) {
-            tally.crashes += 1;
+            totals.crashes += 1;
             let state = recover(image, &self.setup, rng.next_u64(), false)
                 .map_err(|error| format!("after a power cut with the fault: {error}"))?
                 .state;
@@ -203,7 +193,7 @@ impl Scenario {
             return Err(format!("version {version} after {spent}"));
         }
         let image = world.crash_images(3, &mut rng).pop().ok_or("no image")?;
-        tally.crashes += 1;
+        totals.crashes += 1;
         let later = recover(image, &self.setup, rng.next_u64(), false)
             .map_err(|error| format!("after a power cut without the fault: {error}"))?;
         let kept = later.get_extra().map_err(|error| format!("after all: {error}"))?;
@@ -290,21 +280,21 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
 }
 
 /// The scenario of `seed`, with every operation failing in turn, in each of these ways.
-pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (LiveByteCounter, Result<(), String>) {
-    let mut tally = LiveByteCounter { scenarios: 1, ..LiveByteCounter::default() };
-    let result = fail_each(seed, kinds, &mut tally);
-    (tally, result)
+pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (Totals, Result<(), String>) {
+    let mut totals = Totals { scenarios: 1, ..Totals::default() };
+    let result = fail_each(seed, kinds, &mut totals);
+    (totals, result)
 }
 
-fn fail_each(seed: u64, kinds: &[FaultKind], tally: &mut LiveByteCounter) -> Result<(), String> {
+fn fail_each(seed: u64, kinds: &[FaultKind], totals: &mut Totals) -> Result<(), String> {
     let scenario = Scenario::from_seed(seed).map_err(|error| format!("scenario {seed}: {error}"))?;
-    let (ops, _) = scenario.run(None, tally).map_err(|error| format!("scenario {seed} without a fault: {error}"))?;
+    let (ops, _) = scenario.run(None, totals).map_err(|error| format!("scenario {seed} without a fault: {error}"))?;
     // Every eighth scenario has each operation fail in all ways, the others in a third of them, each in another.
     let one_in = if kinds.len() < KINDS.len() || seed.is_multiple_of(8) { 1 } else { 3 };
     for nth in 0..ops {
         for (_, &kind) in (nth..).zip(kinds).filter(|(turn, _)| turn % one_in == 0) {
             for fault in [Fault::once(OpClass::Any, nth, kind), Fault::sticky(OpClass::Any, nth, kind)] {
-                scenario.run(Some(fault), tally).map_err(|error| format!("scenario {seed}, {fault:?}: {error}"))?;
+                scenario.run(Some(fault), totals).map_err(|error| format!("scenario {seed}, {fault:?}: {error}"))?;
             }
         }
     }

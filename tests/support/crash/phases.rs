@@ -1,4 +1,4 @@
-//! What a store was at when it crashed, told from what it did to the disk.
+//! What a store was doing when it crashed, derived from its disk operations.
 
 use ringcask::format::{FOOTER_LEN, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN};
 use ringcask::sim::{Journal, Step, StepKind};
@@ -18,13 +18,13 @@ pub enum Phase {
     Seal,
     Hint,
     Manifest,
-    /// Whatever is done while the store is opened; beside one of the others.
+    /// Any step while the store is opened; counted beside another phase.
     Recovery,
     /// An output of a compaction is written.
     Copy,
     /// Segments are unlinked.
     Unlink,
-    /// Whatever is done while the store is closed in good order; beside one of the others.
+    /// Any step while the store is closed in good order; counted beside another phase.
     Close,
 }
 

@@ -1,4 +1,5 @@
-//! Closer looks at a store that was closed, or recovered: with and without hints, compacted, damaged, without its list.
+//! Further checks of a closed or recovered store: with and without hint files, compacted, damaged, without its
+//! MANIFEST.
 
 use ringcask::sim::{Image, Rng, SimConfig, SimWorld};
 use ringcask::{Batch, CompactOptions, ErrorKind, Stats};
@@ -35,7 +36,7 @@ fn check_space(stats: &Stats) -> Result<(), String> {
 
 impl Explorer {
     /// A store that was closed in good order: nothing is left over, and the hints make no difference.
-    pub fn look_closed(
+    pub fn check_closed(
         &mut self,
         image: &Image,
         setup: &Setup,
@@ -81,15 +82,15 @@ impl Explorer {
             }
         }
         if compacts(self.seed) || rng.percent(25) {
-            self.look_compacted(image, setup, &first, rng)?;
-            self.look_damaged(image, setup, &first, rng)?;
+            self.check_compacted(image, setup, &first, rng)?;
+            self.check_damaged(image, setup, &first, rng)?;
         }
         Ok(())
     }
 
     /// Compacting everything changes nothing that can be read, and leaves next to nothing that is dead.
-    fn look_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
-        self.tally.compacted += 1;
+    fn check_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        self.totals.compacted += 1;
         let told = |error: String| format!("compacted after a close: {error}");
         let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
         let store = recovered.store.take().ok_or("no store")?;
@@ -127,14 +128,15 @@ impl Explorer {
         }
     }
 
-    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an error.
-    fn look_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an
+    /// error.
+    fn check_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
         let segments: Vec<&str> = image.names().filter(|name| name.ends_with(".seg")).collect();
         let Some(name) = segments.get(rng.below(segments.len().max(1))) else { return Ok(()) };
         let mut image = image.clone();
         let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
         image.flip_bit(name, bit);
-        self.tally.damaged += 1;
+        self.totals.damaged += 1;
         let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
         for _ in 0..2 {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
@@ -164,7 +166,7 @@ impl Explorer {
     }
 
     /// Where nothing was under way, the segments alone tell what the store holds, whatever compaction has left of them.
-    pub fn look_salvaged(
+    pub fn check_salvaged(
         &mut self,
         image: &Image,
         setup: &Setup,
@@ -175,7 +177,7 @@ impl Explorer {
         let Some(held) = generation.certain(step).filter(|_| !self.explored.workload.may_fail) else { return Ok(()) };
         let mut image = image.clone();
         image.remove("MANIFEST");
-        self.tally.salvaged += 1;
+        self.totals.salvaged += 1;
         let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
         let world = SimWorld::from_image(image, config);
         let builder = setup.salvaging(&world);
@@ -186,10 +188,9 @@ impl Explorer {
         Ok(())
     }
 
-    /// What was recovered is there again after a close and after another crash, and the store goes on as if nothing had
-    /// been.
+    /// The recovered state is there again after a close and after another crash, and the store works as before.
     pub fn live_on(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
-        self.tally.lived_on += 1;
+        self.totals.lived_on += 1;
         let told = |error: ringcask::Error| format!("living on: {error:?}");
         let (world, held) = (recovered.world.clone(), recovered.state);
         let first = recovered.store.take().ok_or("no store")?;

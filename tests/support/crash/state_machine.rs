@@ -1,10 +1,10 @@
-//! Long lives: hundreds of operations, closes, crashes and faults in a row, against a list of what was written.
+//! Long histories: hundreds of operations, closes, crashes and faults in a row, checked against a list of the writes.
 //!
-//! The explorer takes short runs and crashes them everywhere. Here a store grows old: what one life leaves the next one
-//! finds, through many crashes. A case that fails is made smaller, by leaving out steps as long as it still fails.
+//! The explorer crashes short runs at every step. Here one directory is opened many times, after many crashes. A failed
+//! case is reduced by leaving out steps while it still fails.
 //!
-//! A case is drawn from a seed, or read from bytes: so a fuzzer can make cases, too, and learn which ones lead to something
-//! new.
+//! A case is drawn from a seed, or decoded from bytes, so that a fuzzer can make cases and learn which ones reach new
+//! code.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use super::workload::{Op, Run, Setup, read_all};
 use crate::support::history_model::{Crash, Generation, State};
 use crate::support::panics::{no_panics, panic_text};
 
-/// Runs that are spent on making a failed case smaller.
+/// Runs that may be spent on reducing a failed case.
 const MAX_SHRINKING: usize = 2_000;
 
 /// Operations of a case, at most.
@@ -43,7 +43,7 @@ pub struct Case {
 
 /// What cases did.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LiveByteCounter {
+pub struct Totals {
     pub cases: u64,
     pub ops: u64,
     pub crashes: u64,
@@ -52,7 +52,7 @@ pub struct LiveByteCounter {
     pub troubled: u64,
 }
 
-impl LiveByteCounter {
+impl Totals {
     pub fn add(&mut self, other: &Self) {
         self.cases += other.cases;
         self.ops += other.ops;
@@ -84,8 +84,8 @@ impl Case {
         Self { seed, setup, steps }
     }
 
-    /// What `input` decides: four bytes draw the world, then four each a step, of which the first is its kind. So a step can
-    /// be changed, left out or moved without a change to any other.
+    /// Decodes `input`: four bytes draw the setup, then four bytes are a step each, of which the first is its kind. A
+    /// step can be changed, left out or moved without changing any other.
     pub fn from_bytes(input: &[u8]) -> Self {
         let mut words = input.chunks(4).map(|chunk| {
             let mut word = [0; 4];
@@ -112,26 +112,26 @@ impl Case {
     }
 
     /// Runs all of it; an error is a promise that was broken.
-    pub fn run(&self) -> Result<LiveByteCounter, String> {
-        let mut tally = LiveByteCounter { cases: 1, ..LiveByteCounter::default() };
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut tally)));
-        result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| tally)
+    pub fn run(&self) -> Result<Totals, String> {
+        let mut totals = Totals { cases: 1, ..Totals::default() };
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut totals)));
+        result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| totals)
     }
 
-    fn run_lives(&self, tally: &mut LiveByteCounter) -> Result<(), String> {
+    fn run_lives(&self, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let (mut image, mut numbers) = (Image::new(), 0);
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
         for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
             let world = SimWorld::from_image(image, config);
-            let lived = self.live(&world, life, &before, &mut numbers, tally);
+            let lived = self.live(&world, life, &before, &mut numbers, totals);
             let ended = lived.and_then(|lived| no_panics(&world).map(|()| lived));
             let step = world.step() + 1;
             let crash = match life.last() {
                 Some(Step::Crash { kill: true, pick }) => {
                     image = world.kill_image(&mut Rng::new(*pick));
-                    tally.kills += 1;
+                    totals.kills += 1;
                     // A sync that failed may have cost what a kill alone leaves.
                     if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
                 }
@@ -146,8 +146,8 @@ impl Case {
                 }
             };
             world.shutdown();
-            tally.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
-            tally.troubled += u64::from(life.iter().any(is_trouble));
+            totals.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
+            totals.troubled += u64::from(life.iter().any(is_trouble));
             let (generation, store) = ended?;
             drop(store);
             before = (generation, step, crash);
@@ -155,15 +155,16 @@ impl Case {
         Ok(())
     }
 
-    /// One life: opens what the one before left, checks it, and goes on. Returns what may be found after it, and the store,
-    /// to be dropped when the power is off: with it on it would close in good order.
+    /// One generation: opens the directory that the one before left, checks it, and continues. Returns the states that
+    /// may be found after it, and the store, to be dropped after the power cut: before it, the drop would close in
+    /// good order.
     fn live(
         &self,
         world: &SimWorld,
         life: &[Step],
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,
-        tally: &mut LiveByteCounter,
+        totals: &mut Totals,
     ) -> Result<(Generation, Store), String> {
         let ops: Vec<Op> = life
             .iter()
@@ -172,7 +173,7 @@ impl Case {
                 Step::Crash { .. } => None,
             })
             .collect();
-        tally.ops += ops.len() as u64;
+        totals.ops += ops.len() as u64;
         let mut run = Run::new(world, &self.setup, life.iter().any(is_trouble), numbers);
         let store = world.run_until(async {
             let store = self.setup.builder(world).open().await.map_err(|error| format!("opening: {error:?}"))?;
@@ -223,18 +224,18 @@ impl fmt::Display for Case {
 }
 
 /// The case of `seed`.
-pub fn run_case(seed: u64) -> Result<LiveByteCounter, String> {
+pub fn run_case(seed: u64) -> Result<Totals, String> {
     run_named(&Case::from_seed(seed), || format!("RINGCASK_CASE={seed}"))
 }
 
 /// The case of `input`.
-pub fn run_input(input: &[u8]) -> Result<LiveByteCounter, String> {
+pub fn run_input(input: &[u8]) -> Result<Totals, String> {
     let digits = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     run_named(&Case::from_bytes(input), || format!("RINGCASK_INPUT={}", digits()))
 }
 
 /// Runs `case`; a failure is told with the smallest case that was found.
-fn run_named(case: &Case, name: impl Fn() -> String) -> Result<LiveByteCounter, String> {
+fn run_named(case: &Case, name: impl Fn() -> String) -> Result<Totals, String> {
     case.run().map_err(|error| {
         let least = case.shrunk();
         let last = least.run().err().unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Swarm: every seed draws a world of its own, and what is done in it.
+//! Swarm testing: every seed draws its own setup and its own mix of operations.
 //!
-//! A test that always does a little of everything never does much of one thing. Here most seeds leave most operations
-//! out and have more of the others, in a world whose disk, timing, sizes and troubles are drawn as well.
+//! A test that always does a little of everything never does much of one thing. Here most seeds leave out most
+//! operations and have more of the others; disk, timing, sizes and faults are drawn as well.
 
 use ringcask::sim::{FaultKind, OpClass, Rng};
 

@@ -1,15 +1,14 @@
-//! Reads that return what is not there: a flipped bit, the bytes of another place.
+//! Reads that return wrong data: a flipped bit, the bytes of another place.
 //!
-//! Such a read must be an error or, where it is tried again, right; and nothing it brings may last. Of an opening that
-//! it meets less is asked: the last group before a crash has no later one to vouch for it, so a bit that flips in it looks
-//! like a torn tail.
+//! Such a read must be an error or, if it is repeated, right; and no wrong data may be kept. An open is held to less:
+//! no later group confirms the last one before a crash, so a bit that flips in it looks like a torn tail.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringcask::sim::{Fault, FaultKind, OpClass, SimConfig, SimWorld};
 use ringcask::{ErrorKind, Store};
 
-use super::failed_operations::{LiveByteCounter, Scenario};
+use super::failed_operations::{Scenario, Totals};
 use super::workload::Run;
 use crate::support::history_model::{COMMON_KEYS, identify, key_name};
 use crate::support::panics::{no_panics, panic_text};
@@ -72,12 +71,12 @@ fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, notic
         run.opened(scenario.base, scenario.highest_version);
         if is_doubtful {
             // What is found was written, byte for byte, whatever of it is found.
-            *noticed += look_twice(world, &store).await?;
+            *noticed += read_twice(world, &store).await?;
             return Ok(false);
         }
         let store = run.run(store, &scenario.ops).await?;
         if world.fault_count() == 0 || fault.is_some_and(|fault| fault.sticky) {
-            *noticed += look_twice(world, &store).await?;
+            *noticed += read_twice(world, &store).await?;
         }
         world.heal();
         let _ = store.close().await;
@@ -87,14 +86,14 @@ fn misread_in(world: &SimWorld, scenario: &Scenario, fault: Option<Fault>, notic
     if opened {
         run.settle();
         let generation = run.history.generations.last().ok_or("no generation")?.clone();
-        scenario.aftermath(world, &generation, &mut LiveByteCounter::default())?;
+        scenario.aftermath(world, &generation, &mut Totals::default())?;
     }
     Ok(())
 }
 
 /// Reads every key with the fault and without: the first time an error, or what the second time brings. Returns how
 /// many were errors.
-async fn look_twice(world: &SimWorld, store: &Store) -> Result<u64, String> {
+async fn read_twice(world: &SimWorld, store: &Store) -> Result<u64, String> {
     // What nobody waits for any more may still be on its way.
     store.sync().await.map_err(|error| format!("a sync: {error:?}"))?;
     let mut first = Vec::new();

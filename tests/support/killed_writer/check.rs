@@ -1,4 +1,4 @@
-//! What a reopened store must show.
+//! The check of a reopened store against the acknowledgments.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -71,7 +71,7 @@ pub struct Totals {
     pub during_open: u64,
     pub acks: u64,
     pub lost: u64,
-    /// What was lost although it counted as safe, of operations that were under way while the power was being cut.
+    /// Lost operations of levels that survive, which were in flight while the power was being cut.
     pub doubtful: u64,
     pub in_flight_kept: u64,
     pub truncated: u64,

@@ -1,4 +1,4 @@
-//! The process that is stopped.
+//! The child process, which writes until it is stopped.
 
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use ringcask::{Batch, Engine, ErrorKind, Outcome, PutOptions, Store};
 
 use super::{KEYS, Op, Script, State, WRITERS, builder, key_of, now};
 
-/// Mistakes that a child may be told to make, so that the test can show that it would notice.
-const MISTAKES: [SeededBug; 4] =
+/// Seeded bugs that a child can be started with, to show that the check finds them.
+const SEEDED_BUGS: [SeededBug; 4] =
     [SeededBug::AckBeforeSync, SeededBug::SyncErrorDropped, SeededBug::NoDirectorySync, SeededBug::FooterBeforeData];
 
 /// Whether this process is a child.
@@ -25,14 +25,14 @@ fn tell(line: &str) {
     }
 }
 
-/// What the child does: writes until it is stopped, or until nothing works any more where `may_fail` allows that.
+/// The child: writes until it is stopped, or, if `may_fail` allows that, until every call fails.
 pub fn child(may_fail: bool) {
     let variable = |name: &str| std::env::var(name).expect("a variable of the child's");
     let engine: Engine = variable("RINGCASK_CHILD_ENGINE").parse().unwrap();
     let seed: u64 = variable("RINGCASK_CHILD_SEED").parse().unwrap();
     let path = PathBuf::from(variable("RINGCASK_CHILD_DIR"));
-    let mistake = std::env::var("RINGCASK_CHILD_MISTAKE").ok();
-    activate(mistake.map(|name| *MISTAKES.iter().find(|mistake| format!("{mistake:?}") == name).unwrap()));
+    let seeded_bug = std::env::var("RINGCASK_CHILD_SEEDED_BUG").ok();
+    activate(seeded_bug.map(|name| *SEEDED_BUGS.iter().find(|seeded_bug| format!("{seeded_bug:?}") == name).unwrap()));
     tell("\nstarting\n");
     let store = match pollster::block_on(builder(engine, &path, seed).open()) {
         Ok(store) => store,
@@ -55,7 +55,7 @@ pub fn child(may_fail: bool) {
     let ends: Vec<_> = writers.collect::<Vec<_>>().into_iter().map(thread::JoinHandle::join).collect();
     assert!(ends.iter().all(Result::is_ok), "a writer found something wrong");
     tell("ended\n");
-    // Stays, with its descriptors, until it is stopped: a process that ends closes its store in peace.
+    // Keeps its descriptors until it is stopped: a process that ends would close its store in good order.
     loop {
         thread::park();
     }
@@ -100,7 +100,8 @@ impl<'s> Writer<'s> {
         unreachable!("a writer writes for ever");
     }
 
-    /// What is read when writes fail is right, or an error; the keys of the failed operation may show it, or not.
+    /// Reads after a failed write are right, or errors; the keys of the failed operation may have the old or the new
+    /// value.
     fn read_after_all(&self, failed: &Op) {
         for key in (0..KEYS).map(|key| key_of(self.writer, key)) {
             let Ok(found) = pollster::block_on(self.store.get(&key)) else { continue };

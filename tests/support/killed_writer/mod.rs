@@ -1,23 +1,22 @@
-//! A child process that writes, a parent that stops it, and what the store must show afterwards.
+//! A child process that writes, a parent that stops it, and the check of the reopened store.
 //!
 //! The child is the test binary, running one test again: it opens the store, and four writers at different durabilities
 //! write an acknowledgment to a pipe after each resolved future. The parent stops it (with a kill, or by cutting the
-//! power of its disk), drains the pipe, reopens the store and checks. What a writer does follows from the seed, so the
-//! parent knows every value that was ever issued.
+//! power of its disk), drains the pipe, reopens the store and checks it. The seed determines what a writer does, so the
+//! parent knows every value that was ever written.
 //!
-//! Checked of every reopening ([`check`]), `acked` being the acknowledgments that reached the pipe:
-//! - each writer's keys are what some prefix of its operations leaves: no value never issued, no half batch, no
-//!   resurrected delete, and nothing of another writer's;
+//! Checked after each reopening ([`check`]); `acked` are the acknowledgments that reached the pipe:
+//! - the keys of each writer are what some prefix of its operations leaves: no unknown value, no half batch, no
+//!   resurrected delete, and nothing of another writer;
 //! - that prefix includes every acknowledged operation of the levels that survive the stop, and everything with a lower
 //!   version, and ends at most one operation after the last acknowledged one;
-//! - what is lost of the other acknowledged operations is a suffix of the log, over all writers;
+//! - the lost acknowledged operations of other levels are a suffix of the log, over all writers;
 //! - an operation that was answered as not applied is not there.
 //!
-//! What was under way while the power was being cut is in doubt, whatever it was answered: a sync that meets the shutdown
-//! of an ext4 in its middle may return success for what is lost (plain `pwrite` and `fdatasync` show it in one of forty
-//! cuts). No real machine lives to hear such an answer. What is asked for after the cut must not be acknowledged and lost.
-//!
-//! A module of several tests, each of which uses a part.
+//! Operations in flight while the power is being cut are in doubt, whatever their answer: a sync that coincides with
+//! the shutdown of an ext4 may return success for data that is lost (plain `pwrite` and `fdatasync` show it in one of
+//! forty cuts). No real machine survives to see such an answer. An operation requested after the cut must not be
+//! acknowledged and lost.
 
 mod check;
 mod child;
@@ -115,7 +114,7 @@ pub fn builder(engine: Engine, path: &Path, seed: u64) -> Builder {
     let interval = |ms| Duration::from_millis(ms);
     let builder =
         Store::builder(path).engine(engine).segment_bytes(16 << 10 << (2 * (seed % 4))).reserve_bytes(64 << 10);
-    // Compaction is what a stop meets as often as anything else; every other store is compacted all the time.
+    // A stop should often hit a compaction: every second store is compacted all the time.
     let compaction = if seed.is_multiple_of(2) {
         Compaction::new().trigger(0.1).threshold(0.05).bytes_per_second(None)
     } else {
@@ -132,7 +131,7 @@ pub fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Why the kernel refuses a ring, asked without the store's help so that the store cannot excuse itself.
+/// Why the kernel refuses a ring, asked independently of the store.
 pub fn uring_refused() -> Option<String> {
     let ring: std::io::Result<io_uring::IoUring> =
         io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);

@@ -12,7 +12,7 @@ use ringcask::seeded_bug::SeededBug;
 
 use super::{DEADLINE, WRITERS};
 
-/// What one generation was told.
+/// The acknowledgments of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Acks {
     /// The version of each writer's operations, in their order; of deletes 0.
@@ -49,13 +49,13 @@ impl Running {
         Self::start_with(test, engine, path, seed, None)
     }
 
-    /// The same, with a known mistake built in.
-    pub fn start_with(test: &str, engine: Engine, path: &Path, seed: u64, mistake: Option<SeededBug>) -> Self {
+    /// The same, with a seeded bug.
+    pub fn start_with(test: &str, engine: Engine, path: &Path, seed: u64, seeded_bug: Option<SeededBug>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture", "--test-threads=1"]).stdout(Stdio::piped());
         command.env("RINGCASK_CHILD_ENGINE", engine.to_string()).env("RINGCASK_CHILD_DIR", path);
-        if let Some(mistake) = mistake {
-            command.env("RINGCASK_CHILD_MISTAKE", format!("{mistake:?}")).stderr(Stdio::null());
+        if let Some(seeded_bug) = seeded_bug {
+            command.env("RINGCASK_CHILD_SEEDED_BUG", format!("{seeded_bug:?}")).stderr(Stdio::null());
         }
         let mut child = command.env("RINGCASK_CHILD_SEED", seed.to_string()).spawn().unwrap();
         let pipe = BufReader::new(child.stdout.take().unwrap());

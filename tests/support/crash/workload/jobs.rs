@@ -1,4 +1,4 @@
-//! Compactions, and what goes on beside them.
+//! Compactions, and the operations beside them.
 
 use std::future::Future;
 use std::pin::Pin;

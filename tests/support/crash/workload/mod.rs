@@ -1,12 +1,12 @@
-//! Workloads: made from a seed, run against a store, and written down as a history.
+//! Workloads: drawn from a seed, run against a store, and recorded as a history.
 //!
 //! | what | where |
 //! |---|---|
-//! | what can be done, drawn by chance | `ops` |
-//! | the world and the store it is done in | `setup` |
-//! | a run: one operation after the other, and what came of each | `run` |
+//! | operations, drawn at random | `ops` |
+//! | the simulated backend and the options of the store | `setup` |
+//! | a run: one operation after the other, with its result | `run` |
 //! | its writes, one or several at once | `writes` |
-//! | its compactions, with others beside them | `jobs` |
+//! | its compactions, with other operations beside them | `jobs` |
 //! | what readers see | `views` |
 
 mod jobs;

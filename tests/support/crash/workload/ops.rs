@@ -29,7 +29,7 @@ pub enum Op {
     Callers {
         lists: Vec<Vec<Op>>,
     },
-    /// A put whose future is polled so many times and dropped.
+    /// A put whose future is polled `polls` times and dropped.
     Dropped {
         key: usize,
         durability: Durability,
@@ -54,7 +54,7 @@ pub enum Op {
         ops: Vec<Op>,
         end: End,
     },
-    /// Compaction is held where it is, or goes on.
+    /// Compaction is paused, or resumed.
     Pause(bool),
     /// Close and open again, without a crash.
     Reopen,
@@ -65,7 +65,7 @@ pub enum Op {
         class: OpClass,
         kind: FaultKind,
     },
-    /// The operation of this class that so many others go before fails, and perhaps all that follow.
+    /// The operation of this class behind this number of others fails, and perhaps all that follow.
     FailLater {
         class: OpClass,
         after: u64,

@@ -1,4 +1,4 @@
-//! One operation after the other, and what came of each.
+//! Runs one operation after the other, and records its result.
 
 use std::time::Duration;
 

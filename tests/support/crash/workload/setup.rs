@@ -1,4 +1,4 @@
-//! The world a store is run in, and its options.
+//! The simulated backend of a run, and the options of its store.
 
 use std::sync::Arc;
 
