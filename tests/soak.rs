@@ -133,7 +133,7 @@ fn mix(store: &Store, worker: u64, mut rng: Rng) {
     }
 }
 
-/// Overwrites a few keys of its own, and tells what was acknowledged.
+/// Overwrites a few keys that no other thread writes, and reports each acknowledgment.
 fn acknowledge(store: &Store) {
     let key = |index: u64| format!("acknowledged-{index}");
     let mut newest: Vec<u64> = (0..8)

@@ -107,7 +107,7 @@ fn a_poisoned_store_says_why(lines: &Lines) {
 
 /// Only where rings are refused is there anything to fall back from.
 fn a_fallback_says_why(lines: &Lines) {
-    let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is to be had here") };
+    let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is available here") };
     let dir = tempfile::tempdir().unwrap();
     drop(block_on(Store::open(dir.path().join("store"))).unwrap());
     assert_told(&lines.take(), &["WARN message=io_uring is not to be had", &refusal.to_string()]);

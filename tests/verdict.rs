@@ -3,7 +3,7 @@
 //! `./prove` collects the results of the stages in a file and passes it in `RINGCASK_VERDICT` when all have run;
 //! without that variable there is nothing to print. A stage without a result has failed, or was not run. This is a
 //! program and not a test function, so that its table ends the run.
-#![allow(missing_docs, clippy::cast_possible_truncation, reason = "a program of its own")]
+#![allow(missing_docs, clippy::cast_possible_truncation, reason = "a separate program")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
 mod support {

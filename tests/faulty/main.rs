@@ -399,7 +399,7 @@ fn a_full_disk_refuses_and_recovers() {
     }
 }
 
-/// The net is shown to hold: stores with known mistakes are caught.
+/// The checks find stores with seeded bugs.
 #[test]
 fn seeded_bugs_are_found() {
     const TRIES: usize = 200;

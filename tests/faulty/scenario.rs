@@ -109,7 +109,7 @@ impl Run {
         }
     }
 
-    /// Opens a store at `path` and goes through the steps, until one of them leaves no store to go on with. Behind
+    /// Opens a store at `path` and goes through the steps, until one of them leaves no usable store. Behind
     /// `path` lies `backing`, where there are no faults.
     pub fn go(&mut self, path: &Path, backing: &Path) -> Checked<()> {
         let Some(mut store) = self.open(path)? else { return Ok(()) };

@@ -86,7 +86,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// Mounts one, whose server is the test `test` of this binary; or says why there is none to be had.
+    /// Mounts one, whose server is the test `test` of this binary; or returns the reason why none is available.
     pub fn mount(test: &str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-faulty-").unwrap();
         fs::create_dir(home.path().join("backing")).unwrap();

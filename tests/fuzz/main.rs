@@ -190,8 +190,8 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
 /// Pieces of an input of a forged file that was not changed yet.
 const PIECES: usize = 30;
 
-/// Has `target` forge files from what is kept and from chance, as many as the stage must have; so many of a hundred
-/// must be opened, strictly or with salvage.
+/// Lets `target` forge files from the corpus and from random bytes until the floor of the stage is reached; at least this
+/// percentage must be opened, strictly or with salvage.
 fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64) {
     let stage = stages::begin(stage);
     for input in kept {

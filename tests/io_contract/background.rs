@@ -81,7 +81,7 @@ fn a_background_task_has_a_lower_priority_and_a_foreground_task_has_not() {
         let behind = if before >= IDLE { before } else { LOWEST_BEST_EFFORT };
         assert_eq!(of_task(Priority::Background), ((nice() + 5).min(19), behind));
         assert_eq!(of_task(Priority::Foreground), (nice(), before));
-        assert_eq!(io_priority().unwrap(), before, "whoever spawns keeps its own");
+        assert_eq!(io_priority().unwrap(), before, "the spawning thread keeps its priority");
     });
 }
 

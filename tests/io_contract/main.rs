@@ -35,7 +35,7 @@ fn backends() -> Vec<(&'static str, MakeBackend)> {
     if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {
         println!("RINGCASK_ENGINE=threads: io_uring is not tested");
     } else {
-        backends.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is not to be had here"))));
+        backends.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is unavailable here"))));
         backends.push(("uring of 2 entries, writes on the ring", || {
             Arc::new(UringIo::with_write_path(2, WritePath::Ring).unwrap())
         }));

@@ -350,7 +350,7 @@ fn live_with_few_descriptors() {
         limit_descriptors(used_descriptors() + spare);
         match block_on(builder().open()) {
             Ok(store) => close(store),
-            // The engine itself needs some: without a ring the demanded one is not to be had.
+            // The engine itself needs descriptors: without a ring the required engine is unavailable.
             Err(error) => {
                 assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Unsupported), "{error:?}");
                 assert_eq!(error.os_error(), Some(libc::EMFILE), "{error:?}");

@@ -1,7 +1,7 @@
 //! Every public future, dropped after each possible number of polls.
 //!
 //! A round uses one store on one backend. Each call is begun and dropped after every number of polls: with and without
-//! waiting for its waker, on an idle store, among writers that wait for admission, and behind a write of its own key.
+//! waiting for its waker, on an idle store, among writers that wait for admission, and behind a write of the same key.
 //! At the end each write must have happened as a whole or not at all, before and after a reopening; calls beside it
 //! must have been answered; the counters must add up; and no waker may still be held.
 //!
@@ -21,7 +21,7 @@ use crate::support::stages;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// The public calls that return a future, and which; each is a [`Call`], or has a sweep of its own.
+/// The public calls that return a future, and which; each is a [`Call`], or has a separate sweep.
 const CALLS: [(&str, &str); 14] = [
     ("open", "Open"),
     ("open", "Open"),
@@ -64,7 +64,7 @@ fn every_future_of_the_crate_is_among_them() {
     assert_eq!(sorted(found), sorted(CALLS.to_vec()), "a future that no sweep drops");
 }
 
-/// Passes a wake-up on; whoever holds its waker is counted.
+/// Passes a wake-up on, and counts the holders of its waker.
 #[derive(Default)]
 struct Forward(Mutex<Option<Waker>>);
 
@@ -76,7 +76,7 @@ impl Wake for Forward {
     }
 }
 
-/// Polls a future so many times and drops it: what it was ready with, if it was.
+/// Polls a future a given number of times and drops it; returns its output if it was ready.
 struct Polls {
     future: Option<Boxed>,
     left: usize,
@@ -191,7 +191,7 @@ enum Beside {
 
 /// Past these an impatient caller has seen all there is to see: nothing happens between its polls.
 const IMPATIENT_POLLS: usize = 4;
-/// No call takes so many steps.
+/// More polls than any call takes.
 const MAX_POLLS: usize = 300;
 
 #[derive(Default)]

@@ -322,16 +322,16 @@ fn sequential_misses_trigger_read_ahead() {
             put_at(&store, Durability::Synced, key, [7; 100]);
         }
         gate.close(Kind::Read);
-        let (mut gets, mut stretches) = (Vec::new(), Vec::new());
+        let (mut gets, mut windows) = (Vec::new(), Vec::new());
         for key in ["a", "c", "e", "d"] {
             let mut get = store.get(key);
             assert!(poll_once(&mut get).is_pending());
             gets.push(get);
-            stretches.push(gate.read_ahead().len());
+            windows.push(gate.read_ahead().len());
         }
-        assert_eq!(stretches, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
-        let stretch = &gate.read_ahead()[0];
-        assert!(stretch.start >= 512 + 2 * 144 && stretch.end - stretch.start == 1 << 20, "{stretch:?}");
+        assert_eq!(windows, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
+        let window = &gate.read_ahead()[0];
+        assert!(window.start >= 512 + 2 * 144 && window.end - window.start == 1 << 20, "{window:?}");
         gate.open(Kind::Read);
         for get in gets {
             assert_eq!(block_on(get).unwrap().as_deref(), Some(&[7; 100][..]));

@@ -15,7 +15,7 @@ use crate::helpers::{
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A store behind a gate, which neither flushes nor syncs of its own accord.
+/// A store behind a gate, which neither flushes nor syncs unasked.
 fn gated(env: &Env, builder: Builder) -> (Store, Arc<Gate>) {
     let (world, gate) = GatedIo::around(env.engine);
     (open(builder.world(world).flush_interval(LONG).sync_interval(LONG)), gate)
@@ -164,7 +164,7 @@ fn writes_that_arrive_during_a_sync_share_the_next_one() {
         let after = store.stats();
         assert_eq!(after.groups - before.groups, 2, "the leader alone, then everybody");
         assert_eq!(after.syncs - before.syncs, 2);
-        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "and the world was asked for as many");
+        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "and the backend was asked for as many");
         assert!(after.group_records - before.group_records >= 201);
     });
 }

@@ -179,8 +179,7 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
         for call in calls {
             let _ = block_on(call);
         }
-        // Which thread writes what of a compaction, and when a hint is written, is a matter of luck: go on until it
-        // has.
+        // Which thread writes which parts of a compaction, and when a hint is written, varies: continue until both happened.
         eventually("the store is poisoned", || {
             let _ = block_on(store.compact(CompactOptions::new()));
             block_on(store.put("once more", [6; 900])).is_err()
@@ -202,7 +201,7 @@ fn futures_forgotten(engine: Engine, path: &Path) {
     wait_until_free(engine, path);
 }
 
-/// An opening that is given up before it has begun, and begins when whoever asked for it is long gone.
+/// An open whose future is dropped before it has begun, and that begins long afterwards.
 fn opens_late(engine: Engine, path: &Path) {
     let (world, gate) = GatedIo::around(engine);
     gate.close(Kind::Start);
@@ -230,7 +229,7 @@ impl Use {
         Self { descriptors: count("fd"), threads: count("task"), bytes: bytes_in_use() }
     }
 
-    /// This, and what so many lives may keep.
+    /// This, and the resources that this number of lifetimes may keep.
     fn after(self, lives: usize, keeps: Self) -> Self {
         Self {
             descriptors: self.descriptors + lives * keeps.descriptors,
@@ -241,8 +240,8 @@ impl Use {
 
     /// What is in use when no more threads and descriptors are than `limit` allows.
     ///
-    /// A life may be over for whoever led it long before its threads are, and the kernel's workers of its ring: an
-    /// opening that was given up is carried out all the same, and on a busy machine has hardly begun. What is in use
+    /// A lifetime may end for the caller long before its threads and the kernel's workers of its ring do: an
+    /// open whose future was dropped is still carried out, and on a busy machine has hardly begun. What is in use
     /// after its threads have ended is what stays, however long that takes.
     fn when_over(limit: Self) -> Self {
         let mut now = Self::now();

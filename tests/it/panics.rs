@@ -41,7 +41,7 @@ pub fn keep_quiet_about_panics_on_purpose() {
     });
 }
 
-/// Runs `body` on a thread of its own, so that a hang is a failure.
+/// Runs `body` on a separate thread, so that a hang is a failure.
 #[track_caller]
 fn in_time(what: &str, body: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::channel();
@@ -204,7 +204,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     assert_stock(&store);
                     close(store);
                     panics[index] += u32::from(has_panicked);
-                    // An opening has only so many operations.
+                    // An open has a limited number of operations.
                     if !has_panicked && thread == "ringcask-open" {
                         break;
                     }
@@ -330,7 +330,7 @@ fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
     let is_fine = result.as_ref().err().is_none_or(|error| ill != Ill::Panics && error.kind() == ErrorKind::Closed);
     assert!(is_fine, "{what} with {ill:?}: {result:?}");
     drop(last);
-    // Whoever had the handle, it is gone: if not yet, then soon.
+    // The handle is gone, or will be soon.
     eventually("the directory is free", || match block_on(builder(env, &name).open()) {
         Ok(store) => {
             assert_eq!(get(&store, "cold"), Some(vec![9; 3000]));

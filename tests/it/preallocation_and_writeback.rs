@@ -79,7 +79,10 @@ fn small_groups_are_written_back_before_a_sync() {
         assert_eq!(gate.asked(Kind::Sync), syncs, "nobody asked for one");
         let ranges = gate.writebacks().split_off(begun);
         println!("10 MB in 100 groups: {ranges:?}");
-        assert!(ranges.iter().all(|range| range.end % PAGE == 0), "the last page is gone on with: {ranges:?}");
+        assert!(
+            ranges.iter().all(|range| range.end % PAGE == 0),
+            "writeback must stop at the last full page: {ranges:?}"
+        );
         assert!(ranges.iter().all(|range| range.end - range.start >= MIB), "{ranges:?}");
         assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "{ranges:?}");
         let covered = ranges.last().unwrap().end - ranges[0].start;
@@ -88,7 +91,7 @@ fn small_groups_are_written_back_before_a_sync() {
     });
 }
 
-/// Else whoever seals a segment waits for all that was written since the last interval.
+/// Otherwise sealing a segment would wait for all bytes written since the last interval.
 #[test]
 fn many_unsynced_bytes_are_synced_before_the_interval_ends() {
     let world = SimWorld::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });

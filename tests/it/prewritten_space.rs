@@ -69,7 +69,7 @@ fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, 
     (found.0, found.1, found.2, world.image())
 }
 
-/// Some of them end as filler does, one is nothing else.
+/// Some of them end with the bytes of prewritten space, one consists of them.
 fn values() -> Vec<Vec<u8>> {
     let mut values: Vec<Vec<u8>> = (0..20).map(|number| vec![number; 100]).collect();
     values.push(vec![FILLER; 1000]);
@@ -84,13 +84,16 @@ fn prewritten_space_after_a_power_cut_is_no_loss() {
         let (image, stats) = cut_off(SimWorld::new(config()), |builder| builder, Durability::Synced, values);
         let (_, bytes) = segment_of(&image);
         assert!(stats.bytes_filled > 0 && bytes.len() % 512 == 0, "{stats:?}");
-        let filler = bytes.iter().rev().take_while(|byte| **byte == FILLER).count();
-        assert!(filler > 50_000, "{filler} of {}", bytes.len());
+        let prewritten = bytes.iter().rev().take_while(|byte| **byte == FILLER).count();
+        assert!(prewritten > 50_000, "{prewritten} of {}", bytes.len());
         for recovery in [Recovery::Strict, Recovery::Salvage] {
             let (whole, cut, has_copy, closed) = reopen(image.clone(), values, recovery);
             assert_eq!((whole, cut, has_copy), (last, 0, false));
             let (_, closed) = segment_of(&closed);
-            assert!(closed.len() < bytes.len() - 50_000 && !closed.ends_with(&[FILLER]), "the filler was cut off");
+            assert!(
+                closed.len() < bytes.len() - 50_000 && !closed.ends_with(&[FILLER]),
+                "the prewritten space was cut off"
+            );
         }
     }
 }
@@ -138,7 +141,7 @@ fn a_segment_full_of_prewritten_space_is_sealed_at_its_last_record() {
         }
         let stats = store.stats();
         assert!(stats.segments.len() > 5 && stats.bytes_filled > 5000, "{stats:?}");
-        assert!(stats.write_amplification() > 1.1, "filler counts: {stats:?}");
+        assert!(stats.write_amplification() > 1.1, "prewritten space counts: {stats:?}");
         store.close().await.unwrap();
     });
     let image = world.image();

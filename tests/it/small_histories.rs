@@ -284,7 +284,7 @@ fn short_histories_of_all_keys_together_have_an_order() {
     stage.end(real + simulated, &format!("{real} on real threads, {simulated} simulated, from seed {first}"));
 }
 
-/// Simulations in which a known mistake must show.
+/// Simulations in which a seeded bug must show.
 const SEEDS_WITH_A_BUG: u64 = 2_000;
 
 #[test]

@@ -135,7 +135,7 @@ fn is_record_write(line: &str) -> bool {
     is_segment_write(line) && !is_filler(line)
 }
 
-/// Filler for later groups: the bytes 0xA5, as strace writes them.
+/// Prewritten space for later groups: the bytes 0xA5, as strace writes them.
 fn is_filler(line: &str) -> bool {
     line.contains(r"\245\245\245\245")
 }
@@ -184,8 +184,8 @@ fn strace_sees_no_sync_below_synced_and_one_per_group_at_it() {
     let writes: BTreeMap<_, _> =
         phases.iter().map(|(name, lines)| (name.as_str(), count(lines, is_record_write))).collect();
     let fillings = phases.values().flatten().filter(|line| is_segment_write(line) && is_filler(line)).count();
-    println!("writes: {writes:?}, of filler: {fillings}");
-    assert!(fillings <= 5, "filler is written once for many groups");
+    println!("writes: {writes:?}, of prewritten space: {fillings}");
+    assert!(fillings <= 5, "space is prewritten once for many groups");
     assert_eq!(writes["buffered"], 0, "a buffered write makes no system call");
     assert!((1..=51).contains(&writes["written"]), "each written write is one write, and the first takes the buffered");
     assert_eq!(writes["synced"], 50, "a group is one contiguous write");
@@ -385,7 +385,7 @@ fn a_refused_flag_costs_one_system_call() {
 #[test]
 fn large_written_values_are_written_back_before_a_sync() {
     const NAME: &str = "syscalls::large_written_values_are_written_back_before_a_sync";
-    // Not so many that the Written ones get a sync of their own.
+    // Few enough that the Written ones trigger no early sync.
     const VALUES: usize = 7;
     if is_child() {
         let (engine, path) = child_env();

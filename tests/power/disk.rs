@@ -63,7 +63,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A fresh file system, mounted; or why there is none to be had here.
+    /// A fresh file system, mounted; or the reason why none is available here.
     pub fn new(kind: Kind, options: &'static str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-power-").unwrap();
         let (image, point) = (home.path().join("image"), home.path().join("mount"));

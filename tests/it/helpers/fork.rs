@@ -41,7 +41,7 @@ pub fn release_wakers() {
 
 /// Forks; runs `child` in the child process and ends it with the status `child` returns. Returns that status.
 pub fn in_child(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: `fork` has no memory-safety precondition of its own. The child runs on a copy of this thread alone: it
+    // SAFETY: `fork` has no memory-safety precondition. The child runs on a copy of this thread alone: it
     // touches only `child`'s captures, takes no lock another thread may have held except the allocator's, which glibc
     // makes usable in the child, and leaves through `_exit`, so that no destructor or exit handler runs twice.
     let pid = unsafe { libc::fork() };

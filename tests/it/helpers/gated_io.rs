@@ -243,7 +243,7 @@ impl Drop for FirstReader {
     }
 }
 
-/// A world behind a [`Gate`].
+/// A backend behind a [`Gate`].
 #[derive(Debug)]
 pub struct GatedIo {
     inner: Arc<dyn Io>,
@@ -251,7 +251,7 @@ pub struct GatedIo {
 }
 
 impl GatedIo {
-    /// Wraps the real world of `engine`.
+    /// Wraps the real backend of `engine`.
     pub fn around(engine: Engine) -> (Arc<dyn Io>, Arc<Gate>) {
         let gate = Arc::new(Gate::default());
         (Self::behind(engine, &gate), gate)

@@ -54,11 +54,11 @@ pub fn uring_refused() -> Option<&'static str> {
 }
 
 thread_local! {
-    /// The simulated world that drives this thread's futures, if any.
+    /// The simulated backend that drives this thread's futures, if any.
     static SIMULATED: RefCell<Option<SimWorld>> = const { RefCell::new(None) };
 }
 
-/// A world a test runs on, with a directory of its own.
+/// A backend that a test runs on, and its directory.
 pub struct Env {
     pub engine: Engine,
     pub dir: TempDir,
@@ -120,14 +120,14 @@ pub fn for_each_engine(test: impl Fn(&Env)) {
     assert!(ran == 2 || uring_refused().is_some(), "{ran} of 2 engines ran");
 }
 
-/// Runs `test` on both engines and on the simulated world, whose futures only this thread drives.
+/// Runs `test` on both engines and on the simulated backend, whose futures only this thread drives.
 pub fn for_each_backend(test: impl Fn(&Env)) {
     for_each_engine(&test);
     println!("engine sim");
     in_simulation(1, test);
 }
 
-/// Runs `test` on the simulated world of `seed`, whose futures only this thread drives.
+/// Runs `test` on the simulated backend of `seed`, whose futures only this thread drives.
 pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
     let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
     let world = SimWorld::new(config);

@@ -43,7 +43,7 @@ impl Setup {
                 journal: true,
             },
             segment_bytes: pick(rng, &[1024, 1500, 2048, 4096]),
-            // By the seed, so that worlds without a cache are what they were before there was one.
+            // Derived from the seed without a draw, so that the other draws of a seed do not change.
             cache_bytes: [0, 1024, 8192][(seed % 3) as usize],
             reserve_bytes: pick(rng, &[0, 0, 1024, 8192]),
         }
