@@ -409,7 +409,7 @@ fn seeded_bugs_are_found() {
     let _turn = take_turn();
     let mut bench = match Bench::new("seeded_bugs_are_found") {
         Ok(bench) => bench,
-        Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
+        Err(why) => return println!("SKIPPED: seeded bugs under FUSE: {why}"),
     };
     let mut rng = ringcask::sim::Rng::new(1);
     // One that takes a failed read for the end of the log is seldom met by one fault; `tests/seeded_bugs` shows it.

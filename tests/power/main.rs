@@ -240,7 +240,7 @@ fn a_seeded_bug_is_found() {
     let mut cutter = Cutter::new("a_seeded_bug_is_found", Kind::Ext4, seed(), Some(seeded_bug));
     let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
     match result {
-        Ok(Err(why)) => println!("SKIPPED: a mistake under power cuts: {why}"),
+        Ok(Err(why)) => println!("SKIPPED: a seeded bug under power cuts: {why}"),
         Ok(Ok(())) => panic!("{seeded_bug:?} was not noticed in {CYCLES} power cuts"),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map_or("a panic", |text| text);
