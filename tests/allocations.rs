@@ -1,5 +1,5 @@
-//! How often the calling thread asks the allocator for memory, operation by operation: what is promised as free of
-//! allocations stays so. What the store's own threads allocate is shared by a whole group of records, and not counted.
+//! Heap allocations of the calling thread, operation by operation: operations documented as free of allocations must
+//! stay so. Allocations of the store's threads are shared by a whole commit group, and not counted.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

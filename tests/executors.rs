@@ -1,4 +1,4 @@
-//! The same scenario on every kind of executor: the futures need no runtime of their own, no reactor and no timer.
+//! The same scenario on every kind of executor: the futures need no runtime, no reactor and no timer from the executor.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test stops where it fails")]
 
 use std::future::Future;

@@ -1,9 +1,9 @@
 //! A real process, killed with SIGKILL at random moments, again and again in the same directory.
 //!
-//! What the process does and what is checked of every reopening stands in `tests/oracle`: the kernel outlives the
+//! `support/killed_writer` describes what the process does and what is checked after each reopening: the kernel outlives the
 //! process, so `Written` and `Synced` operations must be there. One directory in ten is on a tmpfs.
 //!
-//! Not tested here: power cuts, which take the kernel's memory too; see `tests/power`.
+//! Not tested here: power cuts, which lose the kernel's memory too; see `tests/power`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,21 +13,26 @@
     reason = "a test stops where it fails"
 )]
 
-mod oracle;
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod killed_writer;
+    pub mod stages;
+}
 
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oracle::{Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use ringcask::Engine;
 use tempfile::TempDir;
 
+use crate::support::killed_writer::{self, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
+use crate::support::stages;
+
 /// Kills of one directory before a fresh one: what it holds by then was recovered that many times.
 const GENERATIONS: u64 = 25;
-/// One of so many directories is on a tmpfs, where there is one.
+/// One directory in this number is on a tmpfs, where there is one.
 const ON_TMPFS: u64 = 10;
 const TMPFS: &str = "/dev/shm";
 
@@ -80,12 +85,12 @@ fn directory(number: u64) -> TempDir {
 }
 
 fn kill_again_and_again(test: &str, engine: Engine) {
-    if oracle::is_child() {
-        return oracle::child(false);
+    if killed_writer::is_child() {
+        return killed_writer::child(false);
     }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = proof::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64);
-    let stage = proof::begin(&format!("kills, {engine}"));
+    let seed = stages::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64);
+    let stage = stages::begin(&format!("kills, {engine}"));
     let cycles = stage.floor();
     println!("{engine}: RINGCASK_SEED={seed}");
     let (mut rng, mut totals) = (Rng(seed), Totals::default());
@@ -115,8 +120,8 @@ fn killed_again_and_again_on_threads() {
 
 #[test]
 fn killed_again_and_again_on_uring() {
-    if let Some(why) = oracle::uring_refused() {
-        return proof::begin("kills, uring").skip(&why);
+    if let Some(why) = killed_writer::uring_refused() {
+        return stages::begin("kills, uring").skip(&why);
     }
     kill_again_and_again("killed_again_and_again_on_uring", Engine::Uring);
 }

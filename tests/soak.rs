@@ -1,14 +1,14 @@
-//! A store under mixed load for long, killed at random: memory, descriptors and disk stay flat.
+//! A store under mixed load for a long time, killed at random: memory, descriptors and disk stay flat.
 //!
-//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs as it
-//! likes, and every 100 ms it tells what it takes. One of the threads writes `Synced` and tells what was acknowledged.
-//! The parent kills it at random moments, starts it again in the same directory, and compares.
+//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs
+//! by itself, and every 100 ms the child reports its resource use. One of the threads writes `Synced` and reports each
+//! acknowledgment. The parent kills it at random moments, restarts it in the same directory, and compares.
 //!
-//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus what
-//! can be under way; memory and descriptors at the end of a life, and in the last third of all lives, are not above what
-//! they were when the load had settled, but for a tolerance.
+//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus
+//! what can be in flight; memory and descriptors at the end of a child's life, and in the last third of all lives, are
+//! within a tolerance of what they were when the load had settled.
 //!
-//! `RINGCASK_SOAK_SECONDS` says how long (600 for a real soak).
+//! `RINGCASK_SOAK_SECONDS` sets the duration (600 for a real soak).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +18,10 @@
     reason = "a test stops where it fails"
 )]
 
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,6 +36,8 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use ringcask::{Builder, Compaction, Durability, Store};
 use tempfile::TempDir;
+
+use crate::support::stages;
 
 const TEST: &str = "memory_descriptors_and_disk_stay_flat";
 const KEYS: u64 = 40_000;
@@ -84,7 +89,7 @@ fn child(path: &Path) {
     let store = block_on(builder(path).open()).unwrap();
     assert!(store.recovery_report().damage.is_empty());
     tell("\nopen\n");
-    let seed = proof::number("RINGCASK_SOAK_SEED").unwrap();
+    let seed = stages::number("RINGCASK_SOAK_SEED").unwrap();
     for worker in 0..5 {
         let store = store.clone();
         thread::spawn(move || mix(&store, worker, Rng(seed ^ worker << 40)));
@@ -128,7 +133,7 @@ fn mix(store: &Store, worker: u64, mut rng: Rng) {
     }
 }
 
-/// Overwrites a few keys of its own, and tells what was acknowledged.
+/// Overwrites a few keys that no other thread writes, and reports each acknowledgment.
 fn acknowledge(store: &Store) {
     let key = |index: u64| format!("acknowledged-{index}");
     let mut newest: Vec<u64> = (0..8)
@@ -201,7 +206,8 @@ fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64,
     assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
     child.kill().unwrap();
     child.wait().unwrap();
-    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing number.
+    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing
+    // number.
     let rest: Vec<String> = lines.iter().collect();
     rest.iter().take(rest.len().saturating_sub(1)).for_each(|line| take(&mut life, line, acknowledged));
     life
@@ -226,8 +232,8 @@ fn memory_descriptors_and_disk_stay_flat() {
     if let Some(path) = std::env::var_os("RINGCASK_SOAK_DIR") {
         return child(&PathBuf::from(path));
     }
-    let stage = proof::begin("seconds of soak");
-    let (seconds, seed) = (stage.floor(), proof::first_seed());
+    let stage = stages::begin("seconds of soak");
+    let (seconds, seed) = (stage.floor(), stages::first_seed());
     let dir = TempDir::with_prefix("ringcask-soak-").unwrap();
     let path = dir.path().join("store");
     let mut rng = Rng(seed);

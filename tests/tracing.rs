@@ -1,4 +1,5 @@
-//! The events of the feature `tracing`, as a subscriber gets them: their levels, what they name, and what they never do.
+//! The events of the feature `tracing`, as a subscriber gets them: their levels, their fields, and what they never
+//! contain.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets something unforeseen should stop there")]
 
 use std::fmt::{Debug, Write};
@@ -60,7 +61,7 @@ fn assert_told(lines: &[String], parts: &[&str]) {
 }
 
 #[test]
-fn a_subscriber_is_told_what_an_operator_should_know() {
+fn a_subscriber_gets_the_events_for_operators() {
     let lines = Lines::default();
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -106,7 +107,7 @@ fn a_poisoned_store_says_why(lines: &Lines) {
 
 /// Only where rings are refused is there anything to fall back from.
 fn a_fallback_says_why(lines: &Lines) {
-    let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is to be had here") };
+    let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is available here") };
     let dir = tempfile::tempdir().unwrap();
     drop(block_on(Store::open(dir.path().join("store"))).unwrap());
     assert_told(&lines.take(), &["WARN message=io_uring is not to be had", &refusal.to_string()]);

@@ -1,15 +1,19 @@
-//! The last test of a run: the table of what every stage explored.
+//! The last step of a run: the table of what every stage explored.
 //!
-//! `./prove` collects the stages' results in a file, and names it in `RINGCASK_VERDICT` when all have run; without that there
-//! is nothing to judge. A stage without a result has failed, or was not run. Not a test function: its table is the end of the run.
-#![allow(missing_docs, clippy::cast_possible_truncation, reason = "a program of its own")]
+//! `./prove` collects the results of the stages in a file and passes it in `RINGCASK_VERDICT` when all have run;
+//! without that variable there is nothing to print. A stage without a result has failed, or was not run. This is a
+//! program and not a test function, so that its table ends the run.
+#![allow(missing_docs, clippy::cast_possible_truncation, reason = "a separate program")]
 
-mod proof;
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use proof::{STAGES, is_ci_scale, number};
+use support::stages::{STAGES, is_ci_scale, number};
 
 /// What the lines of one stage add up to.
 #[derive(Default)]

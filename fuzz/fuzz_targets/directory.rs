@@ -1,10 +1,14 @@
-//! A directory of any files; see `tests/fuzz/targets.rs`.
+//! A directory of any files; see `tests/support/fuzz_targets.rs`.
 #![no_main]
 
-#[path = "../../tests/fuzz/targets.rs"]
-#[allow(dead_code, reason = "the target of both")]
-mod targets;
+#[path = "../../tests/support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod fuzz_targets;
+}
+
+use crate::support::fuzz_targets;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    targets::open_directory(&targets::image_of(input), 1);
+    fuzz_targets::open_directory(&fuzz_targets::image_of(input), 1);
 });

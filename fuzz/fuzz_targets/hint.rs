@@ -1,16 +1,16 @@
-//! A hint that lies under right checksums; see `tests/fuzz/forged.rs`.
+//! A hint that lies under right checksums; see `tests/support/forged_files.rs`.
 #![no_main]
 
-#[path = "../../tests/fuzz/forged.rs"]
-#[allow(dead_code, reason = "the target of both")]
-mod forged;
-#[path = "../../tests/corruption/stores.rs"]
-#[allow(dead_code, reason = "the target of both")]
-mod stores;
-#[path = "../../tests/fuzz/targets.rs"]
-#[allow(dead_code, reason = "the target of both")]
-mod targets;
+#[path = "../../tests/support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod forged_files;
+    pub mod fuzz_targets;
+    pub mod small_stores;
+}
+
+use crate::support::forged_files;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    forged::hint(input);
+    forged_files::hint(input);
 });

@@ -1,27 +1,18 @@
-//! Operations with faults and crashes; see `tests/crash/machine.rs`.
+//! Operations with faults and crashes; see `tests/support/crash/state_machine.rs`.
 #![no_main]
 
-#[path = "../../tests/crash/callers.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod callers;
-#[path = "../../tests/crash/machine.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod machine;
-#[path = "../../tests/crash/model.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod model;
-#[path = "../../tests/crash/panics.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod panics;
-#[path = "../../tests/crash/swarm.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod swarm;
-#[path = "../../tests/crash/workload/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "the target of both")]
-mod workload;
+#[path = "../../tests/support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod crash;
+    pub mod history_model;
+    pub mod panics;
+}
+
+use crate::support::crash::state_machine;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    if let Err(failure) = machine::run_input(input) {
+    if let Err(failure) = state_machine::run_input(input) {
         panic!("{failure}");
     }
 });

@@ -51,7 +51,7 @@ fn lower_nice() {
 /// and has no priority.
 fn lower_io_priority() {
     // SAFETY: takes two numbers, of which 0 means the calling thread, and accesses no memory.
-    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // Shown by `a_background_task_has_a_lower_priority_and_a_foreground_task_has_not`.
     let now = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) };
     if now >> IOPRIO_CLASS_SHIFT == libc::c_long::from(IOPRIO_CLASS_IDLE) {
         // The process runs in the idle class. Best effort would raise its priority.
@@ -59,7 +59,7 @@ fn lower_io_priority() {
     }
     let lowest = IOPRIO_CLASS_BEST_EFFORT << IOPRIO_CLASS_SHIFT | IOPRIO_LOWEST_LEVEL;
     // SAFETY: takes three numbers, of which 0 means the calling thread, and accesses no memory.
-    // Shown by `a_background_task_stands_behind_and_a_foreground_task_does_not`.
+    // Shown by `a_background_task_has_a_lower_priority_and_a_foreground_task_has_not`.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, lowest) };
 }
 
@@ -72,7 +72,7 @@ pub(super) fn start_writeback(fd: BorrowedFd<'_>, offset: u64, len: u64) {
     // A length of 0 means "to the end of the file" to the kernel.
     if len > 0 {
         // SAFETY: takes numbers and a descriptor, which the borrow keeps open for the call, and accesses no memory.
-        // Shown by `writing_back_begins_without_a_sync_and_where_it_was_asked_for`.
+        // Shown by `writeback_begins_without_a_sync_and_only_in_the_requested_range`.
         let _ = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
     }
 }

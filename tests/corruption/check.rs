@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use ringcask::testing::sim::{Image, SimBackend};
 use ringcask::{Error, ErrorKind, Recovery, Store};
 
-use crate::stores::{Fixture, Model, Write, builder, fold, world};
+use crate::support::small_stores::{Fixture, Model, Write, builder, fold, world};
 
-/// How a directory was met.
+/// How directories were opened.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LiveByteCounter {
+pub struct Totals {
     pub checked: u64,
     /// Strict opens that were refused.
     pub refused: u64,
@@ -17,15 +17,15 @@ pub struct LiveByteCounter {
     pub keys_refused: u64,
     /// Those whose end was cut.
     pub cut: u64,
-    /// Those that showed no sign of it, and were right.
+    /// Those that reported nothing, and were right.
     pub harmless: u64,
-    /// Damaged directories that were opened all the same, with what is gone listed.
+    /// Damaged directories that were opened, with the losses listed.
     pub salvaged: u64,
     /// Opened stores that were written, compacted, closed and opened again.
     pub exercised: u64,
 }
 
-impl LiveByteCounter {
+impl Totals {
     pub fn add(&mut self, other: &Self) {
         self.checked += other.checked;
         self.refused += other.refused;
@@ -40,7 +40,7 @@ impl LiveByteCounter {
 /// What may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowance {
-    /// Nothing: what was damaged is derived, or nobody's.
+    /// Nothing: the damaged file is derived, or foreign.
     Nothing,
     /// The open may be refused, and keys may; every other answer is right.
     Refusal,
@@ -85,21 +85,21 @@ fn was_issued(writes: &[Write], key: &[u8], value: &[u8]) -> bool {
     writes.iter().flatten().any(|(other, issued)| other == key && issued.as_deref() == Some(value))
 }
 
-/// Opens a damaged directory and holds everything it says against what was written.
-pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: bool) -> Result<LiveByteCounter, String> {
-    let mut tally = LiveByteCounter { checked: 1, ..LiveByteCounter::default() };
+/// Opens a damaged directory and compares every answer with the writes.
+pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: bool) -> Result<Totals, String> {
+    let mut totals = Totals { checked: 1, ..Totals::default() };
     let world = world(image.clone(), 1);
-    let result = world.run_until(check_strict(&world, fixture, allowed, thorough, &mut tally));
+    let result = world.run_until(check_strict(&world, fixture, allowed, thorough, &mut totals));
     let panics = world.panics();
     world.shutdown();
     result?;
     if !panics.is_empty() {
         return Err(format!("panics: {panics:?}"));
     }
-    if tally.refused > 0 && thorough {
-        salvage(fixture, image, &mut tally).map_err(|error| format!("salvage: {error}"))?;
+    if totals.refused > 0 && thorough {
+        salvage(fixture, image, &mut totals).map_err(|error| format!("salvage: {error}"))?;
     }
-    Ok(tally)
+    Ok(totals)
 }
 
 async fn check_strict(
@@ -107,12 +107,12 @@ async fn check_strict(
     fixture: &Fixture,
     allowed: Allowance,
     thorough: bool,
-    tally: &mut LiveByteCounter,
+    totals: &mut Totals,
 ) -> Result<(), String> {
     let store = match builder(world, Recovery::Strict).open().await {
         Ok(store) => store,
         Err(error) if allowed != Allowance::Nothing && is_refusal(&error) => {
-            tally.refused += 1;
+            totals.refused += 1;
             return Ok(());
         }
         Err(error) => return Err(format!("opening: {error:?}")),
@@ -130,28 +130,28 @@ async fn check_strict(
     }
     if explains(&model, &shown) {
         let is_silent = !is_refused && report.truncated_bytes == 0;
-        tally.harmless += u64::from(is_silent);
+        totals.harmless += u64::from(is_silent);
     } else {
         let counts = fixture.sealed_writes..=fixture.writes.len();
         let mut prefixes = counts.map(|count| fold(&fixture.writes, count));
         if allowed != Allowance::End || !prefixes.any(|prefix| explains(&prefix, &shown)) {
             return Err(format!("not what was written: {report:?}, {}", differences(&model, &shown)));
         }
-        tally.cut += 1;
+        totals.cut += 1;
     }
-    tally.keys_refused += u64::from(is_refused);
+    totals.keys_refused += u64::from(is_refused);
     let known = shown.values().filter(|answer| **answer != Answer::None).count();
     if store.len() != known {
         return Err(format!("{} keys are counted, {known} are there", store.len()));
     }
     if thorough {
-        tally.exercised += 1;
+        totals.exercised += 1;
         exercise(world, store, &all, &shown).await?;
     }
     Ok(())
 }
 
-/// Damage, or bytes that say they are of a format to come.
+/// Damage, or a header of a later format version.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::IncompatibleFormat)
 }
@@ -181,7 +181,7 @@ fn differences(model: &Model, shown: &Answers) -> String {
 /// not give bad bytes a good checksum, nor drop the only copy.
 async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
     store.put("another", "value").await.map_err(|error| format!("a put: {error:?}"))?;
-    // Where there is damage it may fail, and must tell so.
+    // It may fail because of the damage, and must report it.
     if let Err(error) = store.compact().await
         && error.kind() != ErrorKind::Corrupt
     {
@@ -195,7 +195,7 @@ async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &An
     drop(store);
     let store = match builder(world, Recovery::Strict).open().await {
         Ok(store) => store,
-        // What gets have met before may be met by the open now, when a hint is not there any more.
+        // Damage that gets found before may now be found by the open, if a hint file is gone.
         Err(error) if is_refusal(&error) && shown.values().any(|answer| *answer == Answer::Refused) => return Ok(()),
         Err(error) => return Err(format!("opening again: {error:?}")),
     };
@@ -210,7 +210,7 @@ async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &An
 }
 
 /// Opens what a strict open has refused: nothing that was never written, and what is gone is listed.
-fn salvage(fixture: &Fixture, image: &Image, tally: &mut LiveByteCounter) -> Result<(), String> {
+fn salvage(fixture: &Fixture, image: &Image, totals: &mut Totals) -> Result<(), String> {
     let world = world(image.clone(), 2);
     let result = world.run_until(async {
         let store = match builder(&world, Recovery::Salvage).open().await {
@@ -218,7 +218,7 @@ fn salvage(fixture: &Fixture, image: &Image, tally: &mut LiveByteCounter) -> Res
             Err(error) if error.kind() == ErrorKind::IncompatibleFormat => return Ok(()),
             Err(error) => return Err(format!("opening: {error:?}")),
         };
-        tally.salvaged += 1;
+        totals.salvaged += 1;
         let all = keys(&fixture.writes);
         let shown = answers(&store, all.iter()).await?;
         for (key, answer) in &shown {

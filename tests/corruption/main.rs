@@ -1,15 +1,16 @@
 //! Damaged directories: every bit flipped, every length cut to, sectors and files exchanged.
 //!
-//! Small stores (`stores`) are damaged in every way that `mutation` knows, and opened. The rule (`check`): a refusal that
-//! names the damage, or right answers. A get may be refused, with the segment; it is never answered with wrong bytes, and
-//! never with nothing where there is a value. Where the damage lies in the segment that was being written, its end may be
-//! gone, as after a crash, but nothing before what is kept. What a hint says makes no difference at all.
+//! Small stores (`support/small_stores.rs`) are damaged in every way that `mutation` lists, and opened. The rule
+//! (`check`): an error that names the damage, or correct answers. A get may fail and name the segment; it never
+//! returns wrong bytes, and never `None` for a key that has a value. If the damage is in the segment that was being
+//! written, its end may be lost, as after a crash, but nothing before a record that is kept. The content of a hint
+//! file makes no difference.
 //!
-//! A sample of what opens is written to, compacted, closed and opened again: answers stay. A sample of what is refused is
-//! salvaged: nothing appears that was never written, and no loss goes unlisted.
+//! A sample of the stores that open is written to, compacted, closed and reopened: the answers stay the same. A sample
+//! of the refused ones is salvaged: nothing appears that was never written, and every loss is listed.
 //!
-//! Not covered: damage in the last group before a stop, which nothing vouches for, is a torn end to any reader; here that
-//! is what `Allowance::End` lets pass.
+//! Not covered: damage in the last group before a stop, which no later record confirms, looks like a torn tail;
+//! `Allowance::End` accepts it.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -21,23 +22,28 @@
 
 mod check;
 mod mutation;
-#[path = "../proof/mod.rs"]
-mod proof;
-mod stores;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod small_stores;
+    pub mod stages;
+}
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use check::{Allowance, LiveByteCounter, check};
+use check::{Allowance, Totals, check};
 use mutation::{Mutation, Sector, all, files};
 use ringcask::testing::seeded_bug::{SeededBug, activate};
-use stores::{Fixture, SHAPES, Shape};
 
-/// One in so many is looked at with everything that takes longer.
+use crate::support::small_stores::{Fixture, SHAPES, Shape};
+use crate::support::stages;
+
+/// One store in this number also gets the checks that take longer.
 const THOROUGH: usize = 24;
 
-/// Mistakes are the whole process's: one test at a time.
+/// A seeded bug is active in the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What may be wrong after this mutation, by the files it touches.
@@ -73,20 +79,20 @@ fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowa
 }
 
 /// Damages the store of `seed` with every `stride`th mutation; returns what was seen, or the first failure.
-fn damage(shape: Shape, seed: u64, stride: usize) -> Result<LiveByteCounter, String> {
+fn damage(shape: Shape, seed: u64, stride: usize) -> Result<Totals, String> {
     let fixture = Fixture::new(shape, seed);
     let (names, mutations) = (files(&fixture.image), all(&fixture));
     let first = usize::try_from(seed % stride as u64).unwrap();
     let indices: Vec<usize> = (0..mutations.len()).skip(first).step_by(stride).collect();
-    let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(LiveByteCounter::default()), Mutex::new(None));
+    let (next, total, failure) = (AtomicUsize::new(0), Mutex::new(Totals::default()), Mutex::new(None));
     let work = || {
-        let mut tally = LiveByteCounter::default();
+        let mut totals = Totals::default();
         while let Some(&index) = indices.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mutation = &mutations[index];
             let Some(image) = mutation.apply(&fixture, &names) else { continue };
             let thorough = (index / stride).is_multiple_of(THOROUGH);
             match check(&fixture, &image, allowance(mutation, &fixture, &names), thorough) {
-                Ok(seen) => tally.add(&seen),
+                Ok(seen) => totals.add(&seen),
                 Err(error) => {
                     next.store(indices.len(), Ordering::Relaxed);
                     let text = format!("{:?} of seed {seed}, {mutation:?} in {names:?}: {error}", shape);
@@ -94,7 +100,7 @@ fn damage(shape: Shape, seed: u64, stride: usize) -> Result<LiveByteCounter, Str
                 }
             }
         }
-        total.lock().unwrap().add(&tally);
+        total.lock().unwrap().add(&totals);
     };
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
@@ -107,10 +113,10 @@ fn damage(shape: Shape, seed: u64, stride: usize) -> Result<LiveByteCounter, Str
 #[test]
 fn damage_is_detected_or_harmless() {
     let _alone = ALONE.lock().unwrap();
-    let stage = proof::begin("corruptions");
-    let (floor, mut total, mut seed) = (stage.floor(), LiveByteCounter::default(), proof::first_seed());
-    // The floor of a small run is a sample of everything; a larger one does all of it, and goes on with other stores.
-    let stride = if proof::is_ci_scale() { 1 } else { 11 };
+    let stage = stages::begin("corruptions");
+    let (floor, mut total, mut seed) = (stage.floor(), Totals::default(), stages::first_seed());
+    // A small run takes a sample of all mutations; a larger one applies all of them, and continues with other stores.
+    let stride = if stages::is_ci_scale() { 1 } else { 11 };
     while total.checked < floor {
         for shape in SHAPES {
             let seen = damage(shape, seed, stride).unwrap_or_else(|error| panic!("{error}"));
@@ -119,7 +125,7 @@ fn damage_is_detected_or_harmless() {
         }
         seed += 1;
     }
-    let LiveByteCounter { refused, keys_refused, cut, harmless, salvaged, exercised, .. } = total;
+    let Totals { refused, keys_refused, cut, harmless, salvaged, exercised, .. } = total;
     let note = format!(
         "{refused} opens refused, {keys_refused} with keys refused, {cut} with their end gone, {harmless} harmless; \
          {salvaged} salvaged, {exercised} used further"
@@ -128,26 +134,26 @@ fn damage_is_detected_or_harmless() {
     assert!(refused > 0 && keys_refused > 0 && cut > 0 && harmless > 0 && salvaged > 0 && exercised > 0, "{note}");
 }
 
-/// The net holds fish: what is not verified, or believed of the wrong file, is noticed.
+/// Seeded bugs are found: skipped verification, and a file accepted in place of another.
 #[test]
-fn known_mistakes_are_noticed() {
+fn seeded_bugs_are_found() {
     let _alone = ALONE.lock().unwrap();
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let mistakes =
+    let seeded_bugs =
         [SeededBug::PayloadUnverified, SeededBug::HintUnbound, SeededBug::LengthUnchecked, SeededBug::SkipBadRecord];
-    let found = mistakes.map(|mistake| {
-        activate(Some(mistake));
+    let found = seeded_bugs.map(|seeded_bug| {
+        activate(Some(seeded_bug));
         let found = SHAPES.into_iter().find_map(|shape| {
             let damaged = std::panic::catch_unwind(|| damage(shape, 1, 7));
             damaged.map_or_else(|_| Some("a panic".to_owned()), Result::err)
         });
         activate(None);
-        (mistake, found)
+        (seeded_bug, found)
     });
     std::panic::set_hook(hook);
-    for (mistake, found) in found {
-        let found = found.unwrap_or_else(|| panic!("{mistake:?} was not noticed"));
-        println!("{mistake:?}: {found:.160}");
+    for (seeded_bug, found) in found {
+        let found = found.unwrap_or_else(|| panic!("{seeded_bug:?} was not found"));
+        println!("{seeded_bug:?}: {found:.160}");
     }
 }

@@ -2,7 +2,7 @@
 
 use ringcask::testing::sim::Image;
 
-use crate::stores::Fixture;
+use crate::support::small_stores::Fixture;
 
 const SECTOR: usize = 512;
 

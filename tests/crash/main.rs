@@ -1,60 +1,57 @@
-//! Crash tests: the store on a simulated disk, crashed at every step, in every way the disk may come out of it.
+//! Crash tests: the store on a simulated disk, crashed at every step, with every state that the disk may be left in.
 //!
 //! | what | where |
 //! |---|---|
-//! | what a crash may leave of a history of calls | `model` |
-//! | calls made from a seed, compactions among them | `workload` |
-//! | crash, recover, check, go on, crash again | `explore` |
-//! | every operation fails once; a disk without space to compact on | `failures` |
+//! | what a crash may leave of a history of calls | `support/history_model.rs` |
+//! | calls drawn from a seed, compactions among them | `support/crash/workload` |
+//! | crash, recover, check, continue, crash again | `support/crash/explore.rs` |
+//! | every operation fails once; a full disk during a compaction | `support/crash/failed_operations.rs` |
 //!
-//! Injected: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random contents
-//! of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted operations,
-//! completions in any order, damaged hints; while compactions run, are dropped, paused, cut off by a close, and have
-//! writes, deletes and reads beside them. Of closed stores also: everything compacted, a flipped bit in a segment that is
-//! compacted; of stores in which nothing is under way, a MANIFEST that is lost. Not injected here: other damage to
-//! synced data.
+//! Injected: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random
+//! contents of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted
+//! operations, completions in any order, damaged hints; while compactions run, are dropped, paused, cut off by a
+//! close, and have writes, deletes and reads beside them. Of closed stores also: everything compacted, a flipped bit
+//! in a segment that is compacted; of stores in which nothing is under way, a MANIFEST that is lost. Not injected
+//! here: other damage to synced data.
 //!
-//! How much is explored, and what sets it, says `proof`; seeds from 2^40 on are of workloads that compact.
-//! `RINGCASK_PATIENCE` sets after how many failures a test gives up. A failed state prints a line `RINGCASK_REPLAY="…"`;
-//! with that in the environment, the test `replay` does the same again and shows the run.
+//! `support/stages.rs` has the floors and the variables that set them; seeds from 2^40 on are of workloads that compact.
+//! `RINGCASK_PATIENCE` is the number of failures after which a test stops. A failed state prints a line
+//! `RINGCASK_REPLAY="…"`; with that in the environment, the test `replay` repeats and prints the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
-mod callers;
-mod explore;
-mod failures;
-#[path = "../fuzz/inputs.rs"]
-mod inputs;
-mod looks;
-mod machine;
-mod model;
-#[path = "../fuzz/mutator.rs"]
-mod mutator;
-mod panics;
-mod phases;
-#[path = "../proof/mod.rs"]
-mod proof;
-mod reads;
 mod scenarios;
-mod swarm;
-mod workload;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod byte_mutator;
+    pub mod corpus;
+    pub mod crash;
+    pub mod history_model;
+    pub mod panics;
+    pub mod stages;
+}
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use explore::{Explorer, Place, run_workload};
-use phases::Phase;
-use proof::{begin, first_seed, number};
 use ringcask::testing::sim::Rng;
-use swarm::{SWARM_SEEDS, is_swarm};
-use workload::COMPACTING_SEEDS;
+
+use crate::support::crash::explore::{self, Explorer, Place, run_workload};
+use crate::support::crash::phases::Phase;
+use crate::support::crash::swarm::{SWARM_SEEDS, is_swarm};
+use crate::support::crash::workload::COMPACTING_SEEDS;
+use crate::support::crash::{failed_operations, state_machine, wrong_reads};
+use crate::support::stages::{begin, first_seed, number};
+use crate::support::{byte_mutator, corpus};
 
 /// Crash points of each seed of the swarm.
 const SWARM_POINTS: usize = 3;
 
-/// Gives seeds, from `first_seed` on, to as many threads as there are processors, while `goes_on`; returns the failures.
+/// Runs `explore` with the seeds from `first_seed` on, on one thread per processor, while `goes_on`; returns the
+/// failures.
 fn over_seeds(
     first_seed: u64,
     goes_on: impl Fn(u64) -> bool + Sync,
@@ -81,21 +78,22 @@ fn over_seeds(
     failures.into_inner().unwrap()
 }
 
-/// Explores the workloads of `first_seed` and its successors, while `goes_on` for a seed and the states there were.
-fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::LiveByteCounter {
+/// Explores the workloads of the seeds from `first_seed` on, while `goes_on` returns true for the seed and the number
+/// of states.
+fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::Totals {
     let start = Instant::now();
-    let (states, total) = (AtomicU64::new(0), Mutex::new(explore::LiveByteCounter::default()));
+    let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Totals::default()));
     let failures = over_seeds(
         first_seed,
         |seed| goes_on(seed, states.load(Ordering::Relaxed)),
         |seed| {
-            // Most crash points get a few of their images, those of every 128th workload all.
+            // Most crash points explore a few of their images; those of every 128th workload explore all.
             let budget = if seed.is_multiple_of(128) { 1024 } else { 3 };
             let mut explorer =
                 Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
             let result = if is_swarm(seed) { explorer.sample(SWARM_POINTS) } else { explorer.explore(budget) };
-            states.fetch_add(explorer.tally.states, Ordering::Relaxed);
-            total.lock().unwrap().add(&explorer.tally);
+            states.fetch_add(explorer.totals.states, Ordering::Relaxed);
+            total.lock().unwrap().add(&explorer.totals);
             result
         },
     );
@@ -108,9 +106,9 @@ fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> 
     total
 }
 
-/// Explores until there were as many states as the stage must have. No phase may drop out: of each there must be one
-/// state in as many as are named with it.
-fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::LiveByteCounter {
+/// Explores until the floor of the stage is reached. No phase may be left out: at least one state in the number given
+/// with a phase must be of that phase.
+fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::Totals {
     let stage = begin(name);
     let floor = stage.floor();
     let total = explore_while(first_seed, |_, states| states < floor);
@@ -121,12 +119,12 @@ fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explo
     total
 }
 
-fn count_phases(total: &explore::LiveByteCounter) -> String {
+fn count_phases(total: &explore::Totals) -> String {
     let counts = Phase::ALL.iter().zip(total.phases).map(|(phase, count)| format!("{phase:?} {count}"));
     counts.collect::<Vec<_>>().join(", ")
 }
 
-fn check_phases(total: &explore::LiveByteCounter, phases: &[(Phase, u64)]) {
+fn check_phases(total: &explore::Totals, phases: &[(Phase, u64)]) {
     for (phase, one_in) in phases {
         let count = total.phases[*phase as usize];
         assert!(count * one_in >= total.states, "{count} states of {} in phase {phase:?}", total.states);
@@ -160,7 +158,7 @@ fn compaction_survives_every_crash() {
 }
 
 #[test]
-fn every_world_of_the_swarm_keeps_the_promises() {
+fn every_swarm_seed_keeps_the_promises() {
     let (seeds, states) = (begin("swarm seeds"), begin("crash states, swarm"));
     let (first, floor) = (SWARM_SEEDS + first_seed(), seeds.floor());
     let total = explore_while(first, |seed, _| seed < first + floor);
@@ -170,14 +168,14 @@ fn every_world_of_the_swarm_keeps_the_promises() {
 }
 
 #[test]
-fn a_store_keeps_its_promises_through_many_lives() {
+fn a_store_keeps_its_promises_through_many_reopenings() {
     let stage = begin("state machine cases");
     let (first, floor) = (first_seed(), stage.floor());
-    let total = Mutex::new(machine::LiveByteCounter::default());
+    let total = Mutex::new(state_machine::Totals::default());
     let failures = over_seeds(
         first,
         |seed| seed < first + floor,
-        |seed| machine::run_case(seed).map(|tally| total.lock().unwrap().add(&tally)),
+        |seed| state_machine::run_case(seed).map(|totals| total.lock().unwrap().add(&totals)),
     );
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let total = *total.lock().unwrap();
@@ -185,15 +183,15 @@ fn a_store_keeps_its_promises_through_many_lives() {
     assert!(total.ops >= total.cases * 80 && total.crashes >= total.cases * 3, "{total:?}");
 }
 
-/// Steps of a fuzzed case that was not changed yet.
+/// Steps of a fuzzed case before it is mutated.
 const FUZZED_STEPS: usize = 40;
 
 #[test]
-fn no_bytes_make_operations_that_break_a_promise() {
+fn no_fuzzed_operations_break_a_promise() {
     let stage = begin("fuzz, operations");
-    let (floor, total) = (stage.floor(), Mutex::new(machine::LiveByteCounter::default()));
-    let run = |input: &[u8]| machine::run_input(input).map(|tally| total.lock().unwrap().add(&tally));
-    let kept = inputs::corpus("operations");
+    let (floor, total) = (stage.floor(), Mutex::new(state_machine::Totals::default()));
+    let run = |input: &[u8]| state_machine::run_input(input).map(|totals| total.lock().unwrap().add(&totals));
+    let kept = corpus::corpus("operations");
     kept.iter().for_each(|input| run(input).unwrap());
     let first = first_seed() << 24;
     let failures = over_seeds(
@@ -206,7 +204,7 @@ fn no_bytes_make_operations_that_break_a_promise() {
                 input.clear();
                 input.resize_with(4 + 4 * rng.below(FUZZED_STEPS), || rng.next_u64().to_le_bytes()[0]);
             }
-            mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
+            byte_mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
             run(&input)
         },
     );
@@ -217,16 +215,16 @@ fn no_bytes_make_operations_that_break_a_promise() {
 }
 
 #[test]
-fn no_wrong_read_is_believed() {
+fn no_wrong_read_is_returned() {
     let stage = begin("wrong reads");
     let (floor, runs, noticed) = (stage.floor(), AtomicU64::new(0), AtomicU64::new(0));
-    // Every other one is of a scenario that compacts.
+    // Every second scenario compacts.
     let seed_of = |nth: u64| if nth.is_multiple_of(2) { nth } else { COMPACTING_SEEDS + nth };
     let failures = over_seeds(
         first_seed(),
         |_| runs.load(Ordering::Relaxed) < floor,
         |nth| {
-            let (more, more_noticed, result) = reads::misread_everything(seed_of(nth));
+            let (more, more_noticed, result) = wrong_reads::misread_everything(seed_of(nth));
             runs.fetch_add(more, Ordering::Relaxed);
             noticed.fetch_add(more_noticed, Ordering::Relaxed);
             result
@@ -235,7 +233,7 @@ fn no_wrong_read_is_believed() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let (runs, noticed) = (runs.into_inner(), noticed.into_inner());
     stage.end(runs, &format!("{noticed} were errors"));
-    assert!(noticed * 4 >= runs, "{noticed} of {runs} wrong reads were noticed");
+    assert!(noticed * 4 >= runs, "{noticed} of {runs} wrong reads were detected");
 }
 
 #[test]
@@ -249,17 +247,17 @@ fn every_operation_of_a_compaction_can_fail() {
     assert!(total.compacted * 5 >= total.runs, "{} of {} stores were compacted after all", total.compacted, total.runs);
 }
 
-/// Has every operation of scenarios fail, until as many did as the stage must have.
-fn fail_scenarios(name: &str, first_seed: u64) -> failures::LiveByteCounter {
+/// Makes every operation of scenarios fail, until the floor of the stage is reached.
+fn fail_scenarios(name: &str, first_seed: u64) -> failed_operations::Totals {
     let stage = begin(name);
-    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failures::LiveByteCounter::default()));
+    let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failed_operations::Totals::default()));
     let failures = over_seeds(
         first_seed,
         |_| runs.load(Ordering::Relaxed) < floor,
         |seed| {
-            let (tally, result) = failures::fail_everything(seed, &failures::KINDS);
-            runs.fetch_add(tally.runs, Ordering::Relaxed);
-            total.lock().unwrap().add(&tally);
+            let (totals, result) = failed_operations::fail_everything(seed, &failed_operations::KINDS);
+            runs.fetch_add(totals.runs, Ordering::Relaxed);
+            total.lock().unwrap().add(&totals);
             result
         },
     );
@@ -272,7 +270,7 @@ fn fail_scenarios(name: &str, first_seed: u64) -> failures::LiveByteCounter {
 
 #[test]
 fn a_full_disk_stops_a_compaction_and_nothing_else() {
-    let failed = (0..400).filter(|seed| failures::compact_on_a_full_disk(*seed).unwrap()).count();
+    let failed = (0..400).filter(|seed| failed_operations::compact_on_a_full_disk(*seed).unwrap()).count();
     println!("{failed} of 400 compactions found no space");
     assert!((50..350).contains(&failed), "{failed} of 400 compactions found no space");
 }
@@ -290,11 +288,11 @@ fn a_length_that_a_failed_sync_left_in_memory_is_made_durable() {
 }
 
 #[test]
-fn a_disk_that_lies_is_found_out_or_leaves_an_earlier_state() {
+fn a_disk_that_lies_is_detected_or_leaves_an_earlier_state() {
     let mut lies = scenarios::Lies::default();
     (1..300).for_each(|seed| scenarios::believe_a_disk_that_lies(seed, &mut lies).unwrap());
     println!("{lies:?}");
-    // Both kinds are real: some losses are found out, and some no store can find out.
+    // Both kinds must occur: losses that are detected, and losses that no store can detect.
     assert!(lies.detected * 10 > lies.images && lies.silent > 0, "{lies:?}");
 }
 
@@ -308,20 +306,20 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Does nothing unless `RINGCASK_REPLAY`, `RINGCASK_CASE` or `RINGCASK_INPUT` says what failed.
+/// Repeats the failure in `RINGCASK_REPLAY`, `RINGCASK_CASE` or `RINGCASK_INPUT`; does nothing without one.
 #[test]
 fn replay() {
     if let Ok(digits) = std::env::var("RINGCASK_INPUT") {
         let pairs = digits.as_bytes().chunks(2).map(|pair| str::from_utf8(pair).unwrap());
         let input: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
-        println!("{:?}", machine::run_input(&input).unwrap());
+        println!("{:?}", state_machine::run_input(&input).unwrap());
     }
     if let Some(seed) = number("RINGCASK_CASE") {
-        println!("{:?}", machine::run_case(seed).unwrap());
+        println!("{:?}", state_machine::run_case(seed).unwrap());
     }
     let Ok(text) = std::env::var("RINGCASK_REPLAY") else { return };
     let place: Place = text.parse().unwrap();
     let mut explorer = Explorer::new(place.seed).unwrap();
     explorer.replay(place).unwrap();
-    println!("{place} holds: {:?}", explorer.tally);
+    println!("{place} holds: {:?}", explorer.totals);
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng, SimBackend, SimConfig};
 use ringcask::{Compaction, Durability, Store};
 
-use crate::explore::recover;
-use crate::model::{Crash, NEVER, State};
-use crate::workload::{Op, Run, Setup, Workload};
+use crate::support::crash::explore::recover;
+use crate::support::crash::workload::{Op, Run, Setup, Workload};
+use crate::support::history_model::{Crash, NEVER, State};
 
-/// A failed sync leaves the last bytes of a group in memory only, the next life seals the segment behind them, and the
-/// power goes at every step of that. Returns how many images there were.
+/// A failed sync leaves the last bytes of a group in memory only, the next open seals the segment behind them, and the
+/// power is cut at every step of that. Returns the number of images.
 ///
-/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk did
-/// not include them, and what a crash then left there was anything.
+/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk
+/// did not include them, and a crash could leave anything there.
 pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
     let world = SimBackend::new(config.clone());
@@ -53,8 +53,8 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     Ok(images)
 }
 
-/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how many
-/// crashes there were.
+/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how
+/// many crashes there were.
 pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::random(&mut rng);
@@ -89,7 +89,7 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         let began = world.step();
         store.compact().await.map_err(said)?;
         holds(&store).await?;
-        // What has nothing dead in it was left alone; named, it is copied too.
+        // Segments without dead bytes are skipped; a job that names them copies them too.
         let all = store.stats().segments.into_iter().map(|segment| segment.id);
         let report = store.compact().segments(all).await.map_err(said)?;
         holds(&store).await?;
@@ -120,21 +120,21 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     Ok(steps.len())
 }
 
-/// What came of disks that lied.
+/// Results of disks that lied.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lies {
     /// Images that a crash left.
     pub images: u64,
-    /// Of these, where the opening or a read said that something is damaged.
+    /// Of these, those in which the open or a read reported damage.
     pub detected: u64,
-    /// Of these, where the last writes were gone and nothing said so.
+    /// Of these, those in which the last writes were lost without a report.
     pub silent: u64,
 }
 
-/// From some point on the disk says of every sync that it was done, and does nothing; then the power goes.
+/// From some point on the disk reports every sync as done and does nothing; then the power is cut.
 ///
-/// No store survives that: what it acknowledged was never on the disk. But what is left must be found out, or be what a
-/// crash at some earlier time would have left. It must not be believed with a hole in it.
+/// No store survives that: acknowledged data was never on the disk. But the loss must be detected, or the state must
+/// be one that a crash at an earlier time would have left. A state with a hole in it must not be accepted.
 pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String> {
     let mut rng = Rng::new(seed ^ 0x11e5);
     let mut workload = Workload::from_seed(seed);

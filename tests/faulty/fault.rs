@@ -1,4 +1,4 @@
-//! What can go wrong with one request to the file system, and when it does.
+//! Faults of a request to the file system, and when each occurs.
 
 use std::fmt;
 use std::str::FromStr;

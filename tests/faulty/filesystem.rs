@@ -1,6 +1,6 @@
-//! A file system that passes everything through to a directory, but for the faults it is told to make.
+//! A file system that passes every request through to a directory, except for the faults that a test arms.
 //!
-//! It syncs nothing: no power is cut here.
+//! It syncs nothing, because no power is cut here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

@@ -1,16 +1,18 @@
 //! The store on a real kernel, above a file system that fails.
 //!
-//! The file system is a FUSE server of this test's own (`filesystem.rs`, in a process of its own), which passes
-//! everything through to a directory and fails as it is told to: the nth request of a kind, once or from there on,
-//! refused, carried out and then called a failure, cut short, or slow. Above it are the real engines, with the kernel
-//! between: its retries, its ring's workers, the errors that it passes on and those that it makes of others. A run goes
-//! through a scenario (`scenario.rs`), and checks every answer, and what is there afterwards without the faults. A run
-//! that hangs is ended by a watchdog, which says what fault it was.
+//! The file system is a FUSE server (`filesystem.rs`, in a separate process), which passes every request through to a
+//! directory and fails on demand: the nth request of a kind, once or from there on, refused, executed but reported as
+//! failed, cut short, or slow. Above it are the real engines, with the kernel in between: its retries, the ring's
+//! workers, the errors that it passes on and those that it translates. A run executes a scenario (`scenario.rs`), and
+//! checks every answer, and the state afterwards without faults. A watchdog ends a run that hangs, and prints its
+//! fault.
 //!
-//! A run is named by engine, scenario and fault; `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` runs that one.
+//! A run is named by engine, scenario and fault; `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` repeats
+//! that one.
 //!
-//! Not tested here: what a failed sync leaves in the page cache, as the server keeps what it was given (the simulated
-//! disk loses it, in `tests/crash`); and flags that FUSE does not know (reads that do not wait, direct ones).
+//! Not tested here: what a failed sync leaves in the page cache, since the server keeps the data it received (the
+//! simulated disk loses it, in `tests/crash`); and flags that FUSE does not support (`RWF_NOWAIT` reads, uncached
+//! reads).
 #![allow(
     unreachable_pub,
     dead_code,
@@ -24,12 +26,14 @@
 
 mod fault;
 mod filesystem;
-#[path = "../crash/model.rs"]
-mod model;
-#[path = "../proof/mod.rs"]
-mod proof;
 mod scenario;
 mod server;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod history_model;
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,6 +48,8 @@ use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::{Engine, ErrorKind, Outcome, WritePath};
 use scenario::{Run, Setup};
 use server::{Faulty, serve};
+
+use crate::support::stages;
 
 /// How long a run may take before it counts as hanging.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -121,7 +127,7 @@ impl Watchdog {
 }
 
 #[derive(Default)]
-struct LiveByteCounter {
+struct Totals {
     runs: u64,
     errors: u64,
     unopened: u64,
@@ -133,14 +139,14 @@ struct Bench {
     faulty: Faulty,
     watchdog: Watchdog,
     number: u64,
-    tally: LiveByteCounter,
+    totals: Totals,
 }
 
 impl Bench {
     fn new(test: &str) -> Result<Self, String> {
         let faulty = Faulty::mount(test)?;
         let watchdog = Watchdog::start(faulty.server_id());
-        Ok(Self { faulty, watchdog, number: 0, tally: LiveByteCounter::default() })
+        Ok(Self { faulty, watchdog, number: 0, totals: Totals::default() })
     }
 
     /// Runs one case; returns what the file system saw. Counts only where the fault struck.
@@ -160,12 +166,12 @@ impl Bench {
         let _ = fs::remove_dir_all(self.faulty.backing(&name));
         if let Some(fault) = case.fault {
             if told.fired > 0 {
-                self.tally.runs += 1;
-                *self.tally.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
+                self.totals.runs += 1;
+                *self.totals.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
             }
-            self.tally.errors += run.errors;
-            self.tally.unopened += u64::from(!run.is_opened);
-            self.tally.poisoned += u64::from(run.is_poisoned);
+            self.totals.errors += run.errors;
+            self.totals.unopened += u64::from(!run.is_opened);
+            self.totals.poisoned += u64::from(run.is_poisoned);
         } else {
             assert_eq!(run.errors, 0, "without a fault, {}", case.name());
         }
@@ -201,8 +207,9 @@ fn engines() -> Vec<Engine> {
 
 /// Whether the kernel itself answers wrongly when a request fails like this.
 ///
-/// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring goes
-/// on after a short direct read by itself, but from the same offset, and returns wrong bytes as a whole read (6.18).
+/// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring
+/// goes on after a short direct read by itself, but from the same offset, and returns wrong bytes as a whole read
+/// (6.18).
 fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
     matches!(effect, Effect::Short(_)) && (!is_direct || kind == Kind::Read && engine == Engine::Uring)
 }
@@ -219,7 +226,8 @@ fn cases(bench: &mut Bench, engine: Engine, seed: u64) -> Vec<Case> {
                         continue;
                     }
                     for is_sticky in [false, true] {
-                        // A file system where everything is slow shows no more than one that is slow once, and takes long.
+                        // A file system where everything is slow shows no more than one that is slow once, and takes
+                        // long.
                         if !(is_sticky && effect == Effect::Slow) {
                             let fault = Fault { kind, nth, effect, is_sticky };
                             cases.push(Case::new(engine, seed, is_direct, Some(fault)));
@@ -239,7 +247,7 @@ fn every_request_can_fail() {
         return;
     }
     let _turn = take_turn();
-    let stage = proof::begin("I/O faults, FUSE");
+    let stage = stages::begin("I/O faults, FUSE");
     let mut bench = match Bench::new(NAME) {
         Ok(bench) => bench,
         Err(why) => return stage.skip(&why),
@@ -250,9 +258,9 @@ fn every_request_can_fail() {
         return;
     }
     let (engines, floor) = (engines(), stage.floor());
-    let mut rng = ringcask::testing::sim::Rng::new(proof::first_seed());
-    let (mut seed, mut possible) = (proof::first_seed(), 0);
-    while bench.tally.runs < floor {
+    let mut rng = ringcask::testing::sim::Rng::new(stages::first_seed());
+    let (mut seed, mut possible) = (stages::first_seed(), 0);
+    while bench.totals.runs < floor {
         // Of the kinds, each gets its share, however many requests of it there are.
         let share = floor.div_ceil(SCENARIOS * engines.len() as u64);
         for engine in &engines {
@@ -273,12 +281,12 @@ fn every_request_can_fail() {
         }
         seed += 1;
     }
-    let LiveByteCounter { runs, errors, unopened, poisoned, kinds } = &bench.tally;
+    let Totals { runs, errors, unopened, poisoned, kinds } = &bench.totals;
     let note = format!(
         "of {possible} possible in {} scenarios: {errors} calls failed, {unopened} stores not opened, {poisoned} poisoned, \
          {kinds:?}, first seed {}",
-        seed - proof::first_seed(),
-        proof::first_seed()
+        seed - stages::first_seed(),
+        stages::first_seed()
     );
     stage.end(*runs, &note);
     assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");
@@ -290,7 +298,8 @@ fn setups() -> Vec<Setup> {
     engines().into_iter().flat_map(|engine| paths.map(|write_path| Setup { engine, write_path, seed: 2 })).collect()
 }
 
-/// A failed sync is never tried again: the writer gets an unknown outcome, later ones a refusal, and readers what they had.
+/// A failed sync is never tried again: the writer gets an unknown outcome, later ones a refusal, and readers what they
+/// had.
 fn fail_a_sync(bench: &mut Bench, setup: Setup) {
     bench.watchdog.begin(format!("a failed sync, {setup:?}"));
     bench.number += 1;
@@ -390,17 +399,17 @@ fn a_full_disk_refuses_and_recovers() {
     }
 }
 
-/// The net is shown to hold: stores with known mistakes are caught.
+/// The checks find stores with seeded bugs.
 #[test]
-fn mistakes_are_noticed() {
+fn seeded_bugs_are_found() {
     const TRIES: usize = 200;
     if serve() {
         return;
     }
     let _turn = take_turn();
-    let mut bench = match Bench::new("mistakes_are_noticed") {
+    let mut bench = match Bench::new("seeded_bugs_are_found") {
         Ok(bench) => bench,
-        Err(why) => return println!("SKIPPED: mistakes under FUSE: {why}"),
+        Err(why) => return println!("SKIPPED: seeded bugs under FUSE: {why}"),
     };
     let mut rng = ringcask::testing::sim::Rng::new(1);
     // One that takes a failed read for the end of the log is seldom met by one fault; `tests/seeded_bugs` shows it.

@@ -1,9 +1,9 @@
-//! What is done on the faulty file system, and what must be true of the answers.
+//! The calls made on the faulty file system, and the conditions that the answers must meet.
 //!
-//! One thread makes one call after the other (a group of puts at once now and then), so what a read must show is known
-//! exactly. What the files may hold in the end is decided by the model of the crash tests: what was acknowledged is
-//! there, what was not applied is not, what is unknown may be, and nothing is lost before something that is kept. Here
-//! the kernel outlives the store, so `Written` counts as `Synced` does.
+//! One thread makes one call after the other (now and then a group of concurrent puts), so the result of each read is
+//! known exactly. The final contents are checked against the model of the crash tests: an acknowledged write is there,
+//! one answered as not applied is not, an unknown one may be, and nothing is lost before something that is kept. Here
+//! the kernel outlives the store, so `Written` counts as `Synced`.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Outcome, Store, WritePath};
 
-use crate::model::{
+use crate::support::history_model::{
     Crash, EXTRA_KEY, Fate, Generation, KEYS, State, WriteRec, held_id, identify, key_name, value_bytes, value_id,
 };
 
@@ -107,8 +107,8 @@ impl Run {
         }
     }
 
-    /// Opens a store at `path` and goes through the steps, until one of them leaves no store to go on with. Behind `path`
-    /// lies `backing`, where there are no faults.
+    /// Opens a store at `path` and goes through the steps, until one of them leaves no usable store. Behind
+    /// `path` lies `backing`, where there are no faults.
     pub fn go(&mut self, path: &Path, backing: &Path) -> Checked<()> {
         let Some(mut store) = self.open(path)? else { return Ok(()) };
         self.is_opened = true;

@@ -1,7 +1,7 @@
 //! The process that serves the file system, and its handle in the test.
 //!
-//! A process of its own: when it ends, however it ends, the kernel answers every request that still waits, so a test that
-//! fails or hangs leaves nobody waiting for ever.
+//! When a separate process ends, for whatever reason, the kernel answers every pending request, so a test that
+//! fails or hangs leaves no process waiting.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -86,7 +86,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// Mounts one, whose server is the test `test` of this binary; or says why there is none to be had.
+    /// Mounts one, whose server is the test `test` of this binary; or returns the reason why none is available.
     pub fn mount(test: &str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-faulty-").unwrap();
         fs::create_dir(home.path().join("backing")).unwrap();

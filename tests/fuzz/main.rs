@@ -1,10 +1,11 @@
-//! Bytes that nobody vouches for, by the million: no panic, no endless loop, no memory by a length that is a lie.
+//! Untrusted bytes, by the million: no panic, no endless loop, no allocation sized by a false length.
 //!
-//! A bounded run of the same targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are made from valid ones and
-//! from `corpus/`, which has what once failed or is worth keeping; all of that is replayed first. Headers are given right
-//! checksums half of the time, since nothing gets past a checksum by chance.
+//! A bounded run of the targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are derived from valid ones and
+//! from `corpus/`, which holds inputs that once failed or that reached new code; all of them are replayed first. Half
+//! of the headers get valid checksums, since random bytes never pass one.
 //!
-//! Operations with faults and crashes in any order have their target in `tests/crash/machine.rs`, and their stage there.
+//! Operations with faults and crashes have their target in `support/crash/state_machine.rs`, and their stage in
+//! `tests/crash`.
 #![allow(
     unreachable_pub,
     unsafe_code,
@@ -15,15 +16,16 @@
     reason = "a failed check is a failed test; the allocator is counted"
 )]
 
-mod forged;
-mod inputs;
-mod mutator;
-#[path = "../proof/mod.rs"]
-mod proof;
-#[path = "../corruption/stores.rs"]
-#[allow(dead_code, reason = "a module of the corruption tests, of which this test uses a part")]
-mod stores;
-mod targets;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod byte_mutator;
+    pub mod corpus;
+    pub mod forged_files;
+    pub mod fuzz_targets;
+    pub mod small_stores;
+    pub mod stages;
+}
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,13 +33,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use inputs::corpus;
 use ringcask::testing::format::{
     BatchFrame, HintEntry, HintHeader, HintWriter, RecordHeader, RecordKind, SegmentHeader, Watermark, payload_crc,
 };
 use ringcask::testing::sim::Rng;
-use stores::{Fixture, SHAPES};
-use targets::{OFFSET, binding, decode, image_of, open_directory};
+
+use crate::support::byte_mutator::mutate;
+use crate::support::corpus::corpus;
+use crate::support::fuzz_targets::{OFFSET, binding, decode, image_of, open_directory};
+use crate::support::small_stores::{Fixture, SHAPES};
+use crate::support::{forged_files, stages};
 
 /// Notes the largest allocation there was.
 struct Watching;
@@ -128,22 +133,22 @@ fn valid_inputs() -> Vec<Vec<u8>> {
 
 #[test]
 fn no_decoder_panics_loops_or_believes_a_length() {
-    let stage = proof::begin("fuzz, decoders");
+    let stage = stages::begin("fuzz, decoders");
     let inputs = [valid_inputs(), corpus("decoders")].concat();
     let accepted = inputs.iter().filter(|input| decode(input)).count();
     assert!(accepted >= 6, "{accepted} of the valid inputs are accepted");
     let one = |number: u64| {
         let mut rng = Rng::new(number);
         let mut input = inputs[rng.below(inputs.len())].clone();
-        mutator::mutate(&mut input, &inputs[rng.below(inputs.len())], &mut rng);
+        mutate(&mut input, &inputs[rng.below(inputs.len())], &mut rng);
         decode(&input)
     };
-    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+    if let Some(number) = stages::number("RINGCASK_REPLAY") {
         println!("{}", one(number));
         return;
     }
     let count = stage.floor();
-    let accepted = over_numbers(proof::first_seed() << 24, count, one);
+    let accepted = over_numbers(stages::first_seed() << 24, count, one);
     assert!(accepted * 1000 >= count, "{accepted} of {count} inputs got past a checksum");
     stage.end(count, &format!("{accepted} accepted by a decoder, {} inputs to begin with", inputs.len()));
     check_allocations();
@@ -151,7 +156,7 @@ fn no_decoder_panics_loops_or_believes_a_length() {
 
 #[test]
 fn no_directory_panics_loops_or_is_believed_too_much() {
-    let stage = proof::begin("fuzz, directories");
+    let stage = stages::begin("fuzz, directories");
     for input in corpus("directory") {
         open_directory(&image_of(&input), 1);
     }
@@ -167,17 +172,17 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
             match rng.below(10) {
                 0 => drop(image.remove(name)),
                 1 => drop(image.duplicate(name, &format!("{:020}.seg", rng.below(12)))),
-                _ => drop(image.edit(name, |bytes| mutator::mutate(bytes, &other, &mut rng))),
+                _ => drop(image.edit(name, |bytes| mutate(bytes, &other, &mut rng))),
             }
         }
         open_directory(&image, number)
     };
-    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+    if let Some(number) = stages::number("RINGCASK_REPLAY") {
         println!("{}", one(number));
         return;
     }
     let count = stage.floor();
-    let opened = over_numbers(proof::first_seed() << 24, count, one);
+    let opened = over_numbers(stages::first_seed() << 24, count, one);
     stage.end(count, &format!("{opened} opened, strictly or with salvage"));
     check_allocations();
 }
@@ -185,10 +190,10 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
 /// Pieces of an input of a forged file that was not changed yet.
 const PIECES: usize = 30;
 
-/// Has `target` forge files from what is kept and from chance, as many as the stage must have; so many of a hundred must be
-/// opened, strictly or with salvage.
+/// Lets `target` forge files from the corpus and from random bytes until the floor of the stage is reached; at least this
+/// percentage must be opened, strictly or with salvage.
 fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64) {
-    let stage = proof::begin(stage);
+    let stage = stages::begin(stage);
     for input in kept {
         target(input);
     }
@@ -199,15 +204,15 @@ fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64)
             input.clear();
             input.resize_with(8 * (1 + rng.below(PIECES)), || rng.next_u64().to_le_bytes()[0]);
         }
-        mutator::mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
+        mutate(&mut input, &kept[rng.below(kept.len())], &mut rng);
         target(&input)
     };
-    if let Some(number) = proof::number("RINGCASK_REPLAY") {
+    if let Some(number) = stages::number("RINGCASK_REPLAY") {
         println!("{}", one(number));
         return;
     }
     let count = stage.floor();
-    let opened = over_numbers(proof::first_seed() << 24, count, one);
+    let opened = over_numbers(stages::first_seed() << 24, count, one);
     assert!(opened * 100 >= count * percent, "{opened} of {count} were opened");
     stage.end(count, &format!("{opened} opened, {} inputs to begin with", kept.len()));
     check_allocations();
@@ -215,12 +220,12 @@ fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64)
 
 #[test]
 fn no_segment_of_right_checksums_panics_loops_or_is_believed_too_much() {
-    forge("fuzz, segments", &corpus("segment"), forged::segment, 50);
+    forge("fuzz, segments", &corpus("segment"), forged_files::segment, 50);
 }
 
 #[test]
 fn no_hint_of_right_checksums_panics_loops_or_is_believed_too_much() {
-    forge("fuzz, hints", &corpus("hint"), forged::hint, 50);
+    forge("fuzz, hints", &corpus("hint"), forged_files::hint, 50);
 }
 
 fn check_allocations() {

@@ -1,4 +1,4 @@
-//! What a task does to stay out of the foreground's way, as the kernel sees it.
+//! How background tasks stay out of the way of foreground I/O, as the kernel sees it.
 #![allow(unsafe_code, reason = "ioprio_get and cachestat have no safe wrapper; they are called here alone")]
 
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use ringcask::bytes::Bytes;
 use ringcask::testing::io::{File, OpenMode, Priority, util};
 use rustix::io::ReadWriteFlags;
 
-use crate::{PATIENCE, Stage, check_block, in_every_world, in_task_of, skip, wait};
+use crate::{PATIENCE, Stage, check_block, in_task_of, on_every_backend, skip, wait};
 
 /// `IOPRIO_CLASS_IDLE` and the lowest level of `IOPRIO_CLASS_BE`, in the kernel's encoding.
 const IDLE: libc::c_long = 3 << 13;
@@ -71,22 +71,22 @@ fn pages(stage: &Stage, name: &str, offset: u64, len: u64) -> io::Result<Pages> 
 }
 
 #[test]
-fn a_background_task_stands_behind_and_a_foreground_task_does_not() {
+fn a_background_task_has_a_lower_priority_and_a_foreground_task_has_not() {
     let before = match io_priority() {
         Ok(before) => before,
         Err(error) => return skip("the I/O priority of tasks", &error.to_string()),
     };
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let of_task = |priority| in_task_of(priority, &stage, |_, _| async { (nice(), io_priority().unwrap()) });
         let behind = if before >= IDLE { before } else { LOWEST_BEST_EFFORT };
         assert_eq!(of_task(Priority::Background), ((nice() + 5).min(19), behind));
         assert_eq!(of_task(Priority::Foreground), (nice(), before));
-        assert_eq!(io_priority().unwrap(), before, "whoever spawns keeps its own");
+        assert_eq!(io_priority().unwrap(), before, "the spawning thread keeps its priority");
     });
 }
 
-/// Checks that `look` sees what is `expected`: other processes may take memory or sync the disk meanwhile, but not again
-/// and again.
+/// Checks that `look` sees what is `expected`: other processes may take memory or sync the disk meanwhile, but not
+/// again and again.
 #[track_caller]
 fn undisturbed<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
     let seen: Vec<T> = (0..10).map(|_| look()).take_while(|seen| *seen != expected).collect();
@@ -112,9 +112,9 @@ async fn read_all_once(file: &dyn File, blocks: u32) {
 }
 
 #[test]
-fn what_is_read_once_leaves_the_page_cache_as_it_was() {
+fn data_read_once_leaves_the_page_cache_unchanged() {
     const BLOCKS: u32 = 1024;
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let cached = || pages(&stage, "cold", 0, 0).unwrap().cached;
         let file = stage.cold_file(BLOCKS);
@@ -154,9 +154,9 @@ fn what_is_read_once_leaves_the_page_cache_as_it_was() {
 }
 
 #[test]
-fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
+fn random_reads_bring_only_the_requested_pages_into_the_cache() {
     const BLOCKS: u32 = 1024;
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(BLOCKS);
         let cached = || pages(&stage, "cold", 0, 0).map(|pages| pages.cached);
@@ -192,12 +192,12 @@ fn random_reads_bring_in_what_is_read_and_nothing_beyond() {
 }
 
 #[test]
-fn where_no_read_leaves_the_cache_alone_a_plain_one_serves() {
+fn a_plain_read_serves_where_uncached_reads_are_unsupported() {
     let memory = Path::new("/dev/shm");
     if !memory.is_dir() || has_uncached_reads(memory) {
         return skip("a file system without uncached reads", "/dev/shm is none");
     }
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let home = tempfile::tempdir_in(memory).unwrap();
         let stage = Stage { path: home.path().to_owned(), ..stage };
         let file = stage.cold_file(64);
@@ -214,9 +214,9 @@ fn where_no_read_leaves_the_cache_alone_a_plain_one_serves() {
 }
 
 #[test]
-fn writing_back_begins_without_a_sync_and_where_it_was_asked_for() {
+fn writeback_begins_without_a_sync_and_only_in_the_requested_range() {
     const HALF: u64 = 2 << 20;
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let dir = stage.dir();
         let dirty = |offset| pages(&stage, "data", offset, HALF).map(|pages| pages.dirty);
         // A new file each time: pages that are being written already would be passed over.

@@ -1,4 +1,4 @@
-//! Directories, names, the lock.
+//! Directories, names and the lock.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -7,11 +7,11 @@ use std::path::Path;
 
 use ringcask::testing::io::{DirEntry, EntryKind, OpenMode};
 
-use crate::in_every_world;
+use crate::on_every_backend;
 
 #[test]
 fn only_regular_files_are_opened_and_only_by_plain_names() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let before = rustix::process::umask(rustix::fs::Mode::empty());
         let dir = stage.dir();
         let open = |name: &str, mode| dir.open(name, mode).map(drop).map_err(|error| error.kind());
@@ -49,7 +49,7 @@ fn only_regular_files_are_opened_and_only_by_plain_names() {
 
 #[test]
 fn a_lock_is_held_once_and_free_when_its_guard_is_gone() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let (dir, again) = (stage.dir(), stage.dir());
         let lock = dir.lock("LOCK").unwrap().expect("nobody holds it");
         assert!(dir.lock("LOCK").unwrap().is_none());
@@ -69,7 +69,7 @@ fn a_lock_is_held_once_and_free_when_its_guard_is_gone() {
 
 #[test]
 fn names_are_listed_renamed_and_removed() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let dir = stage.dir();
         assert_eq!(dir.list().unwrap(), []);
         let names: BTreeSet<String> = (0..300).map(|number| format!("{:03}", (number * 7) % 300)).collect();

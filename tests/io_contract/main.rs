@@ -1,11 +1,11 @@
-//! The rules of the I/O seam, one suite for every world.
+//! The contract of the I/O backend: one suite for every implementation.
 //!
-//! Each check runs in every world, one after the other and never beside another check: after each, the process must have
-//! as many open descriptors as before it, so every check is also a check for leaks.
+//! Each check runs on every backend, one after the other and never at the same time as another check. Afterwards the
+//! process must have as many open descriptors as before, so every check is also a check for leaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 
+mod all_backends;
 mod background;
-mod everywhere;
 mod files;
 mod operations;
 mod tasks;
@@ -27,23 +27,23 @@ use ringcask::testing::io::{Dir, File, Io, OpenMode, Priority, ReadDone};
 /// Longer than any of this takes on a busy machine: what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-type MakeWorld = fn() -> Arc<dyn Io>;
+type MakeBackend = fn() -> Arc<dyn Io>;
 
-/// The real worlds. What needs no real file system also runs in the simulated one (`everywhere`).
-fn worlds() -> Vec<(&'static str, MakeWorld)> {
-    let mut worlds: Vec<(&'static str, MakeWorld)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
+/// The real backends. What needs no real file system also runs in the simulated one (`all_backends`).
+fn backends() -> Vec<(&'static str, MakeBackend)> {
+    let mut backends: Vec<(&'static str, MakeBackend)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
     if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {
         println!("RINGCASK_ENGINE=threads: io_uring is not tested");
     } else {
-        worlds.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is not to be had here"))));
-        worlds.push(("uring of 2 entries, writes on the ring", || {
+        backends.push(("uring", || Arc::new(UringIo::new(DEFAULT_ENTRIES).expect("io_uring is unavailable here"))));
+        backends.push(("uring of 2 entries, writes on the ring", || {
             Arc::new(UringIo::with_write_path(2, WritePath::Ring).unwrap())
         }));
     }
-    worlds
+    backends
 }
 
-/// One world, and a directory for it.
+/// One backend, and a directory for it.
 struct Stage {
     name: &'static str,
     io: Arc<dyn Io>,
@@ -82,11 +82,11 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Runs `check` once per world, in a directory that does not exist yet.
-fn in_every_world(check: impl Fn(Stage)) {
+/// Runs `check` once per backend, in a directory that does not exist yet.
+fn on_every_backend(check: impl Fn(Stage)) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    for (name, make) in worlds() {
+    for (name, make) in backends() {
         let home = tempfile::tempdir().unwrap();
         let before = open_descriptors();
         let start = Instant::now();
@@ -100,7 +100,7 @@ fn in_every_world(check: impl Fn(Stage)) {
     }
 }
 
-/// Runs a task of the stage's world to its end, and returns what it says.
+/// Runs a task of the stage's backend to its end, and returns what it says.
 fn in_task<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
     stage: &Stage,
     task: impl FnOnce(Arc<dyn Io>, Arc<dyn Dir>) -> T,
@@ -127,7 +127,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for `future` on this thread, which is none of the world's.
+/// Waits for `future` on this thread, which is none of the backend's.
 fn wait<T>(future: impl Future<Output = T>) -> T {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut future = pin!(future);

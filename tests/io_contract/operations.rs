@@ -1,4 +1,4 @@
-//! Reads, writes, syncs, and what they leave behind.
+//! Reads, writes and syncs, and the resources that they release.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use ringcask::testing::io::{File, OpFuture, OpenMode, ReadDone, SyncKind, util};
 
-use crate::{Owner, PATIENCE, check_block, in_every_world, in_task, wait};
+use crate::{Owner, PATIENCE, check_block, in_task, on_every_backend, wait};
 
 #[test]
 fn what_was_written_is_read_back_and_short_at_the_end() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         in_task(&stage, |_, dir| async move {
             let file = dir.open("data", OpenMode::CreateNew).unwrap();
             let pieces = vec![Bytes::from_static(b"abc"), Bytes::new(), Bytes::from_static(b"defg")];
@@ -59,7 +59,7 @@ fn what_was_written_is_read_back_and_short_at_the_end() {
 
 #[test]
 fn many_pieces_and_large_ones_arrive_whole() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         in_task(&stage, |_, dir| async move {
             let file = dir.open("pieces", OpenMode::CreateNew).unwrap();
             let pieces: Vec<Bytes> = (0..5000u32).map(|n| Bytes::from(n.to_le_bytes().to_vec())).collect();
@@ -79,7 +79,7 @@ fn many_pieces_and_large_ones_arrive_whole() {
 
 #[test]
 fn a_cached_read_needs_no_waiting() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(64);
         let (mut buf, mut misses) = (vec![0; 4096], 0);
@@ -105,8 +105,8 @@ fn a_cached_read_needs_no_waiting() {
 }
 
 #[test]
-fn claimed_space_is_not_length_and_is_given_back() {
-    in_every_world(|stage| {
+fn preallocated_space_does_not_count_as_length_and_is_given_back() {
+    on_every_backend(|stage| {
         let dir = stage.dir();
         let file = dir.open("data", OpenMode::CreateNew).unwrap();
         let on_disk = || std::fs::metadata(stage.path.join("data")).unwrap().blocks() * 512;
@@ -131,7 +131,7 @@ fn claimed_space_is_not_length_and_is_given_back() {
 #[test]
 fn dropped_operations_run_to_their_end_and_free_their_buffers() {
     const WRITES: u32 = 1000;
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let cold = stage.cold_file(WRITES);
         let freed = Arc::new(AtomicUsize::new(0));
@@ -177,7 +177,7 @@ fn dropped_operations_run_to_their_end_and_free_their_buffers() {
 
 #[test]
 fn thousands_of_reads_from_foreign_threads_all_come_back() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(1024);
         let read_count = AtomicUsize::new(0);
@@ -202,8 +202,8 @@ fn thousands_of_reads_from_foreign_threads_all_come_back() {
 }
 
 #[test]
-fn reads_outlive_the_thread_that_started_them_and_the_world() {
-    in_every_world(|stage| {
+fn reads_outlive_the_thread_that_started_them_and_the_backend() {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(512);
         let start = |file: &Arc<dyn File>| -> Vec<OpFuture<ReadDone>> {
@@ -228,7 +228,7 @@ fn reads_outlive_the_thread_that_started_them_and_the_world() {
 
 #[test]
 fn ten_thousand_operations_at_once_in_one_task() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let written: usize = in_task(&stage, |_, dir| async move {
             let file = dir.open("data", OpenMode::CreateNew).unwrap();
             let block = |n: u32| Bytes::from(n.to_le_bytes().repeat(16));

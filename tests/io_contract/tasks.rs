@@ -1,4 +1,4 @@
-//! Tasks, time, and wakers that misbehave.
+//! Tasks, timers, and misbehaving wakers.
 
 use std::future::poll_fn;
 use std::panic::resume_unwind;
@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use ringcask::testing::io::{IoKind, OpFuture, OpenMode, Priority, ReadDone, SyncKind};
 
-use crate::{Owner, PATIENCE, check_block, in_every_world, in_task, wait};
+use crate::{Owner, PATIENCE, check_block, in_task, on_every_backend, wait};
 
 #[test]
 fn sleeps_end_in_order_and_not_early() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let ended = in_task(&stage, |io, dir| async move {
             let file = dir.open("data", OpenMode::CreateNew).unwrap();
             let start = io.now();
@@ -82,7 +82,7 @@ impl Ball {
 #[test]
 fn no_wake_up_from_a_foreign_thread_is_lost() {
     const ROUNDS: u32 = 20_000;
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         for beside_io in [false, true] {
             let ball = Arc::new(Ball::default());
             let task_ball = Arc::clone(&ball);
@@ -134,8 +134,8 @@ impl Wake for Bomb {
 }
 
 #[test]
-fn a_waker_that_panics_harms_nobody_else() {
-    in_every_world(|stage| {
+fn a_panicking_waker_affects_no_other_task() {
+    on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(64);
         let bomb = Arc::new(Bomb(AtomicUsize::new(0)));
@@ -158,7 +158,7 @@ fn a_waker_that_panics_harms_nobody_else() {
         for block in 0..64u32 {
             check_block(wait(file.read_at(vec![0; 4096], 0, u64::from(block) * 4096)), block);
         }
-        // All of them exploded or never had to; either way the world is whole.
+        // All of them exploded or never had to; either way the backend is whole.
         let start = Instant::now();
         while bomb.0.load(Ordering::SeqCst) < pending {
             assert!(start.elapsed() < PATIENCE, "{pending} wakers, {} called", bomb.0.load(Ordering::SeqCst));
@@ -171,7 +171,7 @@ fn a_waker_that_panics_harms_nobody_else() {
 
 #[test]
 fn a_panic_ends_its_task_and_nothing_else() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         struct Guard(mpsc::Sender<()>);
         impl Drop for Guard {
             fn drop(&mut self) {
@@ -211,7 +211,7 @@ fn a_panic_ends_its_task_and_nothing_else() {
 
 #[test]
 fn blocking_ends_when_told_and_never_begins_on_an_engine_thread() {
-    in_every_world(|stage| {
+    on_every_backend(|stage| {
         let told = Arc::new(AtomicBool::new(false));
         let (teller, waiting) = (Arc::clone(&told), thread::current());
         let helper = thread::spawn(move || {

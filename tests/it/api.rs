@@ -1,17 +1,18 @@
-//! What every call of the public face returns, on every world.
+//! The results of every public call, on every backend.
 
 use std::time::Duration;
 
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Durability, Engine, Error, ErrorKind, Recovery, Store, Version};
 
-use crate::support::{
-    LEVELS, Model, Rng, assert_holds, block_on, close, delete, for_each_engine, for_each_world, get, open, put, put_at,
+use crate::helpers::{
+    LEVELS, Model, Rng, assert_holds, block_on, close, delete, for_each_backend, for_each_engine, get, open, put,
+    put_at,
 };
 
 #[test]
 fn a_value_comes_back_until_it_is_overwritten_or_deleted() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         assert!(store.is_empty());
         assert_eq!(get(&store, "k"), None);
@@ -31,7 +32,7 @@ fn a_value_comes_back_until_it_is_overwritten_or_deleted() {
 
 #[test]
 fn every_level_stores_deletes_and_batches() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         let mut model = Model::new();
         for level in LEVELS {
@@ -52,7 +53,7 @@ fn every_level_stores_deletes_and_batches() {
 
 #[test]
 fn a_delete_of_an_absent_key_writes_nothing() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         assert!(!delete(&store, "never"));
         assert_eq!(store.stats().bytes_written, 0, "the first segment is created by the first write");
@@ -72,7 +73,7 @@ fn a_delete_of_an_absent_key_writes_nothing() {
 
 #[test]
 fn keys_of_one_byte_and_of_the_longest_length_are_distinct_and_exact() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         let mut model = Model::new();
         for byte in 0..=255 {
@@ -97,7 +98,7 @@ fn keys_of_one_byte_and_of_the_longest_length_are_distinct_and_exact() {
 
 #[test]
 fn an_empty_value_is_a_value() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         let mut model = Model::new();
         for level in LEVELS {
@@ -138,7 +139,7 @@ fn large_values_come_back_whole_at_every_level() {
 
 #[test]
 fn put_bytes_and_put_store_the_same_at_every_level() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         for level in LEVELS {
             let path = env.path().with_file_name(format!("put-bytes-{level}"));
             let store = open(env.builder_at(&path).durability(level));
@@ -159,7 +160,7 @@ fn put_bytes_and_put_store_the_same_at_every_level() {
 
 #[test]
 fn within_a_batch_the_later_operation_on_a_key_wins() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         put(&store, "old", "value");
         let mut batch = Batch::new();
@@ -182,7 +183,7 @@ fn within_a_batch_the_later_operation_on_a_key_wins() {
 
 #[test]
 fn an_empty_batch_is_accepted_and_writes_nothing() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         let first = put(&store, "k", "v");
         let before = store.stats().bytes_written;
@@ -221,7 +222,7 @@ fn a_batch_may_be_larger_than_the_staging_buffer_and_the_segment() {
 
 #[test]
 fn versions_grow_with_every_write_and_across_reopenings() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let mut last = Version::from(0);
         let mut writes = 0;
         for _ in 0..5 {
@@ -248,7 +249,7 @@ fn versions_grow_with_every_write_and_across_reopenings() {
 fn every_view_agrees_with_a_model_through_random_operations_and_reopenings() {
     let mut rng = Rng::seeded("model");
     let seed = rng.next();
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let (mut rng, mut model, mut operations) = (Rng::new(seed), Model::new(), 0);
         for _ in 0..6 {
             let store = open(env.builder().segment_bytes(16 << 10).sync_interval(Duration::from_millis(5)));
@@ -302,7 +303,7 @@ fn step(store: &Store, model: &mut Model, rng: &mut Rng) {
 
 #[test]
 fn stats_count_what_was_done() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         for index in 0..10_u32 {
             put(&store, index.to_le_bytes(), "value");
@@ -335,7 +336,7 @@ fn stats_count_what_was_done() {
 
 #[test]
 fn live_bytes_are_the_same_after_a_reopening() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let mut rng = Rng::new(11);
         let mut model = Model::new();
         let store = open(env.builder().segment_bytes(16 << 10));
@@ -420,7 +421,7 @@ fn names_of_levels_engines_and_recoveries_parse_back() {
 
 #[test]
 fn many_keys_are_read_in_one_call_in_their_order() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = open(env.builder().segment_bytes(64 << 10));
         let key = |number: usize| format!("key-{number}");
         let value = |number: usize| vec![number as u8; number * 13 % 3_000];

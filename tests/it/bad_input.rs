@@ -1,4 +1,4 @@
-//! Wrong arguments, wrong options, wrong directories: a clear error each time, and nothing lost.
+//! Invalid arguments, options and directories: each gives a clear error, and no data is lost.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, Error, ErrorKind, MAX_KEY_LEN, MAX_VALUE_LEN, Outcome, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, contents, eventually, expect_success,
     for_each_engine, get, is_child, open, put, rerun, skip,
 };
@@ -350,7 +350,7 @@ fn live_with_few_descriptors() {
         limit_descriptors(used_descriptors() + spare);
         match block_on(builder().open()) {
             Ok(store) => close(store),
-            // The engine itself needs some: without a ring the demanded one is not to be had.
+            // The engine itself needs descriptors: without a ring the required engine is unavailable.
             Err(error) => {
                 assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Unsupported), "{error:?}");
                 assert_eq!(error.os_error(), Some(libc::EMFILE), "{error:?}");
@@ -361,7 +361,7 @@ fn live_with_few_descriptors() {
     let store = open(builder());
     assert_holds(&store, &model);
     close(store);
-    println!("{} values in {} segments", model.len(), crate::support::files_with(&path, "seg").len());
+    println!("{} values in {} segments", model.len(), crate::helpers::files_with(&path, "seg").len());
 }
 
 pub fn used_descriptors() -> u64 {

@@ -1,12 +1,12 @@
-//! The cache of blocks: whatever it holds, a store with one answers as a store without.
+//! The block cache: a store with a cache returns the same results as one without.
 
 use std::fs;
 
 use ringcask::{Compaction, Engine, ErrorKind, Store};
 
-use crate::support::{
-    Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_engine,
-    for_each_world, get, is_child, open, put, rerun, rerun_traced, skip,
+use crate::helpers::{
+    Env, Model, Rng, assert_holds, block_on, child_env, close, delete, expect_success, files_with, for_each_backend,
+    for_each_engine, get, is_child, open, put, rerun, rerun_traced, skip,
 };
 
 /// Every key once, in order.
@@ -43,7 +43,7 @@ fn fill(store: &Store, keys: u32, len: usize) -> Model {
 }
 
 #[test]
-fn what_is_read_often_is_read_from_the_cache() {
+fn frequently_read_values_come_from_the_cache() {
     for_each_engine(|env| {
         let store = open(env.builder().cache_bytes(4 << 20));
         let model = fill(&store, 500, 200);
@@ -92,7 +92,7 @@ fn values_of_every_length_are_right_over_the_edges_of_blocks() {
 /// Overwrites, deletes, rotations, compactions and reopenings under a cache of a few blocks.
 #[test]
 fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let mut rng = Rng::seeded("tiny cache");
         let (mut model, mut hits) = (Model::new(), 0);
         for life in 0..4 {

@@ -1,11 +1,11 @@
-//! Every public future, polled so many times and dropped: for every number of polls until it is ready.
+//! Every public future, dropped after each possible number of polls.
 //!
-//! A round is a store on one world, in which every call is begun and given up at every poll, patiently (woken in between)
-//! and impatiently, calm, in a crowd that waits for room, and behind a write of its own key. In the end each write must have
-//! happened or not, as a whole, as the reopening sees it too; those beside it must have been answered; the counters must
-//! fit; and nobody may hold a waker any more.
+//! A round uses one store on one backend. Each call is begun and dropped after every number of polls: with and without
+//! waiting for its waker, on an idle store, among writers that wait for admission, and behind a write of the same key.
+//! At the end each write must have happened as a whole or not at all, before and after a reopening; calls beside it
+//! must have been answered; the counters must add up; and no waker may still be held.
 //!
-//! [`every_future_of_the_crate_is_among_them`] reads the sources, so that a new future cannot be forgotten here.
+//! [`every_future_of_the_crate_is_among_them`] reads the source, so that a new future cannot be left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -16,12 +16,12 @@ use std::time::Duration;
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Result, Store};
 
-use crate::proof;
-use crate::support::{Env, LEVELS, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
+use crate::helpers::{Env, LEVELS, block_on, close, get, in_simulation, open, put_at, skip, uring_refused};
+use crate::support::stages;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// The public calls that return a future, and which; each is a [`Call`], or has a sweep of its own.
+/// The public calls that return a future, and which; each is a [`Call`], or has a separate sweep.
 const CALLS: [(&str, &str); 12] = [
     ("open", "Open"),
     ("open", "Open"),
@@ -67,7 +67,7 @@ fn every_future_of_the_crate_is_among_them() {
     assert_eq!(sorted(found), sorted(CALLS.to_vec()), "a future that no sweep drops");
 }
 
-/// Passes a wake-up on; whoever holds its waker is counted.
+/// Passes a wake-up on, and counts the holders of its waker.
 #[derive(Default)]
 struct Forward(Mutex<Option<Waker>>);
 
@@ -79,7 +79,7 @@ impl Wake for Forward {
     }
 }
 
-/// Polls a future so many times and drops it: what it was ready with, if it was.
+/// Polls a future a given number of times and drops it; returns its output if it was ready.
 struct Polls {
     future: Option<Boxed>,
     left: usize,
@@ -194,7 +194,7 @@ enum Beside {
 
 /// Past these an impatient caller has seen all there is to see: nothing happens between its polls.
 const IMPATIENT_POLLS: usize = 4;
-/// No call takes so many steps.
+/// More polls than any call takes.
 const MAX_POLLS: usize = 300;
 
 #[derive(Default)]
@@ -375,7 +375,7 @@ fn opens_and_closes(env: &Env) -> u64 {
 
 /// A store that was opened for nobody closes in its own time.
 fn open_when_free(env: &Env) -> Store {
-    let deadline = std::time::Instant::now() + crate::support::DEADLINE;
+    let deadline = std::time::Instant::now() + crate::helpers::DEADLINE;
     loop {
         match block_on(builder(env).open()) {
             Ok(store) => return store,
@@ -389,9 +389,9 @@ fn open_when_free(env: &Env) -> Store {
 
 #[test]
 fn every_future_may_be_dropped_after_any_poll() {
-    let stage = proof::begin("cancellation points");
-    let only = proof::number("RINGCASK_SEED");
-    let (first, floor) = (only.unwrap_or_else(proof::first_seed), stage.floor());
+    let stage = stages::begin("cancellation points");
+    let only = stages::number("RINGCASK_SEED");
+    let (first, floor) = (only.unwrap_or_else(stages::first_seed), stage.floor());
     let (mut points, mut seed) = ([0_u64; 3], first);
     // Most of the points in simulations, where every seed is another order of events.
     while seed == first || (only.is_none() && points.iter().sum::<u64>() < floor) {

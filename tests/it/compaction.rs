@@ -1,4 +1,4 @@
-//! Space comes back, and nothing else changes: no value, no version, no deleted key.
+//! Compaction frees space and changes nothing else: no value, no version, no deleted key.
 
 use std::fs;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::thread;
 
 use ringcask::{Batch, Builder, Compaction, CompactionReport, Durability, ErrorKind, Store, TimeOfDay};
 
-use crate::gate::{GatedWorld, Kind};
-use crate::support::{
-    Env, LEVELS, Model, Rng, assert_holds, block_on, close, delete, eventually, files_with, for_each_engine,
-    for_each_world, get, open, poll_once, put, put_at,
+use crate::helpers::gated_io::{GatedIo, Kind};
+use crate::helpers::{
+    Env, LEVELS, Model, Rng, assert_holds, block_on, close, delete, eventually, files_with, for_each_backend,
+    for_each_engine, get, open, poll_once, put, put_at,
 };
 
 const SEGMENT: u64 = 16 << 10;
@@ -66,7 +66,7 @@ fn churn(store: &Store, model: &mut Model, rng: &mut Rng, count: usize) {
 
 #[test]
 fn forced_compaction_leaves_what_is_alive_and_next_to_nothing_else() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let (mut model, mut rng) = (Model::new(), Rng::new(31));
         churn(&store, &mut model, &mut rng, 3000);
@@ -97,8 +97,8 @@ fn forced_compaction_leaves_what_is_alive_and_next_to_nothing_else() {
 }
 
 #[test]
-fn versions_stay_and_go_on() {
-    for_each_world(|env| {
+fn compaction_keeps_versions_and_new_ones_are_higher() {
+    for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let first = put(&store, "a", "1");
         let second = put(&store, "b", "2");
@@ -176,8 +176,8 @@ fn space_comes_back_by_itself_within_the_bound() {
 }
 
 #[test]
-fn segments_without_a_live_byte_go_unread() {
-    for_each_world(|env| {
+fn segments_without_live_bytes_are_removed_unread() {
+    for_each_backend(|env| {
         let store = open(builder(env, manual()));
         for _ in 0..3 {
             for key in 0..100_u32 {
@@ -197,7 +197,7 @@ fn segments_without_a_live_byte_go_unread() {
 
 #[test]
 fn large_values_are_carried_in_pieces() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let mut rng = Rng::new(9);
         let large = rng.bytes(3 << 20);
@@ -279,8 +279,8 @@ fn reads_and_writes_go_on_while_everything_is_compacted_again_and_again() {
 }
 
 /// A store of several segments, half of them dead, behind a gate.
-fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::gate::Gate>, Model) {
-    let (world, gate) = GatedWorld::around(env.engine);
+fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::helpers::gated_io::Gate>, Model) {
+    let (world, gate) = GatedIo::around(env.engine);
     let store = open(builder(env, compaction).backend(world));
     let (mut model, mut rng) = (Model::new(), Rng::new(77));
     churn(&store, &mut model, &mut rng, 600);
@@ -289,7 +289,7 @@ fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::gate::Gate>, M
 }
 
 #[test]
-fn records_are_read_as_at_random_and_segments_are_not() {
+fn gets_use_random_access_advice_and_compaction_does_not() {
     for_each_engine(|env| {
         let (mut store, gate, model) = gated(env, manual());
         // Nobody has got anything yet, but every sealed segment has been read for its hint.
@@ -306,31 +306,31 @@ fn records_are_read_as_at_random_and_segments_are_not() {
             assert!(compact_only(&store, &sealed_ids(&store)).segments_read > 0);
             assert_eq!(gate.random_reads(), random, "{opened}: reading ahead is for who reads on");
             close(store);
-            store = open(builder(env, manual()).backend(GatedWorld::behind(env.engine, &gate)));
+            store = open(builder(env, manual()).backend(GatedIo::behind(env.engine, &gate)));
         }
         close(store);
     });
 }
 
 #[test]
-fn gets_in_order_that_wait_have_the_next_stretch_read_ahead() {
+fn sequential_misses_trigger_read_ahead() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(env.builder().compaction(manual()).backend(world));
         for key in ["a", "b", "c", "d", "e"] {
             put_at(&store, Durability::Synced, key, [7; 100]);
         }
         gate.close(Kind::Read);
-        let (mut gets, mut stretches) = (Vec::new(), Vec::new());
+        let (mut gets, mut windows) = (Vec::new(), Vec::new());
         for key in ["a", "c", "e", "d"] {
             let mut get = store.get(key);
             assert!(poll_once(&mut get).is_pending());
             gets.push(get);
-            stretches.push(gate.read_ahead().len());
+            windows.push(gate.read_ahead().len());
         }
-        assert_eq!(stretches, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
-        let stretch = &gate.read_ahead()[0];
-        assert!(stretch.start >= 512 + 2 * 144 && stretch.end - stretch.start == 1 << 20, "{stretch:?}");
+        assert_eq!(windows, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
+        let window = &gate.read_ahead()[0];
+        assert!(window.start >= 512 + 2 * 144 && window.end - window.start == 1 << 20, "{window:?}");
         gate.open(Kind::Read);
         for get in gets {
             assert_eq!(block_on(get).unwrap().as_deref(), Some(&[7; 100][..]));
@@ -423,7 +423,7 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
             (Kind::Read, 1, libc::EIO, ErrorKind::Io),
         ] {
             let path = env.dir.path().join(format!("{kind:?}-{spared}-{errno}"));
-            let (world, gate) = GatedWorld::around(env.engine);
+            let (world, gate) = GatedIo::around(env.engine);
             let store = open(env.builder_at(&path).segment_bytes(SEGMENT).compaction(manual()).backend(world));
             let (mut model, mut rng) = (Model::new(), Rng::new(77));
             churn(&store, &mut model, &mut rng, 400);
@@ -454,7 +454,7 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
 }
 
 #[test]
-fn damage_that_compaction_meets_is_told_and_not_copied() {
+fn damage_found_by_compaction_is_reported_and_not_copied() {
     for_each_engine(|env| {
         let store = open(builder(env, manual()));
         let (mut model, mut rng) = (Model::new(), Rng::new(4));
@@ -549,7 +549,7 @@ fn automatic_compaction_keeps_to_its_hours() {
 }
 
 #[test]
-fn nonsense_options_are_refused_with_their_range() {
+fn options_out_of_range_are_refused_with_their_range() {
     let env = Env::new(ringcask::Engine::Auto);
     for (compaction, name) in [
         (Compaction::new().trigger(0.0), "trigger"),

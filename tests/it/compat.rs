@@ -1,5 +1,5 @@
-//! Directories that earlier versions wrote: they open for ever. `tests/fixtures/<version>` are never made anew once the
-//! version is out; a version that changes what it writes adds one.
+//! Directories written by earlier versions must open forever. `tests/fixtures/<version>` is never regenerated after
+//! that version is released; a version that changes what it writes adds a fixture.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ringcask::testing::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{Batch, Compaction, Durability, Store};
 
-use crate::support::{Env, Model, assert_holds, block_on, close, copy_store, files_with, for_each_engine, open, put};
+use crate::helpers::{Env, Model, assert_holds, block_on, close, copy_store, files_with, for_each_engine, open, put};
 
 fn fixture(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version)
@@ -74,8 +74,8 @@ fn write_image(image: &Image, path: &Path) {
     }
 }
 
-/// While this is the version, what it writes is what the fixture holds. With `RINGCASK_WRITE_FIXTURE` the fixture is made
-/// anew: only while the version is not out.
+/// While this is the version, what it writes is what the fixture holds. With `RINGCASK_WRITE_FIXTURE` the fixture is
+/// made anew: only while the version is not out.
 #[test]
 fn this_version_writes_what_the_fixture_holds() {
     let image = write_v1();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ringcask::{Batch, Compaction, Durability, Store};
 
-use crate::support::{LEVELS, Rng, block_on, close, delete, for_each_engine, get, open, put};
+use crate::helpers::{LEVELS, Rng, block_on, close, delete, for_each_engine, get, open, put};
 
 /// Each value names its writer and is long enough that a torn or mixed one would show.
 fn value_of(writer: u64, index: u64) -> Vec<u8> {
@@ -194,7 +194,7 @@ fn read_pairs(store: &Store, reader: usize, stop: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn writers_that_wait_for_room_all_get_it() {
+fn all_writers_that_wait_for_admission_are_admitted() {
     for_each_engine(|env| {
         let store = open(env.builder().staging_bytes(64 << 10).segment_bytes(1 << 20));
         let writers: Vec<_> = (0..16_u64)

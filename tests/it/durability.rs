@@ -1,4 +1,4 @@
-//! What each level promises, and when a write may be seen.
+//! What each durability level promises, and when a write becomes visible.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store, Version};
 
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
+use crate::helpers::{
     Env, LEVELS, assert_holds, block_on, close, copy_store, delete, eventually, eventually_within, for_each_engine,
     get, open, poll_once, put, put_at,
 };
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A store behind a gate, which neither flushes nor syncs of its own accord.
+/// A store behind a gate, which neither flushes nor syncs unasked.
 fn gated(env: &Env, builder: Builder) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedWorld::around(env.engine);
+    let (world, gate) = GatedIo::around(env.engine);
     (open(builder.backend(world).flush_interval(LONG).sync_interval(LONG)), gate)
 }
 
@@ -164,7 +164,7 @@ fn writes_that_arrive_during_a_sync_share_the_next_one() {
         let after = store.stats();
         assert_eq!(after.groups - before.groups, 2, "the leader alone, then everybody");
         assert_eq!(after.syncs - before.syncs, 2);
-        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "and the world was asked for as many");
+        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "and the backend was asked for as many");
         assert!(after.group_records - before.group_records >= 201);
     });
 }
@@ -427,7 +427,7 @@ fn the_sync_interval_is_kept_without_another_call() {
 #[test]
 fn an_idle_store_neither_writes_nor_syncs() {
     for_each_engine(|env| {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let quick = Duration::from_millis(1);
         let store = open(env.builder().backend(world).flush_interval(quick).sync_interval(quick));
         let version = put_at(&store, Durability::Buffered, "k", "v");
@@ -443,7 +443,7 @@ fn an_idle_store_neither_writes_nor_syncs() {
 fn a_copy_of_a_running_store_opens_with_all_that_was_acknowledged_as_written() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(8 << 10).sync_interval(LONG));
-        let mut model = crate::support::Model::new();
+        let mut model = crate::helpers::Model::new();
         for index in 0..60_u32 {
             let level = if index % 2 == 0 { Durability::Written } else { Durability::Synced };
             let (key, value) = (index.to_le_bytes().to_vec(), vec![index as u8; 500]);

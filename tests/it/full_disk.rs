@@ -1,6 +1,6 @@
-//! A disk that is really full: a small tmpfs and a small ext4, filled to the last block, and a limit of a file's size,
-//! with its signal ignored or handled. Each round fills, is refused, deletes, reopens and goes on when there is space.
-//! And a file system that turns read-only beneath an open store.
+//! Disks that are really full: a small tmpfs and a small ext4, filled to the last block, and a file-size limit with
+//! its signal ignored or handled. Each round fills the disk, is refused, deletes, reopens, and continues when there is
+//! space. Also a file system that becomes read-only under an open store.
 #![allow(unsafe_code, reason = "a signal's handler cannot be set without; it is done here alone")]
 
 use std::cell::Cell;
@@ -12,11 +12,11 @@ use std::time::Duration;
 use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::{Mount, open_error};
-use crate::proof;
-use crate::support::{
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, expect_success, for_each_engine, get, is_child,
     open, put, put_at, rerun, rerun_without_xfsz,
 };
+use crate::support::stages;
 
 fn builder(env: &Env, path: &Path) -> Builder {
     env.builder_at(path).segment_bytes(512 << 10).reserve_bytes(64 << 10).sync_interval(Duration::from_secs(60))
@@ -55,8 +55,8 @@ fn full_disks_refuse_and_recover_and_lose_nothing() {
     if is_child() {
         return meet_the_file_size_limit();
     }
-    let stage = proof::begin("full disks");
-    let (floor, first_seed) = (stage.floor(), proof::first_seed());
+    let stage = stages::begin("full disks");
+    let (floor, first_seed) = (stage.floor(), stages::first_seed());
     let (rounds, refused_mount) = (Cell::new(0), Cell::new(false));
     for seed in first_seed.. {
         for_each_engine(|env| {
@@ -231,7 +231,7 @@ fn limit_file_size(bytes: Option<u64>) {
 /// Where the parent did not have the signal ignored it is handled.
 fn meet_the_file_size_limit() {
     let (engine, path) = child_env();
-    let seed = proof::number("RINGCASK_TEST_SEED").unwrap();
+    let seed = stages::number("RINGCASK_TEST_SEED").unwrap();
     // SAFETY: the handler does nothing, which is safe at any moment.
     let before = unsafe { libc::signal(libc::SIGXFSZ, on_xfsz as *const () as libc::sighandler_t) };
     if before == libc::SIG_IGN {

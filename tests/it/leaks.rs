@@ -1,7 +1,7 @@
-//! Descriptors, threads and memory: as many after a life of any kind as before it.
+//! Descriptors, threads and memory: the same number after each store lifetime as before it.
 //!
-//! Each kind of life is led again and again in a process of its own, so that nothing else in it opens a file or
-//! allocates. What the first rounds grow (buffers of threads, tables) is not counted.
+//! Each kind of lifetime is repeated in a separate process, in which nothing else opens a file or allocates. What the
+//! first rounds allocate once (thread buffers, tables) is not counted.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use ringcask::{Batch, Builder, Compaction, Durability, Engine, ErrorKind, Outcome, Result, Store};
 
 use crate::bad_input::{limit_descriptors, used_descriptors};
-use crate::counting::bytes_in_use;
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::panics::keep_quiet_about_panics_on_purpose;
-use crate::support::{
+use crate::helpers::counting_allocator::bytes_in_use;
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
+use crate::helpers::{
     DEADLINE, Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, eventually, expect_success,
     files_with, for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
 };
+use crate::panics::keep_quiet_about_panics_on_purpose;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -35,7 +35,7 @@ fn builder(engine: Engine, path: &Path) -> Builder {
 }
 
 fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedWorld::around(engine);
+    let (world, gate) = GatedIo::around(engine);
     (open(builder(engine, path).backend(world)), gate)
 }
 
@@ -179,7 +179,7 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
         for call in calls {
             let _ = block_on(call);
         }
-        // Which thread writes what of a compaction, and when a hint is written, is a matter of luck: go on until it has.
+        // Which thread writes which parts of a compaction, and when a hint is written, varies: continue until both happened.
         eventually("the store is poisoned", || {
             let _ = block_on(store.compact());
             block_on(store.put("once more", [6; 900])).is_err()
@@ -201,9 +201,9 @@ fn futures_forgotten(engine: Engine, path: &Path) {
     wait_until_free(engine, path);
 }
 
-/// An opening that is given up before it has begun, and begins when whoever asked for it is long gone.
+/// An open whose future is dropped before it has begun, and that begins long afterwards.
 fn opens_late(engine: Engine, path: &Path) {
-    let (world, gate) = GatedWorld::around(engine);
+    let (world, gate) = GatedIo::around(engine);
     gate.close(Kind::Start);
     let mut opening = builder(engine, path).backend(world).open();
     assert!(poll_once(&mut opening).is_pending());
@@ -229,7 +229,7 @@ impl Use {
         Self { descriptors: count("fd"), threads: count("task"), bytes: bytes_in_use() }
     }
 
-    /// This, and what so many lives may keep.
+    /// This, and the resources that this number of lifetimes may keep.
     fn after(self, lives: usize, keeps: Self) -> Self {
         Self {
             descriptors: self.descriptors + lives * keeps.descriptors,
@@ -240,8 +240,8 @@ impl Use {
 
     /// What is in use when no more threads and descriptors are than `limit` allows.
     ///
-    /// A life may be over for whoever led it long before its threads are, and the kernel's workers of its ring: an
-    /// opening that was given up is carried out all the same, and on a busy machine has hardly begun. What is in use
+    /// A lifetime may end for the caller long before its threads and the kernel's workers of its ring do: an
+    /// open whose future was dropped is still carried out, and on a busy machine has hardly begun. What is in use
     /// after its threads have ended is what stays, however long that takes.
     fn when_over(limit: Self) -> Self {
         let mut now = Self::now();
@@ -354,8 +354,8 @@ fn rerun_life(test: &str, env: &Env, life: &str) -> Command {
 }
 
 #[test]
-fn every_life_gives_back_what_it_took() {
-    const NAME: &str = "leaks::every_life_gives_back_what_it_took";
+fn every_store_lifetime_releases_its_resources() {
+    const NAME: &str = "leaks::every_store_lifetime_releases_its_resources";
     if is_child() {
         let name = std::env::var(LIFE).unwrap();
         let life = LIVES.iter().find(|life| life.name == name).unwrap();
@@ -369,8 +369,8 @@ fn every_life_gives_back_what_it_took() {
 }
 
 #[test]
-fn a_life_that_leaks_is_noticed() {
-    const NAME: &str = "leaks::a_life_that_leaks_is_noticed";
+fn a_leaking_store_lifetime_is_found() {
+    const NAME: &str = "leaks::a_leaking_store_lifetime_is_found";
     if is_child() {
         // What is still in use when every life is over does not go away later: there is nothing to be patient for.
         return lead_again_and_again(&CANARY, NOTHING, Duration::from_millis(200));
@@ -437,7 +437,8 @@ impl Scarce {
 /// Errors where there is no descriptor, never a missing file or key.
 fn soak_among_few_descriptors() {
     let (engine, path) = child_env();
-    let mut scarce = Scarce { rng: Rng::new(crate::proof::first_seed()), model: Model::new(), calls: 0, refused: 0 };
+    let mut scarce =
+        Scarce { rng: Rng::new(crate::support::stages::first_seed()), model: Model::new(), calls: 0, refused: 0 };
     let mut store = Some(open(builder(engine, &path)));
     for round in 0..400_u32 {
         limit_descriptors(1000);
@@ -466,8 +467,8 @@ fn soak_among_few_descriptors() {
 }
 
 #[test]
-fn where_descriptors_run_out_nothing_is_missing() {
-    const NAME: &str = "leaks::where_descriptors_run_out_nothing_is_missing";
+fn no_key_is_missing_when_descriptors_run_out() {
+    const NAME: &str = "leaks::no_key_is_missing_when_descriptors_run_out";
     if is_child() {
         return soak_among_few_descriptors();
     }

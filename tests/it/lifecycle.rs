@@ -1,4 +1,4 @@
-//! Opening, closing, dropping, locking, forking: what a handle is worth from its first moment to its last.
+//! Opening, closing, dropping, locking and forking: what a handle guarantees over its whole lifetime.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,14 +11,14 @@ use std::time::Duration;
 use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::open_error;
-use crate::support::{
-    LEVELS, Model, assert_holds, block_on, child_env, close, delete, eventually, expect_success, for_each_engine,
-    for_each_world, get, is_child, open, poll_once, print_report, put, put_at, rerun,
+use crate::helpers::{
+    LEVELS, Model, assert_holds, block_on, child_env, close, delete, eventually, expect_success, for_each_backend,
+    for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun,
 };
 
 #[test]
 fn close_is_idempotent_and_ends_every_operation() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let store = env.open();
         let clone = store.clone();
         let version = put(&store, "k", "v");
@@ -124,7 +124,7 @@ fn write_until_closed(store: &Store, writer: u32, started: &AtomicU64) -> Vec<(S
 
 #[test]
 fn the_last_drop_writes_buffered_data_without_any_runtime() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         let hour = Duration::from_secs(60);
         let mut model = Model::new();
         for round in 0..10_u32 {
@@ -148,7 +148,7 @@ fn the_last_drop_writes_buffered_data_without_any_runtime() {
 
 #[test]
 fn a_pending_write_outlives_the_last_handle() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         for level in LEVELS {
             let path = env.dir.path().join(level.to_string());
             let store = open(env.builder_at(&path));
@@ -205,7 +205,7 @@ fn a_second_open_is_locked_out_until_the_first_is_gone() {
 
 #[test]
 fn a_store_can_be_opened_again_right_after_close_and_after_drop() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         for round in 0..60_u32 {
             let store = env.open();
             assert_eq!(store.len(), round as usize);
@@ -253,7 +253,7 @@ fn fork_with_an_open_store() {
     put(&store, "before", "v");
     put_at(&store, Durability::Buffered, "buffered", "v");
     // In the child: nothing but polls of the handle, and an exit that runs no destructors of the parent's threads.
-    let status = crate::fork::in_child(|| {
+    let status = crate::helpers::fork::in_child(|| {
         let refused = |poll: Poll<ringcask::Result<()>>| match poll {
             Poll::Ready(Err(error)) => error.kind() == ErrorKind::Forked,
             _ => false,
@@ -314,8 +314,8 @@ fn a_panicking_waker_does_not_take_the_store_down() {
 }
 
 #[test]
-fn descriptors_and_threads_are_all_given_back() {
-    const NAME: &str = "lifecycle::descriptors_and_threads_are_all_given_back";
+fn all_descriptors_and_threads_are_released() {
+    const NAME: &str = "lifecycle::all_descriptors_and_threads_are_released";
     if is_child() {
         return count_over_fifty_cycles();
     }
@@ -418,7 +418,7 @@ fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
 
 #[test]
 fn deletes_stay_deleted_through_many_reopenings() {
-    for_each_world(|env| {
+    for_each_backend(|env| {
         for round in 0..12_u32 {
             let store = open(env.builder().segment_bytes(2 << 10));
             for index in 0..20_u32 {

@@ -1,10 +1,10 @@
-//! Real histories of one key, checked for an order that explains them.
+//! Histories of single keys on real threads, checked for linearizability.
 //!
-//! Threads put, delete and get a few keys; each operation notes a tick before it starts and one after it ended. A
-//! history is linearizable if the operations of each key can be put in one order, each at some moment between its two
-//! ticks, in which every get returns what the last write left and every delete tells truly whether the key existed.
-//! Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's memory of visited states:
-//! since a thread has one operation at a time, a state is how far each thread has come, and the key's value.
+//! Threads put, delete and get a few keys; each operation notes a tick before it starts and one after it ends. A
+//! history is linearizable if the operations of each key can be put in one order, each at a moment between its two
+//! ticks, in which every get returns the value of the last write, and every delete reports correctly whether the key
+//! existed. Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's cache of visited
+//! states: since a thread has one operation at a time, a state is the progress of each thread, and the key's value.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use ringcask::{Batch, Store};
 
-use crate::proof;
-use crate::support::{Rng, block_on, close, for_each_engine, open};
+use crate::helpers::{Rng, block_on, close, for_each_engine, open};
+use crate::support::stages;
 
 const THREADS: usize = 4;
 const OPERATIONS: usize = 200;
@@ -155,7 +155,7 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
 
 #[test]
 fn every_key_behaves_as_if_operations_happened_one_at_a_time() {
-    let stage = proof::begin("histories");
+    let stage = stages::begin("histories");
     let (seed, histories, total) = (Rng::seeded("linearizability").next(), stage.floor().div_ceil(2), Cell::new(0));
     for_each_engine(|env| {
         // Small segments: histories cross many rotations, and reads find their values in every place.

@@ -1,8 +1,9 @@
-//! The behaviour of a store on real disks, on both engines, through the public API.
+//! The behaviour of a store on real disks, with both engines, through the public API.
 //!
-//! One binary, a module per concern. [`support`] opens stores on every world that runs here and says loudly which does
-//! not; [`gate`] wraps a real world so that a test decides when a write or sync reaches it. What a power cut leaves is
-//! not this suite's concern (the simulated disk's is), nor is a kill at random moments (`tests/kill.rs`).
+//! One binary with a module per concern. `helpers` opens a store on every backend that runs here, and reports those
+//! that do not; `helpers::gated_io` wraps a real backend so that a test decides when a write or sync reaches it. Not
+//! tested here: what a power cut leaves (`tests/crash`, on the simulated disk), and kills at random moments
+//! (`tests/kill.rs`).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,31 +17,32 @@
 mod api;
 mod bad_input;
 mod cache;
-mod cancel;
 mod cancel_points;
+mod cancellation;
 mod compaction;
 mod compat;
 mod concurrency;
-mod counting;
+mod directory_changes;
 mod durability;
-mod filler;
-mod fork;
 mod full_disk;
-mod gate;
+mod helpers;
 mod leaks;
 mod lifecycle;
 mod linearizability;
-mod order;
 mod panics;
-mod prewrite;
-#[path = "../proof/mod.rs"]
-mod proof;
+mod preallocation_and_writeback;
+mod prewritten_space;
 mod recovery;
 mod recovery_damage;
 mod regressions;
 mod reserve;
 mod security;
 mod small_histories;
-mod support;
 mod syscalls;
-mod waiting;
+mod waiting_futures;
+
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod stages;
+}

@@ -1,7 +1,7 @@
-//! Panics: of the store's tasks, of wakers, of whoever holds futures; and futures that are forgotten.
+//! Panics of the store's tasks, of wakers, and of callers that hold futures; and futures that are forgotten.
 //!
-//! Whatever panics, everybody who waits is answered, nothing acknowledged is lost, and the store can be closed and
-//! opened again.
+//! After any panic, every waiting caller gets an answer, no acknowledged write is lost, and the store can be closed and
+//! reopened.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -12,8 +12,8 @@ use std::thread;
 use ringcask::bytes::Bytes;
 use ringcask::{Batch, Builder, Compaction, ErrorKind, Result, Store};
 
-use crate::gate::{Gate, GatedWorld, Kind};
-use crate::support::{
+use crate::helpers::gated_io::{Gate, GatedIo, Kind};
+use crate::helpers::{
     DEADLINE, Env, LEVELS, block_on, close, eventually, for_each_engine, get, open, poll_once, put, skip,
 };
 
@@ -41,7 +41,7 @@ pub fn keep_quiet_about_panics_on_purpose() {
     });
 }
 
-/// Runs `body` on a thread of its own, so that a hang is a failure.
+/// Runs `body` on a separate thread, so that a hang is a failure.
 #[track_caller]
 fn in_time(what: &str, body: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::channel();
@@ -105,7 +105,7 @@ fn everything(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
 /// Lets `thread` panic at its operation of `kind` number `spared`, with every kind of call under way. Whether it did.
 fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let name = format!("{thread}-{kind:?}-{spared}");
-    let (world, gate) = GatedWorld::around(env.engine);
+    let (world, gate) = GatedIo::around(env.engine);
     stock(builder(env, &name));
     let store = open(builder(env, &name).backend(world));
     gate.panic_in(kind, thread, spared);
@@ -182,10 +182,10 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     stock(builder(env, &name));
                     let path = env.dir.path().join(&name);
                     // Without hints, segments are read by several threads.
-                    crate::support::files_with(&path, "hint").into_iter().for_each(|hint| {
+                    crate::helpers::files_with(&path, "hint").into_iter().for_each(|hint| {
                         std::fs::remove_file(hint).unwrap();
                     });
-                    let (world, gate) = GatedWorld::around(env.engine);
+                    let (world, gate) = GatedIo::around(env.engine);
                     gate.panic_in(kind, thread, spared);
                     if thread == "ringcask-load" {
                         // Else the opening may have done everything before its helper is there.
@@ -204,7 +204,7 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     assert_stock(&store);
                     close(store);
                     panics[index] += u32::from(has_panicked);
-                    // An opening has only so many operations.
+                    // An open has a limited number of operations.
                     if !has_panicked && thread == "ringcask-open" {
                         break;
                     }
@@ -231,7 +231,7 @@ impl Stuck {
     const KINDS: usize = 9;
 
     fn new(env: &Env, name: &str) -> Self {
-        let (world, gate) = GatedWorld::around(env.engine);
+        let (world, gate) = GatedIo::around(env.engine);
         let store = open(builder(env, name).backend(world.clone()));
         let version = put(&store, "k", "v");
         put(&store, "cold", vec![9; 3000]);
@@ -330,7 +330,7 @@ fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
     let is_fine = result.as_ref().err().is_none_or(|error| ill != Ill::Panics && error.kind() == ErrorKind::Closed);
     assert!(is_fine, "{what} with {ill:?}: {result:?}");
     drop(last);
-    // Whoever had the handle, it is gone: if not yet, then soon.
+    // The handle is gone, or will be soon.
     eventually("the directory is free", || match block_on(builder(env, &name).open()) {
         Ok(store) => {
             assert_eq!(get(&store, "cold"), Some(vec![9; 3000]));
@@ -342,7 +342,7 @@ fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
 }
 
 #[test]
-fn wakers_that_panic_or_own_the_store_harm_nobody() {
+fn wakers_that_panic_or_own_the_store_do_no_harm() {
     keep_quiet_about_panics_on_purpose();
     for_each_engine(|env| {
         let engine = env.engine;
@@ -429,18 +429,18 @@ impl Drop for Cursed {
     }
 }
 
-/// Values of 64 KiB and more are shared, and given back by the thread that is through with them last. That once happened
-/// under the log's lock: memory that owned the last handle of the store stopped it for ever, and memory that panicked
-/// poisoned it.
+/// Values of 64 KiB and more are shared, and given back by the thread that is through with them last. That once
+/// happened under the log's lock: memory that owned the last handle of the store stopped it for ever, and memory that
+/// panicked poisoned it.
 #[test]
-fn values_whose_memory_panics_or_owns_the_store_harm_nobody() {
+fn values_whose_memory_panics_or_owns_the_store_do_no_harm() {
     keep_quiet_about_panics_on_purpose();
     for_each_engine(|env| {
         let engine = env.engine;
         for owns_store in [false, true] {
             in_time(&format!("a value that owns the store: {owns_store}"), move || {
                 let env = Env::new(engine);
-                let (world, gate) = GatedWorld::around(engine);
+                let (world, gate) = GatedIo::around(engine);
                 let store = open(env.builder().backend(world));
                 put(&store, "k", "v");
                 gate.close(Kind::Write);

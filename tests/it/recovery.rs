@@ -1,4 +1,4 @@
-//! What a reopening finds: after a close, a drop, a kill; torn tails; the files a directory may hold beside ours.
+//! What a reopening finds after a close, a drop and a kill: torn tails, and foreign files in the directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -9,7 +9,7 @@ use ringcask::testing::format::{Binding, RecordKind, SegmentHeader, Watermark, r
 use ringcask::{Batch, Compaction, Durability, Engine, ErrorKind, Store};
 
 use crate::bad_input::open_error;
-use crate::support::{
+use crate::helpers::{
     Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, contents, copy_store, delete, eventually,
     expect_success, files_with, for_each_engine, get, is_child, open, put, put_at, rerun,
 };
@@ -419,7 +419,7 @@ fn files_are_private_whatever_the_umask() {
 }
 
 #[test]
-fn what_the_lock_file_holds_does_not_matter() {
+fn the_content_of_the_lock_file_does_not_matter() {
     for_each_engine(|env| {
         for content in [&b""[..], b"999999", b"garbage \xFF\x00", &[0; 10_000]] {
             close(env.open());

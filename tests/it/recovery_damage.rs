@@ -1,4 +1,4 @@
-//! Damage that no crash explains: found, told with its place, and costing the records it touches, nothing else.
+//! Damage that no crash explains is found and reported with its place, and costs only the records that it touches.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +11,11 @@ use ringcask::testing::sim::{Image, Rng as Draws, SimBackend, SimConfig};
 use ringcask::{ErrorKind, Recovery, Store};
 
 use crate::bad_input::open_error;
-use crate::gate::{GatedWorld, Kind};
-use crate::recovery::records;
-use crate::support::{
+use crate::helpers::gated_io::{GatedIo, Kind};
+use crate::helpers::{
     Env, Model, Rng, assert_holds, block_on, close, contents, copy_store, files_with, for_each_engine, get, open, put,
 };
+use crate::recovery::records;
 
 /// A closed store of several sealed segments, and the segments' files.
 fn sealed(env: &Env) -> (PathBuf, Vec<PathBuf>, Model) {
@@ -368,7 +368,7 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
                         files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
                     }
                     let before = contents(&path);
-                    let (world, gate) = GatedWorld::around(env.engine);
+                    let (world, gate) = GatedIo::around(env.engine);
                     gate.fail_after(Kind::Read, spared, errno);
                     spared += 1;
                     match block_on(env.builder().backend(world).open()) {
@@ -451,8 +451,9 @@ fn a_newer_format_is_refused_and_nothing_is_modified() {
     });
 }
 
-/// A MANIFEST, under right checksums, may say that the next write is the last there can be. Such a store used to be opened,
-/// and its next writes got numbers that had been given out, or tombstones' marks, and were gone when it was opened again.
+/// A MANIFEST, under right checksums, may say that the next write is the last there can be. Such a store used to be
+/// opened, and its next writes got numbers that had been given out, or tombstones' marks, and were gone when it was
+/// opened again.
 #[test]
 fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
     for_each_engine(|env| {

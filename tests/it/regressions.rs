@@ -1,4 +1,4 @@
-//! Mistakes that were made once, each with the story of how it showed.
+//! Bugs that were fixed, each with the story of how it showed.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -32,8 +32,8 @@ async fn turns(count: u32) {
     .await;
 }
 
-/// A `Synced` delete found the key gone and said so at once; but the delete that had removed it was only buffered, and a
-/// power cut brought the key back.
+/// A `Synced` delete found the key gone and said so at once; but the delete that had removed it was only buffered, and
+/// a power cut brought the key back.
 #[test]
 fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
     let mut images = 0;
@@ -58,8 +58,8 @@ fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
     assert!(images >= SEEDS);
 }
 
-/// A write failed while a `Buffered` put was staged behind it. The put had been acknowledged; from then on reading it was
-/// an error, because the failure had taken the place away by which readers find staged records.
+/// A write failed while a `Buffered` put was staged behind it. The put had been acknowledged; from then on reading it
+/// was an error, because the failure had taken the place away by which readers find staged records.
 #[test]
 fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
     let mut poisoned = 0;
@@ -87,8 +87,8 @@ fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
     assert!(poisoned > 0);
 }
 
-/// A write was rolled back, and its version spent. `sync` then named that version as durable, `durable_version` never got
-/// there, and a wait for it had no end.
+/// A write was rolled back, and its version spent. `sync` then named that version as durable, `durable_version` never
+/// got there, and a wait for it had no end.
 #[test]
 fn versions_that_were_spent_on_a_failed_write_are_not_waited_for() {
     for seed in 0..SEEDS {

@@ -1,4 +1,4 @@
-//! What deletes live on when the disk is full: the file `RESERVE`, on a small ext4, a small tmpfs and a simulated quota.
+//! The file `RESERVE`, which lets deletes succeed on a full disk: on a small ext4, a small tmpfs and a simulated quota.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use ringcask::testing::sim::{Fault, FaultKind, OpClass, Rng as SimRng, SimBacken
 use ringcask::{Builder, Compaction, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::Mount;
-use crate::support::{
+use crate::helpers::{
     Env, Model, assert_holds, block_on, child_env, close, contents, eventually, files_with, for_each_engine, get,
     is_child, open, put, rerun, text_of,
 };
@@ -207,8 +207,8 @@ fn a_store_killed_on_a_full_disk_opens_on_it() {
         return fill_and_be_killed();
     }
     for_each_small_disk(|env, mount| {
-        // Without the reserve's help there is what the killed store had claimed behind its log. After as many deletes as
-        // could be made there is little of that, and the part of the reserve that deletes leave alone.
+        // Without the reserve's help there is what the killed store had claimed behind its log. After as many deletes
+        // as could be made there is little of that, and the part of the reserve that deletes leave alone.
         for (reserve_bytes, deletes) in [(RESERVE_BYTES, false), (0, false), (RESERVE_BYTES, true)] {
             let path = mount.point.join("store");
             let mut child = rerun(NAME, env);
@@ -290,7 +290,7 @@ fn claimed_bytes(path: &Path) -> u64 {
 }
 
 #[test]
-fn the_reserve_is_an_empty_private_file_that_goes_when_none_is_wanted() {
+fn the_reserve_is_an_empty_private_file_that_is_removed_when_disabled() {
     for_each_engine(|env| {
         let reserve = env.path().join("RESERVE");
         for _ in 0..2 {
@@ -312,7 +312,7 @@ fn the_reserve_is_an_empty_private_file_that_goes_when_none_is_wanted() {
 }
 
 #[test]
-fn what_is_not_the_stores_under_the_reserves_name_is_reported_and_left_alone() {
+fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
     for_each_engine(|env| {
         let outside = env.dir.path().join("outside");
         fs::write(&outside, "").unwrap();
@@ -538,9 +538,10 @@ fn writers_that_come_together_are_answered_each_by_its_own_rule() {
     }
 }
 
-/// A new MANIFEST that there is no room for in the directory has not replaced the old one. The store used to be poisoned.
+/// A new MANIFEST that there is no room for in the directory has not replaced the old one. The store used to be
+/// poisoned.
 #[test]
-fn a_rename_that_is_refused_for_want_of_space_changes_nothing() {
+fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
         let world = SimBackend::new(SimConfig::default());
         let builder = || Store::builder("/sim").backend(Arc::new(world.clone())).reserve_bytes(0);

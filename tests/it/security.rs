@@ -1,6 +1,6 @@
-//! What an attacker with a key, a value, a file name or an account on the machine can do: nothing.
+//! An attacker who controls a key, a value, a file name or an account on the machine gains nothing.
 //!
-//! Modes and links are in `recovery`, hostile contents in `tests/corruption` and `tests/fuzz`.
+//! Modes and links are tested in `recovery`, hostile contents in `tests/corruption` and `tests/fuzz`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ringcask::{Batch, Error, Recovery, Store};
 
-use crate::support::{block_on, close, copy_store, files_with, for_each_engine, get, open, put};
+use crate::helpers::{block_on, close, copy_store, files_with, for_each_engine, get, open, put};
 
 const SECRET_KEY: &str = "secret-key-that-nobody-may-see";
 const SECRET_VALUE: &str = "secret-value-that-nobody-may-see";

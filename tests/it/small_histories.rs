@@ -1,13 +1,13 @@
-//! Short histories of several keys, checked as a whole for an order that explains them.
+//! Short histories of several keys, checked as a whole for linearizability.
 //!
-//! The check per key of `linearizability.rs` cannot see that two keys of a batch changed at different times. Here a history
-//! is so short that all keys together can be searched: a few threads with a few operations each, puts, deletes, gets and
-//! batches over two or three keys, while everything is compacted again and again. On the real engines the threads are the
-//! machine's; in simulations they are futures of one thread, and a seed replays.
+//! The check per key in `linearizability.rs` cannot see that two keys of a batch changed at different times. Here a
+//! history is short enough to search all keys together: a few threads with a few operations each (puts, deletes, gets
+//! and batches over two or three keys) while compaction runs again and again. On the real engines the threads are
+//! real; in simulations they are futures on one thread, and a seed replays the run.
 //!
-//! All writes of a history are of one durability. Between durabilities there is no such order: a `Buffered` put over a
-//! `Synced` batch that waits for the disk is seen at once and stays the newer of the two, so that of the batch, when it is
-//! seen, that one key is missing. For each key alone there is an order all the same.
+//! All writes of a history have the same durability. Between levels there is no such order: a `Buffered` put over a
+//! `Synced` batch that waits for the disk is visible at once and stays the newer of the two, so the batch becomes visible
+//! without that key. Each key alone still has an order.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -20,8 +20,8 @@ use futures_util::future::{join, join_all};
 use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::{Batch, Builder, Compaction, Durability, Engine, Store};
 
-use crate::proof;
-use crate::support::{Env, Rng, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+use crate::helpers::{Env, Rng, block_on, close, for_each_engine, in_simulation, is_child, open, rerun, text_of};
+use crate::support::stages;
 
 const CLIENTS: usize = 4;
 const OPERATIONS: usize = 14;
@@ -267,9 +267,9 @@ fn simulated(seed: u64) {
 
 #[test]
 fn short_histories_of_all_keys_together_have_an_order() {
-    let stage = proof::begin("small histories");
-    let only = proof::number("RINGCASK_SEED");
-    let first = only.unwrap_or_else(proof::first_seed);
+    let stage = stages::begin("small histories");
+    let only = stages::number("RINGCASK_SEED");
+    let first = only.unwrap_or_else(stages::first_seed);
     let (each, total) = (stage.floor().div_ceil(4), Cell::new(0));
     for_each_engine(|env| {
         on_threads(env, first, each);
@@ -283,15 +283,15 @@ fn short_histories_of_all_keys_together_have_an_order() {
     stage.end(real + simulated, &format!("{real} on real threads, {simulated} simulated, from seed {first}"));
 }
 
-/// Simulations in which a known mistake must show.
-const MISTAKEN: u64 = 2_000;
+/// Simulations in which a seeded bug must show.
+const SEEDS_WITH_A_BUG: u64 = 2_000;
 
 #[test]
-fn short_histories_show_a_known_mistake() {
-    const NAME: &str = "small_histories::short_histories_show_a_known_mistake";
+fn short_histories_show_a_seeded_bug() {
+    const NAME: &str = "small_histories::short_histories_show_a_seeded_bug";
     if is_child() {
         activate(Some(SeededBug::RelocateUnconditionally));
-        return (1..MISTAKEN).for_each(simulated);
+        return (1..SEEDS_WITH_A_BUG).for_each(simulated);
     }
     let output = rerun(NAME, &Env::new(Engine::Threads)).output().unwrap();
     let text = text_of(&output);

@@ -1,7 +1,7 @@
-//! What each level costs in system calls, counted from outside: by `strace`, and for the ring, whose requests no tracer
-//! of system calls sees, by the kernel's own trace events.
+//! The system calls of each durability level, counted from outside the process: by `strace`, and for the ring, whose
+//! requests `strace` does not see, by the kernel's trace events.
 //!
-//! A store that counted its own syncs could be wrong twice the same way; here the kernel counts them.
+//! Counters inside the store could be wrong in the same way as the code that they count; the kernel's are independent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use ringcask::testing::io::{Io, OpenMode};
 use ringcask::{ActiveEngine, Durability, Engine, Store};
 
-use crate::support::{
+use crate::helpers::{
     Env, block_on, child_env, close, expect_success, files_with, for_each_engine, get, is_child, open, put, put_at,
     rerun, rerun_traced, skip, uring_refused,
 };
@@ -135,7 +135,7 @@ fn is_record_write(line: &str) -> bool {
     is_segment_write(line) && !is_filler(line)
 }
 
-/// Filler for later groups: the bytes 0xA5, as strace writes them.
+/// Prewritten space for later groups: the bytes 0xA5, as strace writes them.
 fn is_filler(line: &str) -> bool {
     line.contains(r"\245\245\245\245")
 }
@@ -184,8 +184,8 @@ fn strace_sees_no_sync_below_synced_and_one_per_group_at_it() {
     let writes: BTreeMap<_, _> =
         phases.iter().map(|(name, lines)| (name.as_str(), count(lines, is_record_write))).collect();
     let fillings = phases.values().flatten().filter(|line| is_segment_write(line) && is_filler(line)).count();
-    println!("writes: {writes:?}, of filler: {fillings}");
-    assert!(fillings <= 5, "filler is written once for many groups");
+    println!("writes: {writes:?}, of prewritten space: {fillings}");
+    assert!(fillings <= 5, "space is prewritten once for many groups");
     assert_eq!(writes["buffered"], 0, "a buffered write makes no system call");
     assert!((1..=51).contains(&writes["written"]), "each written write is one write, and the first takes the buffered");
     assert_eq!(writes["synced"], 50, "a group is one contiguous write");
@@ -325,8 +325,8 @@ fn the_kernel_counts_as_many_syncs_on_the_ring_as_the_store() {
 
 /// Bytes the kernel says this process sent towards the disk are at least those the store says it wrote and synced.
 #[test]
-fn what_the_store_says_it_wrote_reached_the_kernel() {
-    const NAME: &str = "syscalls::what_the_store_says_it_wrote_reached_the_kernel";
+fn reported_written_bytes_reached_the_kernel() {
+    const NAME: &str = "syscalls::reported_written_bytes_reached_the_kernel";
     if is_child() {
         let (engine, path) = child_env();
         let store = open(Store::builder(&path).engine(engine));
@@ -383,9 +383,9 @@ fn a_refused_flag_costs_one_system_call() {
 
 /// The disk begins with large groups at once, so that the sync of a full segment does not find all of it to do.
 #[test]
-fn large_written_values_are_on_their_way_to_the_disk_before_a_sync() {
-    const NAME: &str = "syscalls::large_written_values_are_on_their_way_to_the_disk_before_a_sync";
-    // Not so many that the Written ones get a sync of their own.
+fn large_written_values_are_written_back_before_a_sync() {
+    const NAME: &str = "syscalls::large_written_values_are_written_back_before_a_sync";
+    // Few enough that the Written ones trigger no early sync.
     const VALUES: usize = 7;
     if is_child() {
         let (engine, path) = child_env();
@@ -497,8 +497,8 @@ fn nice_of_thread(name: &str) -> i32 {
 }
 
 #[test]
-fn maintenance_stands_behind_the_commits() {
-    const NAME: &str = "syscalls::maintenance_stands_behind_the_commits";
+fn maintenance_runs_at_a_lower_priority_than_commits() {
+    const NAME: &str = "syscalls::maintenance_runs_at_a_lower_priority_than_commits";
     if is_child() {
         let (engine, path) = child_env();
         let store = open(Store::builder(&path).engine(engine));
@@ -510,8 +510,8 @@ fn maintenance_stands_behind_the_commits() {
 }
 
 #[test]
-fn a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded() {
-    const NAME: &str = "syscalls::a_refused_ring_is_replaced_and_the_reason_told_or_is_an_error_where_it_was_demanded";
+fn a_refused_ring_falls_back_with_a_reason_or_is_an_error_where_it_was_required() {
+    const NAME: &str = "syscalls::a_refused_ring_falls_back_with_a_reason_or_is_an_error_where_it_was_required";
     if is_child() {
         return live_without_a_ring();
     }
@@ -538,7 +538,7 @@ fn live_without_a_ring() {
     assert_eq!(stats.engine, ActiveEngine::Threads);
     let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
     assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
-    for level in crate::support::LEVELS {
+    for level in crate::helpers::LEVELS {
         put_at(&store, level, level.to_string(), "value");
     }
     close(store);

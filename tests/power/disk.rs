@@ -1,4 +1,4 @@
-//! A disk in a file, with a file system that can be cut off from it.
+//! A file-backed disk whose file system can be cut off from it.
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::oracle::DEADLINE;
+use crate::support::killed_writer::DEADLINE;
 
 /// The file systems that know how to shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A fresh file system, mounted; or why there is none to be had here.
+    /// A fresh file system, mounted; or the reason why none is available here.
     pub fn new(kind: Kind, options: &'static str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-power-").unwrap();
         let (image, point) = (home.path().join("image"), home.path().join("mount"));

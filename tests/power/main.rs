@@ -1,17 +1,17 @@
 //! A real kernel whose disk is cut off at random moments, again and again on the same file system.
 //!
-//! The store lies on a file system in a file. While a child process writes (see `tests/oracle`), the file system is shut
-//! down: everything that is not on its disk by then never comes there, and all that is asked of it afterwards fails. The
-//! child is killed, at once or after it has had its errors; the file system is mounted again, which replays its journal;
-//! the store is reopened and checked. Only `Synced` operations must be there now, and what came before them.
-//! What is asked for after the cut must not be acknowledged.
+//! The store lies on a file system in a file. While a child process writes (see `support/killed_writer`), the file
+//! system is shut down: data that has not reached its disk is lost, and every later request fails. The child is
+//! killed, at once or after it has received its errors; the file system is mounted again, which replays its journal;
+//! the store is reopened and checked. Only `Synced` operations, and those before them, must be there. An operation
+//! requested after the cut must not be acknowledged.
 //!
-//! Beside what the oracle checks: reads in the dying child show what was written, or fail; an open that is cut ends with
-//! an error that does not speak of damage; the reopened store can be written, compacted and closed, its versions are
-//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that the
-//! next child finds what the cut left and is cut upon it.
+//! Further checks: reads in the dying child return what was written, or fail; an open that is cut off ends with an
+//! error that does not report corruption; the reopened store can be written, compacted and closed, its versions are
+//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that
+//! the next child recovers what the cut left and is cut off upon it.
 //!
-//! Not tested here: a disk that reorders or tears what it was given (the simulated one does, in `tests/crash`), and
+//! Not tested here: a disk that reorders or tears writes (the simulated one does, in `tests/crash`), and
 //! file systems that cannot be shut down.
 #![allow(
     unreachable_pub,
@@ -24,10 +24,12 @@
 )]
 
 mod disk;
-#[path = "../oracle/mod.rs"]
-mod oracle;
-#[path = "../proof/mod.rs"]
-mod proof;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod killed_writer;
+    pub mod stages;
+}
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,10 +39,12 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::{Cut, Disk, Kind};
-use oracle::{Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use ringcask::testing::seeded_bug::SeededBug;
 use ringcask::{Engine, Store};
 use tempfile::TempDir;
+
+use crate::support::killed_writer::{self, Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
+use crate::support::stages;
 
 /// Cuts of one file system before a fresh one.
 const GENERATIONS: u64 = 12;
@@ -50,7 +54,7 @@ struct Cutter {
     test: &'static str,
     kind: Kind,
     engines: Vec<Engine>,
-    mistake: Option<SeededBug>,
+    seeded_bug: Option<SeededBug>,
     rng: Rng,
     totals: Totals,
     journal_flushed: u64,
@@ -62,8 +66,8 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(test: &'static str, kind: Kind, seed: u64, mistake: Option<SeededBug>) -> Self {
-        let engines = match oracle::uring_refused() {
+    fn new(test: &'static str, kind: Kind, seed: u64, seeded_bug: Option<SeededBug>) -> Self {
+        let engines = match killed_writer::uring_refused() {
             None => vec![Engine::Uring, Engine::Threads],
             Some(why) => {
                 println!("SKIPPED: power cuts on the ring: {why}");
@@ -75,7 +79,7 @@ impl Cutter {
             test,
             kind,
             engines,
-            mistake,
+            seeded_bug,
             rng: Rng(seed),
             totals: Totals::default(),
             journal_flushed: 0,
@@ -145,7 +149,7 @@ impl Cutter {
 
     /// Runs a child until some moment, and cuts it off from its disk there.
     fn run_and_cut(&mut self, disk: &Disk, path: &Path, engine: Engine, seed: u64) -> Acks {
-        let mut running = Running::start_with(self.test, engine, path, seed, self.mistake);
+        let mut running = Running::start_with(self.test, engine, path, seed, self.seeded_bug);
         let during_open = self.totals.cycles % 5 == 4;
         self.totals.during_open += u64::from(during_open);
         running.wait_for(&[if during_open { "starting" } else { "ack " }]);
@@ -153,9 +157,9 @@ impl Cutter {
         thread::sleep(Duration::from_micros(pause));
         let cut = if self.rng.below(3) == 0 { Cut::JournalFlushed } else { Cut::Nothing };
         self.journal_flushed += u64::from(cut == Cut::JournalFlushed);
-        let begin = oracle::now();
+        let begin = killed_writer::now();
         disk.cut(cut);
-        let end = oracle::now();
+        let end = killed_writer::now();
         match self.rng.below(3) {
             0 => {}
             1 => thread::sleep(Duration::from_micros(self.rng.below(5_000))),
@@ -189,14 +193,14 @@ fn copy_directory(from: &Path, to: &Path) {
 
 fn seed() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    proof::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
+    stages::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
 }
 
 fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
-    if oracle::is_child() {
-        return oracle::child(true);
+    if killed_writer::is_child() {
+        return killed_writer::child(true);
     }
-    let stage = proof::begin(stage);
+    let stage = stages::begin(stage);
     let seed = seed();
     println!("{kind:?}: RINGCASK_SEED={seed}");
     let mut cutter = Cutter::new(test, kind, seed, None);
@@ -227,20 +231,20 @@ fn cut_again_and_again_on_xfs() {
 
 /// The net is shown to hold fish: a store that answers before its sync is caught.
 #[test]
-fn a_mistake_is_noticed() {
+fn a_seeded_bug_is_found() {
     const CYCLES: u64 = 40;
-    if oracle::is_child() {
-        return oracle::child(true);
+    if killed_writer::is_child() {
+        return killed_writer::child(true);
     }
-    let mistake = SeededBug::AckBeforeSync;
-    let mut cutter = Cutter::new("a_mistake_is_noticed", Kind::Ext4, seed(), Some(mistake));
+    let seeded_bug = SeededBug::AckBeforeSync;
+    let mut cutter = Cutter::new("a_seeded_bug_is_found", Kind::Ext4, seed(), Some(seeded_bug));
     let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
     match result {
-        Ok(Err(why)) => println!("SKIPPED: a mistake under power cuts: {why}"),
-        Ok(Ok(())) => panic!("{mistake:?} was not noticed in {CYCLES} power cuts"),
+        Ok(Err(why)) => println!("SKIPPED: a seeded bug under power cuts: {why}"),
+        Ok(Ok(())) => panic!("{seeded_bug:?} was not noticed in {CYCLES} power cuts"),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map_or("a panic", |text| text);
-            println!("{mistake:?}: noticed after {} power cuts: {text:.200}", cutter.totals.cycles);
+            println!("{seeded_bug:?}: noticed after {} power cuts: {text:.200}", cutter.totals.cycles);
         }
     }
 }

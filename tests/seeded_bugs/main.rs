@@ -1,131 +1,118 @@
-//! Tests of the tests: known mistakes are built in, one at a time, and the crash tests must notice each of them.
+//! Tests of the tests: each known bug is built in, one at a time, and the crash tests must find it.
 //!
-//! Every mistake is one that a store of this kind has made (see `ringcask::testing::seeded_bug`). The same exploration that passes
-//! without them is run with each, until it fails; one that does not within its budget is a hole in the net.
-//! `RINGCASK_SEEDED_BUG` names one to look at alone.
+//! Every seeded bug is one that a store of this kind has had (see `ringcask::testing::seeded_bug`). The exploration that passes
+//! without it runs with it until a check fails; a bug that is not found within the budget is a gap in the tests.
+//! `RINGCASK_SEEDED_BUG` selects a single one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
-#![allow(unreachable_pub, dead_code, reason = "modules of the crash tests, of which this test uses a part")]
+#![allow(unreachable_pub, reason = "modules of one test")]
 
-#[path = "../crash/callers.rs"]
-mod callers;
-#[path = "../crash/explore.rs"]
-mod explore;
-#[path = "../crash/failures.rs"]
-mod failures;
-#[path = "../crash/looks.rs"]
-mod looks;
-#[path = "../crash/machine.rs"]
-mod machine;
-#[path = "../crash/model.rs"]
-mod model;
-mod nets;
-#[path = "../crash/panics.rs"]
-mod panics;
-#[path = "../crash/phases.rs"]
-mod phases;
-#[path = "../proof/mod.rs"]
-mod proof;
-#[path = "../crash/reads.rs"]
-mod reads;
-#[path = "../crash/swarm.rs"]
-mod swarm;
-#[path = "../crash/workload/mod.rs"]
-mod workload;
+mod forged_directories;
+#[path = "../support"]
+#[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
+mod support {
+    pub mod crash;
+    pub mod history_model;
+    pub mod panics;
+    pub mod stages;
+}
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use explore::Explorer;
 use ringcask::testing::seeded_bug::{SeededBug, activate};
 use ringcask::testing::sim::FaultKind;
-use swarm::SWARM_SEEDS;
-use workload::COMPACTING_SEEDS;
 
-/// Where a mistake shows.
+use crate::support::crash::explore::Explorer;
+use crate::support::crash::swarm::SWARM_SEEDS;
+use crate::support::crash::workload::COMPACTING_SEEDS;
+use crate::support::crash::{failed_operations, state_machine};
+use crate::support::{panics, stages};
+
+/// The check that finds a seeded bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Net {
-    /// In what a crash leaves.
+enum Detector {
+    /// The check after a crash.
     Crashes,
-    /// When an operation fails.
+    /// The check after a failed operation.
     Failures,
-    /// In what a crash leaves of a store that compacts.
+    /// The check after a crash of a store that compacts.
     Compactions,
-    /// When an operation of a store that compacts fails.
+    /// The check after a failed operation of a store that compacts.
     CompactionFailures,
-    /// When two segments' hint files change places, which no crash can do.
+    /// Two segments exchange their hint files, which no crash can do.
     Swap,
-    /// When a segment has the hint file of another one of the same number, from another copy of the directory.
+    /// A segment has the hint file of a segment with the same number in another copy of the directory.
     OldHint,
-    /// When a hint file tells lies under right checksums.
+    /// A hint file has false entries with valid checksums.
     LyingHint,
-    /// When a directory is opened that is open.
+    /// An open directory is opened again.
     SecondHandle,
 }
 
-const SEEDED_BUGS: [(SeededBug, Net); 39] = [
-    (SeededBug::NoDirectorySync, Net::Crashes),
-    (SeededBug::NoTruncateOnOpen, Net::Crashes),
-    (SeededBug::TailNotSynced, Net::Crashes),
-    (SeededBug::SealAfterTornTail, Net::Crashes),
-    (SeededBug::PayloadUnverified, Net::Crashes),
-    (SeededBug::ZerosDecode, Net::Crashes),
-    (SeededBug::LengthUnchecked, Net::Crashes),
-    (SeededBug::SkipBadRecord, Net::Crashes),
-    (SeededBug::BatchNotAtomic, Net::Crashes),
-    (SeededBug::AckBeforeSync, Net::Crashes),
-    (SeededBug::SyncCoversInFlight, Net::Crashes),
-    (SeededBug::FollowerErrorDropped, Net::Failures),
-    (SeededBug::SyncErrorDropped, Net::Failures),
-    (SeededBug::ShortWriteIgnored, Net::Crashes),
-    (SeededBug::ReadErrorIsEnd, Net::Failures),
-    (SeededBug::HintUnbound, Net::Swap),
-    (SeededBug::SequenceReused, Net::Crashes),
-    (SeededBug::FooterBeforeData, Net::Crashes),
-    (SeededBug::TombstoneDropped, Net::Compactions),
-    (SeededBug::RelocateUnconditionally, Net::Compactions),
-    (SeededBug::OutputNotSynced, Net::Compactions),
-    (SeededBug::OverwrittenByTheUndurable, Net::Compactions),
-    (SeededBug::UnlinkedWhileListed, Net::Compactions),
-    (SeededBug::OutputTooYoung, Net::Compactions),
-    (SeededBug::UnreadWithTombstones, Net::Compactions),
-    (SeededBug::CopiesNotCounted, Net::Compactions),
-    (SeededBug::InputErrorIsEnd, Net::Compactions),
-    (SeededBug::SpentIdNotDurable, Net::Compactions),
-    (SeededBug::BusyKeySkipped, Net::CompactionFailures),
-    (SeededBug::LiveRecordLeftOut, Net::Compactions),
-    (SeededBug::RetiredInAnyOrder, Net::Compactions),
-    (SeededBug::SpentNumbersForgotten, Net::Compactions),
-    (SeededBug::HeaderUnverified, Net::Crashes),
-    (SeededBug::StaleHint, Net::OldHint),
-    (SeededBug::BatchFrameCopied, Net::Compactions),
-    (SeededBug::KeyNotCompared, Net::LyingHint),
-    (SeededBug::LockAfterRecovery, Net::SecondHandle),
-    (SeededBug::FillerOverRecords, Net::Crashes),
-    (SeededBug::FillerNotCut, Net::Crashes),
+const SEEDED_BUGS: [(SeededBug, Detector); 39] = [
+    (SeededBug::NoDirectorySync, Detector::Crashes),
+    (SeededBug::NoTruncateOnOpen, Detector::Crashes),
+    (SeededBug::TailNotSynced, Detector::Crashes),
+    (SeededBug::SealAfterTornTail, Detector::Crashes),
+    (SeededBug::PayloadUnverified, Detector::Crashes),
+    (SeededBug::ZerosDecode, Detector::Crashes),
+    (SeededBug::LengthUnchecked, Detector::Crashes),
+    (SeededBug::SkipBadRecord, Detector::Crashes),
+    (SeededBug::BatchNotAtomic, Detector::Crashes),
+    (SeededBug::AckBeforeSync, Detector::Crashes),
+    (SeededBug::SyncCoversInFlight, Detector::Crashes),
+    (SeededBug::FollowerErrorDropped, Detector::Failures),
+    (SeededBug::SyncErrorDropped, Detector::Failures),
+    (SeededBug::ShortWriteIgnored, Detector::Crashes),
+    (SeededBug::ReadErrorIsEnd, Detector::Failures),
+    (SeededBug::HintUnbound, Detector::Swap),
+    (SeededBug::SequenceReused, Detector::Crashes),
+    (SeededBug::FooterBeforeData, Detector::Crashes),
+    (SeededBug::TombstoneDropped, Detector::Compactions),
+    (SeededBug::RelocateUnconditionally, Detector::Compactions),
+    (SeededBug::OutputNotSynced, Detector::Compactions),
+    (SeededBug::OverwrittenByTheUndurable, Detector::Compactions),
+    (SeededBug::UnlinkedWhileListed, Detector::Compactions),
+    (SeededBug::OutputTooYoung, Detector::Compactions),
+    (SeededBug::UnreadWithTombstones, Detector::Compactions),
+    (SeededBug::CopiesNotCounted, Detector::Compactions),
+    (SeededBug::InputErrorIsEnd, Detector::Compactions),
+    (SeededBug::SpentIdNotDurable, Detector::Compactions),
+    (SeededBug::BusyKeySkipped, Detector::CompactionFailures),
+    (SeededBug::LiveRecordLeftOut, Detector::Compactions),
+    (SeededBug::RetiredInAnyOrder, Detector::Compactions),
+    (SeededBug::SpentNumbersForgotten, Detector::Compactions),
+    (SeededBug::HeaderUnverified, Detector::Crashes),
+    (SeededBug::StaleHint, Detector::OldHint),
+    (SeededBug::BatchFrameCopied, Detector::Compactions),
+    (SeededBug::KeyNotCompared, Detector::LyingHint),
+    (SeededBug::LockAfterRecovery, Detector::SecondHandle),
+    (SeededBug::FillerOverRecords, Detector::Crashes),
+    (SeededBug::FillerNotCut, Detector::Crashes),
 ];
 
-/// Ways to fail that tell mistakes from each other; the others cost time.
+/// Failures that tell seeded bugs apart; the other kinds only cost time.
 const FAILURES: [FaultKind; 2] = [FaultKind::EIO, FaultKind::Short(0)];
 
-/// States, or scenarios, after which a mistake counts as not noticed.
+/// States or scenarios after which a seeded bug counts as missed.
 const MAX_STATES: u64 = 300_000;
 const MAX_SCENARIOS: u64 = 60;
 
-/// How the mistake was noticed, and after how much.
-fn hunt(net: Net) -> Option<(u64, String)> {
+/// The failure that revealed the bug, and the number of states explored until then.
+fn hunt(detector: Detector) -> Option<(u64, String)> {
     let mut states = 0;
-    let first_seed = match net {
-        Net::Compactions | Net::CompactionFailures => COMPACTING_SEEDS,
+    let first_seed = match detector {
+        Detector::Compactions | Detector::CompactionFailures => COMPACTING_SEEDS,
         _ => 0,
     };
-    // What a compaction does wrong often shows only after the next one: many workloads find it, not many images.
-    let images = if net == Net::Compactions { 4 } else { 64 };
-    match net {
-        Net::Crashes | Net::Compactions => {
+    // An error of one compaction often shows only after the next one: more workloads find it, not more images.
+    let images = if detector == Detector::Compactions { 4 } else { 64 };
+    match detector {
+        Detector::Crashes | Detector::Compactions => {
             for seed in first_seed + 1.. {
                 let tried = catch_unwind(AssertUnwindSafe(|| {
                     let mut explorer = Explorer::new(seed)?;
                     let result = explorer.explore(images);
-                    states += explorer.tally.states;
+                    states += explorer.totals.states;
                     result
                 }));
                 match tried {
@@ -137,20 +124,22 @@ fn hunt(net: Net) -> Option<(u64, String)> {
             }
             None
         }
-        Net::Swap => nets::swap_hints(1).err().map(|failure| (1, failure)),
-        Net::OldHint => nets::bring_an_old_hint(1).err().map(|failure| (1, failure)),
-        Net::LyingHint => nets::exchange_places_in_a_hint(1).err().map(|failure| (1, failure)),
-        Net::SecondHandle => nets::open_twice(1).err().map(|failure| (1, failure)),
-        Net::Failures | Net::CompactionFailures => (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
-            let (tally, result) = failures::fail_everything(seed, &FAILURES);
-            states += tally.runs;
-            result.err().map(|failure| (states, failure))
-        }),
+        Detector::Swap => forged_directories::swap_hints(1).err().map(|failure| (1, failure)),
+        Detector::OldHint => forged_directories::bring_an_old_hint(1).err().map(|failure| (1, failure)),
+        Detector::LyingHint => forged_directories::exchange_places_in_a_hint(1).err().map(|failure| (1, failure)),
+        Detector::SecondHandle => forged_directories::open_twice(1).err().map(|failure| (1, failure)),
+        Detector::Failures | Detector::CompactionFailures => {
+            (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
+                let (totals, result) = failed_operations::fail_everything(seed, &FAILURES);
+                states += totals.runs;
+                result.err().map(|failure| (states, failure))
+            })
+        }
     }
 }
 
-/// A store that says "durable" before it is. Every harness must notice it, or what else it says is worth nothing; and none
-/// may complain of the store as it is.
+/// A store that reports writes as durable too early. Every harness must detect it, or its other results prove nothing;
+/// and none may report a failure of the store without the bug.
 fn check_canary() {
     type Harness = (&'static str, fn(u64) -> Result<(), String>);
     let explored = |seed: u64| Explorer::new(seed).and_then(|mut explorer| explorer.explore(16));
@@ -159,8 +148,8 @@ fn check_canary() {
         ("crash states", explored),
         ("crash states, compaction", |seed| Explorer::new(COMPACTING_SEEDS + seed)?.explore(4)),
         ("swarm", sampled),
-        ("state machine", |seed| machine::run_case(seed).map(drop)),
-        ("failed operations", |seed| failures::fail_everything(seed, &FAILURES).1),
+        ("state machine", |seed| state_machine::run_case(seed).map(drop)),
+        ("failed operations", |seed| failed_operations::fail_everything(seed, &FAILURES).1),
     ];
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -168,11 +157,11 @@ fn check_canary() {
         let fails =
             |seed| catch_unwind(|| harness(seed)).unwrap_or_else(|panic| Err(panics::panic_text(&*panic))).err();
         let complaint = (1..4).find_map(fails);
-        assert_eq!(complaint, None, "{name} complains of a store without mistakes");
+        assert_eq!(complaint, None, "{name} reports a failure of a store without a seeded bug");
         activate(Some(SeededBug::AckBeforeSync));
         let noticed = (1..200).find_map(fails);
         activate(None);
-        let noticed = noticed.unwrap_or_else(|| panic!("{name} says that a store which loses writes is right"));
+        let noticed = noticed.unwrap_or_else(|| panic!("{name} accepts a store that loses writes"));
         let line = noticed.lines().find(|line| line.starts_with("shrunk")).or(noticed.lines().next());
         println!("canary, {name}: {:.160}", line.unwrap_or_default());
     }
@@ -180,39 +169,39 @@ fn check_canary() {
 }
 
 #[test]
-fn every_known_mistake_is_noticed() {
-    // The other nets are shown to hold without mistakes by the crash tests. One test, since a mistake is in all threads.
+fn every_seeded_bug_is_found() {
+    // The crash tests run the other checks without a bug. One test, since a seeded bug is active in all threads.
     for seed in 1..20 {
-        nets::swap_hints(seed).unwrap();
-        nets::bring_an_old_hint(seed).unwrap();
-        nets::exchange_places_in_a_hint(seed).unwrap();
-        nets::open_twice(seed).unwrap();
+        forged_directories::swap_hints(seed).unwrap();
+        forged_directories::bring_an_old_hint(seed).unwrap();
+        forged_directories::exchange_places_in_a_hint(seed).unwrap();
+        forged_directories::open_twice(seed).unwrap();
     }
     check_canary();
-    // Under a mistake tasks may panic; what they print is of no use to anybody.
+    // Tasks may panic with a seeded bug; their messages are noise.
     std::panic::set_hook(Box::new(|_| {}));
-    let stage = proof::begin("mistakes noticed");
+    let stage = stages::begin("seeded bugs found");
     let mut missed = Vec::new();
     let mut noticed = 0;
     let only = std::env::var("RINGCASK_SEEDED_BUG").ok();
-    for (seeded_bug, net) in SEEDED_BUGS {
+    for (seeded_bug, detector) in SEEDED_BUGS {
         if only.as_ref().is_some_and(|only| *only != format!("{seeded_bug:?}")) {
             continue;
         }
         activate(Some(seeded_bug));
-        let found = hunt(net);
+        let found = hunt(detector);
         activate(None);
         match found {
             Some((states, failure)) => {
                 noticed += 1;
                 let line = failure.lines().next().unwrap_or_default();
-                println!("{seeded_bug:?}: noticed after {states} ({net:?}): {line:.160}");
+                println!("{seeded_bug:?}: found after {states} ({detector:?}): {line:.160}");
             }
             None => missed.push(seeded_bug),
         }
     }
     let _ = std::panic::take_hook();
-    assert!(missed.is_empty(), "not noticed: {missed:?}");
+    assert!(missed.is_empty(), "not found: {missed:?}");
     if only.is_none() {
         stage.end(noticed, &format!("of {}", SEEDED_BUGS.len()));
     }
@@ -221,7 +210,7 @@ fn every_known_mistake_is_noticed() {
 /// A stage that explored too little is a failed test.
 #[test]
 fn a_stage_below_its_floor_fails() {
-    proof::begin_canary().end(2, "as much as is asked for");
-    let below = catch_unwind(|| proof::begin_canary().end(1, "too little"));
+    stages::begin_canary().end(2, "as much as is asked for");
+    let below = catch_unwind(|| stages::begin_canary().end(1, "too little"));
     assert!(below.is_err(), "a stage that explored too little has passed");
 }

@@ -142,7 +142,7 @@ impl Driver {
             // effect. If the ring is dropped first, `Driver::drop` or `fail` has leaked the buffers. Nobody else
             // accesses the buffers meanwhile: a read's buffer has no other owner, and a write's `Bytes` are immutable.
             // Shown by `dropped_operations_run_to_their_end_and_free_their_buffers` and
-            // `reads_outlive_the_thread_that_started_them_and_the_world`; if the ring is dropped first, by
+            // `reads_outlive_the_thread_that_started_them_and_the_backend`; if the ring is dropped first, by
             // `dropping_the_driver_fails_pending_operations`; for the slab, by `buffers_never_move_and_are_freed_once`.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_err() {

@@ -16,8 +16,9 @@
 mod cancellation;
 mod history;
 mod parts;
-#[path = "../../../tests/proof/mod.rs"]
-mod proof;
+#[path = "../../../tests/support/stages.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests in `tests/`; a part is used here")]
+mod stages;
 mod store;
 pub(crate) mod world;
 
@@ -174,8 +175,8 @@ fn over<T: Sync>(items: &[T], each: impl Fn(&T) + Sync) {
 #[test]
 fn every_schedule_holds() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let stage = proof::begin("schedules");
-    let (seed, schedules) = (variable("RINGCASK_SEED").unwrap_or_else(proof::first_seed), stage.floor());
+    let stage = stages::begin("schedules");
+    let (seed, schedules) = (variable("RINGCASK_SEED").unwrap_or_else(stages::first_seed), stage.floor());
     let share = |percent| usize::try_from(schedules).unwrap_or(usize::MAX).div_ceil(100) * percent;
     let only: Option<String> = variable("RINGCASK_MODEL");
     let models: Vec<Model> =

@@ -1,0 +1,397 @@
+//! Helpers of these tests: backends, waiting with a deadline, child processes, random numbers.
+//!
+//! No test depends on a sleep: [`eventually`] asks again until a generous deadline, and a future that never
+//! resolves fails its test instead of blocking it.
+
+pub mod counting_allocator;
+pub mod fork;
+pub mod gated_io;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use ringcask::testing::sim::{SimBackend, SimConfig};
+use ringcask::{Builder, Durability, Engine, Store};
+use tempfile::TempDir;
+
+/// After this long something is taken to hang.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// All durability levels.
+pub const LEVELS: [Durability; 3] = [Durability::Buffered, Durability::Written, Durability::Synced];
+
+/// The environment variable that turns every skip into a failure.
+const REQUIRE_ALL: &str = "RINGCASK_REQUIRE_ALL";
+const CHILD: &str = "RINGCASK_TEST_CHILD";
+
+/// Says loudly that `what` did not run here.
+pub fn skip(what: &str, why: &str) {
+    println!("SKIPPED: {what}: {why}");
+    eprintln!("SKIPPED: {what}: {why}");
+    assert!(std::env::var_os(REQUIRE_ALL).is_none(), "{what} must run here ({REQUIRE_ALL} is set): {why}");
+}
+
+/// Why the kernel refuses a ring, asked without the store's help so that the store cannot excuse itself.
+pub fn uring_refused() -> Option<&'static str> {
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    let probe = || {
+        let ring: std::io::Result<io_uring::IoUring> =
+            io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);
+        ring.err().map(|error| format!("the kernel refuses an io_uring: {error}"))
+    };
+    REFUSED.get_or_init(probe).as_deref()
+}
+
+thread_local! {
+    /// The simulated backend that drives this thread's futures, if any.
+    static SIMULATED: RefCell<Option<SimBackend>> = const { RefCell::new(None) };
+}
+
+/// A backend that a test runs on, and its directory.
+pub struct Env {
+    pub engine: Engine,
+    pub dir: TempDir,
+    simulated: Option<SimBackend>,
+}
+
+impl Env {
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, dir: TempDir::with_prefix("ringcask-").expect("temporary directory"), simulated: None }
+    }
+
+    /// The store's directory; it does not exist before the first open.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub fn builder(&self) -> Builder {
+        self.builder_at(self.path())
+    }
+
+    pub fn builder_at(&self, path: impl AsRef<Path>) -> Builder {
+        let builder = Store::builder(path).engine(self.engine).tiny_sizes();
+        match &self.simulated {
+            Some(world) => builder.backend(Arc::new(world.clone())),
+            None => builder,
+        }
+    }
+
+    pub fn open(&self) -> Store {
+        open(self.builder())
+    }
+
+    /// What `Stats::engine` must say.
+    pub fn engine_name(&self) -> &'static str {
+        match (&self.simulated, self.engine) {
+            (Some(_), _) => "sim",
+            (None, Engine::Uring) => "io_uring",
+            _ => "threads",
+        }
+    }
+
+    pub fn open_future(&self) -> ringcask::futures::Open {
+        self.builder().open()
+    }
+}
+
+/// Runs `test` on both engines, each with a fresh directory; a refused one is skipped loudly.
+pub fn for_each_engine(test: impl Fn(&Env)) {
+    let mut ran = 0;
+    for engine in [Engine::Threads, Engine::Uring] {
+        if let (Engine::Uring, Some(why)) = (engine, uring_refused()) {
+            skip("engine uring", why);
+            continue;
+        }
+        println!("engine {engine}");
+        test(&Env::new(engine));
+        ran += 1;
+    }
+    assert!(ran == 2 || uring_refused().is_some(), "{ran} of 2 engines ran");
+}
+
+/// Runs `test` on both engines and on the simulated backend, whose futures only this thread drives.
+pub fn for_each_backend(test: impl Fn(&Env)) {
+    for_each_engine(&test);
+    println!("engine sim");
+    in_simulation(1, test);
+}
+
+/// Runs `test` on the simulated backend of `seed`, whose futures only this thread drives.
+pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
+    let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
+    let world = SimBackend::new(config);
+    SIMULATED.set(Some(world.clone()));
+    test(&Env { simulated: Some(world.clone()), ..Env::new(Engine::Auto) });
+    SIMULATED.set(None);
+    world.shutdown();
+    assert_eq!(world.panics(), Vec::<String>::new());
+}
+
+/// Opens, or fails the test with the reason.
+#[track_caller]
+pub fn open(builder: Builder) -> Store {
+    block_on(builder.open()).unwrap_or_else(|error| panic!("open: {error:?}"))
+}
+
+#[track_caller]
+pub fn close(store: Store) {
+    block_on(store.close()).unwrap_or_else(|error| panic!("close: {error:?}"));
+}
+
+#[track_caller]
+pub fn put(store: &Store, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> ringcask::Version {
+    block_on(store.put(key, value)).unwrap_or_else(|error| panic!("put: {error:?}"))
+}
+
+#[track_caller]
+pub fn put_at(store: &Store, level: Durability, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> ringcask::Version {
+    block_on(store.put(key, value).durability(level)).unwrap_or_else(|error| panic!("put {level}: {error:?}"))
+}
+
+#[track_caller]
+pub fn get(store: &Store, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+    block_on(store.get(key)).unwrap_or_else(|error| panic!("get: {error:?}")).map(|value| value.to_vec())
+}
+
+#[track_caller]
+pub fn delete(store: &Store, key: impl AsRef<[u8]>) -> bool {
+    block_on(store.delete(key)).unwrap_or_else(|error| panic!("delete: {error:?}"))
+}
+
+/// What the store must hold.
+pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Compares every view of the store with `model`.
+#[track_caller]
+pub fn assert_holds(store: &Store, model: &Model) {
+    assert_eq!(store.len(), model.len(), "number of keys");
+    for (key, value) in model {
+        let name = String::from_utf8_lossy(&key[..key.len().min(40)]);
+        assert_eq!(store.value_len(key), Some(value.len() as u64), "length of {name}");
+        assert_eq!(get(store, key).as_deref(), Some(&value[..]), "value of {name}");
+    }
+}
+
+struct Parker {
+    thread: Thread,
+    woken: AtomicBool,
+}
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+/// A waker for this thread, and whether it was woken since the last wait.
+pub struct Parked(Arc<Parker>);
+
+impl Parked {
+    pub fn new() -> Self {
+        Self(Arc::new(Parker { thread: thread::current(), woken: AtomicBool::new(false) }))
+    }
+
+    pub fn waker(&self) -> Waker {
+        Waker::from(self.0.clone())
+    }
+
+    /// Blocks until woken.
+    #[track_caller]
+    pub fn wait(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.0.woken.swap(false, Ordering::Acquire) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "nobody woke the future for {DEADLINE:?}: it hangs");
+            thread::park_timeout(left);
+        }
+    }
+}
+
+/// Runs `future` to its end on this thread.
+#[track_caller]
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    if let Some(world) = SIMULATED.with_borrow(Clone::clone) {
+        return world.run_until(future);
+    }
+    let mut future = pin!(future);
+    let parked = Parked::new();
+    let waker = parked.waker();
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        parked.wait();
+    }
+}
+
+/// Polls once with a waker that does nothing.
+pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Asks `done` until it says yes; fails the test after the deadline.
+#[track_caller]
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_within(DEADLINE, what, done);
+}
+
+/// The same with another deadline, which must be far beyond anything that is right.
+#[track_caller]
+pub fn eventually_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        // Only to leave the processor to the engine meanwhile.
+        thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Whether this process is the child of a test that ran itself again.
+pub fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// The engine and directory a parent chose for this child.
+pub fn child_env() -> (Engine, PathBuf) {
+    let engine = std::env::var("RINGCASK_TEST_ENGINE").expect("engine of the child");
+    (engine.parse().expect("engine"), PathBuf::from(std::env::var_os("RINGCASK_TEST_DIR").expect("directory")))
+}
+
+/// A command that runs only the test `name` of this binary, as a child on `env`'s engine and directory.
+pub fn rerun(name: &str, env: &Env) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("path of the test binary"));
+    with_child_args(&mut command, name, env);
+    command
+}
+
+/// The same, with the signal that a file-size limit sends ignored, so that only its error is left.
+pub fn rerun_without_xfsz(name: &str, env: &Env) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().expect("path of the test binary"));
+    with_child_args(&mut command, name, env);
+    command
+}
+
+/// The same, under the tracer `strace` with `options`.
+pub fn rerun_traced(name: &str, env: &Env, options: &[&str]) -> Command {
+    let mut command = Command::new("strace");
+    command.args(options).arg(std::env::current_exe().expect("path of the test binary"));
+    with_child_args(&mut command, name, env);
+    command
+}
+
+fn with_child_args(command: &mut Command, name: &str, env: &Env) {
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    command.env("RINGCASK_TEST_ENGINE", env.engine.to_string()).env("RINGCASK_TEST_DIR", env.path());
+}
+
+/// Runs a child to its end and fails this test if the child's failed, or ran no test at all.
+#[track_caller]
+pub fn expect_success(mut command: Command) -> String {
+    let output = command.output().expect("run the child");
+    let text = text_of(&output);
+    assert!(output.status.success() && text.contains("1 passed"), "child: {}\n{text}", output.status);
+    text
+}
+
+/// Prints what a child found, without what the test harness said; the first line stands behind the test's name.
+pub fn print_report(output: &str) {
+    let lines = output.lines().map(|line| line.split_once(" ... ").map_or(line, |(_, found)| found));
+    let noise =
+        |line: &&str| line.is_empty() || *line == "ok" || line.starts_with("running ") || line.starts_with("test ");
+    lines.filter(|line| !noise(line)).for_each(|line| println!("{line}"));
+}
+
+pub fn text_of(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Copies the files of a store that nobody writes to: what a kill of the process at this moment would leave.
+///
+/// Its maintenance may still be at work on hints, under names that go away.
+pub fn copy_store(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("create the copy");
+    for entry in fs::read_dir(from).expect("list the store") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            continue;
+        }
+        match fs::copy(&path, to.join(path.file_name().expect("name"))) {
+            Err(error) if error.kind() == ErrorKind::NotFound && path.extension().is_some_and(|end| end == "tmp") => {}
+            copied => assert!(copied.is_ok(), "copy {path:?}: {copied:?}"),
+        }
+    }
+}
+
+/// Names in `dir` with this extension, sorted.
+pub fn files_with(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("list").map(|entry| entry.expect("entry").path());
+    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
+    paths.sort();
+    paths
+}
+
+/// Everything in `dir`: names and contents.
+pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).expect("list").map(|entry| entry.expect("entry"));
+    let files = entries.filter(|entry| entry.file_type().expect("type").is_file());
+    files.map(|entry| (entry.file_name().into_string().expect("name"), fs::read(entry.path()).expect("read"))).collect()
+}
+
+/// SplitMix64: small, and the same everywhere.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A generator whose seed comes from `RINGCASK_SEED` or the clock, and is printed.
+    pub fn seeded(test: &str) -> Self {
+        let given = std::env::var("RINGCASK_SEED").ok().and_then(|text| text.parse().ok());
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let seed = given.unwrap_or(since_epoch.as_nanos() as u64);
+        println!("{test}: RINGCASK_SEED={seed}");
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn level(&mut self) -> Durability {
+        LEVELS[self.below(3) as usize]
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}

@@ -1,0 +1,14 @@
+//! Saved fuzz inputs: those that once failed, and those that reached new code under a coverage-guided fuzzer.
+
+use std::fs;
+use std::path::Path;
+
+/// The files of a target's corpus, in the order of their names.
+pub fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut paths: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let inputs: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+    assert!(inputs.len() > 10, "{} inputs in the corpus of {target}", inputs.len());
+    inputs
+}

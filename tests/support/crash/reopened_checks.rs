@@ -1,0 +1,223 @@
+//! Further checks of a closed or recovered store: with and without hint files, compacted, damaged, without its
+//! MANIFEST.
+
+use ringcask::testing::sim::{Image, Rng, SimBackend, SimConfig};
+use ringcask::{Batch, ErrorKind, Stats};
+
+use super::explore::{Explorer, Recovered, recover, recover_with};
+use super::workload::{Setup, compacts, read_all, read_undamaged};
+use crate::support::history_model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
+use crate::support::panics::no_panics;
+
+/// Everything that is in the directory of a store that is closed.
+fn check_names(image: &Image) -> Result<(), String> {
+    for name in image.names() {
+        let is_ours =
+            matches!(name, "LOCK" | "MANIFEST" | "RESERVE") || name.ends_with(".seg") || name.ends_with(".hint");
+        if !is_ours {
+            return Err(format!("{name} is left in the directory"));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a segment without a record.
+const EMPTY_SEGMENT_BYTES: u64 = 512 + 80;
+
+/// What may be dead in a store in which everything was compacted: what every segment needs, and the little that is not
+/// worth rewriting a segment for.
+fn check_space(stats: &Stats) -> Result<(), String> {
+    let bound = stats.segments.len() as u64 * EMPTY_SEGMENT_BYTES + stats.disk_bytes / 64;
+    if stats.dead_bytes > bound {
+        return Err(format!("{} bytes are dead after a compaction, expected {bound}: {stats:?}", stats.dead_bytes));
+    }
+    Ok(())
+}
+
+impl Explorer {
+    /// A store that was closed in good order: nothing is left over, and the hints make no difference.
+    pub fn check_closed(
+        &mut self,
+        image: &Image,
+        setup: &Setup,
+        history: &History,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        check_names(image)?;
+        let generation = history.generations.last().ok_or("no generation")?;
+        let mut end = generation.clone();
+        for write in &mut end.writes {
+            if write.fate == Fate::Acked {
+                write.durable = 0;
+            }
+        }
+        let reopened = recover(image.clone(), setup, rng.next_u64(), false).map_err(|e| format!("closed: {e}"))?;
+        let (first, removed) = (reopened.state, reopened.removed());
+        drop(reopened);
+        if !removed.is_empty() {
+            return Err(format!("a closed store has left {removed:?}"));
+        }
+        end.check(usize::MAX - 1, Crash::Power, &first).map_err(|error| format!("after a close: {error}"))?;
+        let mut without_hints = image.clone();
+        let mut damaged_hints = image.clone();
+        for name in image.names().filter(|name| name.ends_with(".hint")) {
+            without_hints.remove(name);
+            let bits = image.bytes(name).map_or(0, |bytes| bytes.len() * 8);
+            damaged_hints.flip_bit(name, rng.below(bits) as u64);
+        }
+        let mut exchanged_hints = image.clone();
+        let hints: Vec<&str> = image.names().filter(|name| name.ends_with(".hint")).collect();
+        for (name, other) in hints.iter().zip(hints.iter().cycle().skip(1)) {
+            let bytes = image.bytes(other).unwrap_or_default();
+            exchanged_hints.edit(name, |hint| *hint = bytes.to_vec());
+        }
+        for (what, image) in [
+            ("without hints", without_hints),
+            ("with damaged hints", damaged_hints),
+            ("with exchanged hints", exchanged_hints),
+        ] {
+            let state = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("{what}: {error}"))?.state;
+            if state != first {
+                return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));
+            }
+        }
+        if compacts(self.seed) || rng.percent(25) {
+            self.check_compacted(image, setup, &first, rng)?;
+            self.check_damaged(image, setup, &first, rng)?;
+        }
+        Ok(())
+    }
+
+    /// Compacting everything changes nothing that can be read, and leaves next to nothing that is dead.
+    fn check_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        self.totals.compacted += 1;
+        let told = |error: String| format!("compacted after a close: {error}");
+        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
+        let store = recovered.store.take().ok_or("no store")?;
+        let world = recovered.world.clone();
+        let compacted = world.run_until(async {
+            // Tombstones that segments of a later job hold back go the second time.
+            for _ in 0..2 {
+                store.compact().await.map_err(|error| format!("{error:?}"))?;
+            }
+            check_space(&store.stats())?;
+            let state = read_all(&store).await?;
+            store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+            Ok::<_, String>(state)
+        });
+        no_panics(&world)?;
+        let image = world.image();
+        drop(store);
+        drop(recovered);
+        let mut without_hints = image.clone();
+        for name in image.names().filter(|name| name.ends_with(".hint")) {
+            without_hints.remove(name);
+        }
+        let mut states = vec![compacted.map_err(told)?];
+        check_names(&image).map_err(told)?;
+        for image in [image, without_hints] {
+            let again = recover(image, setup, rng.next_u64(), false).map_err(told)?;
+            if !again.removed().is_empty() {
+                return Err(told(format!("left {:?}", again.removed())));
+            }
+            states.push(again.state);
+        }
+        match states.iter().find(|state| *state != held) {
+            Some(state) => Err(told(format!("the store holds {state:x?} instead of {held:x?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an
+    /// error.
+    fn check_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
+        let segments: Vec<&str> = image.names().filter(|name| name.ends_with(".seg")).collect();
+        let Some(name) = segments.get(rng.below(segments.len().max(1))) else { return Ok(()) };
+        let mut image = image.clone();
+        let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
+        image.flip_bit(name, bit);
+        self.totals.damaged += 1;
+        let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
+        for _ in 0..2 {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+            let world = SimBackend::from_image(image, config);
+            let looked = world.run_until(async {
+                let store = match setup.builder(&world).open().await {
+                    Ok(store) => store,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
+                    Err(error) => return Err(format!("opening: {error:?}")),
+                };
+                match store.compact().await {
+                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(format!("compacting: {error:?}")),
+                    _ => {}
+                }
+                read_undamaged(&store, held).await?;
+                store.close().await.map_err(|error| format!("closing: {error:?}"))?;
+                Ok(true)
+            });
+            no_panics(&world)?;
+            image = world.image();
+            world.shutdown();
+            if !looked.map_err(told)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where nothing was under way, the segments alone tell what the store holds, whatever compaction has left of them.
+    pub fn check_salvaged(
+        &mut self,
+        image: &Image,
+        setup: &Setup,
+        generation: &Generation,
+        step: usize,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let Some(held) = generation.certain(step).filter(|_| !self.explored.workload.may_fail) else { return Ok(()) };
+        let mut image = image.clone();
+        image.remove("MANIFEST");
+        self.totals.salvaged += 1;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
+        let world = SimBackend::from_image(image, config);
+        let builder = setup.salvaging(&world);
+        let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
+        if state != held {
+            return Err(format!("without a MANIFEST the store holds {state:x?} instead of {held:x?}"));
+        }
+        Ok(())
+    }
+
+    /// The recovered state is there again after a close and after another crash, and the store works as before.
+    pub fn live_on(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+        self.totals.lived_on += 1;
+        let told = |error: ringcask::Error| format!("living on: {error:?}");
+        let (world, held) = (recovered.world.clone(), recovered.state);
+        let first = recovered.store.take().ok_or("no store")?;
+        let (again, last) = world.run_until(async {
+            first.close().await.map_err(told)?;
+            drop(first);
+            check_names(&world.image())?;
+            let store = setup.builder(&world).open().await.map_err(told)?;
+            let again = read_all(&store).await?;
+            store.put(EXTRA_KEY, "to be deleted").await.map_err(told)?;
+            store.delete(EXTRA_KEY).await.map_err(told)?;
+            let mut batch = Batch::new();
+            batch.put(EXTRA_KEY, "there");
+            store.write(batch).await.map_err(told)?;
+            store.compact().await.map_err(told)?;
+            Ok::<_, String>((again, store))
+        })?;
+        no_panics(&world)?;
+        let image = world.crash_images(4, rng).pop().ok_or("no image")?;
+        recovered.store = Some(last);
+        drop(recovered);
+        let later = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("living on: {error}"))?;
+        let extra = later.get_extra()?;
+        if again != held || later.state != held || extra.as_deref() != Some(&b"there"[..]) {
+            let later = later.state;
+            return Err(format!("{held:x?} was {again:x?} when opened again, and then {later:x?}, {extra:?}"));
+        }
+        Ok(())
+    }
+}

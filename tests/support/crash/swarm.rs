@@ -1,0 +1,188 @@
+//! Swarm testing: every seed draws its own setup and its own mix of operations.
+//!
+//! A test that always does a little of everything never does much of one thing. Here most seeds leave out most
+//! operations and have more of the others; disk, timing, sizes and faults are drawn as well.
+
+use ringcask::testing::sim::{FaultKind, OpClass, Rng};
+
+use super::workload::{Op, Setup, Workload, compacts, durability, pick, random_batch, random_compact, together};
+use crate::support::history_model::{COMMON_KEYS, KEYS};
+
+/// Workloads with seeds from here on are of the swarm; the even ones compact.
+pub const SWARM_SEEDS: u64 = 1 << 41;
+
+/// Whether the workload of `seed` is one of the swarm.
+pub fn is_swarm(seed: u64) -> bool {
+    seed >= SWARM_SEEDS
+}
+
+/// Kinds of operations that have a weight.
+pub const OPS: usize = 14;
+
+/// What a seed does, how often, and what goes wrong.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    weights: [usize; OPS],
+    /// See [`durability`].
+    durability: u8,
+    keys: usize,
+    /// How many of a hundred runs meet trouble.
+    trouble_percent: u8,
+}
+
+impl Mix {
+    pub fn random(rng: &mut Rng, compacts: bool) -> Self {
+        let mut weights = [0; OPS];
+        for weight in &mut weights {
+            *weight = pick(rng, &[0, 0, 1, 3, 10]);
+        }
+        // Something must be written.
+        weights[0] = weights[0].max(2);
+        if !compacts {
+            weights[OPS - 2..].fill(0);
+        }
+        Self {
+            weights,
+            durability: u8::try_from(rng.below(6)).unwrap(),
+            // The longest key there may be is rare: it makes every image large.
+            keys: if rng.percent(6) { KEYS } else { 1 + rng.below(COMMON_KEYS) },
+            trouble_percent: pick(rng, &[0, 0, 30, 80]),
+        }
+    }
+
+    fn key(&self, rng: &mut Rng) -> usize {
+        // From the end, so that the longest is among them if all are.
+        (if self.keys > COMMON_KEYS { KEYS } else { COMMON_KEYS }) - 1 - rng.below(self.keys)
+    }
+
+    pub fn op(&self, rng: &mut Rng) -> Op {
+        let mut left = rng.below(self.weights.iter().sum());
+        let mut kind = 0;
+        while left >= self.weights[kind] {
+            left -= self.weights[kind];
+            kind += 1;
+        }
+        self.op_of(kind, rng)
+    }
+
+    /// One operation of this kind, of [`OPS`].
+    pub fn op_of(&self, kind: usize, rng: &mut Rng) -> Op {
+        let (key, durability) = (self.key(rng), durability(rng, self.durability));
+        match kind {
+            0 => Op::Put { key, durability },
+            1 => Op::Delete { key, durability },
+            2 => random_batch(rng, durability),
+            3 => together(rng, self.durability),
+            4 => Op::Dropped { key, durability, polls: rng.below(6) },
+            5 => self.callers(rng),
+            6 => Op::Get { key },
+            7 => Op::Sync,
+            8 => Op::Sleep { millis: pick(rng, &[1, 6, 60, 1100]) },
+            9 => Op::Wait { micros: pick(rng, &[20, 100, 300, 1000, 3000]) },
+            10 => Op::Reopen,
+            11 => Op::Batch {
+                keys: (0..4 + rng.below(6)).map(|_| (self.key(rng), rng.percent(40))).collect(),
+                durability,
+            },
+            12 => random_compact(rng, self.durability),
+            _ => Op::Pause(rng.percent(50)),
+        }
+    }
+
+    /// Callers that each wait for one call before they make the next.
+    fn callers(&self, rng: &mut Rng) -> Op {
+        let mut deletes_left = 2;
+        let mut call = |rng: &mut Rng| {
+            let (key, durability) = (self.key(rng), durability(rng, self.durability));
+            match rng.below(10) {
+                0..6 => Op::Put { key, durability },
+                6 => random_batch(rng, durability),
+                // Nobody is told where among the others a delete is: more of them, and everything would be possible.
+                7 if deletes_left > 0 => {
+                    deletes_left -= 1;
+                    Op::Delete { key, durability }
+                }
+                _ => Op::Get { key },
+            }
+        };
+        Op::Callers {
+            lists: (0..2 + rng.below(3)).map(|_| (0..1 + rng.below(4)).map(|_| call(rng)).collect()).collect(),
+        }
+    }
+
+    /// `count` operations with, perhaps, trouble among them; whether they may fail.
+    pub fn ops(&self, rng: &mut Rng, count: usize) -> (Vec<Op>, bool) {
+        let mut ops: Vec<Op> = (0..count).map(|_| self.op(rng)).collect();
+        let may_fail = rng.percent(self.trouble_percent);
+        for _ in 0..if may_fail { 1 + rng.below(3) } else { 0 } {
+            let at = rng.below(ops.len() + 1);
+            let until = (at + 1 + rng.below(5)).min(ops.len() + 1);
+            let (trouble, end) = trouble(rng);
+            ops.insert(at, trouble);
+            ops.insert(until, end);
+        }
+        (ops, may_fail)
+    }
+
+    /// What is done with a store that was recovered.
+    pub fn sequel(&self, rng: &mut Rng) -> (Vec<Op>, bool) {
+        let count = 2 + rng.below(6);
+        self.ops(rng, count)
+    }
+}
+
+/// Something that goes wrong, and what ends it.
+pub fn trouble(rng: &mut Rng) -> (Op, Op) {
+    if rng.percent(25) {
+        let space = pick(rng, &[0, 100, 600, 2500, 9000]);
+        return (Op::Space(Some(space)), Op::Space(None));
+    }
+    let classes = [
+        OpClass::Any,
+        OpClass::Any,
+        OpClass::Write,
+        OpClass::Write,
+        OpClass::Sync,
+        OpClass::Read,
+        OpClass::DirSync,
+        OpClass::Create,
+        OpClass::Rename,
+        OpClass::Truncate,
+        OpClass::Allocate,
+        OpClass::Unlink,
+    ];
+    let errnos = [FaultKind::EIO, FaultKind::ENOSPC, FaultKind::EDQUOT, FaultKind::ENOMEM, FaultKind::EFBIG];
+    let (class, mut kind) = (pick(rng, &classes), pick(rng, &errnos));
+    if rng.percent(40) {
+        kind = match class {
+            OpClass::Sync => pick(rng, &[FaultKind::SyncKept, FaultKind::SyncLost, FaultKind::SyncPartial]),
+            OpClass::Write => pick(rng, &[FaultKind::Short(0), FaultKind::Short(1), FaultKind::Short(40)]),
+            _ => pick(rng, &[FaultKind::EINTR, FaultKind::EAGAIN, FaultKind::ECANCELED, FaultKind::EMFILE]),
+        };
+    }
+    let after = pick(rng, &[0, 0, 1, 3, 10]);
+    (Op::FailLater { class, after, kind, sticky: rng.percent(40) }, Op::Heal)
+}
+
+/// A setup with more extremes than that of the other workloads.
+pub fn setup(rng: &mut Rng) -> Setup {
+    let mut setup = Setup::random(rng);
+    setup.segment_bytes = pick(rng, &[1024, 1500, 2048, 4096, 16 << 10, 64 << 10]);
+    setup.reserve_bytes = pick(rng, &[0, 0, 1024, 8192, 32 << 10]);
+    setup.staging_bytes = pick(rng, &[None, None, Some(64 << 10), Some(128 << 10)]);
+    setup.world.nowait_miss_percent = pick(rng, &[0, 10, 50, 100]);
+    setup.world.short_percent = pick(rng, &[0, 0, 0, 20, 60]);
+    setup.world.interrupt_percent = pick(rng, &[0, 0, 0, 10, 30]);
+    setup.world.late_percent = pick(rng, &[0, 0, 10, 50]);
+    setup
+}
+
+/// The workload of a seed of the swarm.
+pub fn workload(seed: u64) -> Workload {
+    let mut rng = Rng::new(seed);
+    let setup = setup(&mut rng);
+    let mix = Mix::random(&mut rng, compacts(seed));
+    let count = 2 + rng.below(30);
+    let (ops, may_fail) = mix.ops(&mut rng, count);
+    Workload { setup, ops, may_fail, mix: Some(mix) }
+}

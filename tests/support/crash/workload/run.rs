@@ -1,0 +1,194 @@
+//! Runs one operation after the other, and records its result.
+
+use std::time::Duration;
+
+use ringcask::Store;
+use ringcask::testing::io::Io;
+use ringcask::testing::sim::{Fault, SimBackend};
+
+use super::{End, Op, Setup, read_all};
+use crate::support::history_model::{Crash, Fate, Generation, History, State, WriteRec};
+
+/// A run of operations and what came of it.
+pub struct Run<'w> {
+    pub world: &'w SimBackend,
+    pub setup: &'w Setup,
+    pub may_fail: bool,
+    pub history: History,
+    pub numbers: &'w mut u32,
+    /// A compaction that nobody waits for may take segments that are named to the next one.
+    pub(super) is_unwatched: bool,
+    /// The step at which the opening that is on began.
+    opening: usize,
+}
+
+impl<'w> Run<'w> {
+    pub fn new(world: &'w SimBackend, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
+        let is_unwatched = setup.is_automatic;
+        Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched, opening: 0 }
+    }
+
+    pub fn generation(&mut self) -> &mut Generation {
+        self.history.generations.last_mut().expect("an open store")
+    }
+
+    /// A store that has been opened and shows `base`.
+    pub fn opened(&mut self, base: State, highest_version: u64) {
+        let step = self.world.step();
+        self.history.recoveries.push((self.opening, step));
+        self.history.generations.push(Generation::new(base, step, highest_version));
+    }
+
+    pub async fn close(&mut self, store: &Store) -> Result<(), ringcask::Error> {
+        let began = self.world.step();
+        let closed = store.close().await;
+        self.opening = self.world.step();
+        self.history.closes.push((began, self.opening));
+        closed
+    }
+
+    /// Runs `ops`; returns the store, open, unless it could not be opened again.
+    pub async fn run(&mut self, mut store: Store, ops: &[Op]) -> Result<Store, String> {
+        for op in ops {
+            let (before, jobs) = (self.world.step(), jobs_over(&store));
+            match op {
+                Op::Reopen => store = self.reopen(store).await?,
+                Op::Compact { which, early, ops, end } => {
+                    let running = self.compact(&store, *which, early.as_deref(), ops).await?;
+                    match end {
+                        End::Awaited => self.await_compaction(&store, running).await?,
+                        End::Dropped => {
+                            self.is_unwatched = true;
+                            drop(running);
+                        }
+                        End::Closed => {
+                            store = self.reopen(store).await?;
+                            drop(running);
+                        }
+                    }
+                    self.history.jobs.push((before, self.world.step()));
+                }
+                op => self.call(&store, op).await?,
+            }
+            if jobs_over(&store) != jobs {
+                self.history.jobs.push((before, self.world.step()));
+            }
+            let observed = (self.world.step(), store.durable_version().get());
+            self.generation().durable_versions.push(observed);
+        }
+        Ok(store)
+    }
+
+    /// Runs one operation that neither closes the store nor compacts it.
+    pub(super) async fn call(&mut self, store: &Store, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Get { key } => self.get(store, *key).await?,
+            Op::Sync => self.sync(store).await?,
+            Op::Sleep { millis } => self.world.sleep(Duration::from_millis(*millis)).await,
+            Op::Wait { micros } => self.world.sleep(Duration::from_micros(*micros)).await,
+            Op::Pause(true) => store.pause_compaction(),
+            Op::Pause(false) => store.resume_compaction(),
+            Op::Space(space) => self.world.set_capacity(space.map(|space| self.world.used_bytes() + space)),
+            Op::Fail { class, kind } => {
+                self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
+            }
+            Op::FailLater { class, after, kind, sticky } => {
+                let nth = self.world.op_count(*class) + after;
+                self.world.inject(Fault { class: *class, nth, kind: *kind, sticky: *sticky });
+            }
+            Op::Heal => self.world.heal(),
+            Op::Callers { lists } => self.callers(store, lists).await?,
+            Op::Together { ops, apart_micros } => self.write(store, ops, *apart_micros, None).await?,
+            Op::Dropped { key, durability, polls } => {
+                let put = Op::Put { key: *key, durability: *durability };
+                self.write(store, &[put], 0, Some(*polls)).await?;
+            }
+            Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. } => {
+                self.write(store, std::slice::from_ref(op), 0, None).await?;
+            }
+            Op::Reopen | Op::Compact { .. } => unreachable!("{op:?} beside a compaction"),
+        }
+        Ok(())
+    }
+
+    /// What can be read must be what was written, all of it.
+    pub async fn look(&mut self, store: &Store) -> Result<(), String> {
+        let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
+        if self.may_fail || !self.generation().writes.iter().all(is_over) {
+            return Ok(());
+        }
+        let found = read_all(store).await?;
+        let mut expected = self.generation().clone();
+        for write in expected.writes.iter_mut().filter(|write| write.fate == Fate::Acked) {
+            write.durable = 0;
+        }
+        expected.settle();
+        expected.check(usize::MAX - 1, Crash::Power, &found).map_err(|error| format!("an open store: {error}"))
+    }
+
+    pub fn settle(&mut self) {
+        for generation in &mut self.history.generations {
+            generation.settle();
+        }
+    }
+
+    pub(super) async fn sync(&mut self, store: &Store) -> Result<(), String> {
+        let covered = self.generation().writes.len();
+        match store.sync().await {
+            Ok(_) => {
+                let step = self.world.step();
+                for write in &mut self.generation().writes[..covered] {
+                    if write.fate == Fate::Acked {
+                        write.durable = write.durable.min(step);
+                    }
+                }
+                Ok(())
+            }
+            Err(_) if self.may_fail => Ok(()),
+            Err(error) => Err(format!("a sync failed without a fault: {error:?}")),
+        }
+    }
+
+    async fn reopen(&mut self, store: Store) -> Result<Store, String> {
+        self.look(&store).await?;
+        let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
+        let is_still = !self.may_fail && self.generation().writes.iter().all(is_over);
+        let live_bytes = store.stats().live_bytes;
+        let closed = self.close(&store).await;
+        drop(store);
+        if closed.is_err() && !self.may_fail {
+            return Err(format!("closing failed without a fault: {closed:?}"));
+        }
+        self.world.heal();
+        self.world.set_capacity(None);
+        let step = self.world.step();
+        self.opening = step;
+        if closed.is_ok() {
+            for write in &mut self.generation().writes {
+                if write.fate == Fate::Acked {
+                    write.durable = write.durable.min(step);
+                }
+            }
+        }
+        let store = self.setup.builder(self.world).open().await.map_err(|error| format!("reopening: {error:?}"))?;
+        let counted = store.stats().live_bytes;
+        if is_still && counted != live_bytes {
+            return Err(format!("{live_bytes} bytes were alive, and now {counted} are"));
+        }
+        let found = read_all(&store).await?;
+        let last = self.generation();
+        let mut settled = last.clone();
+        settled.settle();
+        settled.check(usize::MAX - 1, Crash::Power, &found).map_err(|e| format!("after reopening: {e}"))?;
+        let highest = settled.writes.iter().filter_map(|write| write.version).max();
+        let highest = highest.unwrap_or(0).max(settled.highest_version);
+        self.opened(found, highest);
+        Ok(store)
+    }
+}
+
+/// How many jobs have come to their end, or failed.
+fn jobs_over(store: &Store) -> u64 {
+    let stats = store.stats();
+    stats.compactions + stats.compaction_failures
+}

@@ -1,0 +1,148 @@
+//! The child process, which writes until it is stopped.
+
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::thread;
+
+use ringcask::testing::seeded_bug::{SeededBug, activate};
+use ringcask::{Batch, Engine, ErrorKind, Outcome, Store};
+
+use super::{KEYS, Op, Script, State, WRITERS, builder, key_of, now};
+
+/// Seeded bugs that a child can be started with, to show that the check finds them.
+const SEEDED_BUGS: [SeededBug; 4] =
+    [SeededBug::AckBeforeSync, SeededBug::SyncErrorDropped, SeededBug::NoDirectorySync, SeededBug::FooterBeforeData];
+
+/// Whether this process is a child.
+pub fn is_child() -> bool {
+    std::env::var_os("RINGCASK_CHILD_DIR").is_some()
+}
+
+/// Writes a line to the parent in one system call; ends the process when the parent is gone.
+fn tell(line: &str) {
+    if rustix::io::write(std::io::stdout().as_fd(), line.as_bytes()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// The child: writes until it is stopped, or, if `may_fail` allows that, until every call fails.
+pub fn child(may_fail: bool) {
+    let variable = |name: &str| std::env::var(name).expect("a variable of the child's");
+    let engine: Engine = variable("RINGCASK_CHILD_ENGINE").parse().unwrap();
+    let seed: u64 = variable("RINGCASK_CHILD_SEED").parse().unwrap();
+    let path = PathBuf::from(variable("RINGCASK_CHILD_DIR"));
+    let seeded_bug = std::env::var("RINGCASK_CHILD_SEEDED_BUG").ok();
+    activate(seeded_bug.map(|name| *SEEDED_BUGS.iter().find(|seeded_bug| format!("{seeded_bug:?}") == name).unwrap()));
+    tell("\nstarting\n");
+    let store = match pollster::block_on(builder(engine, &path, seed).open()) {
+        Ok(store) => store,
+        Err(error) if may_fail => {
+            tell(&format!("unopened {:?} {error}\n", error.kind()));
+            return;
+        }
+        Err(error) => panic!("open: {error:?}"),
+    };
+    assert!(store.recovery_report().damage.is_empty());
+    tell("opened\n");
+    let writers = (0..WRITERS).map(|writer| {
+        let store = store.clone();
+        thread::spawn(move || {
+            let fate = Writer::new(&store, seed, writer).write_until_refused();
+            assert!(may_fail, "writer {writer}: {fate}");
+            tell(&format!("refused {writer} {fate}\n"));
+        })
+    });
+    let ends: Vec<_> = writers.collect::<Vec<_>>().into_iter().map(thread::JoinHandle::join).collect();
+    assert!(ends.iter().all(Result::is_ok), "a writer found something wrong");
+    tell("ended\n");
+    // Keeps its descriptors until it is stopped: a process that ends would close its store in good order.
+    loop {
+        thread::park();
+    }
+}
+
+struct Writer<'s> {
+    store: &'s Store,
+    script: Script,
+    writer: usize,
+    /// What it knows its keys to hold.
+    state: State,
+}
+
+impl<'s> Writer<'s> {
+    fn new(store: &'s Store, seed: u64, writer: usize) -> Self {
+        let get =
+            |key: String| pollster::block_on(store.get(&key)).map(|value| value.map(|value| (key, value.to_vec())));
+        // Reads may fail where the disk is gone; then the first write will, too.
+        let state = (0..KEYS).filter_map(|key| get(key_of(writer, key)).ok().flatten()).collect();
+        Self { store, script: Script::new(seed, writer, |key| store.contains_key(key)), writer, state }
+    }
+
+    /// Writes until a write fails, and returns what is known of that one.
+    fn write_until_refused(mut self) -> String {
+        for index in 0_u64.. {
+            let op = self.script.next_op();
+            let asked = now();
+            match write(self.store, &op) {
+                Ok(version) => tell(&format!("ack {} {index} {version} {asked} {}\n", self.writer, now())),
+                Err(error) => {
+                    self.read_after_all(&op);
+                    return format!("{index} {:?} {error}", error.outcome());
+                }
+            }
+            for (key, value) in op.changes {
+                match value {
+                    Some(value) => self.state.insert(key, value),
+                    None => self.state.remove(&key),
+                };
+            }
+        }
+        unreachable!("a writer writes for ever");
+    }
+
+    /// Reads after a failed write are right, or errors; the keys of the failed operation may have the old or the new
+    /// value.
+    fn read_after_all(&self, failed: &Op) {
+        for key in (0..KEYS).map(|key| key_of(self.writer, key)) {
+            let Ok(found) = pollster::block_on(self.store.get(&key)) else { continue };
+            let issued =
+                failed.changes.iter().rev().find(|(changed, _)| *changed == key).map(|(_, value)| value.as_ref());
+            let is_right = found.as_deref() == self.state.get(&key).map(|value| &value[..])
+                || issued.is_some_and(|value| found.as_deref() == value.map(|value| &value[..]));
+            assert!(
+                is_right,
+                "{key} shows {:?} bytes, which is neither its value nor the failed one",
+                found.map(|it| it.len())
+            );
+        }
+    }
+}
+
+/// Makes one operation; returns its version, of a delete 0.
+fn write(store: &Store, op: &Op) -> ringcask::Result<u64> {
+    let options = op.level;
+    let result = match &op.changes[..] {
+        [(key, Some(value))] => {
+            pollster::block_on(store.put(key, value).durability(options)).map(|version| version.get())
+        }
+        [(key, None)] => pollster::block_on(store.delete(key).durability(options)).map(|was_there| {
+            assert!(was_there, "{key} was there");
+            0
+        }),
+        changes => {
+            let mut batch = Batch::with_capacity(changes.len());
+            for (key, value) in changes {
+                match value {
+                    Some(value) => batch.put(key, value),
+                    None => batch.delete(key),
+                };
+            }
+            pollster::block_on(store.write(batch).durability(op.level)).map(|version| version.get())
+        }
+    };
+    if let Err(error) = &result {
+        assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace), "{error:?}");
+        assert!(matches!(error.outcome(), Outcome::NotApplied | Outcome::Unknown), "{error:?}");
+    }
+    result
+}
