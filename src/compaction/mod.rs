@@ -3,10 +3,10 @@
 //! It runs on the maintenance task, beside the commit task and without a lock that a reader or writer would wait for.
 //!
 //! - [`picker`] — which segments, as a pure function.
-//! - [`rewrite`] — which records, and copying them; [`copying`] — on how many threads; [`sparse`] — what need not be
+//! - `job` — which records, and copying them; on how many threads; [`sparse`] — what need not be
 //!   looked at.
-//! - [`output`] — the new segments; [`moving`] — pointing the keys at them.
-//! - [`pace`] — how fast.
+//! - [`output`] — the new segments; `job::repointing` — pointing the keys at them.
+//! - [`rate`] — how fast.
 //! - here — a job from its beginning to the moment when the new segments have taken the old ones' place.
 //!
 //! # The life of a job
@@ -38,13 +38,11 @@
 //! No clock is asked: nothing in this version writes a time of expiry, and one that is there is copied.
 
 pub(crate) mod control;
-mod copying;
 pub(crate) mod error;
-mod moving;
+mod job;
 mod output;
 pub(crate) mod picker;
 mod rate;
-mod rewrite;
 mod sparse;
 
 use std::future::poll_fn;
@@ -62,9 +60,9 @@ use crate::stats::CompactionReport;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use control::Gate;
-use copying::{Copied, Terms, copy_all};
 use error::JobError;
-use moving::{Moves, move_all};
+use job::helper::{Copied, Terms, copy_all};
+use job::repointing::{Moves, move_all};
 use output::Finished;
 use picker::{Candidate, Pick, Policy, View};
 use rate::Pace;

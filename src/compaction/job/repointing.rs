@@ -6,8 +6,8 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use super::Compactor;
-use super::copying::spawn_helper;
+use super::helper::spawn_helper;
+use crate::compaction::Compactor;
 use crate::format::{HintReader, RecordKind};
 use crate::keydir::{Location, Move};
 use crate::seeded_bug::{self, SeededBug};
@@ -18,16 +18,16 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 const MOVES: usize = 4096;
 
 /// The moves of one job.
-pub(super) struct Moves {
+pub(in crate::compaction) struct Moves {
     /// The new segments, and the keys that go there.
-    pub(super) outputs: Vec<(Arc<Segment>, Vec<u8>)>,
-    pub(super) inputs: Vec<Arc<Segment>>,
+    pub(in crate::compaction) outputs: Vec<(Arc<Segment>, Vec<u8>)>,
+    pub(in crate::compaction) inputs: Vec<Arc<Segment>>,
     /// The segments that keys may leave, ascending.
-    pub(super) replaced: Vec<u32>,
+    pub(in crate::compaction) replaced: Vec<u32>,
 }
 
 /// Makes all moves.
-pub(super) async fn move_all(compactor: &Arc<Compactor>, moves: Moves) {
+pub(in crate::compaction) async fn move_all(compactor: &Arc<Compactor>, moves: Moves) {
     let (moves, next) = (Arc::new(moves), Arc::new(AtomicUsize::new(0)));
     let helper = (compactor.is_unlimited() && moves.outputs.len() > 1).then(|| {
         let (compactor_too, moves, next) = (Arc::clone(compactor), Arc::clone(&moves), Arc::clone(&next));
@@ -53,7 +53,13 @@ impl Compactor {
         }
     }
 
-    pub(super) fn relocate(&self, output: &Segment, hint: &[u8], replaced: &[u32], inputs: &[Arc<Segment>]) {
+    pub(in crate::compaction) fn relocate(
+        &self,
+        output: &Segment,
+        hint: &[u8],
+        replaced: &[u32],
+        inputs: &[Arc<Segment>],
+    ) {
         // It was made in memory a moment ago, by the rules it is read by.
         let Ok((_, entries)) = HintReader::new(hint) else { return };
         let mut moves = Vec::with_capacity(MOVES);

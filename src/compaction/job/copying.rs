@@ -18,12 +18,12 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Compactor;
-use super::control::Gate;
-use super::copying::Terms;
-use super::error::JobError;
-use super::output::{Finished, Identity, Output};
-use super::sparse::{self, Input};
+use super::helper::Terms;
+use crate::compaction::Compactor;
+use crate::compaction::control::Gate;
+use crate::compaction::error::JobError;
+use crate::compaction::output::{Finished, Identity, Output};
+use crate::compaction::sparse::{self, Input};
 use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
 use crate::io::File;
 use crate::io::util::{self, to_usize};
@@ -127,21 +127,21 @@ impl Step {
 }
 
 /// One job's copying.
-pub(super) struct Rewrite<'a> {
-    pub(super) compactor: &'a Compactor,
+pub(in crate::compaction) struct Rewrite<'a> {
+    pub(in crate::compaction) compactor: &'a Compactor,
     terms: Terms,
-    pub(super) open: Option<Output>,
-    pub(super) finished: Vec<Finished>,
-    pub(super) report: CompactionReport,
+    pub(in crate::compaction) open: Option<Output>,
+    pub(in crate::compaction) finished: Vec<Finished>,
+    pub(in crate::compaction) report: CompactionReport,
 }
 
 impl<'a> Rewrite<'a> {
-    pub(super) fn new(compactor: &'a Compactor, terms: Terms) -> Self {
+    pub(in crate::compaction) fn new(compactor: &'a Compactor, terms: Terms) -> Self {
         Self { compactor, terms, open: None, finished: Vec::new(), report: CompactionReport::default() }
     }
 
     /// Copies what `input` has to keep.
-    pub(super) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
+    pub(in crate::compaction) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
         let segment = &*input.segment;
         let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
         let file = self.compactor.parts.segments.open_apart(segment).map_err(|error| fail("open a segment", error))?;
@@ -358,7 +358,7 @@ impl<'a> Rewrite<'a> {
     }
 
     /// Completes the open output, if there is one.
-    pub(super) async fn finish_output(&mut self) -> Result<(), JobError> {
+    pub(in crate::compaction) async fn finish_output(&mut self) -> Result<(), JobError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let id = open.id();
         let (compactor, has_space) = (self.compactor, self.compactor.parts.reserve.is_held());

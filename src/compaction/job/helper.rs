@@ -7,12 +7,12 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use super::Compactor;
-use super::control::Gate;
-use super::error::JobError;
-use super::output::Finished;
-use super::rewrite::Rewrite;
-use super::sparse::{Input, plan};
+use super::copying::Rewrite;
+use crate::compaction::Compactor;
+use crate::compaction::control::Gate;
+use crate::compaction::error::JobError;
+use crate::compaction::output::Finished;
+use crate::compaction::sparse::{Input, plan};
 use crate::error::{Error, ErrorKind};
 use crate::io::Priority;
 use crate::seeded_bug::{self, SeededBug};
@@ -22,18 +22,18 @@ use crate::sync::promise::Promise;
 
 /// What both threads go by.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    pub(super) first_seq: u64,
-    pub(super) tombstones_go_below: u64,
+pub(in crate::compaction) struct Terms {
+    pub(in crate::compaction) first_seq: u64,
+    pub(in crate::compaction) tombstones_go_below: u64,
 }
 
 /// What came of it, whether or not it came to its end.
-pub(super) struct Copied {
-    pub(super) finished: Vec<Finished>,
+pub(in crate::compaction) struct Copied {
+    pub(in crate::compaction) finished: Vec<Finished>,
     /// An output that was begun, and not finished.
-    pub(super) unfinished: Vec<u32>,
-    pub(super) report: CompactionReport,
-    pub(super) result: Result<(), JobError>,
+    pub(in crate::compaction) unfinished: Vec<u32>,
+    pub(in crate::compaction) report: CompactionReport,
+    pub(in crate::compaction) result: Result<(), JobError>,
 }
 
 impl Copied {
@@ -57,7 +57,7 @@ impl Copied {
 }
 
 /// Copies what `segments` have to keep.
-pub(super) async fn copy_all(
+pub(in crate::compaction) async fn copy_all(
     compactor: &Arc<Compactor>,
     segments: &[Arc<Segment>],
     terms: Terms,
@@ -98,7 +98,7 @@ async fn copy_some(compactor: &Compactor, inputs: impl Iterator<Item = &Input>, 
         result = rewrite.finish_output().await;
     }
     let Rewrite { finished, open, report, .. } = rewrite;
-    Copied { finished, unfinished: open.iter().map(super::output::Output::id).collect(), report, result }
+    Copied { finished, unfinished: open.iter().map(crate::compaction::output::Output::id).collect(), report, result }
 }
 
 /// Starts the second thread, for every other one of `inputs`; `None` where there is none to be had.
@@ -117,7 +117,7 @@ fn start_helper(
 
 /// Runs `task` on a thread of its own, and promises what comes of it, or `lost` if it panics; `None` where there is no
 /// thread to be had.
-pub(super) fn spawn_helper<T: Send + 'static>(
+pub(in crate::compaction) fn spawn_helper<T: Send + 'static>(
     compactor: &Compactor,
     task: impl Future<Output = T> + Send + 'static,
     lost: T,
