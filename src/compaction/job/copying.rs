@@ -1,150 +1,90 @@
-//! From old segments to new ones: reads in large steps, verifies every record that it looks at, and copies what must be
-//! kept.
+//! Copying: reads the inputs in large steps, verifies every record that it reads, and writes the records that must be
+//! kept to new segments.
 //!
-//! Of a sparse input ([`sparse`]) that is known beforehand, and no other record is looked at. Otherwise it is decided for
-//! each record by itself, when it is read:
+//! Of a sparse input ([`sparse`]) the live records are known beforehand, and the others are not verified. An input that
+//! is read whole is decided record by record ([`step`](super::step)).
 //!
-//! - a put, if the keydir points at this very record;
-//! - a tombstone, unless no segment outside this job can hold a record that it hides;
-//! - nothing else: frames and watermarks say something about their own segment only.
-//!
-//! A batch was applied whole long before its segment was sealed, so its members are copied each by itself.
-//!
-//! Records keep their sequence numbers, times of expiry and the checksums of their payloads, which are verified before
-//! the copy and never computed anew: bytes that go bad on the way stay bad in the eyes of every reader.
+//! Copies keep their sequence numbers, expiry times and payload checksums. The checksums are verified before the copy and
+//! never computed again, so a payload that is damaged on the way to the output fails its check in every later read.
 
 use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::helper::Terms;
-use crate::compaction::Compactor;
+use super::context::JobContext;
+use super::step::{CopiedRecord, CopyStep};
 use crate::compaction::control::Gate;
 use crate::compaction::error::JobError;
-use crate::compaction::output::{Finished, Identity, Output};
+use crate::compaction::output::{FinishedOutput, Output, OutputIdentity};
 use crate::compaction::sparse::{self, Input};
-use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, RecordKind, SEGMENT_HEADER_LEN};
+use crate::format::{FOOTER_LEN, PayloadCrc, RECORD_HEADER_LEN, RecordHeader, SEGMENT_HEADER_LEN};
 use crate::io::File;
 use crate::io::util::{self, to_usize};
 use crate::keydir::Live;
 use crate::seeded_bug::{self, SeededBug};
-use crate::segment::{ReadAhead, Scan, Segment, Stop, Stored, segment_file_name};
+use crate::segment::{ReadAhead, Scan, Segment, Stop, segment_file_name};
 use crate::stats::CompactionReport;
 
-/// Bytes of records read, sorted out and written between two looks at the world. Short where there is a limit, so that
-/// the commit task finds neither processor nor disk taken for long; longer where there is none, for more look-ups at once.
+/// Bytes of records that are read and written between two checks of the gate and the rate. Small under a rate limit, so
+/// that the commit task does not wait long for the processor or the disk.
 const STEP_BYTES: u64 = 128 << 10;
+
+/// The same without a rate limit. Large, so that more look-ups are done at once.
 const STEP_BYTES_UNLIMITED: u64 = 1 << 20;
 
-/// Reads in flight beyond the step at hand.
+/// Reads in flight beyond the current step.
 const READS_AHEAD: usize = 2;
 
-/// Bytes of a large value copied at a time.
+/// Bytes of a large value that are copied at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Whether the record may have to be kept. Of a put the keydir has the last word; a tombstone with a smaller sequence
-/// number than `tombstones_go_below` hides nothing outside the job.
-fn may_keep(record: &Stored<'_>, tombstones_go_below: u64) -> bool {
-    match record.header.kind {
-        RecordKind::Put => true,
-        RecordKind::Tombstone => {
-            record.header.seq >= tombstones_go_below && !seeded_bug::is(SeededBug::TombstoneDropped)
+/// What the copying of some inputs has produced, whether or not it reached its end.
+pub(super) struct CopyOutcome {
+    pub(super) finished: Vec<FinishedOutput>,
+    /// Ids of outputs that were begun and not finished.
+    pub(super) unfinished: Vec<u32>,
+    pub(super) report: CompactionReport,
+    pub(super) result: Result<(), JobError>,
+}
+
+impl CopyOutcome {
+    /// The outcome of an `error` before the first output.
+    pub(super) fn failed(error: JobError) -> Self {
+        Self { finished: Vec::new(), unfinished: Vec::new(), report: CompactionReport::default(), result: Err(error) }
+    }
+}
+
+/// Copies what must be kept of `inputs`.
+pub(super) async fn copy(context: &JobContext, inputs: impl Iterator<Item = &Input>, gate: &Gate) -> CopyOutcome {
+    let mut copier = Copier { context, open: None, finished: Vec::new(), report: CompactionReport::default() };
+    let mut result = Ok(());
+    for input in inputs {
+        result = copier.copy(input, gate).await;
+        if result.is_err() && !seeded_bug::is(SeededBug::InputErrorIsEnd) {
+            break;
         }
-        RecordKind::Batch => seeded_bug::is(SeededBug::BatchFrameCopied),
-        RecordKind::Watermark | RecordKind::Footer => false,
     }
-}
-
-/// Records of one step that are to be copied.
-#[derive(Default)]
-struct Step {
-    /// Whole records, or the beginning of a large one, one after the other.
-    bytes: BytesMut,
-    records: Vec<Copied>,
-    tombstones_dropped: u64,
-}
-
-struct Copied {
-    header: RecordHeader,
-    /// Where it begins in the step's bytes.
-    at: usize,
-    /// How many of these are its.
-    len: usize,
-    /// Where it begins in its segment, if it is so large that only its header and key are among the bytes.
-    large_at: Option<u64>,
-}
-
-impl Copied {
-    fn key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        let start = self.at + RECORD_HEADER_LEN;
-        bytes.get(start..start + usize::from(self.header.key_len)).unwrap_or_default()
+    if result.is_ok() || seeded_bug::is(SeededBug::InputErrorIsEnd) {
+        result = copier.finish_output().await;
     }
+    let Copier { finished, open, report, .. } = copier;
+    CopyOutcome { finished, unfinished: open.iter().map(Output::id).collect(), report, result }
 }
 
-impl Step {
-    fn take(&mut self, record: &Stored<'_>) {
-        let at = self.bytes.len();
-        let large_at = match record.bytes {
-            Some(bytes) => {
-                self.bytes.extend_from_slice(bytes);
-                None
-            }
-            None => {
-                self.bytes.extend_from_slice(&record.header.draft());
-                self.bytes.extend_from_slice(record.key);
-                Some(record.offset)
-            }
-        };
-        self.records.push(Copied { header: record.header, at, len: self.bytes.len() - at, large_at });
-    }
-
-    /// Drops the puts of `segment` that no key points at, and closes the gaps.
-    fn drop_dead(&mut self, compactor: &Compactor, segment: u32) {
-        let bytes = &self.bytes;
-        let puts = self.records.iter().filter(|record| record.header.kind == RecordKind::Put);
-        let puts: Vec<(&[u8], u64)> = puts.map(|record| (record.key(bytes), record.header.seq)).collect();
-        let mut alive = compactor.parts.keydir.are_newest(&puts, segment);
-        if seeded_bug::is(SeededBug::BusyKeySkipped) {
-            let is_busy = puts.iter().map(|(key, _)| compactor.parts.log.is_unresolved(key));
-            alive.iter_mut().zip(is_busy).for_each(|(alive, is_busy)| *alive &= !is_busy);
-        }
-        let mut alive = alive.into_iter();
-        let (bytes, mut end) = (&mut self.bytes, 0);
-        self.records.retain_mut(|record| {
-            let stays = record.header.kind != RecordKind::Put || alive.next().unwrap_or(true);
-            if stays {
-                if record.at > end {
-                    bytes.copy_within(record.at..record.at + record.len, end);
-                    record.at = end;
-                }
-                end += record.len;
-            }
-            stays
-        });
-        self.bytes.truncate(end);
-    }
+/// The copying on one thread. An output is filled from as many inputs as it takes.
+struct Copier<'a> {
+    context: &'a JobContext,
+    open: Option<Output>,
+    finished: Vec<FinishedOutput>,
+    report: CompactionReport,
 }
 
-/// One job's copying.
-pub(in crate::compaction) struct Rewrite<'a> {
-    pub(in crate::compaction) compactor: &'a Compactor,
-    terms: Terms,
-    pub(in crate::compaction) open: Option<Output>,
-    pub(in crate::compaction) finished: Vec<Finished>,
-    pub(in crate::compaction) report: CompactionReport,
-}
-
-impl<'a> Rewrite<'a> {
-    pub(in crate::compaction) fn new(compactor: &'a Compactor, terms: Terms) -> Self {
-        Self { compactor, terms, open: None, finished: Vec::new(), report: CompactionReport::default() }
-    }
-
-    /// Copies what `input` has to keep.
-    pub(in crate::compaction) async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
+impl Copier<'_> {
+    async fn copy(&mut self, input: &Input, gate: &Gate) -> Result<(), JobError> {
         let segment = &*input.segment;
-        let fail = |operation: &str, error| JobError::reading(self.compactor, operation, error, segment);
-        let file = self.compactor.parts.segments.open_apart(segment).map_err(|error| fail("open a segment", error))?;
+        let fail = |operation: &str, error| JobError::reading(self.context.path(), operation, error, segment);
+        let file = self.context.parts.segments.open_apart(segment).map_err(|error| fail("open a segment", error))?;
         let header = util::read_exact(&*file, 0, SEGMENT_HEADER_LEN).await;
         let header = header.map_err(|error| fail("read a segment", error))?;
         let ahead = ReadAhead::Once(READS_AHEAD);
@@ -155,7 +95,7 @@ impl<'a> Rewrite<'a> {
         }
     }
 
-    /// All of it is read and verified, whatever it holds.
+    /// Reads and verifies all of `segment`.
     async fn copy_whole(
         &mut self,
         mut scan: Scan,
@@ -166,23 +106,17 @@ impl<'a> Rewrite<'a> {
         let mut is_over = false;
         while !is_over {
             gate.pass().await?;
-            let (mut step, before) = (Step::default(), scan.bytes_read());
-            let tombstones_go_below = self.terms.tombstones_go_below;
-            let ran = scan.run_raw(self.step_bytes(), |record| {
-                if may_keep(&record, tombstones_go_below) {
-                    step.take(&record);
-                } else if record.header.kind == RecordKind::Tombstone {
-                    step.tombstones_dropped += 1;
-                }
-            });
-            is_over = self.as_read(ran.await, segment)?;
-            step.drop_dead(self.compactor, segment.id);
+            let (mut step, before) = (CopyStep::default(), scan.bytes_read());
+            let removable_below = self.context.tombstones_removable_below;
+            let ran = scan.run_raw(self.step_bytes(), |record| step.add_if_kept(&record, removable_below));
+            is_over = self.check_read(ran.await, segment)?;
+            step.drop_dead(&self.context.parts, segment.id);
             self.end_step(step, scan.bytes_read() - before, file, segment, gate).await?;
         }
         Ok(())
     }
 
-    /// Of what is `live` every record is read and verified; all else is read over, or left out where that is much.
+    /// Reads and verifies the `live` records. Short gaps between them are read as well, long ones are skipped.
     async fn copy_live(
         &mut self,
         live: &[Live],
@@ -197,10 +131,10 @@ impl<'a> Rewrite<'a> {
             let mut records = run.iter().peekable();
             while let Some(next) = records.peek() {
                 gate.pass().await?;
-                let (mut step, before) = (Step::default(), scan.bytes_read());
+                let (mut step, before) = (CopyStep::default(), scan.bytes_read());
                 let step_end = next.location.offset().saturating_add(self.step_bytes());
                 while let Some(live) = records.next_if(|live| live.location.offset() < step_end) {
-                    self.take_live(live, &mut scan, &mut step, segment).await?;
+                    self.add_live(live, &mut scan, &mut step, segment).await?;
                 }
                 self.end_step(step, scan.bytes_read() - before, file, segment, gate).await?;
             }
@@ -208,89 +142,89 @@ impl<'a> Rewrite<'a> {
         Ok(())
     }
 
-    /// Reads one record that a key points at.
-    async fn take_live(
+    /// Reads one record that a key points at, and adds it to `step`.
+    async fn add_live(
         &self,
         live: &Live,
         scan: &mut Scan,
-        step: &mut Step,
+        step: &mut CopyStep,
         segment: &Segment,
     ) -> Result<(), JobError> {
-        let record = self.as_read(scan.read_at(live.location.offset()).await, segment)?;
-        if !sparse::is_meant(live, &record.header) {
+        let record = self.check_read(scan.read_at(live.location.offset()).await, segment)?;
+        if !sparse::is_record_of(live, &record.header) {
             return Err(JobError::damaged(segment, record.offset, "not the record that a key points at"));
         }
-        if !seeded_bug::is(SeededBug::BusyKeySkipped) || !self.compactor.parts.log.is_unresolved(record.key) {
-            step.take(&record);
+        if !seeded_bug::is(SeededBug::BusyKeySkipped) || !self.context.parts.log.is_unresolved(record.key) {
+            step.add(&record);
         }
         Ok(())
     }
 
     fn step_bytes(&self) -> u64 {
-        if self.compactor.is_unlimited() { STEP_BYTES_UNLIMITED } else { STEP_BYTES }
+        if self.context.throttle.is_unlimited() { STEP_BYTES_UNLIMITED } else { STEP_BYTES }
     }
 
-    /// What a scan has read of `segment`, or what that means for the job.
-    fn as_read<T>(&self, read: io::Result<Result<T, Stop>>, segment: &Segment) -> Result<T, JobError> {
+    /// What a scan has read of `segment`. An error of the file and a damaged record are errors of the job.
+    fn check_read<T>(&self, read: io::Result<Result<T, Stop>>, segment: &Segment) -> Result<T, JobError> {
         match read {
             Ok(Ok(read)) => Ok(read),
             Ok(Err(stop)) => Err(JobError::damaged(segment, stop.offset, &stop.error.to_string())),
-            Err(error) => Err(JobError::reading(self.compactor, "read a segment", error, segment)),
+            Err(error) => Err(JobError::reading(self.context.path(), "read a segment", error, segment)),
         }
     }
 
-    /// Writes what a step keeps, of so many bytes that were read for it, and waits as long as it must.
+    /// Writes the records of a step, for which `bytes_read` were read, and keeps to the rate.
     async fn end_step(
         &mut self,
-        step: Step,
-        read: u64,
+        step: CopyStep,
+        bytes_read: u64,
         file: &dyn File,
         segment: &Segment,
         gate: &Gate,
     ) -> Result<(), JobError> {
-        self.report.bytes_read += read;
+        self.report.bytes_read += bytes_read;
         self.report.tombstones_dropped += step.tombstones_dropped;
-        let written = self.write_step(step, file, segment, gate).await?;
-        self.compactor.pace(read + written, gate).await
+        let bytes_written = self.write_step(step, file, segment, gate).await?;
+        self.context.throttle.pause_after(bytes_read + bytes_written, gate).await
     }
 
-    /// Gives the records of a step their places and writes them; returns how many bytes that were, but for those that
-    /// were waited for already.
+    /// Assigns offsets to the records of a step and writes them. Returns the bytes written, without those of large
+    /// values: [`copy_large`](Self::copy_large) has paused for them.
     async fn write_step(
         &mut self,
-        step: Step,
+        step: CopyStep,
         file: &dyn File,
         segment: &Segment,
         gate: &Gate,
     ) -> Result<u64, JobError> {
-        let Step { mut bytes, records, .. } = step;
-        let (before, mut waited_for) = (self.report.bytes_written, 0);
-        // What was written of the step's bytes has left them, so places in them count from here.
-        let mut gone = 0;
-        for Copied { header, at, len, large_at } in records {
-            let is_full = |open: &Output| !open.has_room(header.record_len(), self.compactor.settings.segment_bytes);
+        let CopyStep { mut bytes, records, .. } = step;
+        let (before, mut paused_for) = (self.report.bytes_written, 0);
+        // Bytes of the step that are written are split off `bytes`, so offsets in it count from here.
+        let mut split_off = 0;
+        for CopiedRecord { header, at, len, large_at } in records {
+            let is_full = |open: &Output| !open.has_room(header.record_len(), self.context.segment_bytes);
             if self.open.as_ref().is_none_or(is_full) {
-                self.write(bytes.split_to(at - gone)).await?;
-                gone = at;
+                self.write(bytes.split_to(at - split_off)).await?;
+                split_off = at;
                 self.finish_output().await?;
                 self.start_output().await?;
             }
             let end = at + len;
             let Some(open) = &mut self.open else { continue };
             let key = RECORD_HEADER_LEN..RECORD_HEADER_LEN + usize::from(header.key_len);
-            open.place(&header, bytes.get_mut(at - gone..end - gone).unwrap_or_default(), key);
+            open.place(&header, bytes.get_mut(at - split_off..end - split_off).unwrap_or_default(), key);
             self.report.records_copied += 1;
             if let Some(offset) = large_at {
-                self.write(bytes.split_to(end - gone)).await?;
-                gone = end;
-                waited_for += self.copy_large(file, &header, offset, segment, gate).await?;
+                self.write(bytes.split_to(end - split_off)).await?;
+                split_off = end;
+                paused_for += self.copy_large(file, &header, offset, segment, gate).await?;
             }
         }
         self.write(bytes).await?;
-        Ok(self.report.bytes_written - before - waited_for)
+        Ok(self.report.bytes_written - before - paused_for)
     }
 
-    /// Writes what was placed in the open output.
+    /// Writes the next placed bytes to the open output.
     async fn write(&mut self, bytes: BytesMut) -> Result<(), JobError> {
         let Some(open) = &mut self.open else { return Ok(()) };
         if bytes.is_empty() {
@@ -298,13 +232,13 @@ impl<'a> Rewrite<'a> {
         }
         let (id, len) = (open.id(), bytes.len() as u64);
         let written = open.write(bytes.freeze()).await;
-        written.map_err(|error| JobError::writing(self.compactor, error, id))?;
+        written.map_err(|error| JobError::writing(self.context.path(), error, id))?;
         self.report.bytes_written += len;
         Ok(())
     }
 
-    /// Copies the value of a record whose header and key are written, and verifies it once more on the way; returns its
-    /// bytes, for which it has waited.
+    /// Copies the value of a record whose header and key are written, piece by piece, and verifies it again on the way.
+    /// Returns the bytes of the value, for which it has paused.
     async fn copy_large(
         &mut self,
         file: &dyn File,
@@ -315,7 +249,7 @@ impl<'a> Rewrite<'a> {
     ) -> Result<u64, JobError> {
         let head = RECORD_HEADER_LEN as u64 + u64::from(header.key_len);
         let key = util::read_exact(file, offset + RECORD_HEADER_LEN as u64, usize::from(header.key_len)).await;
-        let key = key.map_err(|error| JobError::reading(self.compactor, "read a segment", error, segment))?;
+        let key = key.map_err(|error| JobError::reading(self.context.path(), "read a segment", error, segment))?;
         let mut payload = PayloadCrc::new();
         payload.update(&key);
         let (mut position, end) = (offset + head, offset + header.record_len());
@@ -324,13 +258,14 @@ impl<'a> Rewrite<'a> {
             gate.pass().await?;
             let len = to_usize((end - position).min(PIECE_BYTES));
             let piece = util::read_exact(file, position, len).await;
-            let piece = piece.map_err(|error| JobError::reading(self.compactor, "read a segment", error, segment))?;
+            let piece =
+                piece.map_err(|error| JobError::reading(self.context.path(), "read a segment", error, segment))?;
             let value_len = to_usize(value_end.saturating_sub(position)).min(len);
             payload.update(piece.get(..value_len).unwrap_or_default());
             self.report.bytes_read += len as u64;
             self.write(BytesMut::from(Bytes::from(piece))).await?;
             position += len as u64;
-            self.compactor.pace(2 * len as u64, gate).await?;
+            self.context.throttle.pause_after(2 * len as u64, gate).await?;
         }
         if payload.finish() != header.payload_crc {
             return Err(JobError::damaged(segment, offset, "bad payload checksum"));
@@ -339,31 +274,30 @@ impl<'a> Rewrite<'a> {
     }
 
     async fn start_output(&mut self) -> Result<(), JobError> {
-        let compactor = self.compactor;
-        let salt = compactor.parts.io.random_u64();
-        let salt = salt.map_err(|error| JobError::Failed(compactor.error("draw a random number", error)))?;
-        let id = compactor.spend_id().await?;
-        let identity = Identity { store_id: compactor.parts.store_id, id, salt, first_seq: self.terms.first_seq };
-        match Output::create(&*compactor.parts.segments.dir, identity).await {
+        let (context, parts) = (self.context, &self.context.parts);
+        let salt = parts.io.random_u64().map_err(|error| context.io_error("draw a random number", error))?;
+        let id = context.allocate_segment_id().await?;
+        let identity = OutputIdentity { store_id: parts.store_id, id, salt, first_seq: context.first_seq };
+        match Output::create(&*parts.segments.dir, identity).await {
             Ok(output) => {
                 self.open = Some(output);
                 self.report.bytes_written += SEGMENT_HEADER_LEN as u64;
                 Ok(())
             }
             Err(error) => {
-                let _ = compactor.parts.segments.dir.unlink(&segment_file_name(id));
-                Err(JobError::writing(compactor, error, id))
+                let _ = parts.segments.dir.unlink(&segment_file_name(id));
+                Err(JobError::writing(context.path(), error, id))
             }
         }
     }
 
-    /// Completes the open output, if there is one.
-    pub(in crate::compaction) async fn finish_output(&mut self) -> Result<(), JobError> {
+    /// Seals the open output, if there is one.
+    async fn finish_output(&mut self) -> Result<(), JobError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let id = open.id();
-        let (compactor, has_space) = (self.compactor, self.compactor.parts.reserve.is_held());
-        let pauses = (!compactor.is_unlimited()).then_some(&*compactor.parts.io);
-        match open.finish(&*compactor.parts.segments.dir, has_space, pauses).await {
+        let (context, parts) = (self.context, &self.context.parts);
+        let pauses = (!context.throttle.is_unlimited()).then_some(&*parts.io);
+        match open.finish(&*parts.segments.dir, parts.reserve.is_held(), pauses).await {
             Ok(finished) => {
                 self.report.segments_written += 1;
                 self.report.bytes_written += FOOTER_LEN as u64;
@@ -371,8 +305,8 @@ impl<'a> Rewrite<'a> {
                 Ok(())
             }
             Err(error) => {
-                let _ = self.compactor.parts.segments.dir.unlink(&segment_file_name(id));
-                Err(JobError::writing(self.compactor, error, id))
+                let _ = parts.segments.dir.unlink(&segment_file_name(id));
+                Err(JobError::writing(context.path(), error, id))
             }
         }
     }
@@ -386,10 +320,10 @@ mod tests {
     use crate::io::sim::{SimConfig, SimWorld};
     use crate::{Compaction, Store};
 
-    /// Values that do not fit the window are read beside it: a rate that did not know of them would be none. Of the first
-    /// segment more than half is alive, of the second less.
+    /// Large values are read outside the scan's window, and must count for the rate all the same. The first store's segment
+    /// is more than half live and read whole; the second's is sparse.
     #[test]
-    fn what_is_read_of_large_values_counts() {
+    fn reads_of_large_values_count_as_bytes_read() {
         const VALUE: usize = 3 << 20;
         for dead in [1, 3] {
             let world = SimWorld::new(SimConfig::default());
@@ -405,7 +339,7 @@ mod tests {
                 report
             });
             assert_eq!((report.segments_read, report.records_copied), (1, 1), "{report:?}");
-            assert!(report.bytes_read > 2 * VALUE as u64, "verified, and copied: {report:?}");
+            assert!(report.bytes_read > 2 * VALUE as u64, "each value is read to verify it and to copy it: {report:?}");
         }
     }
 }
