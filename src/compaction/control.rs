@@ -32,8 +32,8 @@ pub(crate) struct Control {
 
 #[derive(Default)]
 struct ControlState {
-    /// Ids of sealed segments that have no hint file yet. The queue holds ids, not handles: a handle would keep the file
-    /// of a segment that compaction has replaced in the meantime.
+    /// Ids of sealed segments that have no hint file yet. The queue holds ids, not handles: a handle would keep the
+    /// file of a segment that compaction has replaced in the meantime.
     sealed: VecDeque<u32>,
     requests: VecDeque<Arc<CompactionRequest>>,
     /// A compaction may have become due.
@@ -209,8 +209,8 @@ pub(crate) struct Gate {
     request: Option<Arc<CompactionRequest>>,
     /// Index of the waker of the thread that asks.
     waker: usize,
-    /// The job uses the released reserve. Until it ends, puts get no space and deletes get no more than they have, so it
-    /// runs without a rate limit, and stops instead of pausing.
+    /// The job uses the released reserve. Until it ends, puts get no space and deletes get no more than they have, so
+    /// it runs without a rate limit, and stops instead of pausing.
     uses_reserve: bool,
 }
 

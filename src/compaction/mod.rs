@@ -1,7 +1,7 @@
 //! Compaction: replaces sealed segments by new ones without the dead records.
 //!
-//! It runs on the maintenance task, concurrently with the commit task. It takes no lock for long that a reader or a writer
-//! waits for.
+//! It runs on the maintenance task, concurrently with the commit task. It takes no lock for long that a reader or a
+//! writer waits for.
 //!
 //! | file | job |
 //! |---|---|
@@ -17,16 +17,16 @@
 //! # The life of a job
 //!
 //! 1. The job fixes its `first_seq`. All writes with smaller sequence numbers are published by now.
-//! 2. It reads its inputs, verifies their live records and copies them to new segments. Each output is sealed, synced and
-//!    gets a hint file. The MANIFEST records the id of an output as used before the file exists. An input is read and verified
-//!    whole, unless it is less than half live and has no tombstones: then a scan of the keydir finds its live records, and the
-//!    others are not looked up.
+//! 2. It reads its inputs, verifies their live records and copies them to new segments. Each output is sealed, synced
+//!    and gets a hint file. The MANIFEST records the id of an output as used before the file exists. An input is read
+//!    and verified whole, unless it is less than half live and has no tombstones: then a scan of the keydir finds its
+//!    live records, and the others are not looked up.
 //! 3. It makes all writes accepted so far durable. A record that was not copied is dead because of a newer write. If a
 //!    power failure lost that write, the older record would be needed again.
-//! 4. It syncs the directory and replaces the MANIFEST by one that lists the outputs instead of the inputs. From here on, a
-//!    crash leaves the new segments.
-//! 5. It repoints the keys: each key that still points at the record that was copied now points at the copy (compare and
-//!    swap). A key that was written in the meantime stays as it is, and its copy is dead from the start.
+//! 4. It syncs the directory and replaces the MANIFEST by one that lists the outputs instead of the inputs. From here
+//!    on, a crash leaves the new segments.
+//! 5. It repoints the keys: each key that still points at the record that was copied now points at the copy (compare
+//!    and swap). A key that was written in the meantime stays as it is, and its copy is dead from the start.
 //! 6. It retires the inputs. Their files are removed when their last reader has finished.
 //!
 //! An error or a stop before step 4 removes the outputs and leaves the inputs.
@@ -40,8 +40,9 @@
 //! - In a segment that a compaction wrote, every put was the newest published record of its key at a time when every
 //!   write below `first_seq` had been published.
 //!
-//! The same rule holds for a tombstone that hides nothing because a newer put exists: that put may be removed before the
-//! older one. The files of the inputs are removed in an order in which no put outlives its tombstone (`segment/obsolete.rs`).
+//! The same rule holds for a tombstone that hides nothing because a newer put exists: that put may be removed before
+//! the older one. The files of the inputs are removed in an order in which no put outlives its tombstone
+//! (`segment/obsolete.rs`).
 //!
 //! No decision depends on a clock. This version writes no expiry times, and copies one that exists.
 
@@ -128,7 +129,8 @@ impl Compactor {
         let mut inputs = JobInputs { rewritten: self.segments(&picked.rewrite), unread: self.segments(&picked.unread) };
         inputs.rewritten.sort_by_key(|segment| (segment.first_seq, segment.id));
         self.throttle.begin_job(gate.is_requested());
-        // Before the first look-up: if a put is then the newest record of its key, no tombstone below this number hides it.
+        // Before the first look-up: a put that a look-up finds to be the newest of its key is hidden by no tombstone
+        // below this number.
         let first_seq = match seeded_bug::is(SeededBug::OutputTooYoung) {
             true => self.parts.log.next_seq(),
             false => self.parts.log.resolved_seq() + 1,

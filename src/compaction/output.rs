@@ -1,9 +1,9 @@
 //! A segment that a compaction writes: the records in the order in which they are placed, then a footer, a sync and a
 //! hint file.
 //!
-//! The segment is not part of the store until the MANIFEST lists it. Its id is allocated durably before the file exists,
-//! so the next open recognizes as a leftover whatever a crash leaves of the file. After an error the job removes the files
-//! and the inputs stay.
+//! The segment is not part of the store until the MANIFEST lists it. Its id is allocated durably before the file
+//! exists, so the next open recognizes as a leftover whatever a crash leaves of the file. After an error the job
+//! removes the files and the inputs stay.
 
 use std::io;
 use std::sync::Arc;
@@ -96,14 +96,14 @@ impl Output {
         self.identity.id
     }
 
-    /// Whether a record of `len` bytes fits into a segment of `segment_bytes`. The first record always fits, so a record
-    /// that is too large gets a segment of its own.
+    /// Whether a record of `len` bytes fits into a segment of `segment_bytes`. The first record always fits, so a
+    /// record that is too large gets a segment of its own.
     pub(super) fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
         self.records == 0 || self.end + len + FOOTER_LEN as u64 <= segment_bytes
     }
 
-    /// Assigns the next offset to a copied record and completes its header, which `bytes` begins with. The caller writes
-    /// the placed bytes in the order of placing.
+    /// Assigns the next offset to a copied record and completes its header, which `bytes` begins with. The caller
+    /// writes the placed bytes in the order of placing.
     pub(super) fn place(&mut self, header: &RecordHeader, bytes: &mut [u8], key: std::ops::Range<usize>) {
         let offset = self.end;
         if let Some(head) = bytes.get_mut(..RECORD_HEADER_LEN) {
@@ -134,8 +134,9 @@ impl Output {
         Ok(())
     }
 
-    /// Writes the footer, syncs, and writes the hint file if `with_hint_file`, which takes space. With `pauses`, the hint
-    /// file is written in small pieces so that it does not delay the commit task.
+    /// Writes the footer and syncs. Then writes the hint file if `with_hint_file`; callers leave it out on a full disk.
+    /// With `pauses`, it is written in small pieces with pauses between them, so that it does not delay the commit
+    /// task.
     pub(super) async fn finish(
         mut self,
         dir: &dyn Dir,

@@ -1,11 +1,12 @@
-//! How fast a compaction may read and write: a limit in bytes a second that adapts to the foreground and to the backlog.
+//! How fast a compaction may read and write: a limit in bytes a second that adapts to the foreground and to the
+//! backlog.
 //!
 //! *The foreground suffers* when a sync of the commit task takes clearly longer than before the compaction began. The
 //! rate then falls in steps, down to a sixteenth of the limit, and rises again in smaller steps.
 //!
 //! *The backlog grows* when the dead fraction rises above the trigger: writers are faster than the compaction. Over the
-//! first half of the way from the trigger to 100 % the rate rises, up to four times the limit. In the second half there is
-//! no limit, because a full disk would hurt the foreground more. (A job that a caller asked for keeps to the limit.)
+//! first half of the way from the trigger to 100 % the rate rises, up to four times the limit. In the second half there
+//! is no limit, because a full disk would hurt the foreground more. (A job that a caller asked for keeps to the limit.)
 //!
 //! The types here compute; they read no clock and do not sleep. [`throttle`](super::throttle) does both.
 

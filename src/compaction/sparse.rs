@@ -1,9 +1,9 @@
 //! Sparse inputs: segments with few live records, of which only those are read.
 //!
 //! A dead record costs a job nearly as much as a live one: its checksum, its hash, and a look-up that misses the CPU
-//! cache. Where most records are dead, it is cheaper to ask the keydir the other way round: one scan over all keys finds
-//! the live records of these inputs, and only those are read, verified and copied. The scan visits the entries in the
-//! order of memory, so that a key costs it a tenth of a look-up or less. It is made where that pays
+//! cache. Where most records are dead, it is cheaper to ask the keydir the other way round: one scan over all keys
+//! finds the live records of these inputs, and only those are read, verified and copied. The scan visits the entries in
+//! the order of memory, so that a key costs it a tenth of a look-up or less. It is made where that pays
 //! (docs/experiments/2026-11-28-sparse-inputs.md).
 //!
 //! # Why no live record is missed
@@ -20,13 +20,13 @@
 //! - The scan sees every entry that exists from its start to its end, although it releases the shard locks in between
 //!   (`keydir/arena.rs`).
 //!
-//! The look-ups of an input that is read whole rely on the same argument. Both may be out of date at once: a key that is
-//! overwritten after the scan leaves a copy that is dead from the start.
+//! The look-ups of an input that is read whole rely on the same argument. Both results may be outdated immediately: a
+//! key that is overwritten after the scan leaves a copy that is dead from the start.
 //!
 //! # What is not read
 //!
-//! An input with tombstones is read whole, because the keydir has none of them. Damage in a dead record of a sparse input is
-//! not found. It does no harm, because the record is removed with its segment.
+//! An input with tombstones is read whole, because the keydir has none of them. Damage in a dead record of a sparse
+//! input is not found. It does no harm, because the record is removed with its segment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -137,8 +137,8 @@ mod tests {
         vec![key + 1; len]
     }
 
-    /// A closed store with one segment: a long value for each of sixty keys, then for all keys except `kept` a short value,
-    /// or a delete if the key is in `deleted`.
+    /// A closed store with one segment: a long value for each of sixty keys, then for all keys except `kept` a short
+    /// value, or a delete if the key is in `deleted`.
     fn filled(kept: &[u8], deleted: &[u8]) -> (SimWorld, BTreeMap<u8, Vec<u8>>) {
         let world = SimWorld::new(SimConfig::default());
         let mut model = BTreeMap::new();

@@ -1,16 +1,16 @@
 //! The maintenance task: all work on sealed segments, on a thread of its own, so that no writer waits for it.
 //!
 //! In the order of urgency, it serves the compactions that callers request, removes the files of obsolete segments,
-//! compacts when the picker says so, and writes hint files. It does one thing at a time. A compaction job runs to its end
-//! before the next thing, unless it is told to stop.
+//! compacts when the picker says so, and writes hint files. It does one thing at a time. A compaction job runs to its
+//! end before the next thing, unless it is told to stop.
 //!
-//! Callers and the commit task reach it through [`Control`]. A failure of this task fails no write:
+//! Callers and the commit task reach it through [`Control`]. A failure of its work fails no write:
 //!
 //! - Without a hint file the next open is slower.
 //! - A failed compaction job is tried again later, at growing intervals. A caller that requested it gets the error.
 //! - A file that could not be removed is tried again, and the next open removes what is left.
 //!
-//! Only a failed replacement of the MANIFEST poisons the store.
+//! The store is poisoned only if it is unknown whether the MANIFEST was replaced, or if this task panics.
 
 use std::future::poll_fn;
 use std::io;
@@ -196,8 +196,8 @@ impl Maintainer {
         }
     }
 
-    /// For a full disk: releases the reserve for one job that fits into it and frees more than it writes. Returns whether
-    /// the job succeeded.
+    /// For a full disk: releases the reserve for one job that fits into it and frees more than it writes. Returns
+    /// whether the job succeeded.
     async fn compact_on_the_reserve(&mut self, gate: &Gate) -> bool {
         let bytes = self.compactor.parts.reserve.held_bytes();
         // Half of it: the MANIFEST, the footer and concurrent deletes need space too.

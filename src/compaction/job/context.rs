@@ -32,7 +32,8 @@ impl JobContext {
         JobError::Failed(io_error(self.path(), operation, error))
     }
 
-    /// Allocates a segment id, durably: after a crash, a file with this id that the MANIFEST does not list is a leftover.
+    /// Allocates a segment id, durably: after a crash, a file with this id that the MANIFEST does not list is a
+    /// leftover.
     pub(super) async fn allocate_segment_id(&self) -> Result<u32, JobError> {
         let mut manifest = self.parts.manifest.lock().await;
         let id = manifest.take_segment_id();

@@ -4,8 +4,8 @@
 //! Of a sparse input ([`sparse`]) the live records are known beforehand, and the others are not verified. An input that
 //! is read whole is decided record by record ([`step`](super::step)).
 //!
-//! Copies keep their sequence numbers, expiry times and payload checksums. The checksums are verified before the copy and
-//! never computed again, so a payload that is damaged on the way to the output fails its check in every later read.
+//! Copies keep their sequence numbers, expiry times and payload checksums. The checksums are verified before the copy
+//! and never computed again, so a payload that is damaged on the way to the output fails its check in every later read.
 
 use std::io;
 use std::sync::Arc;
@@ -320,8 +320,8 @@ mod tests {
     use crate::io::sim::{SimConfig, SimWorld};
     use crate::{Compaction, Store};
 
-    /// Large values are read outside the scan's window, and must count for the rate all the same. The first store's segment
-    /// is more than half live and read whole; the second's is sparse.
+    /// Large values are read outside the scan's window, and must count for the rate all the same. The first store's
+    /// segment is more than half live and read whole; the second's is sparse.
     #[test]
     fn reads_of_large_values_count_as_bytes_read() {
         const VALUE: usize = 3 << 20;

@@ -44,8 +44,8 @@ impl CopiedRecord {
 
 impl CopyStep {
     /// Adds `record`, unless its kind alone says that it is dropped. A put may still turn out to be dead
-    /// ([`drop_dead`](Self::drop_dead)). Tombstones with sequence numbers below `tombstones_removable_below` hide nothing
-    /// outside the job.
+    /// ([`drop_dead`](Self::drop_dead)). Tombstones with sequence numbers below `tombstones_removable_below` hide
+    /// nothing outside the job.
     pub(super) fn add_if_kept(&mut self, record: &Stored<'_>, tombstones_removable_below: u64) {
         let is_kept = match record.header.kind {
             RecordKind::Put => true,

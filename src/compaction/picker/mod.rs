@@ -4,8 +4,8 @@
 //! - The **threshold** says *what*: which fraction of a segment a rewrite must free.
 //! - The **budget** says *how much*: how many bytes of segments one job takes.
 //!
-//! Not all dead bytes can be freed. A tombstone must stay while a segment outside the job may hold a record that it hides,
-//! so its bytes count as dead, but as reclaimable only where it can be dropped.
+//! Not all dead bytes can be freed. A tombstone must stay while a segment outside the job may hold a record that it
+//! hides, so its bytes count as dead, but as reclaimable only where it can be dropped.
 //!
 //! # Why compaction ends and does not repeat work
 //!
@@ -13,11 +13,11 @@
 //!
 //! - A rewrite frees at least the threshold.
 //! - It is small, and several small segments become one.
-//! - Its age keeps tombstones that are worth removing from being dropped. The segment that replaces it is younger than all
-//!   of these tombstones, and is not picked for them again.
+//! - It is so old that tombstones must stay because of it, and those are worth removing. The segment that replaces it
+//!   is younger than all of these tombstones, and is not picked for them again.
 //!
-//! While the dead fraction is at the trigger and no tombstone is kept, the segment with the largest dead fraction has at
-//! least the average, which is the trigger or more. The threshold is no larger than the trigger, so that segment is
+//! While the dead fraction is at the trigger and no tombstone is kept, the segment with the largest dead fraction has
+//! at least the average, which is the trigger or more. The threshold is no larger than the trigger, so that segment is
 //! picked.
 
 use std::collections::BTreeSet;
@@ -210,8 +210,8 @@ pub(crate) fn pick(view: &SegmentsView, policy: &Policy) -> PickedSegments {
     PickedSegments { unread, rewrite }
 }
 
-/// The jobs, in their order, for a caller's request to compact the `named` segments, or all. Segments of which a rewrite
-/// frees almost nothing are skipped unless they are named.
+/// The jobs, in their order, for a caller's request to compact the `named` segments, or all. Segments of which a
+/// rewrite frees almost nothing are skipped unless they are named.
 pub(crate) fn pick_requested(view: &SegmentsView, named: Option<&[u32]>, policy: &Policy) -> Vec<PickedSegments> {
     let unread = view.unread(named);
     let rest = view.without(&unread);
@@ -237,8 +237,8 @@ pub(crate) fn pick_requested(view: &SegmentsView, named: Option<&[u32]>, policy:
     picks
 }
 
-/// All segments of which a rewrite frees something, all small ones if there are several, and all whose age keeps tombstones
-/// that are worth removing from being dropped.
+/// All segments of which a rewrite frees something, all small ones if there are several, and all so old that tombstones
+/// must stay because of them, if those are worth removing.
 fn all_worth_rewriting<'a>(view: &'a SegmentsView, policy: &Policy) -> Vec<&'a Candidate> {
     let small_count = view.candidates.iter().filter(|candidate| candidate.is_small(policy.segment_bytes)).count();
     let is_worth_it = |candidate: &Candidate| {
@@ -296,7 +296,7 @@ fn most_reclaimable(view: &SegmentsView, policy: &Policy) -> Vec<u32> {
     taken
 }
 
-/// The oldest segments, if their age keeps tombstones from being dropped.
+/// The oldest segments, if tombstones must stay because of their age.
 fn oldest_that_keep_tombstones(view: &SegmentsView, policy: &Policy) -> Vec<u32> {
     // Rewriting candidates does not help tombstones that another segment keeps.
     let others_first_seq = view.others_first_seq.unwrap_or(u64::MAX);
