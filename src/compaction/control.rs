@@ -1,11 +1,12 @@
 //! What callers and the commit task tell the maintenance task, and what a compaction job asks between its steps.
 //!
-//! A mutex that is held for a few instructions, never across an await.
+//! [`Control`] holds a mutex for a few instructions at a time, never across an `await`. Every change wakes the
+//! maintenance task. A job asks through its [`Gate`] whether it must pause or stop.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::error::JobError;
@@ -17,40 +18,62 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::promise::Promise;
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
-/// Who is woken: the task, and the second thread that a job may have.
-pub(crate) const MAINTENANCE: usize = 0;
+/// Index of the maintenance task's waker.
+const MAINTENANCE: usize = 0;
+/// Index of the waker of a job's second thread.
 const HELPER: usize = 1;
 
 /// What callers and the commit task tell the maintenance task.
 #[derive(Default)]
 pub(crate) struct Control {
     state: Mutex<ControlState>,
-    pub(crate) wakers: [AtomicWaker; 2],
+    wakers: [AtomicWaker; 2],
 }
 
 #[derive(Default)]
-pub(crate) struct ControlState {
-    /// By number: a segment that waits here for its hint may be compacted away, and its file shall go then.
-    pub(crate) sealed: VecDeque<u32>,
-    pub(crate) requests: VecDeque<Arc<CompactionRequest>>,
-    /// Something has happened that may have made a compaction due.
-    pub(crate) look: bool,
-    pub(crate) paused: bool,
-    /// The store is being closed: no compaction, but what was sealed gets its hints.
-    pub(crate) closing: bool,
-    /// Why, if not because the store is being closed.
-    pub(crate) failure: Option<Error>,
-    /// Nothing more will be sealed.
-    pub(crate) stop: bool,
+struct ControlState {
+    /// Ids of sealed segments that have no hint file yet. The queue holds ids, not handles: a handle would keep the
+    /// file of a segment that compaction has replaced in the meantime.
+    sealed: VecDeque<u32>,
+    requests: VecDeque<Arc<CompactionRequest>>,
+    /// A compaction may have become due.
+    check_due: bool,
+    paused: bool,
+    /// The store is closing: no compaction begins, but queued segments still get their hint files.
+    closing: bool,
+    /// Why compaction has ended, if not because of the close.
+    failure: Option<Error>,
+    /// No segment will be queued any more.
+    stop: bool,
 }
 
-/// A compaction that a caller waits for.
+/// A compaction that a caller asked for.
 pub(crate) struct CompactionRequest {
-    /// The segments named, or all.
+    /// The segments to compact; `None` for all.
     pub(crate) segments: Option<Vec<u32>>,
     pub(crate) answer: Promise<Result<CompactionReport>>,
-    /// The caller waits no longer.
+    /// The caller has dropped its future.
     abandoned: AtomicBool,
+}
+
+/// What [`Control::take_orders`] returns.
+pub(crate) struct Orders {
+    /// A compaction may have become due since the last call.
+    pub(crate) check_due: bool,
+    /// Compaction is neither paused nor ended.
+    pub(crate) may_compact: bool,
+    /// The oldest request; `None` while no compaction may begin.
+    pub(crate) request: Option<Arc<CompactionRequest>>,
+}
+
+/// What [`Control::take_sealed`] returns.
+pub(crate) enum SealedQueue {
+    /// This segment needs a hint file.
+    Segment(u32),
+    /// The queue is empty for now.
+    Empty,
+    /// The queue is empty for good: the task ends.
+    Ended,
 }
 
 fn closed() -> Error {
@@ -58,7 +81,7 @@ fn closed() -> Error {
 }
 
 impl Control {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, ControlState> {
+    fn lock(&self) -> MutexGuard<'_, ControlState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,25 +89,27 @@ impl Control {
         self.wakers.iter().for_each(AtomicWaker::wake);
     }
 
-    fn tell(&self, change: impl FnOnce(&mut ControlState)) {
+    fn change(&self, change: impl FnOnce(&mut ControlState)) {
         change(&mut self.lock());
         self.wake();
     }
 
-    /// Queues a segment that was sealed.
+    // ---- for callers and the commit task -------------------------------------------------------------------------
+
+    /// Queues a sealed segment for its hint file.
     pub(crate) fn push(&self, segment: &Segment) {
-        self.tell(|state| {
+        self.change(|state| {
             state.sealed.push_back(segment.id);
-            state.look = true;
+            state.check_due = true;
         });
     }
 
-    /// Says that a compaction may have become due.
-    pub(crate) fn look(&self) {
-        self.tell(|state| state.look = true);
+    /// Has the task check whether a compaction is due.
+    pub(crate) fn request_check(&self) {
+        self.change(|state| state.check_due = true);
     }
 
-    /// Asks for a compaction of the `segments`, or of all of them.
+    /// Requests a compaction of `segments`, or of all segments.
     pub(crate) fn request(&self, segments: Option<Vec<u32>>) -> Arc<CompactionRequest> {
         let request =
             Arc::new(CompactionRequest { segments, answer: Promise::new(), abandoned: AtomicBool::new(false) });
@@ -102,27 +127,27 @@ impl Control {
         request
     }
 
-    /// Nobody waits for `request` any more: it is not begun, or stopped.
+    /// The caller of `request` no longer waits: the compaction does not begin, or stops.
     pub(crate) fn abandon(&self, request: &Arc<CompactionRequest>) {
         request.abandoned.store(true, Ordering::Release);
-        self.tell(|state| state.requests.retain(|queued| !Arc::ptr_eq(queued, request)));
+        self.change(|state| state.requests.retain(|queued| !Arc::ptr_eq(queued, request)));
     }
 
-    /// Holds compaction where it is, or lets it go on.
+    /// Pauses or resumes compaction.
     pub(crate) fn pause(&self, paused: bool) {
-        self.tell(|state| (state.paused, state.look) = (paused, true));
+        self.change(|state| (state.paused, state.check_due) = (paused, true));
     }
 
     pub(crate) fn is_paused(&self) -> bool {
         self.lock().paused
     }
 
-    /// Stops compaction for good.
+    /// Ends compaction because the store is closing.
     pub(crate) fn close(&self) {
         self.end(None);
     }
 
-    /// The same, because of `error`.
+    /// Ends compaction because of `error`.
     pub(crate) fn fail(&self, error: Error) {
         self.end(Some(error));
     }
@@ -130,7 +155,7 @@ impl Control {
     fn end(&self, failure: Option<Error>) {
         let (unserved, error) = {
             let mut state = self.lock();
-            // A task that ends because of the close has not failed.
+            // A task that ends during the close has not failed.
             if !state.closing {
                 state.failure = failure;
             }
@@ -143,57 +168,89 @@ impl Control {
         self.wake();
     }
 
-    /// Ends the task when the queue is empty.
+    /// Ends the task once its queue is empty.
     pub(crate) fn stop(&self) {
         self.close();
-        self.tell(|state| state.stop = true);
+        self.change(|state| state.stop = true);
+    }
+
+    // ---- for the maintenance task --------------------------------------------------------------------------------
+
+    /// Registers the task's waker.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.wakers[MAINTENANCE].register(waker);
+    }
+
+    pub(crate) fn take_orders(&self) -> Orders {
+        let mut state = self.lock();
+        let may_compact = !state.closing && !state.paused;
+        let request = if may_compact { state.requests.pop_front() } else { None };
+        Orders { check_due: std::mem::take(&mut state.check_due), may_compact, request }
+    }
+
+    pub(crate) fn take_sealed(&self) -> SealedQueue {
+        let mut state = self.lock();
+        match state.sealed.pop_front() {
+            Some(id) => SealedQueue::Segment(id),
+            None if state.stop => SealedQueue::Ended,
+            None => SealedQueue::Empty,
+        }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().closing
     }
 }
 
 /// What a job asks between its steps.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    shared: Arc<Control>,
+    control: Arc<Control>,
     request: Option<Arc<CompactionRequest>>,
-    /// Which of the wakers is the asking thread's.
+    /// Index of the waker of the thread that asks.
     waker: usize,
-    /// Puts get no space and deletes no more than they have until it is over: it neither keeps to a rate nor waits.
-    pub(crate) lives_on_reserve: bool,
+    /// The job uses the released reserve. Until it ends, puts get no space and deletes get no more than they have, so
+    /// it runs without a rate limit, and stops instead of pausing.
+    uses_reserve: bool,
 }
 
 impl Gate {
-    pub(crate) fn new(shared: &Arc<Control>, request: Option<&Arc<CompactionRequest>>) -> Self {
-        let (shared, request) = (Arc::clone(shared), request.cloned());
-        Self { shared, request, waker: MAINTENANCE, lives_on_reserve: false }
+    pub(crate) fn new(control: &Arc<Control>, request: Option<&Arc<CompactionRequest>>) -> Self {
+        let (control, request) = (Arc::clone(control), request.cloned());
+        Self { control, request, waker: MAINTENANCE, uses_reserve: false }
     }
 
-    /// Whether a caller waits for the job.
-    pub(crate) fn is_asked_for(&self) -> bool {
-        self.request.is_some()
+    /// A gate for a job that uses the released reserve.
+    pub(crate) fn for_reserve(&self) -> Self {
+        Self { uses_reserve: true, ..self.clone() }
     }
 
-    /// The same for a job that lives on the reserve.
-    pub(crate) fn on_the_reserve(&self) -> Self {
-        Self { lives_on_reserve: true, ..self.clone() }
-    }
-
-    /// The same for the second thread of a job.
-    pub(crate) fn of_the_helper(&self) -> Self {
+    /// A gate for the second thread of a job.
+    pub(super) fn for_helper(&self) -> Self {
         Self { waker: HELPER, ..self.clone() }
     }
 
-    /// Ready when the job may go on, or must stop; not while compaction is paused.
-    pub(crate) async fn pass(&self) -> std::result::Result<(), JobError> {
+    /// Whether a caller asked for the job.
+    pub(super) fn is_requested(&self) -> bool {
+        self.request.is_some()
+    }
+
+    pub(super) fn uses_reserve(&self) -> bool {
+        self.uses_reserve
+    }
+
+    /// Waits while compaction is paused; an error if the job must stop.
+    pub(super) async fn pass(&self) -> std::result::Result<(), JobError> {
         poll_fn(|cx| match self.poll_stopped(cx) {
             Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
-            Poll::Pending if self.shared.is_paused() => Poll::Pending,
+            Poll::Pending if self.control.is_paused() => Poll::Pending,
             Poll::Pending => Poll::Ready(Ok(())),
         })
         .await
     }
 
-    /// Waits for so long, unless it must stop.
-    pub(crate) async fn sleep(&self, io: &dyn Io, duration: Duration) -> std::result::Result<(), JobError> {
+    /// Sleeps for `duration`; an error as soon as the job must stop.
+    pub(super) async fn sleep(&self, io: &dyn Io, duration: Duration) -> std::result::Result<(), JobError> {
         let mut timer = io.sleep(duration);
         poll_fn(|cx| match self.poll_stopped(cx) {
             Poll::Ready(stopped) => Poll::Ready(Err(stopped)),
@@ -203,10 +260,10 @@ impl Gate {
     }
 
     fn poll_stopped(&self, cx: &Context<'_>) -> Poll<JobError> {
-        self.shared.wakers[self.waker].register(cx.waker());
+        self.control.wakers[self.waker].register(cx.waker());
         let is_abandoned = self.request.as_ref().is_some_and(|request| request.abandoned.load(Ordering::Acquire));
-        let state = self.shared.lock();
-        let must_stop = is_abandoned || state.closing || (self.lives_on_reserve && state.paused);
+        let state = self.control.lock();
+        let must_stop = is_abandoned || state.closing || (self.uses_reserve && state.paused);
         if must_stop { Poll::Ready(JobError::Stopped) } else { Poll::Pending }
     }
 }

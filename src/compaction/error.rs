@@ -1,40 +1,48 @@
-//! How a compaction job ends, if not well.
+//! How a compaction job fails.
 
 use std::io;
+use std::path::Path;
 
-use super::Compactor;
 use crate::error::{Error, ErrorKind};
 use crate::segment::Segment;
 
-/// Why a job did not come to its end. The inputs stand, unless the store is poisoned.
+/// Why a job failed. Its inputs stay in the store; after [`Fatal`](Self::Fatal) the store is poisoned as well.
 #[derive(Debug)]
 pub(crate) enum JobError {
-    /// It was told to stop.
+    /// The job was told to stop.
     Stopped,
-    /// A segment is not as it was written. It is not picked again.
+    /// An input is damaged. The picker does not pick that segment again.
     Damaged(Error),
-    /// Anything else, a full disk among it: to be tried again later.
+    /// Any other failure, including a full disk. A later attempt may succeed.
     Failed(Error),
-    /// Nobody knows which list of segments a crash would find: the store must not go on.
+    /// It is unknown which list of segments a crash would leave in the MANIFEST, so the store must stop writing.
     Fatal(Error),
 }
 
 impl JobError {
+    /// Marks `segment` as damaged.
     pub(super) fn damaged(segment: &Segment, offset: u64, what: &str) -> Self {
         segment.set_damaged();
         let error = Error::new(ErrorKind::Corrupt, format!("compact: {what}"));
         Self::Damaged(error.at_segment(u64::from(segment.id)).at_offset(offset))
     }
 
-    pub(super) fn reading(compactor: &Compactor, operation: &str, error: io::Error, segment: &Segment) -> Self {
+    /// A read of `segment` failed. A file that is too short is damage; other read errors count against the segment.
+    pub(super) fn reading(store_path: &Path, operation: &str, error: io::Error, segment: &Segment) -> Self {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             return Self::damaged(segment, segment.data_end(), "the segment's file is shorter than it was");
         }
         segment.count_failed_read();
-        Self::Failed(compactor.error(operation, error).at_segment(u64::from(segment.id)))
+        Self::Failed(io_error(store_path, operation, error).at_segment(u64::from(segment.id)))
     }
 
-    pub(super) fn writing(compactor: &Compactor, error: io::Error, id: u32) -> Self {
-        Self::Failed(compactor.error("write a segment", error).at_segment(u64::from(id)))
+    /// A write to output `id` failed.
+    pub(super) fn writing(store_path: &Path, error: io::Error, id: u32) -> Self {
+        Self::Failed(io_error(store_path, "write a segment", error).at_segment(u64::from(id)))
     }
+}
+
+/// An I/O error of a job in the store at `store_path`.
+pub(super) fn io_error(store_path: &Path, operation: &str, error: io::Error) -> Error {
+    Error::io(format!("compact: {operation}"), error).with_path(store_path)
 }

@@ -1,8 +1,9 @@
-//! A segment that a compaction writes: records handed in, in their order, with their places decided here; then a
-//! footer, a sync and a hint file.
+//! A segment that a compaction writes: the records in the order in which they are placed, then a footer, a sync and a
+//! hint file.
 //!
-//! Nothing of it counts before the MANIFEST lists it. Until then its id is spent, so that whatever a crash leaves of
-//! the file is known for a leftover; and whatever fails, the files are removed and the inputs stand.
+//! The segment is not part of the store until the MANIFEST lists it. Its id is allocated durably before the file
+//! exists, so the next open recognizes as a leftover whatever a crash leaves of the file. After an error the job
+//! removes the files and the inputs stay.
 
 use std::io;
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::seeded_bug::{self, SeededBug};
 use crate::segment::hint_file::write_hint_file;
 use crate::segment::{Facts, segment_file_name};
 
-/// Bytes of output after which the kernel is asked to begin writing them to the disk, so that the sync at the end, and
-/// whoever syncs meanwhile, does not find all of them waiting.
+/// Start writeback after this many bytes of output. Otherwise the sync at the end, and syncs of the commit task in the
+/// meantime, would wait for all of them.
 const WRITEBACK_BYTES: u64 = 256 << 10;
 
-/// What a new segment is, before a byte of it is written.
+/// What identifies a new segment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Identity {
+pub(super) struct OutputIdentity {
     pub(super) store_id: [u8; 16],
     pub(super) id: u32,
     pub(super) salt: u64,
@@ -34,14 +35,14 @@ pub(super) struct Identity {
 
 /// The segment while it is being written.
 pub(super) struct Output {
-    identity: Identity,
+    identity: OutputIdentity,
     binding: Binding,
     file: Arc<dyn File>,
-    /// Where the next record goes.
+    /// Offset of the next record.
     end: u64,
-    /// Everything before this was handed to the kernel.
+    /// Everything before this offset is written.
     written: u64,
-    /// The kernel was asked to bring everything before this to the disk.
+    /// Writeback has started for everything before this offset.
     written_back: u64,
     crc: Hasher,
     records: u32,
@@ -51,22 +52,22 @@ pub(super) struct Output {
     hint: HintWriter,
 }
 
-/// The segment when it is whole and durable.
-pub(super) struct Finished {
-    pub(super) identity: Identity,
+/// The segment when it is complete and durable.
+pub(super) struct FinishedOutput {
+    pub(super) identity: OutputIdentity,
     pub(super) file: Arc<dyn File>,
     pub(super) len: u64,
     pub(super) facts: Facts,
-    /// Its keys, for the keydir.
+    /// The contents of the hint file, which repointing reads from memory.
     pub(super) hint: Vec<u8>,
-    /// Whether the hint file could be written; the next open can do without.
+    /// Whether the hint file was written. Without it the next open scans the segment.
     pub(super) has_hint_file: bool,
 }
 
 impl Output {
-    /// Creates the file, with its header.
-    pub(super) async fn create(dir: &dyn Dir, identity: Identity) -> io::Result<Self> {
-        let Identity { store_id, id, salt, first_seq } = identity;
+    /// Creates the file and writes its header.
+    pub(super) async fn create(dir: &dyn Dir, identity: OutputIdentity) -> io::Result<Self> {
+        let OutputIdentity { store_id, id, salt, first_seq } = identity;
         let header = SegmentHeader::new(store_id, u64::from(id), salt, first_seq).encode();
         let file = dir.open(&segment_file_name(id), OpenMode::CreateNew)?;
         util::write_all(&*file, vec![Bytes::copy_from_slice(&header)], 0).await?;
@@ -95,13 +96,14 @@ impl Output {
         self.identity.id
     }
 
-    /// Whether a record of `len` bytes fits a segment of `segment_bytes`. One that fits none gets its own.
+    /// Whether a record of `len` bytes fits into a segment of `segment_bytes`. The first record always fits, so a
+    /// record that is too large gets a segment of its own.
     pub(super) fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
         self.records == 0 || self.end + len + FOOTER_LEN as u64 <= segment_bytes
     }
 
-    /// Gives a copied record its place: completes its header, which `bytes` begins with. The caller writes what it has
-    /// placed, in this order.
+    /// Assigns the next offset to a copied record and completes its header, which `bytes` begins with. The caller
+    /// writes the placed bytes in the order of placing.
     pub(super) fn place(&mut self, header: &RecordHeader, bytes: &mut [u8], key: std::ops::Range<usize>) {
         let offset = self.end;
         if let Some(head) = bytes.get_mut(..RECORD_HEADER_LEN) {
@@ -119,7 +121,7 @@ impl Output {
         self.end += header.record_len();
     }
 
-    /// Writes the next bytes of what was placed.
+    /// Writes the next placed bytes.
     pub(super) async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         self.crc.update(&bytes);
         let (offset, len) = (self.written, bytes.len() as u64);
@@ -132,14 +134,16 @@ impl Output {
         Ok(())
     }
 
-    /// Seals the segment, durably, and writes its hint file if there is space to spare.
+    /// Writes the footer and syncs. Then writes the hint file if `with_hint_file`; callers leave it out on a full disk.
+    /// With `pauses`, it is written in small pieces with pauses between them, so that it does not delay the commit
+    /// task.
     pub(super) async fn finish(
         mut self,
         dir: &dyn Dir,
         with_hint_file: bool,
         pauses: Option<&dyn Io>,
-    ) -> io::Result<Finished> {
-        debug_assert_eq!(self.written, self.end, "what was placed was written");
+    ) -> io::Result<FinishedOutput> {
+        debug_assert_eq!(self.written, self.end, "all placed bytes are written");
         debug_assert!(self.end.is_multiple_of(ALIGN), "records are padded");
         let file_crc = self.crc.clone().finalize();
         let data_len = self.end;
@@ -148,13 +152,13 @@ impl Output {
         let footer = footer.encode(&self.binding, data_len, max_seq, record_count);
         self.write(Bytes::copy_from_slice(&footer)).await?;
         if !seeded_bug::is(SeededBug::OutputNotSynced) {
-            // A failed sync of a file that is then thrown away loses nothing of anybody's.
+            // The job removes this file if the sync fails, so a failed sync loses no data.
             self.file.sync(SyncKind::All).await?;
         }
         let hint = self.hint.finish_with(data_len, file_crc);
-        // Its names are made durable by the directory's sync in there, or by the one that comes before the list.
+        // The directory sync in `write_hint_file`, or the one before the MANIFEST changes, makes the names durable.
         let has_hint_file = with_hint_file && write_hint_file(dir, self.identity.id, &hint, pauses).await.is_ok();
-        Ok(Finished {
+        Ok(FinishedOutput {
             identity: self.identity,
             file: self.file,
             len: self.written,

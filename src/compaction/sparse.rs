@@ -1,69 +1,66 @@
-//! Inputs of which little is alive: what is alive is known before they are read, and nothing else is looked at.
+//! Sparse inputs: segments with few live records, of which only those are read.
 //!
-//! A dead record costs a job nearly as much as one that is alive: its checksum, its hash, a look-up that misses the cache.
-//! Where most are dead the keydir is asked the other way round: one walk over all of it tells what lives in these inputs,
-//! and that alone is read, verified and copied. The walk takes the entries in the order in which they lie in memory, so a
-//! key costs it a tenth of what a look-up costs, or less; it is made where that pays.
+//! A dead record costs a job nearly as much as a live one: its checksum, its hash, and a look-up that misses the CPU
+//! cache. Where most records are dead, it is cheaper to ask the keydir the other way round: one scan over all keys
+//! finds the live records of these inputs, and only those are read, verified and copied. The scan visits the entries in
+//! the order of memory, so that a key costs it a tenth of a look-up or less. It is made where that pays
+//! (docs/experiments/2026-11-28-sparse-inputs.md).
 //!
-//! # Why nothing that is alive is missed
+//! # Why no live record is missed
 //!
-//! What the walk does not find must be dead, and stay so:
+//! A record that the scan does not find is dead and stays dead:
 //!
-//! - Every record of an input was published before the input was a segment that can be picked. The commit task seals a
-//!   segment only when all of it was written, synced and resolved (`Committer::seal`; `resolve` publishes what was not
-//!   published before), and what a failed write has left behind was cut off; recovery publishes what it finds before the
-//!   tasks begin; and one job runs at a time, so the keys have been moved to the outputs of all earlier ones.
-//! - A key that points elsewhere never comes back to an input: recency is decided by sequence number, and only a job's
-//!   end moves keys to records that are older. One that was removed comes again with a new record, in another segment.
-//! - The walk sees every entry that is there all the time, although locks are let go of in the middle of it
-//!   ([`LiveScan`](crate::keydir::LiveScan), and the head of `keydir/arena.rs`).
+//! - Every record of an input was published before the segment could be picked. The commit task seals a segment only
+//!   after all of its records are written, synced and resolved, and cuts off what a failed write left behind. Recovery
+//!   publishes what it finds before the tasks start. One job runs at a time, so all keys have been repointed to the
+//!   outputs of earlier jobs.
+//! - A key that points elsewhere never points at an input again. The newest sequence number wins, and only repointing
+//!   changes a key to a copy of the same record, in an output. A key that was removed and is written again has its
+//!   record in another segment.
+//! - The scan sees every entry that exists from its start to its end, although it releases the shard locks in between
+//!   (`keydir/arena.rs`).
 //!
-//! This is what the look-ups of a whole input rely on too, and as with them the outcome may be late: a key that is
-//! overwritten after the walk leaves a copy that is dead from the start.
+//! The look-ups of an input that is read whole rely on the same argument. Both results may be outdated immediately: a
+//! key that is overwritten after the scan leaves a copy that is dead from the start.
 //!
 //! # What is not read
 //!
-//! An input with tombstones is read whole: they are in no keydir. Of a sparse one, damage in a dead record is not found,
-//! and hurts nobody: it goes with its segment.
+//! An input with tombstones is read whole, because the keydir has none of them. Damage in a dead record of a sparse
+//! input is not found. It does no harm, because the record is removed with its segment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Compactor;
 use super::control::Gate;
 use super::error::JobError;
+use crate::commit::Parts;
 use crate::format::{RecordHeader, RecordKind};
 use crate::keydir::Live;
 use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
 
-/// A dead record that is looked at costs as much as so many keys in the walk, or more: 300 to 400 ns against 25.
+/// Reading a dead record costs as much as scanning this many keys, or more: 300 to 400 ns against 25 ns.
 const KEYS_PER_DEAD_RECORD: u64 = 8;
 
-/// Records a job may know beforehand, at 24 bytes each.
-const LIVE_MAX: u64 = 1 << 20;
+/// Live records that a scan may collect for one job, at 24 bytes each.
+const MAX_LIVE_RECORDS: u64 = 1 << 20;
 
-/// What is shorter, between two records that are alive, is read with them: one read of all costs less than two.
-const GAP_BYTES: u64 = 256 << 10;
+/// A shorter gap between two live records is read with them: one read costs less than two.
+const MIN_SKIPPED_BYTES: u64 = 256 << 10;
 
 /// One input of a job.
 pub(super) struct Input {
     pub(super) segment: Arc<Segment>,
-    /// Of a sparse one, what is alive in it, in the order of its offsets.
+    /// The live records in the order of their offsets if the input is sparse; `None` if it is read whole.
     pub(super) live: Option<Vec<Live>>,
 }
 
-/// Decides how each of `segments` is read, and walks the keydir for those of which little is.
-pub(super) async fn plan(
-    compactor: &Compactor,
-    segments: &[Arc<Segment>],
-    gate: &Gate,
-) -> Result<Vec<Input>, JobError> {
-    let mut found: BTreeMap<u32, Vec<Live>> =
-        choose(compactor, segments).into_iter().map(|id| (id, Vec::new())).collect();
+/// Decides how each of `segments` is read, and scans the keydir for the sparse ones.
+pub(super) async fn plan(parts: &Parts, segments: &[Arc<Segment>], gate: &Gate) -> Result<Vec<Input>, JobError> {
+    let mut found: BTreeMap<u32, Vec<Live>> = choose(parts, segments).into_iter().map(|id| (id, Vec::new())).collect();
     if !found.is_empty() {
-        let mut scan = compactor.parts.keydir.scan_live(found.keys().copied().collect());
-        while !compactor.parts.keydir.advance_scan(&mut scan) {
+        let mut scan = parts.keydir.scan_live(found.keys().copied().collect());
+        while !parts.keydir.advance_scan(&mut scan) {
             gate.pass().await?;
         }
         scan.into_records().for_each(|live| found.entry(live.location.segment).or_default().push(live));
@@ -78,45 +75,45 @@ pub(super) async fn plan(
     Ok(segments.iter().map(input).collect())
 }
 
-/// The segments that are read for what is alive in them alone: those of which least is, as far as there is memory for it;
-/// none if a walk costs more than what it saves. Records are taken to be as long as those that are alive are on average.
-fn choose(compactor: &Compactor, segments: &[Arc<Segment>]) -> Vec<u32> {
-    let keys = compactor.parts.keydir.len();
-    let store_bytes: u64 = compactor.parts.segments.all().iter().map(|segment| segment.live_bytes()).sum();
+/// Chooses the segments to read sparsely: those with the fewest live bytes, as far as the memory for their live records
+/// allows; none if the scan costs more than it saves. The estimate takes every record to be as long as the average live
+/// record.
+fn choose(parts: &Parts, segments: &[Arc<Segment>]) -> Vec<u32> {
+    let keys = parts.keydir.len();
+    let store_bytes: u64 = parts.segments.all().iter().map(|segment| segment.live_bytes()).sum();
     let record_bytes = (store_bytes / keys.max(1)).max(1);
-    let of = |segment: &Arc<Segment>| (segment.live_bytes(), segment.data_end(), segment.id);
-    let mut sparse: Vec<(u64, u64, u32)> = segments.iter().filter(|segment| is_sparse(segment)).map(of).collect();
+    let measure = |segment: &Arc<Segment>| (segment.live_bytes(), segment.data_end(), segment.id);
+    let mut sparse: Vec<(u64, u64, u32)> = segments.iter().filter(|segment| is_sparse(segment)).map(measure).collect();
     sparse.sort_unstable();
-    let (mut room, mut dead) = (LIVE_MAX.saturating_mul(record_bytes), 0_u64);
+    let (mut live_bytes_left, mut dead_bytes) = (MAX_LIVE_RECORDS.saturating_mul(record_bytes), 0_u64);
     sparse.retain(|(live, end, _)| {
-        let fits = *live <= room;
+        let fits = *live <= live_bytes_left;
         if fits {
-            room -= live;
-            dead += end.saturating_sub(*live);
+            live_bytes_left -= live;
+            dead_bytes += end.saturating_sub(*live);
         }
         fits
     });
-    if keys >= (dead / record_bytes).saturating_mul(KEYS_PER_DEAD_RECORD) {
+    if keys >= (dead_bytes / record_bytes).saturating_mul(KEYS_PER_DEAD_RECORD) {
         return Vec::new();
     }
     sparse.into_iter().map(|(_, _, id)| id).collect()
 }
 
-/// Whether less than half of it is alive, and nothing in it counts but that.
+/// Whether `segment` is less than half live and has no tombstones.
 fn is_sparse(segment: &Segment) -> bool {
     segment.facts().is_some_and(|facts| facts.tombstone_bytes == 0) && segment.live_bytes() < segment.data_end() / 2
 }
 
-/// Cuts what is alive in a segment into runs without a gap that is worth leaving out.
+/// Divides the live records of a segment into runs without a gap that is worth skipping.
 pub(super) fn runs(live: &[Live]) -> impl Iterator<Item = &[Live]> {
-    live.chunk_by(|one, next| next.location.offset().saturating_sub(one.end()) < GAP_BYTES)
+    live.chunk_by(|one, next| next.location.offset().saturating_sub(one.end()) < MIN_SKIPPED_BYTES)
 }
 
-/// Whether the record with this header is the one that the keydir means.
-pub(super) fn is_meant(live: &Live, header: &RecordHeader) -> bool {
-    let Live { seq, location, key_len } = *live;
-    let RecordHeader { kind, seq: its_seq, value_len, key_len: its_key_len, .. } = *header;
-    kind == RecordKind::Put && (seq, location.value_len, key_len) == (its_seq, value_len, its_key_len)
+/// Whether `header` belongs to the record that the keydir entry `live` points at.
+pub(super) fn is_record_of(live: &Live, header: &RecordHeader) -> bool {
+    header.kind == RecordKind::Put
+        && (header.seq, header.value_len, header.key_len) == (live.seq, live.location.value_len, live.key_len)
 }
 
 #[cfg(all(test, feature = "__testing"))]
@@ -140,7 +137,8 @@ mod tests {
         vec![key + 1; len]
     }
 
-    /// A closed store of one segment: sixty long values, and short ones for all keys but `kept`, or deletes for `deleted`.
+    /// A closed store with one segment: a long value for each of sixty keys, then for all keys except `kept` a short
+    /// value, or a delete if the key is in `deleted`.
     fn filled(kept: &[u8], deleted: &[u8]) -> (SimBackend, BTreeMap<u8, Vec<u8>>) {
         let world = SimBackend::new(SimConfig::default());
         let mut model = BTreeMap::new();
@@ -186,15 +184,15 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_far_from_what_is_alive_is_not_read() {
+    fn long_gaps_between_live_records_are_not_read() {
         let (world, model) = filled(&[5, 6, 35], &[]);
         let report = compact(&world, &model);
-        let alive = 3 * VALUE as u64;
-        assert!((alive..alive + (20 << 10)).contains(&report.bytes_read), "{report:?}");
+        let live = 3 * VALUE as u64;
+        assert!((live..live + (20 << 10)).contains(&report.bytes_read), "{report:?}");
     }
 
     #[test]
-    fn what_lies_between_records_that_are_near_is_read_once() {
+    fn short_gaps_between_live_records_are_read_once() {
         let kept: Vec<u8> = (0..KEYS).step_by(3).collect();
         let (world, model) = filled(&kept, &[]);
         let report = compact(&world, &model);
@@ -203,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_with_tombstones_or_of_which_much_is_alive_is_read_whole() {
+    fn a_segment_with_tombstones_or_mostly_live_is_read_whole() {
         for (kept, deleted) in [(vec![5], vec![7]), ((20..KEYS).collect(), vec![])] {
             let (world, model) = filled(&kept, &deleted);
             let report = compact(&world, &model);
@@ -212,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Turns a bit in the middle of the long value of `key`, and compacts.
+    /// Flips a bit in the middle of the long value of `key`, and compacts.
     fn compact_damaged(key: u8) -> (Result<CompactionReport>, usize) {
         let (world, mut model) = filled(&[5, 6, 35], &[]);
         let mut image = world.image();
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_of_what_is_alive_ends_the_job_and_of_what_is_dead_goes_with_it() {
+    fn a_damaged_live_record_fails_the_job_and_a_damaged_dead_record_is_removed() {
         let (result, inputs_left) = compact_damaged(6);
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Corrupt);
         assert_eq!(inputs_left, 1, "the segment stays");

@@ -1,11 +1,16 @@
-//! The maintenance task: what sealed segments need, on a thread of its own, so that no writer ever waits for it.
+//! The maintenance task: all work on sealed segments, on a thread of its own, so that no writer waits for it.
 //!
-//! It compacts, removes the files of segments that were compacted away, and writes hint files. One thing at a time, in
-//! this order of urgency; a compaction job runs to its end before the next thing, or is told to stop.
+//! In the order of urgency, it serves the compactions that callers request, removes the files of obsolete segments,
+//! compacts when the picker says so, and writes hint files. It does one thing at a time. A compaction job runs to its
+//! end before the next thing, unless it is told to stop.
 //!
-//! Callers reach it through [`Control`]: a mutex that is held for a few instructions, never across an await. Errors
-//! of its work are nobody's: without a hint the next open is slower; a job that failed is tried again later, at growing
-//! intervals; a file that could not be removed is removed by the next open.
+//! Callers and the commit task reach it through [`Control`]. A failure of its work fails no write:
+//!
+//! - Without a hint file the next open is slower.
+//! - A failed compaction job is tried again later, at growing intervals. A caller that requested it gets the error.
+//! - A file that could not be removed is tried again, and the next open removes what is left.
+//!
+//! The store is poisoned only if it is unknown whether the MANIFEST was replaced, or if this task panics.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,197 +18,204 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::compaction::control::{CompactionRequest, Control, Gate, MAINTENANCE};
+use crate::compaction::control::{CompactionRequest, Control, Gate, Orders, SealedQueue};
 use crate::compaction::error::JobError;
-use crate::compaction::picker::{self, Pick};
+use crate::compaction::picker::{self, PickedSegments};
 use crate::compaction::{self, Compactor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::OpFuture;
+use crate::io::{Dir, OpFuture};
 use crate::options::hours::Hours;
 use crate::segment::{hint_file, hint_file_name, segment_file_name};
 use crate::stats::CompactionReport;
 use crate::trace;
 
-/// After the first failure a job is tried again after so long; after the next ones after twice, four times, … as long.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LAST: Duration = Duration::from_secs(60);
+/// The delay after the first failure of a job. It doubles with every further failure, up to [`MAX_RETRY_DELAY`].
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// Answers a request that is being served when the task unwinds.
-struct Serving(Arc<CompactionRequest>);
+/// The request that is being served. Answers it with an error if the task panics.
+struct ServedRequest(Arc<CompactionRequest>);
 
-impl Drop for Serving {
+impl Drop for ServedRequest {
     fn drop(&mut self) {
-        // The first answer stays.
+        // Has no effect after the first answer.
         self.0.answer.fulfil(Err(Error::new(ErrorKind::Poisoned, "the maintenance task ended early")));
     }
 }
 
 /// What the task does next.
-enum Event {
-    Hint(u32),
+enum MaintenanceWork {
+    WriteHint(u32),
     Unlink,
-    Compact(Arc<CompactionRequest>),
-    Look,
+    Serve(Arc<CompactionRequest>),
+    CompactIfDue,
     Stop,
 }
 
 /// The task.
 pub(crate) struct Maintainer {
-    shared: Arc<Control>,
-    compactor: Arc<Compactor>,
-    /// Whether compaction begins by itself.
+    control: Arc<Control>,
+    compactor: Compactor,
+    /// Whether compaction begins without a request.
     is_automatic: bool,
+    /// The hours in which automatic compaction may begin.
     hours: Option<Hours>,
-    /// Whether a look at the segments is due.
-    look: bool,
-    /// No automatic job before this.
-    not_before: Duration,
-    retry: Duration,
-    /// No file is removed before this.
+    /// An automatic compaction may be due.
+    check_due: bool,
+    /// No automatic job begins before this time.
+    no_job_before: Duration,
+    retry_delay: Duration,
+    /// No file is removed before this time.
     no_unlink_before: Duration,
 }
 
 impl Maintainer {
-    pub(crate) fn new(shared: Arc<Control>, compactor: Compactor, is_automatic: bool, hours: Option<Hours>) -> Self {
-        let (not_before, no_unlink_before) = (Duration::ZERO, Duration::ZERO);
-        let compactor = Arc::new(compactor);
-        Self { shared, compactor, is_automatic, hours, look: true, not_before, retry: RETRY_FIRST, no_unlink_before }
+    pub(crate) fn new(control: Arc<Control>, compactor: Compactor, is_automatic: bool, hours: Option<Hours>) -> Self {
+        Self {
+            control,
+            compactor,
+            is_automatic,
+            hours,
+            check_due: true,
+            no_job_before: Duration::ZERO,
+            retry_delay: MIN_RETRY_DELAY,
+            no_unlink_before: Duration::ZERO,
+        }
     }
 
     pub(crate) async fn run(mut self) {
         loop {
             match self.next().await {
-                Event::Hint(id) => {
-                    let registry = &self.compactor.parts.segments;
-                    // It may be compacted away already.
-                    // On a full disk a hint would take what deletes live on.
-                    if let Some(segment) = registry.get(id).filter(|_| self.compactor.parts.reserve.is_held()) {
-                        // Derived data: without it the next open is slower, and says in its report that it scanned.
-                        let pauses = (!self.shared.lock().closing).then_some(&*self.compactor.parts.io);
-                        let _ = hint_file::write_hint(registry, &segment, self.compactor.parts.store_id, pauses).await;
-                    }
+                MaintenanceWork::WriteHint(id) => self.write_hint(id).await,
+                MaintenanceWork::Unlink => self.unlink(),
+                MaintenanceWork::Serve(request) => {
+                    let served = ServedRequest(request);
+                    let result = self.compact_requested(&served.0).await;
+                    served.0.answer.fulfil(result);
+                    // The segments may have changed.
+                    self.check_due = true;
                 }
-                Event::Unlink => self.unlink(),
-                Event::Compact(request) => {
-                    let serving = Serving(request);
-                    let result = self.compact_forced(&serving.0).await;
-                    serving.0.answer.fulfil(result);
-                    // Other segments than before, whatever came of it.
-                    self.look = true;
-                }
-                Event::Look => self.compact_if_due().await,
-                Event::Stop => return self.unlink(),
+                MaintenanceWork::CompactIfDue => self.compact_if_due().await,
+                MaintenanceWork::Stop => return self.unlink(),
             }
         }
     }
 
-    async fn next(&mut self) -> Event {
+    /// Writes the hint file of segment `id`, unless compaction has replaced the segment in the meantime.
+    async fn write_hint(&self, id: u32) {
+        let parts = &self.compactor.parts;
+        let Some(segment) = parts.segments.get(id) else { return };
+        // On a full disk the hint file would take the space that deletes need.
+        if !parts.reserve.is_held() {
+            return;
+        }
+        let pauses = (!self.control.is_closing()).then_some(&*parts.io);
+        // Without a hint file the next open scans the segment, and its report says so.
+        let _ = hint_file::write_hint(&parts.segments, &segment, parts.store_id, pauses).await;
+    }
+
+    async fn next(&mut self) -> MaintenanceWork {
         loop {
-            let mut timer = self.alarm().map(|wait| self.compactor.parts.io.sleep(wait));
-            let event = poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await;
-            if let Some(event) = event {
-                return event;
+            let mut timer = self.sleep_time().map(|wait| self.compactor.parts.io.sleep(wait));
+            let work = poll_fn(|cx| self.poll_next(cx, timer.as_mut())).await;
+            if let Some(work) = work {
+                return work;
             }
         }
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<Event>> {
-        let retired = &self.compactor.parts.segments.obsolete;
-        self.shared.wakers[MAINTENANCE].register(cx.waker());
-        retired.register(cx.waker());
+    /// The next work; `None` if `timer` has elapsed.
+    fn poll_next(&mut self, cx: &mut Context<'_>, timer: Option<&mut OpFuture<()>>) -> Poll<Option<MaintenanceWork>> {
+        let obsolete = &self.compactor.parts.segments.obsolete;
+        self.control.register(cx.waker());
+        obsolete.register(cx.waker());
         let now = self.compactor.parts.io.now();
-        let (may_begin, request) = {
-            let mut state = self.shared.lock();
-            self.look |= std::mem::take(&mut state.look);
-            let may_begin = !state.closing && !state.paused;
-            (may_begin, if may_begin { state.requests.pop_front() } else { None })
-        };
+        let Orders { check_due, may_compact, request } = self.control.take_orders();
+        self.check_due |= check_due;
         if let Some(request) = request {
-            return Poll::Ready(Some(Event::Compact(request)));
+            return Poll::Ready(Some(MaintenanceWork::Serve(request)));
         }
-        if now >= self.no_unlink_before && retired.has_next() {
-            return Poll::Ready(Some(Event::Unlink));
+        if now >= self.no_unlink_before && obsolete.has_next() {
+            return Poll::Ready(Some(MaintenanceWork::Unlink));
         }
-        // Before hints: of a segment that writers overwrite as fast as this, nobody will need one.
-        if may_begin && self.look && self.wait_until_allowed().is_zero() {
-            return Poll::Ready(Some(Event::Look));
+        // Before hint files: if writers overwrite segments this fast, the hint files would not be needed for long.
+        if may_compact && self.check_due && self.wait_until_allowed().is_zero() {
+            return Poll::Ready(Some(MaintenanceWork::CompactIfDue));
         }
-        let mut state = self.shared.lock();
-        if let Some(id) = state.sealed.pop_front() {
-            return Poll::Ready(Some(Event::Hint(id)));
+        match self.control.take_sealed() {
+            SealedQueue::Segment(id) => return Poll::Ready(Some(MaintenanceWork::WriteHint(id))),
+            SealedQueue::Ended => return Poll::Ready(Some(MaintenanceWork::Stop)),
+            SealedQueue::Empty => {}
         }
-        if state.stop {
-            return Poll::Ready(Some(Event::Stop));
-        }
-        drop(state);
         match timer {
             Some(timer) => timer.as_mut().poll(cx).map(|()| None),
             None => Poll::Pending,
         }
     }
 
-    /// How long it takes until there may be something to do without anybody saying so.
-    fn alarm(&self) -> Option<Duration> {
+    /// How long to sleep if nothing wakes the task; `None` for no limit.
+    fn sleep_time(&self) -> Option<Duration> {
         let until_unlink = self.no_unlink_before.saturating_sub(self.compactor.parts.io.now());
         let unlink = (!until_unlink.is_zero()).then_some(until_unlink);
-        // No longer than a minute: the clock that the hours go by may be set meanwhile.
-        let look = (self.look && !self.shared.is_paused()).then(|| self.wait_until_allowed().min(RETRY_LAST));
-        unlink.into_iter().chain(look).filter(|wait| !wait.is_zero()).min()
+        // At most a minute, because the wall clock, which the hours depend on, may be set.
+        let check =
+            (self.check_due && !self.control.is_paused()).then(|| self.wait_until_allowed().min(MAX_RETRY_DELAY));
+        unlink.into_iter().chain(check).filter(|wait| !wait.is_zero()).min()
     }
 
-    /// How long no automatic job may begin.
+    /// How long until an automatic job may begin.
     fn wait_until_allowed(&self) -> Duration {
         let io = &self.compactor.parts.io;
         let hours = self.hours.map_or(Duration::ZERO, |hours| hours.until_open(io.wall_clock()));
-        hours.max(self.not_before.saturating_sub(io.now()))
+        hours.max(self.no_job_before.saturating_sub(io.now()))
     }
 
     // ---- compaction ----------------------------------------------------------------------------------------------
 
     async fn compact_if_due(&mut self) {
-        self.look = false;
+        self.check_due = false;
         if !self.is_automatic || self.compactor.parts.log.ended().is_some() {
             return;
         }
         let view = compaction::view(&self.compactor.parts.segments);
-        let mut pick = picker::pick(&view, &self.compactor.settings.policy);
-        if pick.is_empty() {
+        let mut picked = picker::pick(&view, &self.compactor.settings.policy);
+        if picked.is_empty() {
             return;
         }
-        if !pick.unread.is_empty() {
-            // First what frees space and takes none.
-            pick.rewrite.clear();
+        if !picked.unread.is_empty() {
+            // First the segments whose removal takes no space.
+            picked.rewrite.clear();
         }
-        // Whatever comes of it, there may be more.
-        self.look = true;
-        let gate = Gate::new(&self.shared, None);
-        if let Err(error) = self.run_job(&pick, &gate).await
+        // There may be another job, whether this one succeeds or not.
+        self.check_due = true;
+        let gate = Gate::new(&self.control, None);
+        if let Err(error) = self.run_job(&picked, &gate).await
             && error.kind() == ErrorKind::NoSpace
         {
             self.compact_on_the_reserve(&gate).await;
         }
     }
 
-    /// The disk is full: lives on the reserve for one job that fits into it, and gives back more than that. Whether it
-    /// has freed something.
+    /// For a full disk: releases the reserve for one job that fits into it and frees more than it writes. Returns
+    /// whether the job succeeded.
     async fn compact_on_the_reserve(&mut self, gate: &Gate) -> bool {
         let bytes = self.compactor.parts.reserve.held_bytes();
-        // Half of it, for the list of segments and the footer need some, and deletes may come meanwhile.
-        let pick = picker::pick_lean(&compaction::view(&self.compactor.parts.segments), bytes / 2);
-        if pick.is_empty() {
+        // Half of it: the MANIFEST, the footer and concurrent deletes need space too.
+        let picked = picker::pick_within(&compaction::view(&self.compactor.parts.segments), bytes / 2);
+        if picked.is_empty() {
             return false;
         }
         let Some(_loan) = self.compactor.parts.reserve.release() else { return false };
-        let done = self.run_job(&pick, &gate.on_the_reserve()).await;
+        let done = self.run_job(&picked, &gate.for_reserve()).await;
         self.unlink();
         done.is_ok()
     }
 
-    /// One job, and what follows from how it ended.
-    async fn run_job(&mut self, pick: &Pick, gate: &Gate) -> Result<CompactionReport> {
+    /// Runs one job, and deals with its failure.
+    async fn run_job(&mut self, picked: &PickedSegments, gate: &Gate) -> Result<CompactionReport> {
         let counters = &self.compactor.counters;
         let path = &self.compactor.parts.segments.path;
-        let done = self.compactor.compact(pick, gate).await;
+        let done = self.compactor.compact(picked, gate).await;
         if let Err(JobError::Fatal(error) | JobError::Damaged(error) | JobError::Failed(error)) = &done {
             counters.failed(error);
             trace::compaction_failed(path, error);
@@ -212,13 +224,13 @@ impl Maintainer {
             Ok(report) => {
                 counters.succeeded(&report);
                 trace::compacted(path, &report);
-                (self.retry, self.not_before) = (RETRY_FIRST, Duration::ZERO);
+                (self.retry_delay, self.no_job_before) = (MIN_RETRY_DELAY, Duration::ZERO);
                 Ok(report)
             }
             Err(JobError::Stopped) => {
-                // Whoever stopped it will say so when it may be tried again.
-                self.look = false;
-                Err(Error::new(ErrorKind::Closed, "compact: it was told to stop"))
+                // A change of the control state will set it again.
+                self.check_due = false;
+                Err(Error::new(ErrorKind::Closed, "compact: the compaction was stopped"))
             }
             Err(JobError::Fatal(error)) => {
                 let poison = Error::new(ErrorKind::Poisoned, "the store stopped writing").with_source(error);
@@ -227,19 +239,19 @@ impl Maintainer {
             }
             Err(JobError::Damaged(error)) => Err(error.with_path(path)),
             Err(JobError::Failed(error)) => {
-                self.not_before = self.compactor.parts.io.now() + self.retry;
-                self.retry = (self.retry * 2).min(RETRY_LAST);
+                self.no_job_before = self.compactor.parts.io.now() + self.retry_delay;
+                self.retry_delay = (self.retry_delay * 2).min(MAX_RETRY_DELAY);
                 Err(error)
             }
         }
     }
 
-    async fn compact_forced(&mut self, request: &Arc<CompactionRequest>) -> Result<CompactionReport> {
+    async fn compact_requested(&mut self, request: &Arc<CompactionRequest>) -> Result<CompactionReport> {
         if let Some(error) = self.compactor.parts.log.ended() {
             return Err(error);
         }
         if request.segments.is_none() {
-            // What is being written may be dead as well.
+            // The active segment may hold dead records as well.
             let sealed = self.compactor.parts.log.request_seal();
             poll_fn(|cx| sealed.poll(cx)).await?;
         }
@@ -250,16 +262,16 @@ impl Maintainer {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let mut total = CompactionReport::default();
-        for pick in picker::pick_forced(&view, named, &self.compactor.settings.policy) {
-            let gate = Gate::new(&self.shared, Some(request));
-            let done = match self.run_job(&pick, &gate).await {
+        for picked in picker::pick_requested(&view, named, &self.compactor.settings.policy) {
+            let gate = Gate::new(&self.control, Some(request));
+            let done = match self.run_job(&picked, &gate).await {
                 Err(error) if error.kind() == ErrorKind::NoSpace && self.compact_on_the_reserve(&gate).await => {
-                    self.run_job(&pick, &gate).await
+                    self.run_job(&picked, &gate).await
                 }
                 done => done,
             };
             total.add(&done?);
-            // The next one may need the space.
+            // The next job may need the space.
             self.unlink();
         }
         Ok(total)
@@ -267,26 +279,26 @@ impl Maintainer {
 
     // ---- unlinking -----------------------------------------------------------------------------------------------
 
-    /// Removes the files of retired segments that nobody reads any more.
+    /// Removes the files of obsolete segments that have no readers left.
     fn unlink(&mut self) {
-        let registry = &self.compactor.parts.segments;
-        while let Some(next) = registry.obsolete.next() {
-            let removed = remove(&*registry.dir, &hint_file_name(next.id))
-                .and_then(|()| remove(&*registry.dir, &segment_file_name(next.id)))
-                .and_then(|()| registry.dir.sync());
+        let segments = &self.compactor.parts.segments;
+        while let Some(next) = segments.obsolete.next() {
+            let removed = remove_if_exists(&*segments.dir, &hint_file_name(next.id))
+                .and_then(|()| remove_if_exists(&*segments.dir, &segment_file_name(next.id)))
+                .and_then(|()| segments.dir.sync());
             if removed.is_err() {
-                // Not part of the store any more: it costs space, nothing else.
-                self.no_unlink_before = self.compactor.parts.io.now() + RETRY_FIRST;
+                // The segment is not part of the store any more. Its file only takes space.
+                self.no_unlink_before = self.compactor.parts.io.now() + MIN_RETRY_DELAY;
                 return;
             }
-            registry.obsolete.gone(next.id);
+            segments.obsolete.gone(next.id);
         }
-        // Does nothing while all of it is held, or while it is lent.
+        // Has no effect while the whole reserve is held, or while a job uses it.
         self.compactor.parts.reserve.refill();
     }
 }
 
-fn remove(dir: &dyn crate::io::Dir, name: &str) -> io::Result<()> {
+fn remove_if_exists(dir: &dyn Dir, name: &str) -> io::Result<()> {
     match dir.unlink(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -303,9 +315,9 @@ mod tests {
     use crate::io::sim::{SimBackend, SimConfig};
     use crate::{Compaction, Store};
 
-    /// Deletes are short: those of a whole store may not fill the segment they go to.
+    /// Deletes are short: those of all keys may not fill one segment, so that no seal starts a compaction.
     #[test]
-    fn what_dies_without_filling_a_segment_comes_back_too() {
+    fn deletes_that_fill_no_segment_start_a_compaction() {
         const SEGMENT: u64 = 64 << 10;
         let world = SimBackend::new(SimConfig::default());
         let (before, after) = world.run_until(async {
@@ -325,12 +337,12 @@ mod tests {
             (before, after)
         });
         assert!(before > 5, "{before} segments");
-        assert!(after <= 2, "{before} segments before everything was deleted, {after} after it");
+        assert!(after <= 2, "{before} segments before the deletes, {after} after them");
     }
 
-    /// The disk is full, and a compaction lives on the reserve. Then there is space again, and writers shall have it.
+    /// The disk is full, and a compaction uses the reserve. When there is space again, writers get it at once.
     #[test]
-    fn a_job_on_the_reserve_keeps_it_from_writers_for_a_moment_only() {
+    fn a_job_on_the_reserve_runs_without_a_rate_limit() {
         let world = SimBackend::new(SimConfig::default());
         world.run_until(async {
             let compaction = Compaction::new().trigger(0.3).bytes_per_second(Some(64 << 10));
@@ -343,19 +355,19 @@ mod tests {
             world.sleep(Duration::from_secs(1)).await;
             world.set_capacity(Some(world.used_bytes() + (20 << 10)));
             store.resume_compaction();
-            // At its rate it takes a few steps to get there.
+            // At this rate the job needs a few steps to fill the disk.
             for _ in 0..60 {
                 world.sleep(Duration::from_secs(1)).await;
                 if store.stats().compaction_failures > 0 {
                     break;
                 }
             }
-            assert_eq!(store.stats().compaction_failures, 1, "it has met the full disk");
+            assert_eq!(store.stats().compaction_failures, 1, "the job failed on the full disk");
             world.set_capacity(None);
             for key in 200..240_u32 {
                 store.put(key.to_le_bytes(), [7; 30 << 10]).await.unwrap();
             }
-            assert_eq!(store.stats().compactions, 1, "on the reserve it goes without a limit");
+            assert_eq!(store.stats().compactions, 1, "a job on the reserve has no rate limit");
             store.close().await.unwrap();
         });
     }

@@ -147,7 +147,7 @@ impl Core {
             control.push(&segment);
         };
         let control = Arc::clone(&self.control);
-        let died = move || control.look();
+        let died = move || control.request_check();
         let committer = Committer::new(self.parts.clone(), options, Box::new(sealed), Box::new(died));
         let committing = EndGuard { core: Arc::clone(self), task: EngineTask::Commit };
         let task = async move {
