@@ -203,7 +203,7 @@ impl Store {
     ///
     /// # Durability
     ///
-    /// The store's, or that of [`Put::durability`]; see [`Durability`](crate::Durability). Once the future has resolved, every
+    /// The store's, or that of [`Put::durability`]; see [`Durability`]. Once the future has resolved, every
     /// `get` in every task sees this write or a later one. No one sees a `Synced` write before it is on stable storage.
     ///
     /// # Errors

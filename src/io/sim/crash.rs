@@ -242,7 +242,7 @@ impl<'d> CrashPoint<'d> {
         self.choices.len()
     }
 
-    /// The number of images; see the [module](crate::sim).
+    /// The number of images; see the [module](crate::io::sim).
     #[must_use]
     pub fn image_count(&self) -> u64 {
         let choices = self.choices.len();
