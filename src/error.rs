@@ -247,10 +247,10 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    /// One line: operation or fault, file, offset, and what to do next.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ErrorDetail { kind, message, path, segment, offset, .. } = &*self.0;
+impl Error {
+    /// Operation or fault, file and offset.
+    fn fmt_message(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ErrorDetail { message, path, segment, offset, .. } = &*self.0;
         f.write_str(message)?;
         match (path, segment) {
             (Some(path), Some(id)) => write!(f, " in {}", path.join(segment_file_name(*id)).display())?,
@@ -258,13 +258,25 @@ impl fmt::Display for Error {
             (None, Some(id)) => write!(f, " in {}", segment_file_name(*id))?,
             (None, None) => {}
         }
-        if let Some(offset) = offset {
-            write!(f, " at offset {offset}")?;
+        match offset {
+            Some(offset) => write!(f, " at offset {offset}"),
+            None => Ok(()),
         }
-        match kind.remedy() {
+    }
+
+    fn fmt_remedy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.kind.remedy() {
             Some(remedy) => write!(f, "; {remedy}"),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for Error {
+    /// One line: operation or fault, file, offset, and what to do next.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_message(f)?;
+        self.fmt_remedy(f)
     }
 }
 
@@ -273,13 +285,13 @@ pub(crate) struct ErrorChain<'a>(&'a Error);
 
 impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        self.0.fmt_message(f)?;
         let mut source = std::error::Error::source(self.0);
         while let Some(cause) = source {
             write!(f, ": {cause}")?;
             source = cause.source();
         }
-        Ok(())
+        self.0.fmt_remedy(f)
     }
 }
 
@@ -342,7 +354,7 @@ mod tests {
         assert_eq!(error.to_string(), format!("get: bad payload checksum in {place}; {remedy}"));
         let error = error.with_path("/db").with_source(io::Error::other("the cause")).with_key(b"secret");
         assert_eq!(error.to_string(), format!("get: bad payload checksum in /db/{place}; {remedy}"));
-        assert_eq!(error.chain().to_string(), format!("{error}: the cause"));
+        assert_eq!(error.chain().to_string(), format!("get: bad payload checksum in /db/{place}: the cause; {remedy}"));
         assert!(!format!("{error} {error:?}").contains("secret"), "keys do not go to logs");
         assert_eq!(error.key(), Some(&b"secret"[..]));
         assert_eq!(segment_file_name(7), crate::segment::segment_file_name(7));

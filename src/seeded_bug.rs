@@ -3,7 +3,7 @@
 //! Each is a mistake that some store of this kind has made. Tests switch one on for the whole process and must then see the crash
 //! tests, or the schedule explorer, fail. In a build without the test hooks there is no switch and no cost.
 
-/// A built-in mistake.
+/// A seeded bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SeededBug {

@@ -306,7 +306,6 @@ fn assert_plain(complaints: &[String]) {
 }
 
 #[test]
-#[ignore = "until the documents are rewritten"]
 fn documents_are_in_plain_words() {
     let documents = documents();
     assert!(documents.len() >= 5, "{} documents", documents.len());
@@ -314,13 +313,11 @@ fn documents_are_in_plain_words() {
 }
 
 #[test]
-#[ignore = "until the comments are rewritten"]
 fn the_library_is_in_plain_words() {
     assert_plain(&complaints(&sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")), phrases_of_source));
 }
 
 #[test]
-#[ignore = "until the comments are rewritten"]
 fn the_tests_are_in_plain_words() {
     let mut files = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
     // The list itself.
@@ -346,7 +343,6 @@ fn a_bad_phrase_is_found_and_a_good_one_is_not() {
 }
 
 #[test]
-#[ignore = "until types are renamed"]
 fn type_names_are_unique() {
     let twice = names_in_several_files(&Tree::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
     assert!(twice.is_empty(), "{} names:\n{}", twice.len(), twice.join("\n"));

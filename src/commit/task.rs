@@ -5,7 +5,7 @@
 //! writes that completed before it was submitted. Groups are resolved in order, so one number says how far the log is
 //! resolved.
 //!
-//! The steps are in files of their own: [`append`](super::append) writes and resolves a group, [`sync`](super::sync)
+//! The steps are in separate files: [`append`](super::append) writes and resolves a group, [`sync`](super::sync)
 //! syncs, [`rotate`](super::rotate) seals and starts segments, [`preallocate`](super::preallocate) and
 //! [`prewrite`](super::prewrite) prepare disk space, [`delay`](super::delay) decides on the commit delay.
 //!
@@ -32,7 +32,7 @@ const DIED_DIVISOR: u64 = 4;
 
 /// Force a sync at this many unsynced bytes: sealing the segment has to wait for them.
 const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
-pub(super) struct PendingSync {
+pub(super) struct SyncInProgress {
     pub(super) op: OpFuture<io::Result<()>>,
     /// What the sync covers: the groups written before it was submitted.
     pub(super) seq: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Committer {
     /// Written groups that are not resolved, oldest first.
     pub(super) written: VecDeque<Taken>,
     pub(super) written_seq: u64,
-    pub(super) sync: Option<PendingSync>,
+    pub(super) sync: Option<SyncInProgress>,
     /// Since when a written group waits for a sync that no caller waits for.
     pub(super) unsynced_since: Option<Duration>,
     pub(super) delay: CommitDelay,

@@ -97,7 +97,7 @@ impl Output {
     }
 
     /// Whether a record of `len` bytes fits into a segment of `segment_bytes`. The first record always fits, so a
-    /// record that is too large gets a segment of its own.
+    /// record that is too large gets a separate segment.
     pub(super) fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
         self.records == 0 || self.end + len + FOOTER_LEN as u64 <= segment_bytes
     }

@@ -319,7 +319,7 @@ mod tests {
     }
 
     fn key(number: u64) -> Vec<u8> {
-        // Lengths from 1 to 65,535, most of them short; among them some that need a chunk of their own.
+        // Lengths from 1 to 65,535, most of them short; among them some that need their own chunk.
         let len = match number % 997 {
             0 => 65_535 - number % 3,
             1 => OWN_CHUNK_BYTES as u64 - number % 40,

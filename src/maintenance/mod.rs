@@ -1,4 +1,4 @@
-//! The maintenance task: all work on sealed segments, on a thread of its own, so that no writer waits for it.
+//! The maintenance task: all work on sealed segments, on its own thread, so that no writer waits for it.
 //!
 //! In the order of urgency, it serves the compactions that callers request, removes the files of obsolete segments,
 //! compacts when the picker says so, and writes hint files. It does one thing at a time. A compaction job runs to its

@@ -150,7 +150,7 @@ impl Segment {
 
     // ---- obsolete segments ---------------------------------------------------------------------------------------
 
-    /// Marks the segment as no longer part of the store. Whoever drops the last reference queues its file in `queue`.
+    /// Marks the segment as no longer part of the store. The drop of the last reference queues its file in `queue`.
     pub(super) fn make_obsolete(&self, queue: &ObsoleteSegments) {
         queue.pin(self.unlinkable());
         // A second call would find the same queue.

@@ -71,7 +71,7 @@ impl Builder {
     /// Size in bytes at which a segment is sealed and the next one started. Default: 256 MiB. Range: 4 KiB to 16 GiB.
     ///
     /// Larger segments mean fewer files and fewer seals. With smaller ones, space comes back in smaller steps. A record larger
-    /// than this gets a segment of its own.
+    /// than this gets its own segment.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.options.segment_bytes = bytes;
         self

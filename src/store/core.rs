@@ -291,7 +291,7 @@ impl Core {
         drop(left);
     }
 
-    /// Closes the store and blocks until it is closed, except on one of its own threads.
+    /// Closes the store and blocks until it is closed, except on a thread of the store.
     pub(crate) fn close_blocking(&self) {
         self.request_close();
         self.ending().threads.push(std::thread::current());

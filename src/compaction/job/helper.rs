@@ -1,7 +1,7 @@
 //! The second thread of a job.
 //!
 //! With small values a job is limited by the processor: every record is verified, looked up, placed and repointed.
-//! Where the job has no rate limit and enough to do, a second thread copies every other input to outputs of its own,
+//! Where the job has no rate limit and enough to do, a second thread copies every other input to its own outputs,
 //! and later repoints every other output. It has the priority of the maintenance thread and ends with the job.
 //!
 //! Only [`run`](super::run) calls this module. Without it, the job would call [`copying::copy`] with all inputs, and

@@ -1,4 +1,4 @@
-//! The records of one step of a copy: those of a stretch of one input that must be kept.
+//! The records of one step of a copy: those that must be kept of one part of an input.
 //!
 //! Each record of an input that is read whole is decided by itself:
 //!
