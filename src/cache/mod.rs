@@ -39,12 +39,6 @@
 //! [`HITS_PER_FILL`]. Earning compounds. A cache that the log fits into holds nine tenths of it after about sixteen
 //! gets per block.
 //!
-//! # Locator
-//!
-//! The [`Locator`] is a table of guesses, indexed by the hash of a key: where in the cache the key's record was when it
-//! was last read. A get prefetches the record's cache lines by it while the keydir's entry, which has the record's true
-//! location, is still on its way from memory. The table counts toward the cache's bytes.
-//!
 //! # Locks
 //!
 //! Slots are set after their frames are filled, and cleared after a frame was reused, without holding the frame's lock.
@@ -52,7 +46,6 @@
 //! clock hand reclaims the frame.
 
 mod clock;
-mod locator;
 mod slots;
 
 use std::io;
@@ -65,7 +58,6 @@ use crate::sync::prefetch::prefetch;
 use crate::sync::sharded::Sharded;
 use clock::Frames;
 pub(crate) use clock::{BlockId, Filled};
-use locator::{LINE_BYTES, Locator};
 use slots::SlotBudget;
 pub(crate) use slots::Slots;
 
@@ -82,8 +74,8 @@ pub(crate) const MAX_SPAN: usize = 3;
 /// Bytes of a record that are prefetched. The CPU fetches the lines after them when it sees sequential reads.
 const PREFETCHED_BYTES: usize = 512;
 
-/// Bytes that are prefetched by a locator entry, which does not know how long the record is.
-const LOCATOR_PREFETCHED_BYTES: usize = 320;
+/// Bytes of a line of the CPU cache.
+const LINE_BYTES: usize = 64;
 
 /// One miss in this many fills its block in any case.
 const ADMIT_ONE_IN: u64 = 64;
@@ -146,7 +138,6 @@ pub(crate) struct BlockCache {
     credits: Sharded<FillCredit>,
     /// A buffer to read a block into.
     spare: Mutex<Option<Box<[u8]>>>,
-    locator: Option<Locator>,
 }
 
 impl BlockCache {
@@ -157,7 +148,7 @@ impl BlockCache {
         let block_shift = block_bytes.ilog2();
         let max_slot_bytes = bytes / SLOTS_PART;
         // One block is the spare buffer.
-        let for_frames = (bytes - max_slot_bytes - Locator::bytes(bytes)).saturating_sub(1 << block_shift);
+        let for_frames = (bytes - max_slot_bytes).saturating_sub(1 << block_shift);
         let capacity = u32::try_from(for_frames / Frames::frame_bytes(block_shift)).unwrap_or(u32::MAX - 1);
         if capacity == 0 {
             return Ok(None);
@@ -169,61 +160,13 @@ impl BlockCache {
             slot_budget: SlotBudget::new(max_slot_bytes),
             credits: Sharded::default(),
             spare: Mutex::new(None),
-            locator: Locator::new(bytes)?,
         }))
     }
 
-    /// Bytes of blocks, frames and slots that are held now. Includes the whole locator from the first block on.
+    /// Bytes of blocks, frames and slots that are held now.
     pub(crate) fn held_bytes(&self) -> u64 {
         let frames = u64::from(self.frames.used());
-        let locator = if frames == 0 { 0 } else { self.locator.as_ref().map_or(0, Locator::held_bytes) };
-        frames * Frames::frame_bytes(self.block_shift) + self.slot_budget.held_bytes() + locator
-    }
-
-    // ---- prefetching ----------------------------------------------------------------------------------------------
-
-    /// Prefetches the locator's word for a key of this `hash`: the first of two steps by which a get prefetches the
-    /// record before its location is known. The second step reads the word, so about 100 ns of other work should come
-    /// between them.
-    pub(crate) fn prefetch_locator(&self, hash: u64) {
-        if let Some(word) = self.locator.as_ref().and_then(|locator| locator.word(hash)) {
-            prefetch(word);
-        }
-    }
-
-    /// Prefetches record and frame where they were when the key was last read: the second step.
-    pub(crate) fn prefetch_record(&self, hash: u64) {
-        let Some(place) = self.locator.as_ref().and_then(|locator| locator.place(hash)) else { return };
-        self.prefetch_lines(place, LOCATOR_PREFETCHED_BYTES);
-        if let Some(frame) = u32::try_from(place >> self.block_shift).ok().and_then(|number| self.frames.frame(number))
-        {
-            prefetch(frame);
-        }
-    }
-
-    fn prefetch_lines(&self, place: usize, len: usize) {
-        let begin = self.frames.address + place;
-        for line in (begin..begin + len).step_by(LINE_BYTES) {
-            prefetch(std::ptr::without_provenance::<u8>(line));
-        }
-    }
-
-    /// Records where the record of a key of this `hash` was found.
-    pub(crate) fn note(&self, hash: u64, framed: &Framed) {
-        if let Some(locator) = &self.locator {
-            locator.note(hash, self.place(framed.frames[0], framed.span));
-        }
-    }
-
-    /// The locator's guess, in bytes from the start of the first frame's memory.
-    #[cfg(test)]
-    pub(crate) fn located(&self, hash: u64) -> Option<usize> {
-        self.locator.as_ref()?.place(hash)
-    }
-
-    /// Bytes from the start of the first frame's memory to the start of `span`, if `frame` holds its first block.
-    fn place(&self, frame: u32, span: Span) -> usize {
-        ((frame as usize) << self.block_shift) + span.start
+        frames * Frames::frame_bytes(self.block_shift) + self.slot_budget.held_bytes()
     }
 
     // ---- lookups ---------------------------------------------------------------------------------------------------
@@ -247,8 +190,16 @@ impl BlockCache {
         for (frame, block) in frames.iter_mut().zip(span.blocks()) {
             *frame = slots.frame_of(block.number)?;
         }
-        self.prefetch_lines(self.place(frames[0], span), span.len.min(PREFETCHED_BYTES));
+        self.prefetch(frames[0], span);
         Some(Framed { span, frames })
+    }
+
+    /// Prefetches the first bytes of `span`, if `frame` holds its first block.
+    fn prefetch(&self, frame: u32, span: Span) {
+        let begin = self.frames.address + ((frame as usize) << self.block_shift) + span.start;
+        for line in (begin..begin + span.len.min(PREFETCHED_BYTES)).step_by(LINE_BYTES) {
+            prefetch(std::ptr::without_provenance::<u8>(line));
+        }
     }
 
     /// Runs `visit` on a span that lies within one block, in place. `None` if its frame no longer holds the block.

@@ -167,52 +167,6 @@ fn memory_grows_with_the_blocks_and_stays_below_the_limit() {
 }
 
 #[test]
-fn the_locator_counts_toward_the_limit_from_the_first_block_on() {
-    const BYTES: u64 = 8 << 20;
-    let cache = new(BYTES, 1 << 20).unwrap();
-    assert_eq!(cache.held_bytes(), 0);
-    let all: Vec<Slots> = slots(1);
-    for number in 0..64 {
-        fill_block(&cache, &all, number);
-        let slots = cache.slot_budget.held_bytes();
-        assert_eq!(cache.held_bytes(), u64::from(number + 1) * Frames::frame_bytes(14) + slots + Locator::bytes(BYTES));
-    }
-    let whole = u64::from(cache.frames.capacity) * Frames::frame_bytes(14) + BYTES / SLOTS_PART + Locator::bytes(BYTES);
-    assert!((BYTES - (2 << 14)..=BYTES - (1 << 14)).contains(&whole), "{whole} of {BYTES}, less a spare block");
-}
-
-#[test]
-fn the_locator_points_at_the_lines_of_the_record() {
-    let cache = new(8 << 20, 1 << 20).unwrap();
-    let all: Vec<Slots> = slots(1);
-    // In reverse, so that no frame has its block's number.
-    (0..64).rev().for_each(|number| fill_block(&cache, &all, number));
-    for (number, offset) in (0..64_u64).map(|number| (number, number * (16 << 10) + number * 200)) {
-        let framed = cache.find(cache.span(0, offset, 300, 1 << 20).unwrap(), &all[0]).unwrap();
-        let hash = number << 50;
-        assert_eq!(cache.located(hash), None);
-        cache.note(hash, &framed);
-        let address = cache.read(&framed, |record| record.as_ptr().addr()).unwrap();
-        let located = cache.frames.address + cache.located(hash).unwrap();
-        assert!(located <= address && address < located + LINE_BYTES, "{located:x} for {address:x}");
-        cache.prefetch_locator(hash);
-        cache.prefetch_record(hash);
-    }
-    // Any value of a word is harmless: only speed depends on it.
-    for place in [0, (8 << 20) - 1, 1 << 30, (1 << 38) - 65, usize::MAX] {
-        cache.locator.as_ref().unwrap().note(7 << 60, place);
-        cache.prefetch_record(7 << 60);
-    }
-}
-
-/// Fills block `number` of a segment of 1 MiB.
-fn fill_block(cache: &BlockCache, slots: &[Slots], number: u32) {
-    assert!(cache.make_slots(&slots[0], number, 1 << 20));
-    let filled = cache.fill(block(0, number), |bytes, _| bytes.len()).unwrap();
-    slots[0].set(number, filled.frame);
-}
-
-#[test]
 fn a_limit_below_one_block_makes_no_cache() {
     let is_one = |bytes| new(bytes, 256 << 20).is_some();
     assert!(!is_one(0) && !is_one(16 << 10) && is_one(1 << 20));

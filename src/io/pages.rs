@@ -1,4 +1,4 @@
-//! Memory in large pages, for the block cache, its locators and the keydir's entries.
+//! Memory in large pages, for the block cache and the keydir's entries.
 //!
 //! Random reads in hundreds of megabytes miss not only the CPU caches but also the TLB, which covers only some
 //! megabytes of small pages; each such miss adds a page-table walk. Large pages fit in the TLB, and fresh memory costs
@@ -12,7 +12,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -157,33 +157,6 @@ impl DerefMut for Block {
     }
 }
 
-/// Atomic words that any number of threads read and write. Initially zero; memory is taken where a word is written.
-#[derive(Debug)]
-pub(crate) struct Words {
-    mapping: Mapping,
-    count: usize,
-}
-
-impl Words {
-    /// Reserves `count` words, at least one.
-    pub(crate) fn new(count: usize) -> io::Result<Self> {
-        let bytes = count.checked_mul(size_of::<AtomicU32>());
-        let len = bytes.and_then(|bytes| bytes.checked_next_multiple_of(GRANULE_BYTES));
-        Ok(Self { mapping: Mapping::new(len.ok_or(io::ErrorKind::OutOfMemory)?)?, count })
-    }
-}
-
-impl Deref for Words {
-    type Target = [AtomicU32];
-
-    fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: the words lie in the mapping, which is kept alive, is page-aligned and was initialised to zero; zero
-        // is a valid word. No other reference to the memory exists, and all writes are atomic.
-        // Shown by `words_start_at_zero_and_are_shared_by_threads`.
-        unsafe { std::slice::from_raw_parts(self.mapping.base().cast(), self.count) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::thread;
@@ -239,34 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn words_start_at_zero_and_are_shared_by_threads() {
-        for count in [1_u32, 1000, 1 << 14, (1 << 20) + 1] {
-            let words = Words::new(count as usize).unwrap();
-            assert_eq!(words.len(), count as usize);
-            assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0), "new memory");
-            thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        for (number, word) in (0..).zip(words.iter()) {
-                            word.fetch_add(number, Ordering::Relaxed);
-                        }
-                    });
-                }
-            });
-            for (number, word) in (0..).zip(words.iter()) {
-                assert_eq!(word.load(Ordering::Relaxed), 4 * number, "of {count}");
-            }
-        }
-    }
-
-    #[test]
     fn mapping_too_much_memory_is_an_error() {
         for (blocks, block_bytes) in [(usize::MAX, 2), (usize::MAX / 2, 1), (1 << 50, 16)] {
             let refused = Region::new(blocks, block_bytes).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory, "{refused}");
-        }
-        for count in [usize::MAX, usize::MAX / 4, 1 << 50] {
-            assert_eq!(Words::new(count).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
         }
     }
 

@@ -123,17 +123,12 @@ impl Map {
 
     // ---- one key --------------------------------------------------------------------------------------------------
 
-    /// The slot of a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry and before
-    /// reading it.
-    pub(super) fn get(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<KeydirSlot> {
+    /// The slot of `key`.
+    pub(super) fn get(&self, key: &[u8]) -> Option<KeydirSlot> {
+        let hash = self.hasher.hash_one(key);
         let ReadShard { arena, table } = &self.read_shard(self.shard_of(hash));
         table::prefetch_slot(table, hash);
-        let found = table::find_with(table, hash, |handle| {
-            arena.prefetch(handle);
-            also_prefetch();
-            arena.holds_key(handle, key)
-        });
-        found.and_then(|handle| arena.slot(handle))
+        table::find(table, arena, hash, key).and_then(|handle| arena.slot(handle))
     }
 
     /// Runs `change` on the slot of `key`, or inserts `slot` and runs `change` on `None`, under the shard's lock.
@@ -379,9 +374,8 @@ mod tests {
             map.prefetch_slot(key);
             map.prefetch_entry(key);
         }
-        let get = |key: &[u8]| map.get(map.hasher.hash_one(key), key, || ());
-        assert_eq!(get(b"there").map(KeydirSlot::word), Some(slot(7).word()));
-        assert!(get(b"absent").is_none());
+        assert_eq!(map.get(b"there").map(KeydirSlot::word), Some(slot(7).word()));
+        assert!(map.get(b"absent").is_none());
         // This thread holds the locks, so waiting for one would be a deadlock.
         let hash = map.hasher.hash_one(&b"there"[..]);
         let _locked = map.write_shard(map.shard_of(hash));

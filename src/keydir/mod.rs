@@ -158,20 +158,13 @@ impl Keydir {
 
     /// The newest published record of `key`. Sees each batch as a whole or not at all.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Entry> {
-        self.get_with_prefetch(self.hash(key), key, || ())
-    }
-
-    /// Like [`get`](Self::get), for a key whose hash is known. Calls `also_prefetch` after prefetching the key's entry
-    /// and before reading it, so that both cache misses overlap. `also_prefetch` runs under the shard's lock and must
-    /// be quick. It may be called more than once, or not at all if the key has no entry.
-    pub(crate) fn get_with_prefetch(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<Entry> {
         loop {
             let before = self.batch_epoch.load(Ordering::Acquire);
             if before % 2 == 1 && !seeded_bug::is(SeededBug::BatchEpochIgnored) {
                 drop(self.batch_gate.lock().unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
-            let found = self.find(hash, key, &also_prefetch);
+            let found = self.get_ungated(key);
             // The epoch became odd before the batch published its first record, and this lookup locked the shard after
             // the records it saw were published. So the second load sees the odd epoch or a later one.
             fence(Ordering::Acquire);
@@ -183,11 +176,7 @@ impl Keydir {
 
     /// Like [`get`](Self::get), for callers that exclude the publication of batches by other means.
     pub(crate) fn get_ungated(&self, key: &[u8]) -> Option<Entry> {
-        self.find(self.hash(key), key, || ())
-    }
-
-    fn find(&self, hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<Entry> {
-        let slot = self.map.get(hash, key, also_prefetch)?;
+        let slot = self.map.get(key)?;
         slot.live().map(|location| Entry { seq: slot.seq(), location })
     }
 

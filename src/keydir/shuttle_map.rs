@@ -65,12 +65,7 @@ impl ShuttleMap {
         &self.shards[hash % self.shards.len()]
     }
 
-    pub(super) fn get(&self, _hash: u64, key: &[u8], also_prefetch: impl Fn()) -> Option<KeydirSlot> {
-        also_prefetch();
-        self.slot(key)
-    }
-
-    fn slot(&self, key: &[u8]) -> Option<KeydirSlot> {
+    pub(super) fn get(&self, key: &[u8]) -> Option<KeydirSlot> {
         self.shard(key).read().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }
 
@@ -94,7 +89,7 @@ impl ShuttleMap {
         key: impl Fn(usize) -> &'k [u8],
         mut each: impl FnMut(usize, Option<KeydirSlot>),
     ) {
-        (0..hashes.len()).for_each(|index| each(index, self.slot(key(index))));
+        (0..hashes.len()).for_each(|index| each(index, self.get(key(index))));
     }
 
     pub(super) fn change_many<'k>(

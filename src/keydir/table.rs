@@ -56,11 +56,7 @@ fn table_hash(hash: u64) -> u64 {
 
 /// The handle of the first entry with this hash that `is_wanted`.
 #[inline]
-pub(super) fn find_with(
-    table: &HandleTable,
-    hash: u64,
-    is_wanted: impl Fn(EntryHandle) -> bool,
-) -> Option<EntryHandle> {
+fn find_with(table: &HandleTable, hash: u64, is_wanted: impl Fn(EntryHandle) -> bool) -> Option<EntryHandle> {
     let found = table.get(table_hash(hash), |(hashed, _)| hashed.has_hash(hash) && is_wanted(hashed.handle()));
     found.map(|(hashed, _)| hashed.handle())
 }

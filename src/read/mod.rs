@@ -61,13 +61,9 @@ pub(crate) struct Sources<'a> {
 
 /// Looks `key` up, and reads its value if that needs no waiting.
 pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
-    let hash = sources.keydir.hash(key);
     let mut cache = sources.cache;
-    if let Some(cache) = cache {
-        cache.prefetch_locator(hash);
-    }
     loop {
-        let Some((entry, source)) = locate(sources, cache, hash, key)? else { return Ok(Lookup::Ready(None)) };
+        let Some((entry, source)) = locate(sources, cache, key)? else { return Ok(Lookup::Ready(None)) };
         let segment = match source {
             RecordSource::Staging(segment) => {
                 if let Some(value) = read_staged(sources, key, entry) {
@@ -77,7 +73,7 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
                 segment
             }
             RecordSource::BlockCache(cached) => {
-                if let Some(value) = read_cached(sources, hash, key, entry, &cached) {
+                if let Some(value) = read_cached(sources, key, entry, &cached) {
                     return Ok(Lookup::Ready(Some(value)));
                 }
                 // Evicted or damaged. The segment may have been retired since, so this starts over, without the block
@@ -157,19 +153,13 @@ impl<'a> RecordSource<'a> {
 fn locate<'a>(
     sources: Sources<'a>,
     cache: Option<&'a BlockCache>,
-    hash: u64,
     key: &[u8],
 ) -> Result<Option<(Entry, RecordSource<'a>)>> {
     let Sources { keydir, registry, counters, .. } = sources;
-    let prefetch_record = || {
-        if let Some(cache) = cache {
-            cache.prefetch_record(hash);
-        }
-    };
     let find = |entry: Entry| {
         registry.with(entry.location.segment, |segment| RecordSource::of(registry, cache, segment, entry, key))
     };
-    match follow(|| keydir.get_with_prefetch(hash, key, prefetch_record), find) {
+    match follow(|| keydir.get(key), find) {
         Ok(Some(found)) => Ok(Some(found)),
         Ok(None) => {
             count(&counters.mine().from_nowhere);
@@ -223,7 +213,6 @@ fn read_staged(sources: Sources<'_>, key: &[u8], entry: Entry) -> Option<Bytes> 
 /// The value, if the block cache still has the record, undamaged.
 fn read_cached(
     sources: Sources<'_>,
-    hash: u64,
     key: &[u8],
     entry: Entry,
     CachedRecord { cache, framed, binding }: &CachedRecord<'_>,
@@ -238,7 +227,6 @@ fn read_cached(
     let value = value.inspect_err(|_| cache.forget(framed)).ok()?;
     count(&sources.counters.mine().from_block_cache);
     cache.count_hit();
-    cache.note(hash, framed);
     Some(value)
 }
 
@@ -426,45 +414,6 @@ mod tests {
         assert_eq!(follow_script(&[Some(1), Some(2), Some(3), Some(4), Some(5)], &[5]), Ok(Some(5)));
         assert_eq!(follow_script(&[Some(1), Some(2), None], &[3]), Ok(None), "deleted between lookups");
         assert_eq!(follow_script(&[Some(1), Some(2), Some(2)], &[3]), Err(2), "the same place twice is an error");
-    }
-
-    /// A missing or wrong guess changes no result, only the speed, so only this test notices it.
-    #[test]
-    fn a_block_cache_hit_updates_the_locator() {
-        let world = SimBackend::new(SimConfig::default());
-        world.run_until(async {
-            let store =
-                Store::builder("/db").backend(Arc::new(world.clone())).cache_bytes(4 << 20).open().await.unwrap();
-            let keys: Vec<[u8; 4]> = (0..500_u32).map(u32::to_le_bytes).collect();
-            for key in &keys {
-                store.put(key, [7; 200]).await.unwrap();
-            }
-            store.sync().await.unwrap();
-            let core = store.core();
-            let cache = core.cache.as_ref().unwrap();
-            let located = |key: &[u8]| cache.located(core.parts.keydir.hash(key));
-            assert!(keys.iter().all(|key| located(key).is_none()), "no get has read from the cache");
-            let mut hits: Vec<&[u8; 4]> = Vec::new();
-            for _ in 0..200 {
-                hits.clear();
-                for key in &keys {
-                    let before = store.stats().gets_from_block_cache;
-                    assert_eq!(store.get(key).await.unwrap().unwrap(), [7; 200][..]);
-                    hits.extend((store.stats().gets_from_block_cache > before).then_some(key));
-                }
-            }
-            assert!(hits.len() > 400, "{} of 500 from the cache", hits.len());
-            // Keys that share a word share a guess: that of the key read last.
-            let line = |place: u64| place % (16 << 10) / 64;
-            let is_right = |key: &[u8]| {
-                let offset = core.parts.keydir.get(key).unwrap().location.offset();
-                located(key).is_some_and(|place| line(place as u64) == line(offset))
-            };
-            let right = hits.iter().filter(|key| is_right(&key[..])).count();
-            println!("{right} guesses of {} are right", hits.len());
-            assert!(right * 10 > hits.len() * 9, "{right} of {}", hits.len());
-            store.close().await.unwrap();
-        });
     }
 
     /// Counts the gets that the page cache answered on the caller's thread.

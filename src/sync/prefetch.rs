@@ -5,8 +5,7 @@
 //! prefetched:
 //!
 //! - the keydir's table lines, from the key's hash;
-//! - a record in the block cache, from the number of its frame before the frame is read, or from the locator's guess
-//!   before the keydir's entry is read;
+//! - a record in the block cache, from the number of its frame, before the frame is read;
 //! - everything of the next items, where many records are published or many tasks woken in a row.
 #![allow(unsafe_code)]
 
