@@ -53,7 +53,7 @@ pub(crate) enum Lookup {
 pub(crate) struct Sources<'a> {
     pub(crate) io: &'a dyn Io,
     pub(crate) keydir: &'a Keydir,
-    pub(crate) registry: &'a SegmentSet,
+    pub(crate) segments: &'a SegmentSet,
     pub(crate) log: &'a Log,
     pub(crate) cache: Option<&'a BlockCache>,
     pub(crate) counters: &'a Sharded<ReadCounters>,
@@ -120,7 +120,7 @@ struct CachedRecord<'a> {
 impl<'a> RecordSource<'a> {
     #[inline]
     fn of(
-        registry: &SegmentSet,
+        segments: &SegmentSet,
         cache: Option<&'a BlockCache>,
         segment: &Arc<Segment>,
         entry: Entry,
@@ -131,7 +131,7 @@ impl<'a> RecordSource<'a> {
         let view = || SegmentView {
             binding,
             written_end,
-            file: match registry.open_file(segment) {
+            file: match segments.open_file(segment) {
                 Some(file) => ViewedFile::Open(file),
                 None => ViewedFile::Closed(Arc::clone(segment)),
             },
@@ -155,9 +155,9 @@ fn locate<'a>(
     cache: Option<&'a BlockCache>,
     key: &[u8],
 ) -> Result<Option<(Entry, RecordSource<'a>)>> {
-    let Sources { keydir, registry, counters, .. } = sources;
+    let Sources { keydir, segments, counters, .. } = sources;
     let find = |entry: Entry| {
-        registry.with(entry.location.segment, |segment| RecordSource::of(registry, cache, segment, entry, key))
+        segments.with(entry.location.segment, |segment| RecordSource::of(segments, cache, segment, entry, key))
     };
     match follow(|| keydir.get(key), find) {
         Ok(Some(found)) => Ok(Some(found)),
@@ -168,7 +168,7 @@ fn locate<'a>(
         Err(lost) => {
             count(&counters.mine().from_nowhere);
             let error = Error::new(ErrorKind::Corrupt, "get: the record's segment is missing");
-            Err(at(error, lost).with_key(key).with_path(&registry.path))
+            Err(at(error, lost).with_key(key).with_path(&segments.path))
         }
     }
 }
@@ -231,9 +231,9 @@ fn read_cached(
 }
 
 /// Fills the blocks of `span` that the block cache lacks, as far as the page cache has them.
-fn fill_block_cache(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, span: Span) {
+fn fill_block_cache(cache: &BlockCache, segments: &SegmentSet, file: &dyn File, span: Span) {
     for block in span.blocks() {
-        let is_wanted = registry.with(block.segment, |segment| {
+        let is_wanted = segments.with(block.segment, |segment| {
             let Segment { slots, .. } = &**segment;
             !cache.holds(block, slots) && cache.make_slots(slots, block.number, segment.written_end())
         });
@@ -243,9 +243,9 @@ fn fill_block_cache(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, 
         let read = |bytes: &mut [u8], offset| file.read_nowait(bytes, offset).unwrap_or(0);
         let Some(filled) = cache.fill(block, read) else { continue };
         if let Some(evicted) = filled.evicted {
-            registry.with(evicted.segment, |segment| segment.slots.clear(evicted.number, filled.frame));
+            segments.with(evicted.segment, |segment| segment.slots.clear(evicted.number, filled.frame));
         }
-        registry.with(block.segment, |segment| segment.slots.set(block.number, filled.frame));
+        segments.with(block.segment, |segment| segment.slots.set(block.number, filled.frame));
     }
 }
 
@@ -253,10 +253,10 @@ fn fill_block_cache(cache: &BlockCache, registry: &SegmentSet, file: &dyn File, 
 
 /// Reads a record from its file: from the page cache at once, or as a [`DiskRead`].
 fn read_file(sources: Sources<'_>, key: &[u8], entry: Entry, segment: SegmentView) -> Result<Lookup> {
-    let Sources { registry, cache, .. } = sources;
+    let Sources { segments, cache, .. } = sources;
     let counters = sources.counters.mine();
     let (location, len) = (entry.location, record_len(entry, key));
-    let opened = file_and_buffer(registry, segment.file, len);
+    let opened = file_and_buffer(segments, segment.file, len);
     let (file, mut buf) = opened.map_err(|error| {
         count(&counters.from_nowhere);
         at(error, entry)
@@ -270,7 +270,7 @@ fn read_file(sources: Sources<'_>, key: &[u8], entry: Entry, segment: SegmentVie
     }
     if filled < len {
         count(&counters.from_disk);
-        read_ahead(registry, &*file, location, len as u64);
+        read_ahead(segments, &*file, location, len as u64);
         return Ok(Lookup::Disk(DiskRead { place, file, buf, filled }));
     }
     count(&counters.from_page_cache);
@@ -279,16 +279,16 @@ fn read_file(sources: Sources<'_>, key: &[u8], entry: Entry, segment: SegmentVie
         && let Some(span) = cache.span(location.segment, location.offset(), len, segment.written_end)
         && cache.admits()
     {
-        fill_block_cache(cache, registry, &*file, span);
+        fill_block_cache(cache, segments, &*file, span);
     }
     Ok(Lookup::Ready(Some(value)))
 }
 
-fn file_and_buffer(registry: &SegmentSet, file: ViewedFile, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
+fn file_and_buffer(segments: &SegmentSet, file: ViewedFile, len: usize) -> Result<(Arc<dyn File>, Vec<u8>)> {
     let file = match file {
         ViewedFile::Open(file) => file,
         ViewedFile::Closed(segment) => {
-            registry.file(&segment).map_err(|error| Error::io("get: open the segment", error))?
+            segments.file(&segment).map_err(|error| Error::io("get: open the segment", error))?
         }
     };
     let mut buf = Vec::new();
@@ -300,11 +300,11 @@ fn file_and_buffer(registry: &SegmentSet, file: ViewedFile, len: usize) -> Resul
 /// Whether a get probes the page cache before it asks the engine. It always does if a block cache learns from the hits,
 /// if the engine answers cached reads slowly, and for records that may have been read ahead.
 fn should_probe(sources: Sources<'_>, bypass: &ProbeBypass, location: Location) -> bool {
-    let Sources { io, registry, cache, .. } = sources;
+    let Sources { io, segments, cache, .. } = sources;
     bypass.should_probe()
         || cache.is_some()
         || !io.cached_reads_overtake()
-        || registry.with(location.segment, |segment| segment.sequential.expects(location.offset())) == Some(true)
+        || segments.with(location.segment, |segment| segment.sequential.expects(location.offset())) == Some(true)
 }
 
 // ---- 4. the disk ----------------------------------------------------------------------------------------------------
@@ -318,8 +318,8 @@ pub(crate) struct DiskRead {
 }
 
 /// Starts read-ahead if this miss continues the previous one, so that sequential gets rarely wait.
-fn read_ahead(registry: &SegmentSet, file: &dyn File, location: Location, len: u64) {
-    let ahead = registry.with(location.segment, |segment| segment.sequential.missed(location.offset(), len));
+fn read_ahead(segments: &SegmentSet, file: &dyn File, location: Location, len: u64) {
+    let ahead = segments.with(location.segment, |segment| segment.sequential.missed(location.offset(), len));
     if let Some(Some(ahead)) = ahead {
         file.start_reading(location.offset(), ahead);
     }

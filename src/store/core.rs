@@ -192,7 +192,7 @@ impl Core {
         Sources {
             io: &*self.parts.io,
             keydir: &self.parts.keydir,
-            registry: &self.parts.segments,
+            segments: &self.parts.segments,
             log: &self.parts.log,
             cache: self.cache.as_ref(),
             counters: &self.read_counters,
