@@ -225,6 +225,11 @@ impl Error {
         self.edit(|detail| detail.path = Some(path))
     }
 
+    /// Adds the store's directory to an error that names a segment and no path.
+    pub(crate) fn in_directory(self, path: &Path) -> Self {
+        if self.0.segment.is_some() && self.0.path.is_none() { self.with_path(path) } else { self }
+    }
+
     pub(crate) fn at_segment(self, segment: u64) -> Self {
         self.edit(|detail| detail.segment = Some(segment))
     }

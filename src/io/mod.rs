@@ -16,7 +16,7 @@
 //!
 //! - An operation owns its buffers from the call until its completion. Dropping the future of an operation discards the
 //!   result but does not cancel the operation: it completes, and then its buffers are freed.
-//! - The call starts the operation. The first poll of its future does not.
+//! - The call itself starts the operation, not the first poll.
 //! - Results are raw: a read or write may be short, and `Interrupted` and `WouldBlock` may come back. The loops in
 //!   [`util`] handle them, so that the simulated disk can test those loops.
 //! - [`File::sync`] covers the writes whose completion was *delivered* before the call. It promises

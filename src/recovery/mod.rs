@@ -35,7 +35,7 @@
 //! the space of the reserve. The last step preallocates the reserve again, as far as there is space. A missing reserve
 //! never fails an open.
 //!
-//! The steps share one [`Opening`]. The files of this folder, from the lowest up: `opening`, `directory`, `checked`,
+//! The steps share one [`Opening`]. The files of this folder, bottom up: `opening`, `directory`, `checked`,
 //! `live_bytes`, `loaded`, `hint_load`, `jobs`, `load`, `tail`, `manifest`.
 
 mod checked;

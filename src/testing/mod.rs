@@ -1,7 +1,7 @@
-//! What the crate's own tests reach beyond its public API: the simulated disk, the file format, the I/O layer, and the
+//! Internals for the crate's own tests: the simulated disk, the file format, the I/O layer, and the
 //! switch for seeded bugs.
 //!
-//! Compiled under the private feature `__testing` only. It is no part of the API, and may change in every version.
+//! Compiled under the private feature `__testing` only. It is not part of the API and may change in any version.
 
 #[cfg(test)]
 #[cfg(feature = "__shuttle")]
