@@ -22,7 +22,7 @@ pub enum ErrorKind {
     /// [`Error::key`] says which key, where that is known. [`Recovery::Salvage`](crate::Recovery::Salvage) opens the store
     /// without the damaged records.
     Corrupt,
-    /// Another handle, in this process or another, has the directory open.
+    /// Another handle, in this process or another, has the directory open. The message names the process where it is known.
     Locked,
     /// The store was closed.
     Closed,

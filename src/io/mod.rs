@@ -183,7 +183,8 @@ pub trait Dir: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock on the file `name`, creating the file (mode 0600) if necessary.
     ///
     /// Returns `None` if this process or another one holds the lock. The lock is released when the guard is dropped or
-    /// the process ends. The file is never removed.
+    /// the process ends. The file is never removed. The real backends write the holder's PID into it, as decimal text
+    /// and a line feed, if they can.
     fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>>;
 }
 

@@ -14,12 +14,12 @@ pub mod format {
     pub use crate::format::*;
 }
 
-/// The I/O layer and its implementations.
+/// The I/O layer and its backends.
 pub mod io {
     pub use crate::io::*;
 }
 
-/// The bugs that a test can switch on, to see that it fails.
+/// The bugs that a test switches on to check that it fails.
 pub mod seeded_bug {
     pub use crate::seeded_bug::*;
 }
