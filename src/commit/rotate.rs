@@ -26,7 +26,7 @@ use crc32fast::Hasher;
 use super::active::{ActiveSegment, Fatal};
 use super::log::{Refused, SpaceWanted};
 use super::parts::CommitCounters;
-use super::preallocate::{Answer, end_of};
+use super::preallocate::{SpaceAnswer, end_of};
 use super::stage::AppendPoint;
 use super::task::Committer;
 use crate::error::{Error, ErrorKind};
@@ -37,7 +37,7 @@ use crate::segment::{Facts, ManifestError, Reserve, Segment, lacks_space, segmen
 
 impl Committer {
     /// Makes space for the waiting writes, if possible.
-    pub(super) async fn make_space(&mut self, wanted: Option<SpaceWanted>) -> Result<Answer, Fatal> {
+    pub(super) async fn make_space(&mut self, wanted: Option<SpaceWanted>) -> Result<SpaceAnswer, Fatal> {
         let Some(wanted) = wanted else { return Ok(None) };
         if self.has_space(wanted) {
             return Ok(None);
@@ -52,7 +52,7 @@ impl Committer {
         Ok(answer.or(Some(refusal)))
     }
 
-    async fn make_space_for(&mut self, wanted: SpaceWanted) -> Result<Answer, Fatal> {
+    async fn make_space_for(&mut self, wanted: SpaceWanted) -> Result<SpaceAnswer, Fatal> {
         // A delete that arrived meanwhile was not tried, so it is not refused.
         let whom = if wanted.delete_bytes > 0 { Refused::Everybody } else { Refused::AllButDeletes };
         let must_seal = self.must_seal() || self.is_full(wanted);

@@ -32,7 +32,7 @@ const DIED_DIVISOR: u64 = 4;
 
 /// Force a sync at this many unsynced bytes: sealing the segment has to wait for them.
 const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
-pub(super) struct PendingSync {
+pub(super) struct SegmentSync {
     pub(super) op: OpFuture<io::Result<()>>,
     /// What the sync covers: the groups written before it was submitted.
     pub(super) seq: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Committer {
     /// Written groups that are not resolved, oldest first.
     pub(super) written: VecDeque<Taken>,
     pub(super) written_seq: u64,
-    pub(super) sync: Option<PendingSync>,
+    pub(super) sync: Option<SegmentSync>,
     /// Since when a written group waits for a sync that no caller waits for.
     pub(super) unsynced_since: Option<Duration>,
     pub(super) delay: CommitDelay,
