@@ -36,6 +36,9 @@ pub enum ErrorKind {
     IncompatibleFormat,
     /// The host cannot do what the options demand (io_uring forbidden, for instance).
     Unsupported,
+    /// Too many bytes of submitted writes wait to be accepted. The write was not applied: await it instead of
+    /// submitting it.
+    Busy,
     /// The handle came through a `fork` and must not be used in the child.
     Forked,
 }

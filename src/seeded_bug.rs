@@ -89,6 +89,8 @@ pub enum SeededBug {
     BellNotHeard,
     /// Room that was kept for a writer who went away is offered to nobody.
     RoomNotOffered,
+    /// The commit task is not told that a queued write may fit now.
+    QueueNotTriedAgain,
     /// A future that is dropped leaves its waker in the list it waited in.
     WaiterKept,
     /// A poll of an operation looks for the result and registers its waker in two steps.

@@ -129,12 +129,12 @@ impl Committer {
                 }
                 continue;
             }
-            if demand.space.is_some() && !demand.closing {
+            if demand.space.is_some() && (!demand.closing || demand.has_queued) {
                 let answer = self.make_space(demand.space).await?;
                 self.parts.log.answer_admission(answer);
                 continue;
             }
-            if demand.closing && self.sync.is_none() {
+            if demand.closing && self.sync.is_none() && !demand.has_queued {
                 return self.seal_for_close().await;
             }
 

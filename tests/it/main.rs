@@ -41,6 +41,7 @@ mod regressions;
 mod reserve;
 mod security;
 mod small_histories;
+mod submit;
 mod support;
 mod syscalls;
 mod waiting;

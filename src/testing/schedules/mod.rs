@@ -46,7 +46,7 @@ struct Model {
 }
 
 /// Those that take long first, so that all processors have something to do to the end.
-const MODELS: [Model; 15] = [
+const MODELS: [Model; 16] = [
     Model { name: "store/compaction", run: store::writes_against_compaction, percent: 15 },
     Model { name: "store/batches", run: store::batches_against_compaction, percent: 5 },
     Model { name: "store/rotation", run: store::rotation_against_everything, percent: 5 },
@@ -56,7 +56,8 @@ const MODELS: [Model; 15] = [
     Model { name: "store/room", run: cancellation::room_that_is_left, percent: 5 },
     Model { name: "commit/log", run: commit::callers_against_the_task, percent: 10 },
     Model { name: "commit/group", run: commit::one_outcome_for_all, percent: 5 },
-    Model { name: "commit/room", run: commit::space_for_writers_that_stay, percent: 10 },
+    Model { name: "commit/room", run: commit::space_for_writers_that_stay, percent: 5 },
+    Model { name: "commit/submit", run: commit::submitted_writes_in_order, percent: 5 },
     Model { name: "segments/pins", run: parts::pins_against_unlinking, percent: 5 },
     Model { name: "segments/moves", run: parts::a_record_that_moves, percent: 5 },
     Model { name: "keydir/relocation", run: parts::records_against_relocation, percent: 10 },
@@ -68,12 +69,13 @@ const MODELS: [Model; 15] = [
 const PRIORITY_CHANGES: usize = 3;
 
 /// Where a mistake must show, and within how many schedules.
-const MISTAKES: [(SeededBug, &str, usize); 25] = [
+const MISTAKES: [(SeededBug, &str, usize); 26] = [
     (SeededBug::WakerLost, "commit/group", 5_000),
     (SeededBug::FollowerErrorDropped, "commit/group", 5_000),
     (SeededBug::BellNotHeard, "commit/log", 5_000),
     (SeededBug::RoomNotOffered, "commit/room", 5_000),
     (SeededBug::WaiterKept, "commit/room", 5_000),
+    (SeededBug::QueueNotTriedAgain, "commit/submit", 5_000),
     (SeededBug::CompletionOverwritten, "io/slot", 5_000),
     (SeededBug::RelocateUnconditionally, "keydir/relocation", 5_000),
     (SeededBug::BatchEpochIgnored, "keydir/batches", 5_000),
