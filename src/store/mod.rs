@@ -555,4 +555,6 @@ const _: () = {
     assert_future::<WaitDurable>();
     assert_future::<Close>();
     assert_future::<Compact>();
+    assert_future::<futures::Submitted<Version>>();
+    assert_future::<futures::Submitted<bool>>();
 };

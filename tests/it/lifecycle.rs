@@ -333,6 +333,7 @@ fn fork_with_an_open_store() {
     let store = open(Store::builder(&path).engine(engine));
     put(&store, "before", "v");
     put_at(&store, Durability::Buffered, "buffered", "v");
+    let mut submitted = store.put("before", "v").submit().unwrap();
     // In the child: nothing but polls of the handle, and an exit that runs no destructors of the parent's threads.
     let status = crate::helpers::fork::in_child(|| {
         let refused = |poll: Poll<ringcask::Result<()>>| match poll {
@@ -343,6 +344,8 @@ fn fork_with_an_open_store() {
             refused(poll_once(&mut store.get("before")).map_ok(drop)),
             refused(poll_once(&mut store.delete("before")).map_ok(drop)),
             refused(poll_once(&mut store.sync()).map_ok(drop)),
+            refused(poll_once(&mut submitted).map_ok(drop)),
+            refused(Poll::Ready(store.put("child", "v").submit().map(drop))),
         ];
         for level in LEVELS {
             checks.push(refused(poll_once(&mut store.put("child", "v").durability(level)).map_ok(drop)));
@@ -351,6 +354,7 @@ fn fork_with_an_open_store() {
         i32::from(checks.contains(&false))
     });
     assert_eq!(status, 0, "some operation in the child of the fork was not refused");
+    block_on(submitted).unwrap();
     put(&store, "after", "v");
     assert!(!store.contains_key("child"));
     close(store);

@@ -88,7 +88,7 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
 }
 
 /// Writers that found no room once raced for it with everybody, newcomers included, and some lost for hundreds of
-/// milliseconds. In which order they are called is for the unit tests of `commit/log/room.rs`.
+/// milliseconds. In which order they are called is for the unit tests of `commit/log/admission.rs`.
 #[test]
 fn a_new_writer_does_not_overtake_one_that_waits_for_admission() {
     for_each_engine(|env| {
