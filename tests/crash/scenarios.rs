@@ -1,4 +1,4 @@
-//! Crashes in runs that no seed would draw.
+//! Crash scenarios that random seeds do not produce.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use crate::support::crash::explore::recover;
 use crate::support::crash::workload::{Op, Run, Setup, Workload};
 use crate::support::history_model::{Crash, NEVER, State};
 
-/// A failed sync leaves the last bytes of a group in memory only, the next open seals the segment behind them, and the
-/// power is cut at every step of that. Returns the number of images.
+/// Cuts the power at every step of an open that seals a segment after a failed sync. That sync left the last bytes of a
+/// group in memory only. Returns the number of images.
 ///
-/// The bytes are zeros that pad a record. They read as zeros after the failed sync, but the file's length on the disk
-/// did not include them, and a crash could leave anything there.
+/// The bytes are the zeros that pad a record. They read as zeros after the failed sync, but the file's length on the
+/// disk did not include them, so a crash could leave anything there.
 pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
     let world = SimBackend::new(config.clone());
     let open = async |world: &SimBackend| {
         let builder = Store::builder("/db").backend(Arc::new(world.clone()));
-        builder.open().await.map_err(|error| format!("seed {seed}, opening: {error:?}"))
+        builder.open().await.map_err(|error| format!("seed {seed}, the open: {error:?}"))
     };
     let began = world.run_until(async {
         let store = open(&world).await?;
@@ -27,7 +27,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
         // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
         let put = store.put("k", [7; 26]).durability(Durability::Buffered);
         put.await.map_err(said)?;
-        // The segment's header and two MANIFESTs were written before.
+        // Earlier writes wrote the segment's header and two MANIFESTs.
         world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
         world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::SyncPartial));
         if store.sync().await.is_ok() {
@@ -53,8 +53,8 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     Ok(images)
 }
 
-/// Values of more than a MiB are copied a piece at a time: compacts some, crashed at some of the steps. Returns how
-/// many crashes there were.
+/// Compacts values larger than 1 MiB, which are copied in pieces, and crashes at some of the steps. Returns the number
+/// of crashes.
 pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::random(&mut rng);
@@ -71,7 +71,7 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
             let found = store.get([key]).await.map_err(|error| format!("{error:?}"))?;
             let expected = (key % 2 == 0).then(|| value(key, *len));
             if found.as_deref() != expected.as_deref() {
-                return Err(format!("key {key} has {:?} bytes of {len}", found.map(|found| found.len())));
+                return Err(format!("key {key} has {:?} bytes, expected {len}", found.map(|found| found.len())));
             }
         }
         Ok(())
@@ -89,7 +89,7 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         let began = world.step();
         store.compact().await.map_err(said)?;
         holds(&store).await?;
-        // Segments without dead bytes are skipped; a job that names them copies them too.
+        // A compaction of everything skips segments without dead bytes. A job that names them copies them.
         let all = store.stats().segments.into_iter().map(|segment| segment.id);
         let report = store.compact().segments(all).await.map_err(said)?;
         holds(&store).await?;
@@ -120,21 +120,21 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     Ok(steps.len())
 }
 
-/// Results of disks that lied.
+/// Results of the runs on lying disks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lies {
     /// Images that a crash left.
     pub images: u64,
-    /// Of these, those in which the open or a read reported damage.
+    /// The images in which the open or a read reported damage.
     pub detected: u64,
-    /// Of these, those in which the last writes were lost without a report.
+    /// The images in which the last writes were lost without an error.
     pub silent: u64,
 }
 
-/// From some point on the disk reports every sync as done and does nothing; then the power is cut.
+/// From some point on the disk reports every sync as done but does nothing. Then the power is cut.
 ///
-/// No store survives that: acknowledged data was never on the disk. But the loss must be detected, or the state must
-/// be one that a crash at an earlier time would have left. A state with a hole in it must not be accepted.
+/// No store survives that: acknowledged data was never on the disk. But either the store detects the loss, or the state
+/// is one that an earlier crash would have left. The store must not accept a state with a hole.
 pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String> {
     let mut rng = Rng::new(seed ^ 0x11e5);
     let mut workload = Workload::from_seed(seed);
@@ -164,7 +164,7 @@ pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String
             Err(error) => return Err(format!("seed {seed}: {error}")),
             Ok(recovered) => {
                 let checked = generation.check(step, Crash::Power, &recovered.state);
-                checked.map_err(|error| format!("seed {seed}, a hole: {error}"))?;
+                checked.map_err(|error| format!("seed {seed}, the state has a hole: {error}"))?;
                 lies.silent += u64::from(kept.check(step, Crash::Power, &recovered.state).is_err());
             }
         }

@@ -1,9 +1,9 @@
-//! Long histories: hundreds of operations, closes, crashes and faults in a row, checked against a list of the writes.
+//! Long histories: hundreds of operations, closes, crashes and faults in sequence, checked against the list of writes.
 //!
 //! The explorer crashes short runs at every step. Here one directory is opened many times, after many crashes. A failed
-//! case is reduced by leaving out steps while it still fails.
+//! case is shrunk: steps are removed while it still fails.
 //!
-//! A case is drawn from a seed, or decoded from bytes, so that a fuzzer can make cases and learn which ones reach new
+//! A case is drawn from a seed or decoded from bytes. A fuzzer makes cases of bytes and learns which ones reach new
 //! code.
 
 use std::fmt;
@@ -17,23 +17,23 @@ use super::workload::{Op, Run, Setup, read_all};
 use crate::support::history_model::{Crash, Generation, State};
 use crate::support::panics::{no_panics, panic_text};
 
-/// Runs that may be spent on reducing a failed case.
+/// Maximum number of runs for shrinking a failed case.
 const MAX_SHRINKING: usize = 2_000;
 
-/// Operations of a case, at most.
+/// Maximum number of operations in a case.
 pub const MAX_OPS: usize = 200;
 
 #[derive(Clone, Debug)]
 pub enum Step {
     Do(Op),
-    /// The process is killed, or the power goes; `pick` says what that leaves.
+    /// The process is killed, or the power fails. `pick` chooses the resulting image.
     Crash {
         kill: bool,
         pick: u64,
     },
 }
 
-/// What is done, from an empty directory on.
+/// The steps to run, starting with an empty directory.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
@@ -41,14 +41,14 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
-/// What cases did.
+/// Counts of what the cases did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub cases: u64,
     pub ops: u64,
     pub crashes: u64,
     pub kills: u64,
-    /// Lives in which something was made to fail.
+    /// Generations in which a fault was injected.
     pub troubled: u64,
 }
 
@@ -62,7 +62,7 @@ impl Totals {
     }
 }
 
-/// Whether the operation makes others fail.
+/// Whether the step makes other operations fail.
 fn is_trouble(step: &Step) -> bool {
     matches!(step, Step::Do(Op::Fail { .. } | Op::FailLater { .. } | Op::Space(Some(_))))
 }
@@ -84,8 +84,8 @@ impl Case {
         Self { seed, setup, steps }
     }
 
-    /// Decodes `input`: four bytes draw the setup, then four bytes are a step each, of which the first is its kind. A
-    /// step can be changed, left out or moved without changing any other.
+    /// Decodes `input`: four bytes draw the setup, then every four bytes are one step, whose first byte is its kind.
+    /// Changing, removing or moving a step leaves the others unchanged.
     pub fn from_bytes(input: &[u8]) -> Self {
         let mut words = input.chunks(4).map(|chunk| {
             let mut word = [0; 4];
@@ -111,7 +111,7 @@ impl Case {
         Self { seed, setup, steps }
     }
 
-    /// Runs all of it; an error is a promise that was broken.
+    /// Runs all steps. An error names a broken promise.
     pub fn run(&self) -> Result<Totals, String> {
         let mut totals = Totals { cases: 1, ..Totals::default() };
         let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut totals)));
@@ -132,7 +132,7 @@ impl Case {
                 Some(Step::Crash { kill: true, pick }) => {
                     image = world.kill_image(&mut Rng::new(*pick));
                     totals.kills += 1;
-                    // A sync that failed may have cost what a kill alone leaves.
+                    // A failed sync may have lost data that a kill alone would preserve.
                     if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
                 }
                 Some(Step::Crash { kill: false, pick }) => {
@@ -155,9 +155,9 @@ impl Case {
         Ok(())
     }
 
-    /// One generation: opens the directory that the one before left, checks it, and continues. Returns the states that
-    /// may be found after it, and the store, to be dropped after the power cut: before it, the drop would close in
-    /// good order.
+    /// Runs one generation: opens the directory that the previous one left, checks it, and continues. Returns the
+    /// states that the next open may find, and the store. The caller drops the store after the power cut: a drop before
+    /// it would close the store cleanly.
     fn live(
         &self,
         world: &SimBackend,
@@ -196,7 +196,7 @@ impl Case {
         Ok((generation, store))
     }
 
-    /// A case that fails too, with as few steps as can be found.
+    /// A case that also fails, with as few steps as the search finds.
     pub fn shrunk(&self) -> Self {
         let (mut least, mut tries) = (self.clone(), 0);
         let mut len = (least.steps.len() / 2).max(1);
@@ -223,18 +223,18 @@ impl fmt::Display for Case {
     }
 }
 
-/// The case of `seed`.
+/// Runs the case of `seed`.
 pub fn run_case(seed: u64) -> Result<Totals, String> {
     run_named(&Case::from_seed(seed), || format!("RINGCASK_CASE={seed}"))
 }
 
-/// The case of `input`.
+/// Runs the case of `input`.
 pub fn run_input(input: &[u8]) -> Result<Totals, String> {
     let digits = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     run_named(&Case::from_bytes(input), || format!("RINGCASK_INPUT={}", digits()))
 }
 
-/// Runs `case`; a failure is told with the smallest case that was found.
+/// Runs `case`. A failure is reported with the smallest case found.
 fn run_named(case: &Case, name: impl Fn() -> String) -> Result<Totals, String> {
     case.run().map_err(|error| {
         let least = case.shrunk();

@@ -1,7 +1,8 @@
-//! Reads that return wrong data: a flipped bit, the bytes of another place.
+//! Reads that return wrong data: a flipped bit, or the bytes of another place.
 //!
-//! Such a read must be an error or, if it is repeated, right; and no wrong data may be kept. An open is held to less:
-//! no later group confirms the last one before a crash, so a bit that flips in it looks like a torn tail.
+//! Such a read must be an error, or return the right value when repeated. No wrong data may be kept. The requirement
+//! for an open is weaker: no later group confirms the last one before a crash, so a flipped bit in it looks like a torn
+//! tail.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,7 +14,8 @@ use super::workload::Run;
 use crate::support::history_model::{COMMON_KEYS, identify, key_name};
 use crate::support::panics::{no_panics, panic_text};
 
-/// The scenario of `seed`, with each of its reads going wrong in turn; how many there were, and how many were noticed.
+/// Runs the scenario of `seed` with each of its reads going wrong in turn. Returns the number of runs and the number of
+/// detected wrong reads.
 pub fn misread_everything(seed: u64) -> (u64, u64, Result<(), String>) {
     let (mut runs, mut noticed) = (0, 0);
     let result = misread_each(seed, &mut runs, &mut noticed);
@@ -39,7 +41,7 @@ fn misread_each(seed: u64, runs: &mut u64, noticed: &mut u64) -> Result<(), Stri
     Ok(())
 }
 
-/// Runs with `fault`; how many operations of `class` there were, and how many went wrong.
+/// Runs with `fault`. Returns the number of operations of `class`, and how many of them went wrong.
 fn misread(scenario: &Scenario, class: OpClass, fault: Option<Fault>, noticed: &mut u64) -> Result<(u64, u64), String> {
     let config = SimConfig { journal: false, ..scenario.setup.world.clone() };
     let world = SimBackend::from_image(scenario.image.clone(), config);
@@ -60,7 +62,7 @@ fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, not
     let opened = world.run_until(async {
         let store = match scenario.setup.builder(world).open().await {
             Ok(store) => store,
-            // The bytes of another place may also end too early.
+            // A read at another place may also reach the end of the file early.
             Err(error) if fault.is_some() && matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
                 *noticed += 1;
                 return Ok(false);
@@ -70,7 +72,8 @@ fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, not
         let is_doubtful = world.fault_count() > 0;
         run.opened(scenario.base, scenario.highest_version);
         if is_doubtful {
-            // What is found was written, byte for byte, whatever of it is found.
+            // The open may have lost the tail, so the contents are unknown, but every value must be one that was
+            // written.
             *noticed += read_twice(world, &store).await?;
             return Ok(false);
         }
@@ -91,10 +94,10 @@ fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, not
     Ok(())
 }
 
-/// Reads every key with the fault and without: the first time an error, or what the second time brings. Returns how
-/// many were errors.
+/// Reads every key twice, first with the fault and then without. The first read must fail or return the same as the
+/// second. Returns the number of errors.
 async fn read_twice(world: &SimBackend, store: &Store) -> Result<u64, String> {
-    // What nobody waits for any more may still be on its way.
+    // Operations that no caller waits for any more may still be in flight.
     store.sync().await.map_err(|error| format!("a sync: {error:?}"))?;
     let mut first = Vec::new();
     for key in 0..COMMON_KEYS {
@@ -106,7 +109,7 @@ async fn read_twice(world: &SimBackend, store: &Store) -> Result<u64, String> {
         let second = store.get(key_name(key)).await;
         let told = |error| format!("key {key} without the fault: {error:?}");
         let second = match second {
-            // An opening may have taken over a place that was misread; it is an error for good, until the next one.
+            // The open may have kept a misread location. The key then returns an error until the next open.
             Err(error) if error.kind() == ErrorKind::Corrupt && first.is_err() => None,
             second => second.map_err(told)?,
         };
@@ -115,7 +118,7 @@ async fn read_twice(world: &SimBackend, store: &Store) -> Result<u64, String> {
         }
         match first {
             Ok(found) if found == second => {}
-            Ok(found) => return Err(format!("key {key} was {found:?}, and is {second:?}")),
+            Ok(found) => return Err(format!("key {key} was read as {found:?}, then as {second:?}")),
             Err(error) if error.kind() == ErrorKind::Corrupt => errors += 1,
             Err(error) => return Err(format!("key {key}: {error:?}")),
         }

@@ -1,4 +1,4 @@
-//! Compactions, and the operations beside them.
+//! Compactions and the operations beside them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,14 +9,14 @@ use ringcask::{ErrorKind, Store};
 
 use super::{Op, Run};
 
-/// A compaction that was asked for.
+/// A requested compaction.
 pub(super) enum Running {
     Over(Result<(), ringcask::Error>),
     On(Pin<Box<dyn Future<Output = Result<(), ringcask::Error>>>>),
 }
 
 impl Run<'_> {
-    /// Asks for a compaction while the write `early` is under way, and then runs `ops`.
+    /// Requests a compaction while the write `early` is in flight, then runs `ops`.
     pub(super) async fn compact(
         &mut self,
         store: &Store,
@@ -59,12 +59,12 @@ impl Run<'_> {
             Ok(()) => self.look(store).await,
             Err(_) if self.may_fail => Ok(()),
             Err(error) if self.is_unwatched && error.kind() == ErrorKind::InvalidInput => Ok(()),
-            Err(error) => Err(format!("a compaction failed without a fault: {error:?}")),
+            Err(error) => Err(format!("a compaction failed without an injected fault: {error:?}")),
         }
     }
 }
 
-/// A compaction of everything, or of the sealed segments whose bits are set.
+/// Compacts everything, or the sealed segments whose bits are set.
 fn compact(store: &Store, which: Option<u64>) -> Compact {
     let Some(bits) = which else { return store.compact() };
     let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();

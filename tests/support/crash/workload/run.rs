@@ -1,4 +1,4 @@
-//! Runs one operation after the other, and records its result.
+//! Runs operations in sequence and records their results.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use ringcask::testing::sim::{Fault, SimBackend};
 use super::{End, Op, Setup, read_all};
 use crate::support::history_model::{Crash, Fate, Generation, History, State, WriteRec};
 
-/// A run of operations and what came of it.
+/// A run of operations and its results.
 pub struct Run<'w> {
     pub world: &'w SimBackend,
     pub setup: &'w Setup,
     pub may_fail: bool,
     pub history: History,
     pub numbers: &'w mut u32,
-    /// A compaction that nobody waits for may take segments that are named to the next one.
+    /// True while an unawaited compaction may take the segments that the next compaction names.
     pub(super) is_unwatched: bool,
-    /// The step at which the opening that is on began.
+    /// The step at which the current open began.
     opening: usize,
 }
 
@@ -32,7 +32,7 @@ impl<'w> Run<'w> {
         self.history.generations.last_mut().expect("an open store")
     }
 
-    /// A store that has been opened and shows `base`.
+    /// Records an open that found `base`.
     pub fn opened(&mut self, base: State, highest_version: u64) {
         let step = self.world.step();
         self.history.recoveries.push((self.opening, step));
@@ -47,7 +47,7 @@ impl<'w> Run<'w> {
         closed
     }
 
-    /// Runs `ops`; returns the store, open, unless it could not be opened again.
+    /// Runs `ops`. Returns the open store, unless a reopen failed.
     pub async fn run(&mut self, mut store: Store, ops: &[Op]) -> Result<Store, String> {
         for op in ops {
             let (before, jobs) = (self.world.step(), jobs_over(&store));
@@ -79,7 +79,7 @@ impl<'w> Run<'w> {
         Ok(store)
     }
 
-    /// Runs one operation that neither closes the store nor compacts it.
+    /// Runs one operation that neither closes nor compacts the store.
     pub(super) async fn call(&mut self, store: &Store, op: &Op) -> Result<(), String> {
         match op {
             Op::Get { key } => self.get(store, *key).await?,
@@ -111,7 +111,7 @@ impl<'w> Run<'w> {
         Ok(())
     }
 
-    /// What can be read must be what was written, all of it.
+    /// Checks that reading everything returns exactly what was written.
     pub async fn look(&mut self, store: &Store) -> Result<(), String> {
         let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
         if self.may_fail || !self.generation().writes.iter().all(is_over) {
@@ -123,7 +123,7 @@ impl<'w> Run<'w> {
             write.durable = 0;
         }
         expected.settle();
-        expected.check(usize::MAX - 1, Crash::Power, &found).map_err(|error| format!("an open store: {error}"))
+        expected.check(usize::MAX - 1, Crash::Power, &found).map_err(|error| format!("in the open store: {error}"))
     }
 
     pub fn settle(&mut self) {
@@ -145,7 +145,7 @@ impl<'w> Run<'w> {
                 Ok(())
             }
             Err(_) if self.may_fail => Ok(()),
-            Err(error) => Err(format!("a sync failed without a fault: {error:?}")),
+            Err(error) => Err(format!("a sync failed without an injected fault: {error:?}")),
         }
     }
 
@@ -157,7 +157,7 @@ impl<'w> Run<'w> {
         let closed = self.close(&store).await;
         drop(store);
         if closed.is_err() && !self.may_fail {
-            return Err(format!("closing failed without a fault: {closed:?}"));
+            return Err(format!("closing failed without an injected fault: {closed:?}"));
         }
         self.world.heal();
         self.world.set_capacity(None);
@@ -173,7 +173,7 @@ impl<'w> Run<'w> {
         let store = self.setup.builder(self.world).open().await.map_err(|error| format!("reopening: {error:?}"))?;
         let counted = store.stats().live_bytes;
         if is_still && counted != live_bytes {
-            return Err(format!("{live_bytes} bytes were alive, and now {counted} are"));
+            return Err(format!("{live_bytes} bytes were live before reopening, {counted} after"));
         }
         let found = read_all(&store).await?;
         let last = self.generation();
@@ -187,7 +187,7 @@ impl<'w> Run<'w> {
     }
 }
 
-/// How many jobs have come to their end, or failed.
+/// Number of compaction jobs that have finished or failed.
 fn jobs_over(store: &Store) -> u64 {
     let stats = store.stats();
     stats.compactions + stats.compaction_failures

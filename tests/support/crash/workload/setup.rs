@@ -8,7 +8,7 @@ use ringcask::{Builder, Compaction, Recovery, Store};
 
 use super::pick;
 
-/// How a store is run.
+/// The configuration of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub world: SimConfig,
@@ -43,7 +43,7 @@ impl Setup {
                 journal: true,
             },
             segment_bytes: pick(rng, &[1024, 1500, 2048, 4096]),
-            // Derived from the seed without a draw, so that the other draws of a seed do not change.
+            // Derived from the seed without a draw: an additional draw would change all others of the seed.
             cache_bytes: [0, 1024, 8192][(seed % 3) as usize],
             reserve_bytes: pick(rng, &[0, 0, 1024, 8192]),
         }
@@ -63,13 +63,13 @@ impl Setup {
             .compaction(self.compaction.clone())
     }
 
-    /// For a directory that has lost its MANIFEST.
+    /// Builder for a directory that lost its MANIFEST.
     pub fn salvaging(&self, world: &SimBackend) -> Builder {
         self.builder(world).recovery(Recovery::Salvage)
     }
 }
 
-/// Compaction as a store may be told to do it, and whether by itself.
+/// Draws compaction options, and whether compaction runs automatically.
 fn random_compaction(rng: &mut Rng) -> (Compaction, bool) {
     let is_automatic = rng.percent(50);
     let compaction = Compaction::new()

@@ -1,4 +1,4 @@
-//! Puts, deletes and batches: begun, polled, and noted with their answers.
+//! Puts, deletes and batches: starts them, polls them, and records their results.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use crate::support::history_model::{Fate, WriteRec, key_name, value_bytes, value
 pub type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
 
 impl Run<'_> {
-    /// Makes the future of a write and the note of it.
+    /// Makes the future of a write, and its record for the history.
     pub fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
         let started = self.world.step();
         let mut new_value = |key: usize| {
@@ -24,7 +24,7 @@ impl Run<'_> {
         match op {
             Op::Delete { key, durability } => {
                 let delete = store.delete(key_name(*key)).durability(*durability);
-                // Told apart from a write by having no version: `Some(0)` is "it existed".
+                // A delete returns no version. `Some(0)` means that the key existed.
                 let future = Box::pin(async move { Ok(delete.await?.then_some(0)) });
                 (future, WriteRec::new(vec![(*key, 0)], started, *durability))
             }
@@ -51,7 +51,7 @@ impl Run<'_> {
                 let future = Box::pin(async move { Ok(Some(put.await?.get())) });
                 (future, WriteRec::new(vec![(*key, id)], started, *durability))
             }
-            other => unreachable!("{other:?} is no write"),
+            other => unreachable!("{other:?} is not a write"),
         }
     }
 
@@ -68,7 +68,7 @@ impl Run<'_> {
             let (mut future, record) = self.begin(store, op);
             self.generation().writes.push(record);
             let index = first + futures.len();
-            // A poll in the order of the calls gives them versions in this order, while there is room.
+            // Polling in call order assigns versions in this order, as long as no write waits for admission.
             let early = match polls {
                 Some(_) => Poll::Pending,
                 None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
@@ -95,8 +95,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Polls `futures`, the first of which is write `first`, until all are ready, or the pause is over, or they have
-    /// been polled often enough.
+    /// Polls `futures` until all are ready, the pause is over, or the polls are used up. The first future belongs to
+    /// write `first`.
     pub(super) async fn drive(
         &mut self,
         first: usize,
@@ -136,7 +136,7 @@ impl Run<'_> {
         write.resolved = step;
         match result {
             Ok(None) => {
-                // There was nothing to delete, and nothing was written.
+                // The key was absent, so nothing was written.
                 write.fate = Fate::NotApplied;
                 write.resolved = 0;
                 write.effects.clear();
@@ -146,7 +146,7 @@ impl Run<'_> {
                 if version > 0 {
                     write.version = Some(version);
                     if version <= highest {
-                        return Err(format!("version {version} was given out before, when {highest} was the highest"));
+                        return Err(format!("version {version} was assigned again: {highest} was already the highest"));
                     }
                 }
                 if write.durability == Durability::Synced {
@@ -162,7 +162,7 @@ impl Run<'_> {
                     _ => Fate::Unknown,
                 };
             }
-            Err(error) => return Err(format!("a write failed without a fault: {error:?}")),
+            Err(error) => return Err(format!("a write failed without an injected fault: {error:?}")),
         }
         Ok(())
     }
