@@ -16,37 +16,37 @@ use crate::support::history_model::{Crash, NEVER, State};
 /// disk did not include them, so a crash could leave anything there.
 pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     let config = SimConfig { seed, sector_bytes: 512, ..SimConfig::default() };
-    let world = SimBackend::new(config.clone());
-    let open = async |world: &SimBackend| {
-        let builder = Store::builder("/db").backend(Arc::new(world.clone()));
+    let backend = SimBackend::new(config.clone());
+    let open = async |backend: &SimBackend| {
+        let builder = Store::builder("/db").backend(Arc::new(backend.clone()));
         builder.open().await.map_err(|error| format!("seed {seed}, the open: {error:?}"))
     };
-    let began = world.run_until(async {
-        let store = open(&world).await?;
+    let began = backend.run_until(async {
+        let store = open(&backend).await?;
         let said = |error: ringcask::Error| format!("{error:?}");
         // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
         let put = store.put("k", [7; 26]).durability(Durability::Buffered);
         put.await.map_err(said)?;
         // Earlier writes wrote the segment's header and two MANIFESTs.
-        world.inject(Fault::once(OpClass::Write, world.op_count(OpClass::Write), FaultKind::Short(123)));
-        world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::SyncPartial));
+        backend.inject(Fault::once(OpClass::Write, backend.op_count(OpClass::Write), FaultKind::Short(123)));
+        backend.inject(Fault::once(OpClass::Sync, backend.op_count(OpClass::Sync), FaultKind::SyncPartial));
         if store.sync().await.is_ok() {
             return Err("the sync did not fail".to_owned());
         }
         let _ = store.close().await;
-        let began = world.step();
-        open(&world).await?.close().await.map_err(said)?;
+        let began = backend.step();
+        open(&backend).await?.close().await.map_err(said)?;
         Ok(began)
     });
-    let journal = world.take_journal();
-    world.shutdown();
+    let journal = backend.take_journal();
+    backend.shutdown();
     let mut images = 0;
     for step in began?..=journal.len() {
         for image in journal.crash_images(step, 32, &mut Rng::new(seed ^ step as u64)) {
             images += 1;
-            let world = SimBackend::from_image(image, SimConfig { journal: false, ..config.clone() });
-            let opened = world.run_until(open(&world));
-            world.shutdown();
+            let backend = SimBackend::from_image(image, SimConfig { journal: false, ..config.clone() });
+            let opened = backend.run_until(open(&backend));
+            backend.shutdown();
             opened.map_err(|error| format!("after step {step}: {error}"))?;
         }
     }
@@ -58,7 +58,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
 pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::random(&mut rng);
-    (setup.segment_bytes, setup.world.interrupt_percent) = (4 << 20, 0);
+    (setup.segment_bytes, setup.sim.interrupt_percent) = (4 << 20, 0);
     (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
     let value = |key: u8, len: usize| vec![key.wrapping_mul(31) ^ u8::try_from(seed % 251).unwrap(); len];
     let mut len = |_| {
@@ -76,17 +76,17 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         }
         Ok(())
     };
-    let world = SimBackend::new(setup.world.clone());
-    let ran = world.run_until(async {
+    let backend = SimBackend::new(setup.sim.clone());
+    let ran = backend.run_until(async {
         let said = |error: ringcask::Error| format!("{error:?}");
-        let store = setup.builder(&world).open().await.map_err(said)?;
+        let store = setup.builder(&backend).open().await.map_err(said)?;
         for (key, len) in (0_u8..).zip(&lens) {
             store.put([key], value(key, *len)).await.map_err(said)?;
         }
         for key in [1, 3] {
             store.delete([key]).await.map_err(said)?;
         }
-        let began = world.step();
+        let began = backend.step();
         store.compact().await.map_err(said)?;
         holds(&store).await?;
         // A compaction of everything skips segments without dead bytes. A job that names them copies them.
@@ -98,8 +98,8 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         }
         Ok(began)
     });
-    let journal = world.take_journal();
-    world.shutdown();
+    let journal = backend.take_journal();
+    backend.shutdown();
     let began = ran?;
     let mut steps: Vec<usize> = (0..8).map(|_| began + rng.below(journal.len() - began + 1)).collect();
     steps.sort_unstable();
@@ -108,13 +108,13 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         walk.advance_to(*step);
         let number = rng.below(usize::try_from(walk.crash_point().image_count()).unwrap()) as u64;
         let image = walk.crash_point().image(number, rng.next_u64());
-        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-        let world = SimBackend::from_image(image, config);
-        let looked = world.run_until(async {
-            let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
+        let backend = SimBackend::from_image(image, config);
+        let looked = backend.run_until(async {
+            let store = setup.builder(&backend).open().await.map_err(|error| format!("{error:?}"))?;
             holds(&store).await
         });
-        world.shutdown();
+        backend.shutdown();
         looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
     }
     Ok(steps.len())
@@ -140,22 +140,22 @@ pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String
     let mut workload = Workload::from_seed(seed);
     workload.ops.retain(|op| !matches!(op, Op::Reopen | Op::Fail { .. } | Op::Space(_)));
     let (setup, mut numbers) = (workload.setup.clone(), 0);
-    let world = SimBackend::new(SimConfig { journal: false, ..setup.world.clone() });
-    world.inject(Fault::sticky(OpClass::Sync, rng.below(20) as u64, FaultKind::SyncLie));
-    let mut run = Run::new(&world, &setup, true, &mut numbers);
-    let ran = world.run_until(async {
-        let store = setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+    let backend = SimBackend::new(SimConfig { journal: false, ..setup.sim.clone() });
+    backend.inject(Fault::sticky(OpClass::Sync, rng.below(20) as u64, FaultKind::SyncLie));
+    let mut run = Run::new(&backend, &setup, true, &mut numbers);
+    let ran = backend.run_until(async {
+        let store = setup.builder(&backend).open().await.map_err(|error| format!("{error:?}"))?;
         run.opened(State::default(), 0);
         run.run(store, &workload.ops).await
     });
     run.settle();
     let mut generation = run.history.generations.pop().unwrap_or_default();
-    let (step, kept) = (world.step() + 1, generation.clone());
+    let (step, kept) = (backend.step() + 1, generation.clone());
     for write in &mut generation.writes {
         (write.durable, write.written) = (NEVER, NEVER);
     }
-    let images = world.crash_images(8, &mut rng);
-    world.shutdown();
+    let images = backend.crash_images(8, &mut rng);
+    backend.shutdown();
     drop(ran?);
     for image in images {
         lies.images += 1;

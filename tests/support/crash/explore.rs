@@ -105,7 +105,7 @@ impl std::str::FromStr for Place {
 
 /// A store recovered from an image, and its simulated backend.
 pub struct Recovered {
-    pub world: SimBackend,
+    pub backend: SimBackend,
     pub store: Option<Store>,
     pub state: State,
 }
@@ -119,12 +119,12 @@ impl Recovered {
     /// The value of a key that no workload uses.
     pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
         let store = self.store.as_ref().ok_or("closed")?;
-        self.world.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
+        self.backend.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
     }
 
     fn power_off(&mut self) {
         // The power goes off before the store is dropped: with the power on, the drop would close the store cleanly.
-        self.world.shutdown();
+        self.backend.shutdown();
         self.store = None;
     }
 }
@@ -136,28 +136,28 @@ impl Drop for Recovered {
 }
 
 pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
-    let config = SimConfig { seed, journal, ..setup.world.clone() };
-    let world = SimBackend::from_image(image, config);
-    let builder = setup.builder(&world);
-    recover_with(world, builder)
+    let config = SimConfig { seed, journal, ..setup.sim.clone() };
+    let backend = SimBackend::from_image(image, config);
+    let builder = setup.builder(&backend);
+    recover_with(backend, builder)
 }
 
-pub fn recover_with(world: SimBackend, builder: Builder) -> Result<Recovered, String> {
-    let found = world.image();
-    let opened = world.run_until(async {
+pub fn recover_with(backend: SimBackend, builder: Builder) -> Result<Recovered, String> {
+    let found = backend.image();
+    let opened = backend.run_until(async {
         let store = builder.open().await.map_err(|error| format!("opening: {error:?}"))?;
-        check_opening(&world, &found)?;
+        check_opening(&backend, &found)?;
         let state = read_all(&store).await?;
         Ok::<_, String>((store, state))
     });
     match opened {
         Ok((store, state)) => {
-            let recovered = Recovered { world, store: Some(store), state };
-            no_panics(&recovered.world)?;
+            let recovered = Recovered { backend, store: Some(store), state };
+            no_panics(&recovered.backend)?;
             Ok(recovered)
         }
         Err(error) => {
-            world.shutdown();
+            backend.shutdown();
             Err(error)
         }
     }
@@ -169,8 +169,8 @@ const OPENING_OPS: u64 = 100;
 const OPENING_OPS_EACH: u64 = 12;
 
 /// Checks that the open took a bounded number of operations. The bound depends on the files that the open `found`.
-fn check_opening(world: &SimBackend, found: &Image) -> Result<(), String> {
-    let (ops, files) = (world.op_count(OpClass::Any), found.names().count() as u64);
+fn check_opening(backend: &SimBackend, found: &Image) -> Result<(), String> {
+    let (ops, files) = (backend.op_count(OpClass::Any), found.names().count() as u64);
     let bound = OPENING_OPS + OPENING_OPS_EACH * (files + found.total_bytes() / 1024);
     if ops > bound {
         return Err(format!("the open took {ops} operations, the limit is {bound}, for {found:?}"));
@@ -190,12 +190,12 @@ pub struct Explored {
 /// Runs the workload of `seed` once, to its end.
 pub fn run_workload(seed: u64) -> Result<Explored, String> {
     let workload = Workload::from_seed(seed);
-    let world = SimBackend::new(workload.setup.world.clone());
+    let backend = SimBackend::new(workload.setup.sim.clone());
     let mut numbers = 0;
-    let mut run = Run::new(&world, &workload.setup, workload.may_fail, &mut numbers);
-    let ran = world.run_until(async {
+    let mut run = Run::new(&backend, &workload.setup, workload.may_fail, &mut numbers);
+    let ran = backend.run_until(async {
         let store =
-            workload.setup.builder(&world).open().await.map_err(|error| format!("the first open: {error:?}"))?;
+            workload.setup.builder(&backend).open().await.map_err(|error| format!("the first open: {error:?}"))?;
         run.opened(State::default(), 0);
         let store = run.run(store, &workload.ops).await?;
         run.look(&store).await?;
@@ -207,9 +207,9 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
     });
     run.settle();
     let history = run.history;
-    let ran = ran.and_then(|()| no_panics(&world));
-    let (journal, trace) = (world.take_journal(), world.trace_hash());
-    world.shutdown();
+    let ran = ran.and_then(|()| no_panics(&backend));
+    let (journal, trace) = (backend.take_journal(), backend.trace_hash());
+    backend.shutdown();
     ran?;
     Ok(Explored { workload, history, journal, numbers, trace })
 }
@@ -375,19 +375,19 @@ impl Explorer {
         if !goes_on {
             return if rng.percent(3) { self.live_on(recovered, setup, rng) } else { Ok(()) };
         }
-        let opened = recovered.world.step();
+        let opened = recovered.backend.step();
         let base = recovered.state;
         let highest = generation.spent(step, &base);
         let store = recovered.store.take().ok_or("no store")?;
-        let world = recovered.world.clone();
+        let backend = recovered.backend.clone();
         let (ops, may_fail) = match &self.explored.workload.mix {
             Some(mix) => mix.sequel(rng),
             None => (Workload::sequel(rng, compacts(self.seed)), false),
         };
-        let mut run = Run::new(&world, setup, may_fail, &mut numbers);
+        let mut run = Run::new(&backend, setup, may_fail, &mut numbers);
         run.opened(base, highest);
         let ends_closed = rng.percent(50);
-        let ran = world.run_until(async {
+        let ran = backend.run_until(async {
             let store = run.run(store, &ops).await?;
             run.look(&store).await?;
             let closed = if ends_closed { run.close(&store).await } else { Ok(()) };
@@ -396,11 +396,11 @@ impl Explorer {
             }
             Ok::<_, String>(store)
         });
-        let ran = ran.and_then(|store| no_panics(&world).map(|()| store));
+        let ran = ran.and_then(|store| no_panics(&backend).map(|()| store));
         run.settle();
         let history = run.history;
-        let journal = world.take_journal();
-        let closed_image = (ends_closed && !may_fail).then(|| world.image());
+        let journal = backend.take_journal();
+        let closed_image = (ends_closed && !may_fail).then(|| backend.image());
         recovered.store = ran.as_ref().ok().cloned();
         recovered.power_off();
         ran.map_err(|error| format!("depth {depth}, continuing with {ops:?}: {error}"))?;
@@ -426,7 +426,7 @@ impl Explorer {
                 if let Some(left) = left {
                     println!(
                         "crash {depth}, from state {:?}, left {left:?} after these steps, seed {}:",
-                        base, setup.world.seed
+                        base, setup.sim.seed
                     );
                     (0..second).for_each(|step| println!("{step:4} {}", journal.describe(step)));
                 }

@@ -78,7 +78,7 @@ impl Scenario {
         let mut rng = Rng::new(seed ^ 0xfa11);
         let mut setup = Setup::random(&mut rng);
         setup.segment_bytes = 1024;
-        (setup.world.short_percent, setup.world.interrupt_percent) = (0, 0);
+        (setup.sim.short_percent, setup.sim.interrupt_percent) = (0, 0);
         let mut numbers = 0;
         let mut scenario = Self {
             seed,
@@ -90,18 +90,18 @@ impl Scenario {
             setup,
         };
         if seed.is_multiple_of(2) || compacts(seed) {
-            let world = SimBackend::new(scenario.setup.world.clone());
-            let mut run = Run::new(&world, &scenario.setup, false, &mut numbers);
-            let ran = world.run_until(async {
-                let store = scenario.setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+            let backend = SimBackend::new(scenario.setup.sim.clone());
+            let mut run = Run::new(&backend, &scenario.setup, false, &mut numbers);
+            let ran = backend.run_until(async {
+                let store = scenario.setup.builder(&backend).open().await.map_err(|error| format!("{error:?}"))?;
                 run.opened(State::default(), 0);
                 run.run(store, &Workload::sequel(&mut rng, false)).await
             });
             run.settle();
-            let images = world.crash_images(1 + rng.below(8), &mut rng);
+            let images = backend.crash_images(1 + rng.below(8), &mut rng);
             scenario.image = images.last().cloned().ok_or("no image")?;
             let last = run.history.generations.last().cloned().ok_or("no generation")?;
-            world.shutdown();
+            backend.shutdown();
             ran?;
             scenario.base = recover(scenario.image.clone(), &scenario.setup, seed, false)?.state;
             scenario.highest_version = last.spent(usize::MAX - 1, &scenario.base);
@@ -125,28 +125,28 @@ impl Scenario {
 
     /// Runs with `fault`. Returns the number of operations and the number of failed ones.
     fn run(&self, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
-        let world =
-            SimBackend::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, totals)));
-        let panics = no_panics(&world);
-        world.shutdown();
+        let backend =
+            SimBackend::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.sim.clone() });
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&backend, fault, totals)));
+        let panics = no_panics(&backend);
+        backend.shutdown();
         let counts = result.unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
         panics?;
         Ok(counts)
     }
 
-    fn run_in(&self, world: &SimBackend, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
+    fn run_in(&self, backend: &SimBackend, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
         if let Some(fault) = fault {
-            world.inject(fault);
+            backend.inject(fault);
         }
         let mut numbers = self.numbers;
-        let mut run = Run::new(world, &self.setup, may_fail(fault), &mut numbers);
-        let opened = world.run_until(async {
-            let Ok(store) = self.setup.builder(world).open().await else { return Ok(false) };
+        let mut run = Run::new(backend, &self.setup, may_fail(fault), &mut numbers);
+        let opened = backend.run_until(async {
+            let Ok(store) = self.setup.builder(backend).open().await else { return Ok(false) };
             run.opened(self.base, self.highest_version);
             let store = run.run(store, &self.ops).await?;
             if fault.is_some_and(|fault| compacts(self.seed) && fault.nth.is_multiple_of(2)) {
-                world.heal();
+                backend.heal();
                 totals.compacted += u64::from(compact_after_the_fault(&store).await?);
             }
             let closed = store.close().await;
@@ -159,42 +159,42 @@ impl Scenario {
             return Err("the store cannot be opened".to_owned());
         }
         run.settle();
-        let counts = (world.op_count(OpClass::Any), world.fault_count());
+        let counts = (backend.op_count(OpClass::Any), backend.fault_count());
         totals.runs += u64::from(counts.1 > 0);
         totals.unopened += u64::from(!opened);
         let before = Generation::new(self.base, 0, self.highest_version);
         let generation = run.history.generations.last().unwrap_or(&before);
-        self.aftermath(world, generation, totals)?;
+        self.aftermath(backend, generation, totals)?;
         Ok(counts)
     }
 
-    pub fn aftermath(&self, world: &SimBackend, generation: &Generation, totals: &mut Totals) -> Result<(), String> {
+    pub fn aftermath(&self, backend: &SimBackend, generation: &Generation, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let now = usize::MAX - 1;
-        let step = world.step() + 1;
-        for image in world.crash_images(2, &mut rng) {
+        let step = backend.step() + 1;
+        for image in backend.crash_images(2, &mut rng) {
             totals.crashes += 1;
             let state = recover(image, &self.setup, rng.next_u64(), false)
                 .map_err(|error| format!("after a power cut during the fault: {error}"))?
                 .state;
             generation.check(step, Crash::Power, &state).map_err(|error| format!("after a power cut: {error}"))?;
         }
-        world.heal();
-        let (store, state) = world.run_until(async {
-            let store = self.setup.builder(world).open().await;
+        backend.heal();
+        let (store, state) = backend.run_until(async {
+            let store = self.setup.builder(backend).open().await;
             let store = store.map_err(|error| format!("the open after the fault: {error:?}"))?;
             let state = read_all(&store).await?;
             Ok::<(Store, State), String>((store, state))
         })?;
         generation.check(now, Crash::Power, &state).map_err(|error| format!("after reopening: {error}"))?;
-        let version = world
+        let version = backend
             .run_until(store.put(EXTRA_KEY, "there"))
             .map_err(|error| format!("a put after the fault: {error:?}"))?;
         let spent = generation.spent(now, &state);
         if version.get() <= spent {
             return Err(format!("version {version} was assigned, but {spent} was already used"));
         }
-        let image = world.crash_images(3, &mut rng).pop().ok_or("no image")?;
+        let image = backend.crash_images(3, &mut rng).pop().ok_or("no image")?;
         totals.crashes += 1;
         let later = recover(image, &self.setup, rng.next_u64(), false)
             .map_err(|error| format!("after a power cut after the fault: {error}"))?;
@@ -202,7 +202,7 @@ impl Scenario {
         if later.state != state || kept.as_deref() != Some(&b"there"[..]) {
             return Err(format!("a later power cut left {:x?}, {kept:?} of {state:x?}", later.state));
         }
-        world.run_until(store.close()).map_err(|error| format!("closing after the fault: {error:?}"))
+        backend.run_until(store.close()).map_err(|error| format!("closing after the fault: {error:?}"))
     }
 }
 
@@ -226,19 +226,19 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
     let mut setup = Setup::random(&mut rng);
     (setup.segment_bytes, setup.reserve_bytes) = (4096, 0);
     (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
-    (setup.world.allocate, setup.world.journal) = (true, false);
-    let world = SimBackend::new(setup.world.clone());
+    (setup.sim.allocate, setup.sim.journal) = (true, false);
+    let backend = SimBackend::new(setup.sim.clone());
     let said = |error: ringcask::Error| format!("{error:?}");
-    let result = world.run_until(async {
-        let store = setup.builder(&world).open().await.map_err(said)?;
+    let result = backend.run_until(async {
+        let store = setup.builder(&backend).open().await.map_err(said)?;
         for number in 0..60 {
             store.put([b'k', number % 20], vec![number; 200]).await.map_err(said)?;
         }
         // Starts a fresh active segment, whose space is preallocated.
         store.compact().segments([]).await.map_err(said)?;
         let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
-        let used = world.used_bytes();
-        world.set_capacity(Some(used + rng.below(14_000) as u64));
+        let used = backend.used_bytes();
+        backend.set_capacity(Some(used + rng.below(14_000) as u64));
         let mut compaction = Box::pin(store.compact().segments(sealed.clone()));
         let mut result = None;
         for number in 0..4 {
@@ -259,13 +259,13 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
         };
         let has_failed = match result {
             Ok(_) => false,
-            Err(error) if error.kind() == ErrorKind::NoSpace && world.used_bytes() <= used => true,
+            Err(error) if error.kind() == ErrorKind::NoSpace && backend.used_bytes() <= used => true,
             Err(error) => {
-                return Err(format!("{} bytes used, {used} before the compaction, {error:?}", world.used_bytes()));
+                return Err(format!("{} bytes used, {used} before the compaction, {error:?}", backend.used_bytes()));
             }
         };
         store.put([b'k', 19], b"after it").await.map_err(said)?;
-        world.set_capacity(None);
+        backend.set_capacity(None);
         if has_failed {
             store.compact().segments(sealed).await.map_err(said)?;
         }
@@ -278,8 +278,8 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
         store.close().await.map_err(said)?;
         Ok(has_failed)
     });
-    let panics = no_panics(&world);
-    world.shutdown();
+    let panics = no_panics(&backend);
+    backend.shutdown();
     panics.and(result).map_err(|error| format!("full disk, seed {seed}: {error}"))
 }
 

@@ -94,8 +94,8 @@ impl Explorer {
         let told = |error: String| format!("compacted after a close: {error}");
         let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
         let store = recovered.store.take().ok_or("no store")?;
-        let world = recovered.world.clone();
-        let compacted = world.run_until(async {
+        let backend = recovered.backend.clone();
+        let compacted = backend.run_until(async {
             // The second compaction removes the tombstones that segments of a later job held back.
             for _ in 0..2 {
                 store.compact().await.map_err(|error| format!("{error:?}"))?;
@@ -105,8 +105,8 @@ impl Explorer {
             store.close().await.map_err(|error| format!("closing: {error:?}"))?;
             Ok::<_, String>(state)
         });
-        no_panics(&world)?;
-        let image = world.image();
+        no_panics(&backend)?;
+        let image = backend.image();
         drop(store);
         drop(recovered);
         let mut without_hints = image.clone();
@@ -139,10 +139,10 @@ impl Explorer {
         self.totals.damaged += 1;
         let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
         for _ in 0..2 {
-            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-            let world = SimBackend::from_image(image, config);
-            let looked = world.run_until(async {
-                let store = match setup.builder(&world).open().await {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
+            let backend = SimBackend::from_image(image, config);
+            let looked = backend.run_until(async {
+                let store = match setup.builder(&backend).open().await {
                     Ok(store) => store,
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
                     Err(error) => return Err(format!("opening: {error:?}")),
@@ -155,9 +155,9 @@ impl Explorer {
                 store.close().await.map_err(|error| format!("closing: {error:?}"))?;
                 Ok(true)
             });
-            no_panics(&world)?;
-            image = world.image();
-            world.shutdown();
+            no_panics(&backend)?;
+            image = backend.image();
+            backend.shutdown();
             if !looked.map_err(told)? {
                 break;
             }
@@ -179,10 +179,10 @@ impl Explorer {
         let mut image = image.clone();
         image.remove("MANIFEST");
         self.totals.salvaged += 1;
-        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-        let world = SimBackend::from_image(image, config);
-        let builder = setup.salvaging(&world);
-        let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
+        let backend = SimBackend::from_image(image, config);
+        let builder = setup.salvaging(&backend);
+        let state = recover_with(backend, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
         if state != held {
             return Err(format!("without a MANIFEST the store holds {state:x?} instead of {held:x?}"));
         }
@@ -193,13 +193,13 @@ impl Explorer {
     pub fn live_on(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
         self.totals.lived_on += 1;
         let told = |error: ringcask::Error| format!("continued use: {error:?}");
-        let (world, held) = (recovered.world.clone(), recovered.state);
+        let (backend, held) = (recovered.backend.clone(), recovered.state);
         let first = recovered.store.take().ok_or("no store")?;
-        let (again, last) = world.run_until(async {
+        let (again, last) = backend.run_until(async {
             first.close().await.map_err(told)?;
             drop(first);
-            check_names(&world.image())?;
-            let store = setup.builder(&world).open().await.map_err(told)?;
+            check_names(&backend.image())?;
+            let store = setup.builder(&backend).open().await.map_err(told)?;
             let again = read_all(&store).await?;
             store.put(EXTRA_KEY, "to be deleted").await.map_err(told)?;
             store.delete(EXTRA_KEY).await.map_err(told)?;
@@ -209,8 +209,8 @@ impl Explorer {
             store.compact().await.map_err(told)?;
             Ok::<_, String>((again, store))
         })?;
-        no_panics(&world)?;
-        let image = world.crash_images(4, rng).pop().ok_or("no image")?;
+        no_panics(&backend)?;
+        let image = backend.crash_images(4, rng).pop().ok_or("no image")?;
         recovered.store = Some(last);
         drop(recovered);
         let later = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("continued use: {error}"))?;

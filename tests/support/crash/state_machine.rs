@@ -123,29 +123,29 @@ impl Case {
         let (mut image, mut numbers) = (Image::new(), 0);
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
         for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
-            let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
-            let world = SimBackend::from_image(image, config);
-            let lived = self.live(&world, life, &before, &mut numbers, totals);
-            let ended = lived.and_then(|lived| no_panics(&world).map(|()| lived));
-            let step = world.step() + 1;
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.sim.clone() };
+            let backend = SimBackend::from_image(image, config);
+            let lived = self.live(&backend, life, &before, &mut numbers, totals);
+            let ended = lived.and_then(|lived| no_panics(&backend).map(|()| lived));
+            let step = backend.step() + 1;
             let crash = match life.last() {
                 Some(Step::Crash { kill: true, pick }) => {
-                    image = world.kill_image(&mut Rng::new(*pick));
+                    image = backend.kill_image(&mut Rng::new(*pick));
                     totals.kills += 1;
                     // A failed sync may have lost data that a kill alone would preserve.
                     if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
                 }
                 Some(Step::Crash { kill: false, pick }) => {
-                    let mut images = world.crash_images(6, &mut Rng::new(*pick));
+                    let mut images = backend.crash_images(6, &mut Rng::new(*pick));
                     image = images.swap_remove(usize::try_from(*pick % images.len() as u64).unwrap());
                     Crash::Power
                 }
                 _ => {
-                    image = world.image();
+                    image = backend.image();
                     Crash::Kill
                 }
             };
-            world.shutdown();
+            backend.shutdown();
             totals.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
             totals.troubled += u64::from(life.iter().any(is_trouble));
             let (generation, store) = ended?;
@@ -160,7 +160,7 @@ impl Case {
     /// it would close the store cleanly.
     fn live(
         &self,
-        world: &SimBackend,
+        backend: &SimBackend,
         life: &[Step],
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,
@@ -174,16 +174,16 @@ impl Case {
             })
             .collect();
         totals.ops += ops.len() as u64;
-        let mut run = Run::new(world, &self.setup, life.iter().any(is_trouble), numbers);
-        let store = world.run_until(async {
-            let store = self.setup.builder(world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+        let mut run = Run::new(backend, &self.setup, life.iter().any(is_trouble), numbers);
+        let store = backend.run_until(async {
+            let store = self.setup.builder(backend).open().await.map_err(|error| format!("opening: {error:?}"))?;
             let found = read_all(&store).await?;
             before.check(*step, *crash, &found)?;
             run.opened(found, before.spent(*step, &found));
             let store = run.run(store, &ops).await?;
             run.look(&store).await?;
             if !matches!(life.last(), Some(Step::Crash { .. })) {
-                world.heal();
+                backend.heal();
                 let closed = run.close(&store).await;
                 if closed.is_err() && !run.may_fail {
                     return Err(format!("closing: {closed:?}"));

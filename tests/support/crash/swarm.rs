@@ -171,10 +171,10 @@ pub fn setup(rng: &mut Rng) -> Setup {
     setup.segment_bytes = pick(rng, &[1024, 1500, 2048, 4096, 16 << 10, 64 << 10]);
     setup.reserve_bytes = pick(rng, &[0, 0, 1024, 8192, 32 << 10]);
     setup.staging_bytes = pick(rng, &[None, None, Some(64 << 10), Some(128 << 10)]);
-    setup.world.nowait_miss_percent = pick(rng, &[0, 10, 50, 100]);
-    setup.world.short_percent = pick(rng, &[0, 0, 0, 20, 60]);
-    setup.world.interrupt_percent = pick(rng, &[0, 0, 0, 10, 30]);
-    setup.world.late_percent = pick(rng, &[0, 0, 10, 50]);
+    setup.sim.nowait_miss_percent = pick(rng, &[0, 10, 50, 100]);
+    setup.sim.short_percent = pick(rng, &[0, 0, 0, 20, 60]);
+    setup.sim.interrupt_percent = pick(rng, &[0, 0, 0, 10, 30]);
+    setup.sim.late_percent = pick(rng, &[0, 0, 10, 50]);
     setup
 }
 

@@ -43,24 +43,29 @@ fn misread_each(seed: u64, runs: &mut u64, noticed: &mut u64) -> Result<(), Stri
 
 /// Runs with `fault`. Returns the number of operations of `class`, and how many of them went wrong.
 fn misread(scenario: &Scenario, class: OpClass, fault: Option<Fault>, noticed: &mut u64) -> Result<(u64, u64), String> {
-    let config = SimConfig { journal: false, ..scenario.setup.world.clone() };
-    let world = SimBackend::from_image(scenario.image.clone(), config);
-    let ran = catch_unwind(AssertUnwindSafe(|| misread_in(&world, scenario, fault, noticed)));
-    let panics = no_panics(&world);
-    let counts = (world.op_count(class), world.fault_count());
-    world.shutdown();
+    let config = SimConfig { journal: false, ..scenario.setup.sim.clone() };
+    let backend = SimBackend::from_image(scenario.image.clone(), config);
+    let ran = catch_unwind(AssertUnwindSafe(|| misread_in(&backend, scenario, fault, noticed)));
+    let panics = no_panics(&backend);
+    let counts = (backend.op_count(class), backend.fault_count());
+    backend.shutdown();
     ran.unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
     panics.map(|()| counts)
 }
 
-fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, noticed: &mut u64) -> Result<(), String> {
+fn misread_in(
+    backend: &SimBackend,
+    scenario: &Scenario,
+    fault: Option<Fault>,
+    noticed: &mut u64,
+) -> Result<(), String> {
     if let Some(fault) = fault {
-        world.inject(fault);
+        backend.inject(fault);
     }
     let mut numbers = scenario.numbers;
-    let mut run = Run::new(world, &scenario.setup, fault.is_some(), &mut numbers);
-    let opened = world.run_until(async {
-        let store = match scenario.setup.builder(world).open().await {
+    let mut run = Run::new(backend, &scenario.setup, fault.is_some(), &mut numbers);
+    let opened = backend.run_until(async {
+        let store = match scenario.setup.builder(backend).open().await {
             Ok(store) => store,
             // A read at another place may also reach the end of the file early.
             Err(error) if fault.is_some() && matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
@@ -69,41 +74,41 @@ fn misread_in(world: &SimBackend, scenario: &Scenario, fault: Option<Fault>, not
             }
             Err(error) => return Err(format!("opening: {error:?}")),
         };
-        let is_doubtful = world.fault_count() > 0;
+        let is_doubtful = backend.fault_count() > 0;
         run.opened(scenario.base, scenario.highest_version);
         if is_doubtful {
             // The open may have lost the tail, so the contents are unknown, but every value must be one that was
             // written.
-            *noticed += read_twice(world, &store).await?;
+            *noticed += read_twice(backend, &store).await?;
             return Ok(false);
         }
         let store = run.run(store, &scenario.ops).await?;
-        if world.fault_count() == 0 || fault.is_some_and(|fault| fault.sticky) {
-            *noticed += read_twice(world, &store).await?;
+        if backend.fault_count() == 0 || fault.is_some_and(|fault| fault.sticky) {
+            *noticed += read_twice(backend, &store).await?;
         }
-        world.heal();
+        backend.heal();
         let _ = store.close().await;
         Ok::<_, String>(true)
     })?;
-    world.heal();
+    backend.heal();
     if opened {
         run.settle();
         let generation = run.history.generations.last().ok_or("no generation")?.clone();
-        scenario.aftermath(world, &generation, &mut Totals::default())?;
+        scenario.aftermath(backend, &generation, &mut Totals::default())?;
     }
     Ok(())
 }
 
 /// Reads every key twice, first with the fault and then without. The first read must fail or return the same as the
 /// second. Returns the number of errors.
-async fn read_twice(world: &SimBackend, store: &Store) -> Result<u64, String> {
+async fn read_twice(backend: &SimBackend, store: &Store) -> Result<u64, String> {
     // Operations that no caller waits for any more may still be in flight.
     store.sync().await.map_err(|error| format!("a sync: {error:?}"))?;
     let mut first = Vec::new();
     for key in 0..COMMON_KEYS {
         first.push(store.get(key_name(key)).await);
     }
-    world.heal();
+    backend.heal();
     let mut errors = 0;
     for (key, first) in first.into_iter().enumerate() {
         let second = store.get(key_name(key)).await;

@@ -11,7 +11,7 @@ use crate::support::history_model::{Crash, Fate, Generation, History, State, Wri
 
 /// A run of operations and its results.
 pub struct Run<'w> {
-    pub world: &'w SimBackend,
+    pub backend: &'w SimBackend,
     pub setup: &'w Setup,
     pub may_fail: bool,
     pub history: History,
@@ -23,9 +23,9 @@ pub struct Run<'w> {
 }
 
 impl<'w> Run<'w> {
-    pub fn new(world: &'w SimBackend, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
+    pub fn new(backend: &'w SimBackend, setup: &'w Setup, may_fail: bool, numbers: &'w mut u32) -> Self {
         let is_unwatched = setup.is_automatic;
-        Self { world, setup, may_fail, history: History::default(), numbers, is_unwatched, opening: 0 }
+        Self { backend, setup, may_fail, history: History::default(), numbers, is_unwatched, opening: 0 }
     }
 
     pub fn generation(&mut self) -> &mut Generation {
@@ -34,15 +34,15 @@ impl<'w> Run<'w> {
 
     /// Records an open that found `base`.
     pub fn opened(&mut self, base: State, highest_version: u64) {
-        let step = self.world.step();
+        let step = self.backend.step();
         self.history.recoveries.push((self.opening, step));
         self.history.generations.push(Generation::new(base, step, highest_version));
     }
 
     pub async fn close(&mut self, store: &Store) -> Result<(), ringcask::Error> {
-        let began = self.world.step();
+        let began = self.backend.step();
         let closed = store.close().await;
-        self.opening = self.world.step();
+        self.opening = self.backend.step();
         self.history.closes.push((began, self.opening));
         closed
     }
@@ -50,7 +50,7 @@ impl<'w> Run<'w> {
     /// Runs `ops`. Returns the open store, unless a reopen failed.
     pub async fn run(&mut self, mut store: Store, ops: &[Op]) -> Result<Store, String> {
         for op in ops {
-            let (before, jobs) = (self.world.step(), jobs_over(&store));
+            let (before, jobs) = (self.backend.step(), jobs_over(&store));
             match op {
                 Op::Reopen => store = self.reopen(store).await?,
                 Op::Compact { which, early, ops, end } => {
@@ -66,14 +66,14 @@ impl<'w> Run<'w> {
                             drop(running);
                         }
                     }
-                    self.history.jobs.push((before, self.world.step()));
+                    self.history.jobs.push((before, self.backend.step()));
                 }
                 op => self.call(&store, op).await?,
             }
             if jobs_over(&store) != jobs {
-                self.history.jobs.push((before, self.world.step()));
+                self.history.jobs.push((before, self.backend.step()));
             }
-            let observed = (self.world.step(), store.durable_version().get());
+            let observed = (self.backend.step(), store.durable_version().get());
             self.generation().durable_versions.push(observed);
         }
         Ok(store)
@@ -84,19 +84,19 @@ impl<'w> Run<'w> {
         match op {
             Op::Get { key } => self.get(store, *key).await?,
             Op::Sync => self.sync(store).await?,
-            Op::Sleep { millis } => self.world.sleep(Duration::from_millis(*millis)).await,
-            Op::Wait { micros } => self.world.sleep(Duration::from_micros(*micros)).await,
+            Op::Sleep { millis } => self.backend.sleep(Duration::from_millis(*millis)).await,
+            Op::Wait { micros } => self.backend.sleep(Duration::from_micros(*micros)).await,
             Op::Pause(true) => store.pause_compaction(),
             Op::Pause(false) => store.resume_compaction(),
-            Op::Space(space) => self.world.set_capacity(space.map(|space| self.world.used_bytes() + space)),
+            Op::Space(space) => self.backend.set_capacity(space.map(|space| self.backend.used_bytes() + space)),
             Op::Fail { class, kind } => {
-                self.world.inject(Fault::once(*class, self.world.op_count(*class), *kind));
+                self.backend.inject(Fault::once(*class, self.backend.op_count(*class), *kind));
             }
             Op::FailLater { class, after, kind, sticky } => {
-                let nth = self.world.op_count(*class) + after;
-                self.world.inject(Fault { class: *class, nth, kind: *kind, sticky: *sticky });
+                let nth = self.backend.op_count(*class) + after;
+                self.backend.inject(Fault { class: *class, nth, kind: *kind, sticky: *sticky });
             }
-            Op::Heal => self.world.heal(),
+            Op::Heal => self.backend.heal(),
             Op::Callers { lists } => self.callers(store, lists).await?,
             Op::Together { ops, apart_micros } => self.write(store, ops, *apart_micros, None).await?,
             Op::Dropped { key, durability, polls } => {
@@ -136,7 +136,7 @@ impl<'w> Run<'w> {
         let covered = self.generation().writes.len();
         match store.sync().await {
             Ok(_) => {
-                let step = self.world.step();
+                let step = self.backend.step();
                 for write in &mut self.generation().writes[..covered] {
                     if write.fate == Fate::Acked {
                         write.durable = write.durable.min(step);
@@ -159,9 +159,9 @@ impl<'w> Run<'w> {
         if closed.is_err() && !self.may_fail {
             return Err(format!("closing failed without an injected fault: {closed:?}"));
         }
-        self.world.heal();
-        self.world.set_capacity(None);
-        let step = self.world.step();
+        self.backend.heal();
+        self.backend.set_capacity(None);
+        let step = self.backend.step();
         self.opening = step;
         if closed.is_ok() {
             for write in &mut self.generation().writes {
@@ -170,7 +170,7 @@ impl<'w> Run<'w> {
                 }
             }
         }
-        let store = self.setup.builder(self.world).open().await.map_err(|error| format!("reopening: {error:?}"))?;
+        let store = self.setup.builder(self.backend).open().await.map_err(|error| format!("reopening: {error:?}"))?;
         let counted = store.stats().live_bytes;
         if is_still && counted != live_bytes {
             return Err(format!("{live_bytes} bytes were live before reopening, {counted} after"));

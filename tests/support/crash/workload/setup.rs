@@ -11,7 +11,7 @@ use super::pick;
 /// The configuration of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    pub world: SimConfig,
+    pub sim: SimConfig,
     pub segment_bytes: u64,
     pub cache_bytes: u64,
     pub reserve_bytes: u64,
@@ -29,7 +29,7 @@ impl Setup {
             compaction,
             is_automatic,
             staging_bytes: None,
-            world: SimConfig {
+            sim: SimConfig {
                 seed,
                 sector_bytes: pick(rng, &[512, 512, 4096]),
                 dir_order: pick(rng, &[DirOrder::Posix, DirOrder::Posix, DirOrder::Ext4Ordered]),
@@ -49,8 +49,8 @@ impl Setup {
         }
     }
 
-    pub fn builder(&self, world: &SimBackend) -> Builder {
-        let io: Arc<dyn Io> = Arc::new(world.clone());
+    pub fn builder(&self, backend: &SimBackend) -> Builder {
+        let io: Arc<dyn Io> = Arc::new(backend.clone());
         let builder = match self.staging_bytes {
             Some(bytes) => Store::builder("/db").staging_bytes(bytes),
             None => Store::builder("/db"),
@@ -64,8 +64,8 @@ impl Setup {
     }
 
     /// Builder for a directory that lost its MANIFEST.
-    pub fn salvaging(&self, world: &SimBackend) -> Builder {
-        self.builder(world).recovery(Recovery::Salvage)
+    pub fn salvaging(&self, backend: &SimBackend) -> Builder {
+        self.builder(backend).recovery(Recovery::Salvage)
     }
 }
 

@@ -20,7 +20,7 @@ impl Run<'_> {
             Err(_) if self.may_fail => return Ok(()),
             Err(error) => return Err(format!("a get failed: {error:?}")),
         };
-        let step = self.world.step();
+        let step = self.backend.step();
         let generation = self.generation();
         let mut possible = vec![generation.base[key]];
         for write in &generation.writes {

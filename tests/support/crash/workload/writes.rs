@@ -16,7 +16,7 @@ pub type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask:
 impl Run<'_> {
     /// Makes the future of a write, and its record for the history.
     pub fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
-        let started = self.world.step();
+        let started = self.backend.step();
         let mut new_value = |key: usize| {
             *self.numbers += 1;
             value_id(key, *self.numbers)
@@ -81,7 +81,7 @@ impl Run<'_> {
                 Poll::Pending => futures.push(Some(future)),
             }
             if apart_micros > 0 {
-                let pause = self.world.sleep(Duration::from_micros(apart_micros));
+                let pause = self.backend.sleep(Duration::from_micros(apart_micros));
                 self.drive(first, &mut futures, usize::MAX, Some(pause)).await?;
             }
         }
@@ -128,7 +128,7 @@ impl Run<'_> {
     }
 
     pub fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {
-        let step = self.world.step();
+        let step = self.backend.step();
         let may_fail = self.may_fail;
         let generation = self.generation();
         let highest = generation.highest_version;
