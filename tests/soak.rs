@@ -69,7 +69,7 @@ fn builder(path: &Path) -> Builder {
 // ---- the child ---------------------------------------------------------------------------------------------------
 
 /// Writes a line to the parent with one system call. Ends the process if the parent is gone.
-fn tell(line: &str) {
+fn send(line: &str) {
     if rustix::io::write(std::io::stdout().as_fd(), line.as_bytes()).is_err() {
         std::process::exit(0);
     }
@@ -88,7 +88,7 @@ fn descriptors() -> usize {
 fn child(path: &Path) {
     let store = block_on(builder(path).open()).unwrap();
     assert!(store.recovery_report().damage.is_empty());
-    tell("\nopen\n");
+    send("\nopen\n");
     let seed = stages::number("RINGCASK_SOAK_SEED").unwrap();
     for worker in 0..5 {
         let store = store.clone();
@@ -106,7 +106,7 @@ fn child(path: &Path) {
         let disk = stats.disk_bytes + stats.obsolete_bytes;
         let (resident, descriptors) = (resident_kib(), descriptors());
         let (live, jobs) = (stats.live_bytes, stats.compactions);
-        tell(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));
+        send(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));
     }
 }
 
@@ -152,7 +152,7 @@ fn acknowledge(store: &Store) {
         let options = Durability::Synced;
         let value = newest[index as usize].to_le_bytes();
         block_on(store.put(key(index), value).durability(options)).unwrap();
-        tell(&format!("ack {index} {}\n", newest[index as usize]));
+        send(&format!("ack {index} {}\n", newest[index as usize]));
     }
 }
 

@@ -166,13 +166,13 @@ fn keys(writes: &[Write]) -> Vec<Vec<u8>> {
 fn differences(model: &Model, shown: &Answers) -> String {
     let say = |value: &[u8]| String::from_utf8_lossy(&value[..value.len().min(6)]).into_owned();
     let of = shown.iter().filter_map(|(key, answer)| {
-        let said = match answer {
+        let found = match answer {
             Answer::Value(value) if model.get(key) != Some(value) => say(value),
             Answer::None if model.contains_key(key) => "nothing".to_owned(),
             _ => return None,
         };
         let due = model.get(key).map_or("nothing".to_owned(), |value| say(value));
-        Some(format!("{}: {said} instead of {due}", String::from_utf8_lossy(key)))
+        Some(format!("{}: {found} instead of {due}", String::from_utf8_lossy(key)))
     });
     of.collect::<Vec<_>>().join(", ")
 }

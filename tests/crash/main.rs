@@ -50,11 +50,11 @@ use crate::support::{byte_mutator, corpus};
 /// Crash points of each swarm seed.
 const SWARM_POINTS: usize = 3;
 
-/// Runs `explore` on the seeds from `first_seed` on, with one thread per processor, while `goes_on` returns true.
+/// Runs `explore` on the seeds from `first_seed` on, with one thread per processor, while `continues` returns true.
 /// Returns the failures.
 fn over_seeds(
     first_seed: u64,
-    goes_on: impl Fn(u64) -> bool + Sync,
+    continues: impl Fn(u64) -> bool + Sync,
     explore: impl Fn(u64) -> Result<(), String> + Sync,
 ) -> Vec<String> {
     let patience = usize::try_from(number("RINGCASK_PATIENCE").unwrap_or(1)).unwrap();
@@ -62,7 +62,7 @@ fn over_seeds(
     let work = || {
         while failures.lock().unwrap().len() < patience {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if !goes_on(seed) {
+            if !continues(seed) {
                 return;
             }
             if let Err(failure) = explore(seed) {
@@ -78,14 +78,14 @@ fn over_seeds(
     failures.into_inner().unwrap()
 }
 
-/// Explores the workloads of the seeds from `first_seed` on, while `goes_on` returns true for the seed and the number
+/// Explores the workloads of the seeds from `first_seed` on, while `continues` returns true for the seed and the number
 /// of states.
-fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::Totals {
+fn explore_while(first_seed: u64, continues: impl Fn(u64, u64) -> bool + Sync) -> explore::Totals {
     let start = Instant::now();
     let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Totals::default()));
     let failures = over_seeds(
         first_seed,
-        |seed| goes_on(seed, states.load(Ordering::Relaxed)),
+        |seed| continues(seed, states.load(Ordering::Relaxed)),
         |seed| {
             // Every 128th workload explores all images of each crash point, the others only a few.
             let budget = if seed.is_multiple_of(128) { 1024 } else { 3 };
@@ -108,9 +108,9 @@ fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> 
         total.states
     );
     assert!(
-        total.lived_on * 200 >= total.states,
+        total.used_further * 200 >= total.states,
         "{} of {} recovered stores were used further",
-        total.lived_on,
+        total.used_further,
         total.states
     );
     total
@@ -221,7 +221,7 @@ fn fuzzed_operations_break_no_promise() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let total = *total.lock().unwrap();
     stage.end(total.cases, &format!("{} saved inputs, {total:?}", kept.len()));
-    assert!(total.crashes >= total.cases && total.troubled * 4 >= total.cases, "{total:?}");
+    assert!(total.crashes >= total.cases && total.faulted * 4 >= total.cases, "{total:?}");
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn sealing_makes_the_length_durable_after_a_failed_sync() {
 #[test]
 fn a_lying_disk_is_detected_or_leaves_an_earlier_state() {
     let mut lies = scenarios::Lies::default();
-    (1..300).for_each(|seed| scenarios::believe_a_disk_that_lies(seed, &mut lies).unwrap());
+    (1..300).for_each(|seed| scenarios::trust_a_lying_disk(seed, &mut lies).unwrap());
     println!("{lies:?}");
     // Both kinds must occur: detected losses, and losses that no store can detect.
     assert!(lies.detected * 10 > lies.images && lies.silent > 0, "{lies:?}");

@@ -23,10 +23,10 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
     };
     let began = backend.run_until(async {
         let store = open(&backend).await?;
-        let said = |error: ringcask::Error| format!("{error:?}");
+        let error_text = |error: ringcask::Error| format!("{error:?}");
         // 56 bytes of watermark, 40 of header, a key of 1 and a value of 26: 5 bytes of padding.
         let put = store.put("k", [7; 26]).durability(Durability::Buffered);
-        put.await.map_err(said)?;
+        put.await.map_err(error_text)?;
         // Earlier writes wrote the segment's header and two MANIFESTs.
         backend.inject(Fault::once(OpClass::Write, backend.op_count(OpClass::Write), FaultKind::Short(123)));
         backend.inject(Fault::once(OpClass::Sync, backend.op_count(OpClass::Sync), FaultKind::SyncPartial));
@@ -35,7 +35,7 @@ pub fn seal_behind_a_failed_sync(seed: u64) -> Result<usize, String> {
         }
         let _ = store.close().await;
         let began = backend.step();
-        open(&backend).await?.close().await.map_err(said)?;
+        open(&backend).await?.close().await.map_err(error_text)?;
         Ok(began)
     });
     let journal = backend.take_journal();
@@ -78,20 +78,20 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
     };
     let backend = SimBackend::new(setup.sim.clone());
     let ran = backend.run_until(async {
-        let said = |error: ringcask::Error| format!("{error:?}");
-        let store = setup.builder(&backend).open().await.map_err(said)?;
+        let error_text = |error: ringcask::Error| format!("{error:?}");
+        let store = setup.builder(&backend).open().await.map_err(error_text)?;
         for (key, len) in (0_u8..).zip(&lens) {
-            store.put([key], value(key, *len)).await.map_err(said)?;
+            store.put([key], value(key, *len)).await.map_err(error_text)?;
         }
         for key in [1, 3] {
-            store.delete([key]).await.map_err(said)?;
+            store.delete([key]).await.map_err(error_text)?;
         }
         let began = backend.step();
-        store.compact().await.map_err(said)?;
+        store.compact().await.map_err(error_text)?;
         holds(&store).await?;
         // A compaction of everything skips segments without dead bytes. A job that names them copies them.
         let all = store.stats().segments.into_iter().map(|segment| segment.id);
-        let report = store.compact().segments(all).await.map_err(said)?;
+        let report = store.compact().segments(all).await.map_err(error_text)?;
         holds(&store).await?;
         if report.records_copied != 3 {
             return Err(format!("{report:?}"));
@@ -110,12 +110,12 @@ pub fn compact_large_values(seed: u64) -> Result<usize, String> {
         let image = walk.crash_point().image(number, rng.next_u64());
         let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
         let backend = SimBackend::from_image(image, config);
-        let looked = backend.run_until(async {
+        let checked = backend.run_until(async {
             let store = setup.builder(&backend).open().await.map_err(|error| format!("{error:?}"))?;
             holds(&store).await
         });
         backend.shutdown();
-        looked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
+        checked.map_err(|error| format!("seed {seed}, a crash after step {step}, image {number}: {error}"))?;
     }
     Ok(steps.len())
 }
@@ -135,7 +135,7 @@ pub struct Lies {
 ///
 /// No store survives that: acknowledged data was never on the disk. But either the store detects the loss, or the state
 /// is one that an earlier crash would have left. The store must not accept a state with a hole.
-pub fn believe_a_disk_that_lies(seed: u64, lies: &mut Lies) -> Result<(), String> {
+pub fn trust_a_lying_disk(seed: u64, lies: &mut Lies) -> Result<(), String> {
     let mut rng = Rng::new(seed ^ 0x11e5);
     let mut workload = Workload::from_seed(seed);
     workload.ops.retain(|op| !matches!(op, Op::Reopen | Op::Fail { .. } | Op::Space(_)));

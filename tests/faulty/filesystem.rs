@@ -83,7 +83,7 @@ impl Passthrough {
     }
 
     /// Counts a request, and returns how it fails, if it does.
-    fn meet(&self, kind: Kind) -> Option<Effect> {
+    fn next_effect(&self, kind: Kind) -> Option<Effect> {
         let mut shared = self.shared();
         let count = shared.counts.entry(kind).or_default();
         let number = *count;
@@ -96,7 +96,7 @@ impl Passthrough {
 
     /// Executes `request`, unless it must fail.
     fn answer<T>(&self, kind: Kind, request: impl FnOnce(Option<u32>) -> Answer<T>) -> Answer<T> {
-        match self.meet(kind) {
+        match self.next_effect(kind) {
             None => request(None),
             Some(Effect::Refused(errno)) => Err(Errno::from_i32(errno)),
             Some(Effect::Denied(errno)) => request(None).and(Err(Errno::from_i32(errno))),

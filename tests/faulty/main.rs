@@ -150,7 +150,7 @@ impl Bench {
     }
 
     /// Runs one case. Returns what the file system saw. Counts the case only if the fault occurred.
-    fn run(&mut self, case: Case) -> server::Told {
+    fn run(&mut self, case: Case) -> server::Report {
         self.watchdog.begin(case.name());
         self.number += 1;
         let name = format!("run-{}", self.number);
@@ -158,14 +158,14 @@ impl Bench {
         case.fault.into_iter().for_each(|fault| self.faulty.arm(fault));
         let mut run = Run::new(case.setup);
         let went = run.go(&self.faulty.mounted(&name), &self.faulty.backing(&name));
-        let told = self.quiesce(&case.name());
+        let report = self.quiesce(&case.name());
         self.faulty.heal();
         let checked = went.and_then(|()| run.check_aftermath(&self.faulty.backing(&name)));
         self.watchdog.end();
         checked.unwrap_or_else(|error| panic!("{error}\nto repeat: RINGCASK_FAULT={:?}", case.name()));
         let _ = fs::remove_dir_all(self.faulty.backing(&name));
         if let Some(fault) = case.fault {
-            if told.fired > 0 {
+            if report.fired > 0 {
                 self.totals.runs += 1;
                 *self.totals.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
             }
@@ -175,18 +175,18 @@ impl Bench {
         } else {
             assert_eq!(run.errors, 0, "calls failed without a fault, {}", case.name());
         }
-        told
+        report
     }
 
     /// Waits until the store has closed all its files, on error paths as well.
-    fn quiesce(&mut self, name: &str) -> server::Told {
+    fn quiesce(&mut self, name: &str) -> server::Report {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let told = self.faulty.tell();
-            if told.open == 0 {
-                return told;
+            let report = self.faulty.report();
+            if report.open == 0 {
+                return report;
             }
-            assert!(Instant::now() < deadline, "{} files stay open: {name}", told.open);
+            assert!(Instant::now() < deadline, "{} files stay open: {name}", report.open);
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -210,7 +210,7 @@ fn engines() -> Vec<Engine> {
 /// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring
 /// continues after a short direct read by itself, but from the same offset, and returns wrong bytes as a complete read
 /// (6.18).
-fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
+fn kernel_misreports(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
     matches!(effect, Effect::Short(_)) && (!is_direct || kind == Kind::Read && engine == Engine::Uring)
 }
 
@@ -218,11 +218,11 @@ fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool 
 fn cases(bench: &mut Bench, engine: Engine, seed: u64) -> Vec<Case> {
     let mut cases = Vec::new();
     for is_direct in [true, false] {
-        let told = bench.run(Case::new(engine, seed, is_direct, None));
-        for (kind, count) in told.counts {
+        let report = bench.run(Case::new(engine, seed, is_direct, None));
+        for (kind, count) in report.counts {
             for nth in 0..count {
                 for effect in kind.effects() {
-                    if garbles(engine, is_direct, kind, effect) {
+                    if kernel_misreports(engine, is_direct, kind, effect) {
                         continue;
                     }
                     for is_sticky in [false, true] {

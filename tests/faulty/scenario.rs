@@ -88,7 +88,7 @@ pub struct Run {
 
 type Checked<T> = Result<T, String>;
 
-fn said(what: &str) -> impl Fn(ringcask::Error) -> String {
+fn context(what: &str) -> impl Fn(ringcask::Error) -> String {
     move |error| format!("{what}: {error:?}")
 }
 
@@ -312,30 +312,30 @@ impl Run {
     /// Checks the directory after the faults, directly and not through the faulty file system. The contents must agree
     /// with all results and stay the same, and the store must work.
     pub fn check_aftermath(&mut self, backing: &Path) -> Checked<()> {
-        let open = || pollster::block_on(self.setup.builder(backing).open()).map_err(said("an open without faults"));
+        let open = || pollster::block_on(self.setup.builder(backing).open()).map_err(context("an open without faults"));
         let store = open()?;
         if !store.recovery_report().damage.is_empty() {
             return Err(format!("{:?}", store.recovery_report()));
         }
-        let state = read_state(&store)?.map_err(said("a read without faults"))?;
+        let state = read_state(&store)?.map_err(context("a read without faults"))?;
         let found = self.check_found(&state, "without faults");
         found?;
-        let version = pollster::block_on(store.put(EXTRA_KEY, "there")).map_err(said("a put without faults"))?;
+        let version = pollster::block_on(store.put(EXTRA_KEY, "there")).map_err(context("a put without faults"))?;
         let spent = self.generation.spent(END, &state);
         if version.get() <= spent {
             return Err(format!("version {version} was assigned, but {spent} was already used"));
         }
-        pollster::block_on(store.compact()).map_err(said("a compaction without faults"))?;
-        pollster::block_on(store.close()).map_err(said("a close without faults"))?;
+        pollster::block_on(store.compact()).map_err(context("a compaction without faults"))?;
+        pollster::block_on(store.close()).map_err(context("a close without faults"))?;
         drop(store);
         let store =
-            pollster::block_on(self.setup.builder(backing).open()).map_err(said("a second open without faults"))?;
-        let later = read_state(&store)?.map_err(said("a read after the second open"))?;
-        let kept = pollster::block_on(store.get(EXTRA_KEY)).map_err(said("a read after the second open"))?;
+            pollster::block_on(self.setup.builder(backing).open()).map_err(context("a second open without faults"))?;
+        let later = read_state(&store)?.map_err(context("a read after the second open"))?;
+        let kept = pollster::block_on(store.get(EXTRA_KEY)).map_err(context("a read after the second open"))?;
         if later != state || kept.as_deref() != Some(&b"there"[..]) {
             return Err(format!("the store held {state:x?}, after another open {later:x?}, {kept:?}"));
         }
-        pollster::block_on(store.close()).map_err(said("a second close without faults"))
+        pollster::block_on(store.close()).map_err(context("a second close without faults"))
     }
 }
 

@@ -53,7 +53,7 @@ pub fn serve() -> bool {
                 shared.fault = None;
                 String::new()
             }
-            ("tell", _) => {
+            ("report", _) => {
                 let mut text = format!("{} {}", shared.fired, shared.open.len());
                 for kind in KINDS {
                     let _ = write!(text, " {}", shared.counts.get(&kind).copied().unwrap_or(0));
@@ -70,7 +70,7 @@ pub fn serve() -> bool {
 
 /// What the file system has seen since the last `begin`.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Report {
     pub fired: u64,
     /// Number of open files and directories.
     pub open: u64,
@@ -131,11 +131,11 @@ impl Faulty {
         self.ask("heal");
     }
 
-    pub fn tell(&mut self) -> Told {
-        let text = self.ask("tell");
+    pub fn report(&mut self) -> Report {
+        let text = self.ask("report");
         let mut numbers = text.split(' ').map(|word| word.parse::<u64>().unwrap());
         let mut next = || numbers.next().unwrap();
-        Told { fired: next(), open: next(), counts: KINDS.map(|kind| (kind, next())).to_vec() }
+        Report { fired: next(), open: next(), counts: KINDS.map(|kind| (kind, next())).to_vec() }
     }
 
     fn ask(&mut self, command: &str) -> String {

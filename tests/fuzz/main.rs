@@ -81,7 +81,7 @@ fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64
             }
             for number in begin..(begin + TOGETHER).min(first + count) {
                 match catch_unwind(AssertUnwindSafe(|| one(number))) {
-                    Ok(said) => drop(yes.fetch_add(u64::from(said), Ordering::Relaxed)),
+                    Ok(is_accepted) => drop(yes.fetch_add(u64::from(is_accepted), Ordering::Relaxed)),
                     Err(_) => drop(failure.lock().unwrap().get_or_insert(format!("RINGCASK_REPLAY={number}"))),
                 }
             }

@@ -88,7 +88,7 @@ fn a_background_task_has_a_lower_priority_and_a_foreground_task_has_not() {
 /// Checks that `look` returns `expected` within ten tries: other processes may use memory or sync the disk meanwhile,
 /// but not every time.
 #[track_caller]
-fn undisturbed<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
+fn assert_within_ten_tries<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
     let seen: Vec<T> = (0..10).map(|_| look()).take_while(|seen| *seen != expected).collect();
     assert!(seen.len() < 10, "{seen:?} instead of {expected:?}");
 }
@@ -131,7 +131,7 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
             });
         };
         for read_once in [&by_the_read_thread as &dyn Fn(), &by_a_task] {
-            undisturbed(
+            assert_within_ten_tries(
                 || {
                     file.evict();
                     let before = cached();
@@ -140,7 +140,7 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
                 },
                 (0, 0),
             );
-            undisturbed(
+            assert_within_ten_tries(
                 || {
                     wait(util::read_full(&*file, vec![0; 4096 * BLOCKS as usize], 0, 0)).unwrap();
                     let before = cached();
@@ -179,7 +179,7 @@ fn random_reads_cache_only_the_requested_pages() {
             return skip("random reads", "the kernel reads nothing ahead by default");
         }
         file.expect_random_reads();
-        undisturbed(read_two, 2);
+        assert_within_ten_tries(read_two, 2);
         file.evict();
         file.start_reading(1 << 20, 1 << 20);
         let started = Instant::now();
@@ -244,6 +244,6 @@ fn writeback_begins_without_a_sync_and_only_in_the_requested_range() {
             // Now the pages are under writeback, or already written.
             (after_empty_range, halves())
         };
-        undisturbed(look, ((512, 512), (512, 0)));
+        assert_within_ten_tries(look, ((512, 512), (512, 0)));
     });
 }

@@ -84,15 +84,15 @@ impl Ball {
 fn no_wake_up_from_a_foreign_thread_is_lost() {
     const ROUNDS: u32 = 20_000;
     on_every_backend(|stage| {
-        for beside_io in [false, true] {
+        for with_io in [false, true] {
             let ball = Arc::new(Ball::default());
             let task_ball = Arc::clone(&ball);
             let foreign = thread::spawn(move || while wait(poll_fn(|cx| ball.play(1, cx))) < ROUNDS {});
             let ops = in_task(&stage, |_, dir| async move {
-                let name = if beside_io { "busy" } else { "idle" };
+                let name = if with_io { "busy" } else { "idle" };
                 let file = dir.open(name, OpenMode::CreateNew).unwrap();
                 let write = || file.write_at(vec![Bytes::from_static(b"x")], 0);
-                let (mut ops, mut in_flight) = (0, beside_io.then(write));
+                let (mut ops, mut in_flight) = (0, with_io.then(write));
                 poll_fn(|cx| {
                     while let Some(op) = &mut in_flight
                         && let Poll::Ready(result) = Pin::new(op).poll(cx)
@@ -119,7 +119,7 @@ fn no_wake_up_from_a_foreign_thread_is_lost() {
             });
             foreign.join().unwrap();
             println!("{}: {ROUNDS} rounds beside {ops} operations", stage.name);
-            assert_eq!(ops > 0, beside_io);
+            assert_eq!(ops > 0, with_io);
         }
     });
 }
@@ -213,14 +213,14 @@ fn a_panic_ends_only_its_task() {
 #[test]
 fn block_until_ends_on_request_and_never_blocks_an_engine_thread() {
     on_every_backend(|stage| {
-        let told = Arc::new(AtomicBool::new(false));
-        let (teller, waiting) = (Arc::clone(&told), thread::current());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (setter, waiting) = (Arc::clone(&is_over), thread::current());
         let helper = thread::spawn(move || {
-            teller.store(true, Ordering::SeqCst);
+            setter.store(true, Ordering::SeqCst);
             waiting.unpark();
         });
-        stage.io.block_until(&|| told.load(Ordering::SeqCst));
-        assert!(told.load(Ordering::SeqCst));
+        stage.io.block_until(&|| is_over.load(Ordering::SeqCst));
+        assert!(is_over.load(Ordering::SeqCst));
         helper.join().unwrap();
         in_task(&stage, |io, _| async move { io.block_until(&|| false) });
         assert!(matches!(stage.io.kind(), IoKind::Threads | IoKind::Uring | IoKind::Sim));

@@ -118,8 +118,8 @@ impl Cutter {
         *self.by_engine.entry(engine.to_string()).or_default() += 1;
         self.unopened += u64::from(acks.unopened.is_some());
         self.refused += acks.refused.iter().filter(|refused| **refused).count() as u64;
-        if let Some(said) = &acks.unopened {
-            assert!(said.starts_with("unopened Io"), "an open after the cut failed with another error: {said}");
+        if let Some(message) = &acks.unopened {
+            assert!(message.starts_with("unopened Io"), "an open after the cut failed with another error: {message}");
         }
 
         let aside = TempDir::with_prefix("ringcask-power-").unwrap();

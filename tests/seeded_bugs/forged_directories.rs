@@ -6,7 +6,7 @@ use ringcask::testing::format::{HintEntry, HintReader, HintWriter};
 use ringcask::testing::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, ErrorKind, Store};
 
-fn said(error: ringcask::Error) -> String {
+fn error_text(error: ringcask::Error) -> String {
     error.to_string()
 }
 
@@ -19,14 +19,14 @@ fn hints(image: &Image) -> Vec<String> {
 }
 
 /// Opens `image`, puts `values` and closes the store. Returns the new image.
-fn grown(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, String> {
+fn with_values(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, String> {
     let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
     backend.run_until(async {
-        let store = builder(&backend).open().await.map_err(said)?;
+        let store = builder(&backend).open().await.map_err(error_text)?;
         for (key, value) in values {
-            store.put(*key, *value).await.map_err(said)?;
+            store.put(*key, *value).await.map_err(error_text)?;
         }
-        store.close().await.map_err(said)
+        store.close().await.map_err(error_text)
     })?;
     Ok(backend.image())
 }
@@ -35,7 +35,7 @@ fn grown(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, Stri
 fn check(image: Image, seed: u64, values: &[(&str, &str)], may_be_damage: bool) -> Result<(), String> {
     let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
     backend.run_until(async {
-        let store = builder(&backend).open().await.map_err(said)?;
+        let store = builder(&backend).open().await.map_err(error_text)?;
         for (key, value) in values {
             match store.get(*key).await {
                 Ok(Some(found)) if found == value.as_bytes() => {}
@@ -43,14 +43,14 @@ fn check(image: Image, seed: u64, values: &[(&str, &str)], may_be_damage: bool) 
                 other => return Err(format!("{key} returns {other:?}")),
             }
         }
-        store.close().await.map_err(said)
+        store.close().await.map_err(error_text)
     })
 }
 
 /// Opens a store of two segments with exchanged hint files.
 pub fn swap_hints(seed: u64) -> Result<(), String> {
-    let image = grown(Image::new(), seed, &[("one", "one")])?;
-    let mut image = grown(image, seed, &[("two", "two")])?;
+    let image = with_values(Image::new(), seed, &[("one", "one")])?;
+    let mut image = with_values(image, seed, &[("two", "two")])?;
     let hints = hints(&image);
     let [first, second] = hints.as_slice() else { return Err(format!("hints: {hints:?}")) };
     let swapped = image.rename(first, "/db/aside") && image.rename(second, first) && image.rename("/db/aside", second);
@@ -61,9 +61,9 @@ pub fn swap_hints(seed: u64) -> Result<(), String> {
 /// Lets two copies of a directory diverge, and moves a hint file from one to the other. It belongs to the same store
 /// and to a segment with the same number.
 pub fn move_an_old_hint(seed: u64) -> Result<(), String> {
-    let start = grown(Image::new(), seed, &[("one", "one")])?;
-    let old = grown(start.clone(), seed + 1, &[("two", "two, but old")])?;
-    let mut new = grown(start, seed + 2, &[("three", "three"), ("two", "two")])?;
+    let start = with_values(Image::new(), seed, &[("one", "one")])?;
+    let old = with_values(start.clone(), seed + 1, &[("two", "two, but old")])?;
+    let mut new = with_values(start, seed + 2, &[("three", "three"), ("two", "two")])?;
     let hint = hints(&new).pop().ok_or("no hint")?;
     let bytes = old.bytes(&hint).ok_or("no old hint")?.to_vec();
     new.edit(&hint, |hint| *hint = bytes);
@@ -73,7 +73,7 @@ pub fn move_an_old_hint(seed: u64) -> Result<(), String> {
 /// Exchanges the locations of two keys in a hint file.
 pub fn exchange_locations_in_a_hint(seed: u64) -> Result<(), String> {
     let values = [("one", "1"), ("two", "2")];
-    let mut image = grown(Image::new(), seed, &values)?;
+    let mut image = with_values(Image::new(), seed, &values)?;
     let hint = hints(&image).pop().ok_or("no hint")?;
     let bytes = image.bytes(&hint).ok_or("no hint")?.to_vec();
     let (header, entries) = HintReader::new(&bytes).map_err(|error| error.to_string())?;
@@ -92,10 +92,10 @@ pub fn exchange_locations_in_a_hint(seed: u64) -> Result<(), String> {
 pub fn open_twice(seed: u64) -> Result<(), String> {
     let backend = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
     backend.run_until(async {
-        let store = builder(&backend).open().await.map_err(said)?;
-        store.put("one", "one").await.map_err(said)?;
+        let store = builder(&backend).open().await.map_err(error_text)?;
+        store.put("one", "one").await.map_err(error_text)?;
         let options = Durability::Written;
-        store.put("two", "two").durability(options).await.map_err(said)?;
+        store.put("two", "two").durability(options).await.map_err(error_text)?;
         let before = backend.step();
         match builder(&backend).open().await {
             Err(error) if error.kind() == ErrorKind::Locked => {}
@@ -104,8 +104,8 @@ pub fn open_twice(seed: u64) -> Result<(), String> {
         if backend.step() != before {
             return Err("the second open changed the directory".to_owned());
         }
-        store.put("three", "three").await.map_err(said)?;
-        store.close().await.map_err(said)
+        store.put("three", "three").await.map_err(error_text)?;
+        store.close().await.map_err(error_text)
     })?;
     check(backend.image(), seed, &[("one", "one"), ("two", "two"), ("three", "three")], false)
 }

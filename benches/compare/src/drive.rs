@@ -61,7 +61,7 @@ fn clients(plan: &Plan<'_>) -> Vec<Client> {
         script: Script::new(plan.work, zipf.as_ref(), plan.keys, index, count, plan.seed),
         value: vec![0; plan.value_len],
         durable: plan.work.durable,
-        is_counted: !plan.work.writes_aside(index),
+        is_counted: !plan.work.is_background_writer(index),
         // Fails only for a number of digits outside 0 to 5.
         latency: Histogram::new(3).expect("three digits"),
     };

@@ -126,7 +126,7 @@ pub struct Work {
     /// Gets read keys that were never put.
     pub missing: bool,
     /// The first client only puts, and its operations are not counted.
-    pub beside_a_writer: bool,
+    pub with_writer: bool,
     pub choice: Choice,
     /// Puts return when their record is on stable storage.
     pub durable: bool,
@@ -138,7 +138,7 @@ const PLAIN: Work = Work {
     read_then_write: 0,
     inserts: false,
     missing: false,
-    beside_a_writer: false,
+    with_writer: false,
     choice: Choice::Uniform,
     durable: false,
 };
@@ -150,7 +150,7 @@ pub const WORKS: &[Work] = &[
     Work { name: "readrandom", gets: 100, ..PLAIN },
     Work { name: "readhot", gets: 100, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "readmissing", gets: 100, missing: true, ..PLAIN },
-    Work { name: "readwhilewriting", gets: 100, beside_a_writer: true, ..PLAIN },
+    Work { name: "readwhilewriting", gets: 100, with_writer: true, ..PLAIN },
     Work { name: "mixed", gets: 50, ..PLAIN },
     Work { name: "ycsb-a", gets: 50, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "ycsb-b", gets: 95, choice: Choice::Zipfian, ..PLAIN },
@@ -161,13 +161,13 @@ pub const WORKS: &[Work] = &[
 
 impl Work {
     /// Whether this client is the uncounted writer beside the others.
-    pub fn writes_aside(&self, client: u64) -> bool {
-        self.beside_a_writer && client == 0
+    pub fn is_background_writer(&self, client: u64) -> bool {
+        self.with_writer && client == 0
     }
 
     /// Whether all operations read existing keys, so that the result depends on the data in memory.
     pub fn only_reads(&self) -> bool {
-        self.gets == 100 && !self.missing && !self.beside_a_writer
+        self.gets == 100 && !self.missing && !self.with_writer
     }
 }
 
@@ -196,7 +196,7 @@ impl Script {
     /// `keys` keys are already loaded.
     pub fn new(work: &Work, zipf: Option<&Zipf>, keys: u64, client: u64, clients: u64, seed: u64) -> Self {
         let numbers = Numbers::new(seed ^ (client << 32));
-        let gets = if work.writes_aside(client) { 0 } else { work.gets };
+        let gets = if work.is_background_writer(client) { 0 } else { work.gets };
         Self {
             work: Work { gets, ..work.clone() },
             zipf: zipf.cloned(),

@@ -46,7 +46,7 @@ impl Run<'_> {
                             Poll::Pending => break,
                         },
                         Call::Get(future, key) => match future.as_mut().poll(cx) {
-                            Poll::Ready(result) => self.saw(*key, result),
+                            Poll::Ready(result) => self.observe(*key, result),
                             Poll::Pending => break,
                         },
                     };

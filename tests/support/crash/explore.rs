@@ -41,7 +41,7 @@ pub struct Totals {
     /// States that were also opened without their MANIFEST.
     pub salvaged: u64,
     /// Recovered stores that were closed, reopened, used, and then crashed again.
-    pub lived_on: u64,
+    pub used_further: u64,
     /// States by the phase in which the crash happened.
     pub phases: Counts,
 }
@@ -60,7 +60,7 @@ impl Totals {
         self.compacted += other.compacted;
         self.damaged += other.damaged;
         self.salvaged += other.salvaged;
-        self.lived_on += other.lived_on;
+        self.used_further += other.used_further;
         for (phase, more) in self.phases.iter_mut().zip(other.phases) {
             *phase += more;
         }
@@ -198,7 +198,7 @@ pub fn run_workload(seed: u64) -> Result<Explored, String> {
             workload.setup.builder(&backend).open().await.map_err(|error| format!("the first open: {error:?}"))?;
         run.opened(State::default(), 0);
         let store = run.run(store, &workload.ops).await?;
-        run.look(&store).await?;
+        run.check_contents(&store).await?;
         let closed = run.close(&store).await;
         if closed.is_err() && !workload.may_fail {
             return Err(format!("the last close failed without an injected fault: {closed:?}"));
@@ -326,12 +326,12 @@ impl Explorer {
     }
 
     fn visit(&mut self, image: Image, place: Place) -> Result<(), String> {
-        let result = catch_unwind(AssertUnwindSafe(|| self.look(image, place)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.check_image(image, place)));
         let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
         result.map_err(|error| format!("RINGCASK_REPLAY=\"{place}\": {error}"))
     }
 
-    fn look(&mut self, image: Image, place: Place) -> Result<(), String> {
+    fn check_image(&mut self, image: Image, place: Place) -> Result<(), String> {
         let seed = Rng::new(self.image_seed(place.step) ^ place.number ^ u64::from(place.kill) << 40).next_u64();
         let mut rng = Rng::new(seed);
         // A failed sync may have lost data that a kill alone would preserve.
@@ -368,12 +368,12 @@ impl Explorer {
             (false, 1) => 12,
             (false, _) => 25,
         };
-        let goes_on = depth < DEPTH && rng.percent(percent);
+        let continues = depth < DEPTH && rng.percent(percent);
         let mut recovered =
-            recover(image, setup, rng.next_u64(), goes_on).map_err(|e| format!("depth {depth}: {e}"))?;
+            recover(image, setup, rng.next_u64(), continues).map_err(|e| format!("depth {depth}: {e}"))?;
         generation.check(step, crash, &recovered.state).map_err(|error| format!("depth {depth}: {error}"))?;
-        if !goes_on {
-            return if rng.percent(3) { self.live_on(recovered, setup, rng) } else { Ok(()) };
+        if !continues {
+            return if rng.percent(3) { self.use_further(recovered, setup, rng) } else { Ok(()) };
         }
         let opened = recovered.backend.step();
         let base = recovered.state;
@@ -389,7 +389,7 @@ impl Explorer {
         let ends_closed = rng.percent(50);
         let ran = backend.run_until(async {
             let store = run.run(store, &ops).await?;
-            run.look(&store).await?;
+            run.check_contents(&store).await?;
             let closed = if ends_closed { run.close(&store).await } else { Ok(()) };
             if !may_fail {
                 closed.map_err(|error| format!("closing: {error:?}"))?;
@@ -422,7 +422,7 @@ impl Explorer {
             phases.count(second, 1, &mut self.totals.phases);
             let is_replay = self.is_replay;
             let left = is_replay.then(|| image.clone());
-            let told = |error| {
+            let context = |error| {
                 if let Some(left) = left {
                     println!(
                         "crash {depth}, from state {:?}, left {left:?} after these steps, seed {}:",
@@ -438,14 +438,14 @@ impl Explorer {
             match history.at(second) {
                 Some(later) => {
                     let later = later.clone();
-                    self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
+                    self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(context)?;
                 }
                 None => {
                     // No caller observed the state of that recovery. The next recovery usually finds the same state,
                     // but it may differ: bytes that the first one truncated may reappear in place of the footer and
                     // complete a torn record.
                     self.totals.in_recovery += 1;
-                    self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(told)?;
+                    self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(context)?;
                 }
             }
         }

@@ -228,14 +228,14 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
     (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
     (setup.sim.allocate, setup.sim.journal) = (true, false);
     let backend = SimBackend::new(setup.sim.clone());
-    let said = |error: ringcask::Error| format!("{error:?}");
+    let error_text = |error: ringcask::Error| format!("{error:?}");
     let result = backend.run_until(async {
-        let store = setup.builder(&backend).open().await.map_err(said)?;
+        let store = setup.builder(&backend).open().await.map_err(error_text)?;
         for number in 0..60 {
-            store.put([b'k', number % 20], vec![number; 200]).await.map_err(said)?;
+            store.put([b'k', number % 20], vec![number; 200]).await.map_err(error_text)?;
         }
         // Starts a fresh active segment, whose space is preallocated.
-        store.compact().segments([]).await.map_err(said)?;
+        store.compact().segments([]).await.map_err(error_text)?;
         let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
         let used = backend.used_bytes();
         backend.set_capacity(Some(used + rng.below(14_000) as u64));
@@ -264,18 +264,18 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
                 return Err(format!("{} bytes used, {used} before the compaction, {error:?}", backend.used_bytes()));
             }
         };
-        store.put([b'k', 19], b"after it").await.map_err(said)?;
+        store.put([b'k', 19], b"after it").await.map_err(error_text)?;
         backend.set_capacity(None);
         if has_failed {
-            store.compact().segments(sealed).await.map_err(said)?;
+            store.compact().segments(sealed).await.map_err(error_text)?;
         }
         for number in 4..18 {
-            let value = store.get([b'k', number]).await.map_err(said)?;
+            let value = store.get([b'k', number]).await.map_err(error_text)?;
             if value.as_deref() != Some(&[40 + number; 200][..]) {
                 return Err(format!("key {number} has the value {value:?}"));
             }
         }
-        store.close().await.map_err(said)?;
+        store.close().await.map_err(error_text)?;
         Ok(has_failed)
     });
     let panics = no_panics(&backend);

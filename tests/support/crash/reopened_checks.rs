@@ -91,8 +91,8 @@ impl Explorer {
     /// Checks that a full compaction changes nothing that can be read and leaves almost no dead bytes.
     fn check_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
         self.totals.compacted += 1;
-        let told = |error: String| format!("compacted after a close: {error}");
-        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
+        let context = |error: String| format!("compacted after a close: {error}");
+        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(context)?;
         let store = recovered.store.take().ok_or("no store")?;
         let backend = recovered.backend.clone();
         let compacted = backend.run_until(async {
@@ -113,17 +113,17 @@ impl Explorer {
         for name in image.names().filter(|name| name.ends_with(".hint")) {
             without_hints.remove(name);
         }
-        let mut states = vec![compacted.map_err(told)?];
-        check_names(&image).map_err(told)?;
+        let mut states = vec![compacted.map_err(context)?];
+        check_names(&image).map_err(context)?;
         for image in [image, without_hints] {
-            let again = recover(image, setup, rng.next_u64(), false).map_err(told)?;
+            let again = recover(image, setup, rng.next_u64(), false).map_err(context)?;
             if !again.removed().is_empty() {
-                return Err(told(format!("the compaction left {:?} behind", again.removed())));
+                return Err(context(format!("the compaction left {:?} behind", again.removed())));
             }
             states.push(again.state);
         }
         match states.iter().find(|state| *state != held) {
-            Some(state) => Err(told(format!("the store holds {state:x?} instead of {held:x?}"))),
+            Some(state) => Err(context(format!("the store holds {state:x?} instead of {held:x?}"))),
             None => Ok(()),
         }
     }
@@ -137,11 +137,11 @@ impl Explorer {
         let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
         image.flip_bit(name, bit);
         self.totals.damaged += 1;
-        let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
+        let context = |error: String| format!("with bit {bit} of {name} flipped: {error}");
         for _ in 0..2 {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
             let backend = SimBackend::from_image(image, config);
-            let looked = backend.run_until(async {
+            let checked = backend.run_until(async {
                 let store = match setup.builder(&backend).open().await {
                     Ok(store) => store,
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
@@ -158,7 +158,7 @@ impl Explorer {
             no_panics(&backend)?;
             image = backend.image();
             backend.shutdown();
-            if !looked.map_err(told)? {
+            if !checked.map_err(context)? {
                 break;
             }
         }
@@ -190,23 +190,23 @@ impl Explorer {
     }
 
     /// Checks that the recovered state survives a close and another crash, and that the store works as before.
-    pub fn live_on(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
-        self.totals.lived_on += 1;
-        let told = |error: ringcask::Error| format!("continued use: {error:?}");
+    pub fn use_further(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+        self.totals.used_further += 1;
+        let context = |error: ringcask::Error| format!("continued use: {error:?}");
         let (backend, held) = (recovered.backend.clone(), recovered.state);
         let first = recovered.store.take().ok_or("no store")?;
         let (again, last) = backend.run_until(async {
-            first.close().await.map_err(told)?;
+            first.close().await.map_err(context)?;
             drop(first);
             check_names(&backend.image())?;
-            let store = setup.builder(&backend).open().await.map_err(told)?;
+            let store = setup.builder(&backend).open().await.map_err(context)?;
             let again = read_all(&store).await?;
-            store.put(EXTRA_KEY, "to be deleted").await.map_err(told)?;
-            store.delete(EXTRA_KEY).await.map_err(told)?;
+            store.put(EXTRA_KEY, "to be deleted").await.map_err(context)?;
+            store.delete(EXTRA_KEY).await.map_err(context)?;
             let mut batch = Batch::new();
             batch.put(EXTRA_KEY, "there");
-            store.write(batch).await.map_err(told)?;
-            store.compact().await.map_err(told)?;
+            store.write(batch).await.map_err(context)?;
+            store.compact().await.map_err(context)?;
             Ok::<_, String>((again, store))
         })?;
         no_panics(&backend)?;

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::Store;
 use ringcask::testing::sim::{Image, Rng, SimBackend, SimConfig};
 
-use super::swarm::{Mix, OPS, setup, trouble};
+use super::swarm::{Mix, OPS, fault_and_end, setup};
 use super::workload::{Op, Run, Setup, read_all};
 use crate::support::history_model::{Crash, Generation, State};
 use crate::support::panics::{no_panics, panic_text};
@@ -49,7 +49,7 @@ pub struct Totals {
     pub crashes: u64,
     pub kills: u64,
     /// Generations in which a fault was injected.
-    pub troubled: u64,
+    pub faulted: u64,
 }
 
 impl Totals {
@@ -58,12 +58,12 @@ impl Totals {
         self.ops += other.ops;
         self.crashes += other.crashes;
         self.kills += other.kills;
-        self.troubled += other.troubled;
+        self.faulted += other.faulted;
     }
 }
 
 /// Whether the step makes other operations fail.
-fn is_trouble(step: &Step) -> bool {
+fn injects_fault(step: &Step) -> bool {
     matches!(step, Step::Do(Op::Fail { .. } | Op::FailLater { .. } | Op::Space(Some(_))))
 }
 
@@ -101,7 +101,7 @@ impl Case {
             let mut rng = Rng::new(u64::from(u32::from_le_bytes([low, middle, high, 0])));
             match usize::from(kind) % (OPS + 5) {
                 kind @ 0..OPS => Step::Do(mix.op_of(kind, &mut rng)),
-                OPS => Step::Do(trouble(&mut rng).0),
+                OPS => Step::Do(fault_and_end(&mut rng).0),
                 kind if kind == OPS + 1 => Step::Do(Op::Heal),
                 kind if kind == OPS + 2 => Step::Do(Op::Space(None)),
                 kind => Step::Crash { kill: kind == OPS + 3, pick: rng.next_u64() },
@@ -133,7 +133,7 @@ impl Case {
                     image = backend.kill_image(&mut Rng::new(*pick));
                     totals.kills += 1;
                     // A failed sync may have lost data that a kill alone would preserve.
-                    if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
+                    if life.iter().any(injects_fault) { Crash::Power } else { Crash::Kill }
                 }
                 Some(Step::Crash { kill: false, pick }) => {
                     let mut images = backend.crash_images(6, &mut Rng::new(*pick));
@@ -147,7 +147,7 @@ impl Case {
             };
             backend.shutdown();
             totals.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
-            totals.troubled += u64::from(life.iter().any(is_trouble));
+            totals.faulted += u64::from(life.iter().any(injects_fault));
             let (generation, store) = ended?;
             drop(store);
             before = (generation, step, crash);
@@ -174,14 +174,14 @@ impl Case {
             })
             .collect();
         totals.ops += ops.len() as u64;
-        let mut run = Run::new(backend, &self.setup, life.iter().any(is_trouble), numbers);
+        let mut run = Run::new(backend, &self.setup, life.iter().any(injects_fault), numbers);
         let store = backend.run_until(async {
             let store = self.setup.builder(backend).open().await.map_err(|error| format!("opening: {error:?}"))?;
             let found = read_all(&store).await?;
             before.check(*step, *crash, &found)?;
             run.opened(found, before.spent(*step, &found));
             let store = run.run(store, &ops).await?;
-            run.look(&store).await?;
+            run.check_contents(&store).await?;
             if !matches!(life.last(), Some(Step::Crash { .. })) {
                 backend.heal();
                 let closed = run.close(&store).await;

@@ -27,7 +27,7 @@ pub struct Mix {
     durability: u8,
     keys: usize,
     /// Percentage of runs with an injected fault.
-    trouble_percent: u8,
+    fault_percent: u8,
 }
 
 impl Mix {
@@ -46,7 +46,7 @@ impl Mix {
             durability: u8::try_from(rng.below(6)).unwrap(),
             // The longest possible key is rare, because it makes every image large.
             keys: if rng.percent(6) { KEYS } else { 1 + rng.below(COMMON_KEYS) },
-            trouble_percent: pick(rng, &[0, 0, 30, 80]),
+            fault_percent: pick(rng, &[0, 0, 30, 80]),
         }
     }
 
@@ -114,12 +114,12 @@ impl Mix {
     /// `count` operations, possibly with faults among them. Also returns whether operations may fail.
     pub fn ops(&self, rng: &mut Rng, count: usize) -> (Vec<Op>, bool) {
         let mut ops: Vec<Op> = (0..count).map(|_| self.op(rng)).collect();
-        let may_fail = rng.percent(self.trouble_percent);
+        let may_fail = rng.percent(self.fault_percent);
         for _ in 0..if may_fail { 1 + rng.below(3) } else { 0 } {
             let at = rng.below(ops.len() + 1);
             let until = (at + 1 + rng.below(5)).min(ops.len() + 1);
-            let (trouble, end) = trouble(rng);
-            ops.insert(at, trouble);
+            let (fault, end) = fault_and_end(rng);
+            ops.insert(at, fault);
             ops.insert(until, end);
         }
         (ops, may_fail)
@@ -133,7 +133,7 @@ impl Mix {
 }
 
 /// A fault, and the operation that ends it.
-pub fn trouble(rng: &mut Rng) -> (Op, Op) {
+pub fn fault_and_end(rng: &mut Rng) -> (Op, Op) {
     if rng.percent(25) {
         let space = pick(rng, &[0, 100, 600, 2500, 9000]);
         return (Op::Space(Some(space)), Op::Space(None));

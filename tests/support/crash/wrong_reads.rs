@@ -25,8 +25,8 @@ pub fn misread_everything(seed: u64) -> (u64, u64, Result<(), String>) {
 fn misread_each(seed: u64, runs: &mut u64, noticed: &mut u64) -> Result<(), String> {
     let scenario = Scenario::from_seed(seed).map_err(|error| format!("scenario {seed}: {error}"))?;
     for class in [OpClass::Read, OpClass::ReadNowait] {
-        let told = |error| format!("scenario {seed} without a fault: {error}");
-        let (reads, _) = misread(&scenario, class, None, noticed).map_err(told)?;
+        let context = |error| format!("scenario {seed} without a fault: {error}");
+        let (reads, _) = misread(&scenario, class, None, noticed).map_err(context)?;
         for nth in 0..reads {
             for kind in [FaultKind::BitFlip, FaultKind::Misdirected] {
                 for sticky in [false, true] {
@@ -112,11 +112,11 @@ async fn read_twice(backend: &SimBackend, store: &Store) -> Result<u64, String> 
     let mut errors = 0;
     for (key, first) in first.into_iter().enumerate() {
         let second = store.get(key_name(key)).await;
-        let told = |error| format!("key {key} without the fault: {error:?}");
+        let context = |error| format!("key {key} without the fault: {error:?}");
         let second = match second {
             // The open may have kept a misread location. The key then returns an error until the next open.
             Err(error) if error.kind() == ErrorKind::Corrupt && first.is_err() => None,
-            second => second.map_err(told)?,
+            second => second.map_err(context)?,
         };
         if let Some(bytes) = &second {
             identify(key, bytes)?;

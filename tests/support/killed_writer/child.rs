@@ -19,7 +19,7 @@ pub fn is_child() -> bool {
 }
 
 /// Writes a line to the parent with one system call. Ends the process if the parent is gone.
-fn tell(line: &str) {
+fn send(line: &str) {
     if rustix::io::write(std::io::stdout().as_fd(), line.as_bytes()).is_err() {
         std::process::exit(0);
     }
@@ -33,28 +33,28 @@ pub fn child(may_fail: bool) {
     let path = PathBuf::from(variable("RINGCASK_CHILD_DIR"));
     let seeded_bug = std::env::var("RINGCASK_CHILD_SEEDED_BUG").ok();
     activate(seeded_bug.map(|name| *SEEDED_BUGS.iter().find(|seeded_bug| format!("{seeded_bug:?}") == name).unwrap()));
-    tell("\nstarting\n");
+    send("\nstarting\n");
     let store = match pollster::block_on(builder(engine, &path, seed).open()) {
         Ok(store) => store,
         Err(error) if may_fail => {
-            tell(&format!("unopened {:?} {error}\n", error.kind()));
+            send(&format!("unopened {:?} {error}\n", error.kind()));
             return;
         }
         Err(error) => panic!("open: {error:?}"),
     };
     assert!(store.recovery_report().damage.is_empty());
-    tell("opened\n");
+    send("opened\n");
     let writers = (0..WRITERS).map(|writer| {
         let store = store.clone();
         thread::spawn(move || {
             let fate = Writer::new(&store, seed, writer).write_until_refused();
             assert!(may_fail, "writer {writer}: {fate}");
-            tell(&format!("refused {writer} {fate}\n"));
+            send(&format!("refused {writer} {fate}\n"));
         })
     });
     let ends: Vec<_> = writers.collect::<Vec<_>>().into_iter().map(thread::JoinHandle::join).collect();
     assert!(ends.iter().all(Result::is_ok), "a writer detected an error");
-    tell("ended\n");
+    send("ended\n");
     // Keeps the store open until the process is stopped: a normal exit would close it cleanly.
     loop {
         thread::park();
@@ -84,7 +84,7 @@ impl<'s> Writer<'s> {
             let op = self.script.next_op();
             let asked = now();
             match write(self.store, &op) {
-                Ok(version) => tell(&format!("ack {} {index} {version} {asked} {}\n", self.writer, now())),
+                Ok(version) => send(&format!("ack {} {index} {version} {asked} {}\n", self.writer, now())),
                 Err(error) => {
                     self.read_after_failure(&op);
                     return format!("{index} {:?} {error}", error.outcome());

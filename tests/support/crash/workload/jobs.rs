@@ -25,13 +25,13 @@ impl Run<'_> {
         ops: &[Op],
     ) -> Result<Running, String> {
         let first = self.generation().writes.len();
-        let mut under_way = Vec::new();
+        let mut in_flight = Vec::new();
         if let Some(op) = early {
             let (mut future, record) = self.begin(store, op);
             self.generation().writes.push(record);
             match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => self.resolve(first, result)?,
-                Poll::Pending => under_way.push(Some(future)),
+                Poll::Pending => in_flight.push(Some(future)),
             }
         }
         let mut future = Box::pin(compact(store, which));
@@ -39,7 +39,7 @@ impl Run<'_> {
             Poll::Ready(result) => Some(result.map(drop)),
             Poll::Pending => None,
         };
-        self.drive(first, &mut under_way, usize::MAX, None).await?;
+        self.drive(first, &mut in_flight, usize::MAX, None).await?;
         for op in ops {
             self.call(store, op).await?;
         }
@@ -56,7 +56,7 @@ impl Run<'_> {
             Running::On(future) => future.await,
         };
         match result {
-            Ok(()) => self.look(store).await,
+            Ok(()) => self.check_contents(store).await,
             Err(_) if self.may_fail => Ok(()),
             Err(error) if self.is_unwatched && error.kind() == ErrorKind::InvalidInput => Ok(()),
             Err(error) => Err(format!("a compaction failed without an injected fault: {error:?}")),

@@ -25,7 +25,7 @@ pub use self::setup::Setup;
 pub use self::views::{read_all, read_undamaged};
 pub use self::writes::WriteFuture;
 
-use self::ops::{beside_op, compacting_op, random_op};
+use self::ops::{compacting_op, concurrent_op, random_op};
 use crate::support::crash::swarm::{self, Mix, is_swarm};
 use crate::support::history_model::COMMON_KEYS;
 
@@ -55,7 +55,7 @@ impl Workload {
         let mut rng = Rng::new(seed);
         let setup = Setup::random(&mut rng);
         let count = 3 + rng.below(26);
-        let trouble = rng.below(10);
+        let fault = rng.below(10);
         let mix = u8::try_from(rng.below(6)).unwrap();
         let random_op = if compacts(seed) { compacting_op } else { random_op };
         let mut ops: Vec<Op> = (0..count).map(|_| random_op(&mut rng, mix)).collect();
@@ -63,7 +63,7 @@ impl Workload {
             let at = rng.below(ops.len() + 1);
             ops.insert(at, op);
         };
-        match trouble {
+        match fault {
             0 => {
                 for _ in 0..1 + rng.below(3) {
                     let space = rng.below(2500) as u64;
@@ -86,7 +86,7 @@ impl Workload {
             }
             _ => {}
         }
-        Self { setup, ops, may_fail: trouble < 3, mix: None }
+        Self { setup, ops, may_fail: fault < 3, mix: None }
     }
 
     /// Synced writes that share commit groups.
@@ -96,7 +96,7 @@ impl Workload {
 
     /// A compaction with other operations beside it. It is awaited after them.
     pub fn compaction(rng: &mut Rng) -> Op {
-        let ops = (0..2 + rng.below(3)).map(|_| beside_op(rng, 3)).collect();
+        let ops = (0..2 + rng.below(3)).map(|_| concurrent_op(rng, 3)).collect();
         // Mostly compacts sealed segments only: such a compaction does not wait for the write in flight.
         let which = rng.percent(70).then_some(u64::MAX);
         let early = Op::Put { key: rng.below(COMMON_KEYS), durability: Durability::Synced };

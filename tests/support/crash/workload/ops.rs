@@ -122,12 +122,12 @@ pub(super) fn compacting_op(rng: &mut Rng, mix: u8) -> Op {
         20..24 => Op::Reopen,
         24..26 => Op::Pause(rng.percent(50)),
         26..29 => together(rng, mix),
-        _ => beside_op(rng, mix),
+        _ => concurrent_op(rng, mix),
     }
 }
 
 /// One operation that may run beside a compaction.
-pub(super) fn beside_op(rng: &mut Rng, mix: u8) -> Op {
+pub(super) fn concurrent_op(rng: &mut Rng, mix: u8) -> Op {
     let key = rng.below(COMMON_KEYS);
     let durability = durability(rng, mix);
     match rng.below(100) {
@@ -151,7 +151,7 @@ pub fn random_compact(rng: &mut Rng, mix: u8) -> Op {
         .percent(45)
         .then(|| Box::new(if rng.percent(80) { Op::Delete { key, durability } } else { Op::Put { key, durability } }));
     let count = if rng.percent(50) { 0 } else { 1 + rng.below(5) };
-    let mut ops: Vec<Op> = (0..count).map(|_| beside_op(rng, mix)).collect();
+    let mut ops: Vec<Op> = (0..count).map(|_| concurrent_op(rng, mix)).collect();
     if rng.percent(10) {
         ops.insert(0, Op::Pause(true));
         ops.push(Op::Pause(false));

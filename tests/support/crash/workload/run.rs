@@ -112,7 +112,7 @@ impl<'w> Run<'w> {
     }
 
     /// Checks that reading everything returns exactly what was written.
-    pub async fn look(&mut self, store: &Store) -> Result<(), String> {
+    pub async fn check_contents(&mut self, store: &Store) -> Result<(), String> {
         let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
         if self.may_fail || !self.generation().writes.iter().all(is_over) {
             return Ok(());
@@ -150,7 +150,7 @@ impl<'w> Run<'w> {
     }
 
     async fn reopen(&mut self, store: Store) -> Result<Store, String> {
-        self.look(&store).await?;
+        self.check_contents(&store).await?;
         let is_over = |write: &WriteRec| matches!(write.fate, Fate::Acked | Fate::NotApplied);
         let is_still = !self.may_fail && self.generation().writes.iter().all(is_over);
         let live_bytes = store.stats().live_bytes;

@@ -9,12 +9,12 @@ use crate::support::history_model::{COMMON_KEYS, EXTRA_KEY, Fate, State, identif
 impl Run<'_> {
     pub(super) async fn get(&mut self, store: &Store, key: usize) -> Result<(), String> {
         let result = store.get(key_name(key)).await;
-        self.saw(key, result)
+        self.observe(key, result)
     }
 
     /// Checks that the value a reader got for `key` was written to it. Marks that write as durable if its durability
     /// promises that for values that are read.
-    pub fn saw(&mut self, key: usize, result: Result<Option<Bytes>, ringcask::Error>) -> Result<(), String> {
+    pub fn observe(&mut self, key: usize, result: Result<Option<Bytes>, ringcask::Error>) -> Result<(), String> {
         let found = match result {
             Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
             Err(_) if self.may_fail => return Ok(()),
