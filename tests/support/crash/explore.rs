@@ -250,7 +250,7 @@ impl Explorer {
             let point = walk.crash_point();
             for number in picks {
                 let image = point.image(number, self.image_seed(step));
-                // Skip a disk image that was already checked with the same obligations.
+                // Skips a disk image that was already checked with the same obligations.
                 if seen.insert((image.hash(), self.obligations(step))) {
                     self.visit(image, Place { seed: self.seed, step, number, kill: false })?;
                 }
@@ -315,7 +315,7 @@ impl Explorer {
         self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step as u64
     }
 
-    /// A hash of the obligations of a crash after `step`: it changes whenever they change.
+    /// A hash of the writes that a crash after `step` steps must, may or must not preserve.
     fn obligations(&self, step: usize) -> u64 {
         let Some(generation) = self.explored.history.at(step) else { return 0 };
         let changes = |at: usize| u64::from(at <= step);
@@ -346,8 +346,8 @@ impl Explorer {
         self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
     }
 
-    /// Recovers the `image` that a crash after `step` steps of `generation` left, and continues from there for some of
-    /// them.
+    /// Recovers the `image` that a crash after `step` steps of `generation` left, and checks it. For a random share of
+    /// the images, runs more operations and crashes again.
     #[expect(clippy::too_many_arguments, reason = "the state of a search, which nothing else holds")]
     fn chain(
         &mut self,
@@ -408,7 +408,7 @@ impl Explorer {
         if let Some(image) = closed_image {
             self.check_closed(&image, setup, &history, rng)?;
         }
-        // Crash during the work above: in the recovery, and after it.
+        // Crashes during the work above: in the recovery, and after it.
         let phases = Phases::of(&journal, &history);
         let mut walk = journal.replay();
         let mut steps: Vec<usize> = (0..2).map(|_| rng.below(opened + 1)).collect();

@@ -165,7 +165,7 @@ impl Explorer {
         Ok(())
     }
 
-    /// Checks that without running operations, the segments alone determine the contents, whatever a compaction left of
+    /// Checks that the segments alone determine the contents if no operation is running, whatever a compaction left of
     /// them.
     pub fn check_salvaged(
         &mut self,
