@@ -188,8 +188,8 @@ fn start(path: &Path, seed: u64) -> Running {
     Running { child, lines }
 }
 
-/// Starts a child and kills it after this time.
-fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64, u64>) -> Life {
+/// Starts a child and kills it after `duration`.
+fn run_and_kill(path: &Path, seed: u64, duration: Duration, acknowledged: &mut BTreeMap<u64, u64>) -> Life {
     let Running { mut child, lines } = start(path, seed);
     let mut life = Life::default();
     let take = |life: &mut Life, line: &str, acknowledged: &mut BTreeMap<u64, u64>| {
@@ -203,7 +203,7 @@ fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64,
             _ => {}
         }
     };
-    let end = Instant::now() + long;
+    let end = Instant::now() + duration;
     while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
         take(&mut life, &line, acknowledged);
     }
@@ -251,7 +251,7 @@ fn memory_descriptors_and_disk_stay_flat() {
     let longest = (seconds / 5).clamp(5, 60);
     while Instant::now() < end || lives.len() < LIVES_MIN {
         let long = Duration::from_millis(3000 + rng.below(longest * 1000 - 3000 + 1));
-        lives.push(live(&path, seed + lives.len() as u64, long, &mut acknowledged));
+        lives.push(run_and_kill(&path, seed + lives.len() as u64, long, &mut acknowledged));
         check_acknowledged(&path, &acknowledged);
     }
     let settled: Vec<&[Sample]> = lives.iter().map(|life| life.samples.get(WARM_UP..).unwrap_or_default()).collect();

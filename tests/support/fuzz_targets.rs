@@ -21,10 +21,10 @@ pub const OFFSET: u64 = 512;
 /// Passes `input` to every decoder. Its first byte may request a valid header checksum, so that the input also reaches
 /// the code after that check. Returns whether any decoder accepted the input.
 pub fn decode(input: &[u8]) -> bool {
-    let Some((&wish, bytes)) = input.split_first() else { return false };
+    let Some((&selector, bytes)) = input.split_first() else { return false };
     let mut bytes = bytes.to_vec();
-    if wish.is_multiple_of(2) && bytes.len() >= 40 {
-        let (seq, ordinal) = (u64::from(wish), 0);
+    if selector.is_multiple_of(2) && bytes.len() >= 40 {
+        let (seq, ordinal) = (u64::from(selector), 0);
         patch_header(&mut bytes[..40], &binding(), OFFSET, seq, ordinal);
     }
     decode_records(&bytes) | decode_hint(&bytes) | decode_files(&bytes)

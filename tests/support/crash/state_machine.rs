@@ -114,18 +114,18 @@ impl Case {
     /// Runs all steps. An error names a broken promise.
     pub fn run(&self) -> Result<Totals, String> {
         let mut totals = Totals { cases: 1, ..Totals::default() };
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut totals)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_generations(&mut totals)));
         result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| totals)
     }
 
-    fn run_lives(&self, totals: &mut Totals) -> Result<(), String> {
+    fn run_generations(&self, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let (mut image, mut numbers) = (Image::new(), 0);
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
         for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
             let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.sim.clone() };
             let backend = SimBackend::from_image(image, config);
-            let lived = self.live(&backend, life, &before, &mut numbers, totals);
+            let lived = self.run_generation(&backend, life, &before, &mut numbers, totals);
             let ended = lived.and_then(|lived| no_panics(&backend).map(|()| lived));
             let step = backend.step() + 1;
             let crash = match life.last() {
@@ -158,7 +158,7 @@ impl Case {
     /// Runs one generation: opens the directory that the previous one left, checks it, and continues. Returns the
     /// states that the next open may find, and the store. The caller drops the store after the power cut: a drop before
     /// it would close the store cleanly.
-    fn live(
+    fn run_generation(
         &self,
         backend: &SimBackend,
         life: &[Step],
