@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use support::import_graph::{Graph, crosses_rooms, path_text};
 use support::rust_source::Tree;
 
-/// Rooms from the bottom up. A room may name rooms of its own layer and of lower layers, unless this creates a circle.
+/// Rooms from the bottom up. A room may name rooms of the same layer and of lower layers, unless this creates a circle.
 const LAYERS: [(&str, &[&str]); 7] = [
     ("values", &["error", "options", "stats", "batch"]),
     ("tools", &["sync", "seeded_bug", "trace"]),
