@@ -213,7 +213,7 @@ fn thousands_of_reads_from_foreign_threads_all_complete() {
 }
 
 #[test]
-fn reads_outlive_their_thread_and_the_backend() {
+fn reads_outlive_the_thread_that_started_them_and_the_backend() {
     on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(512);
