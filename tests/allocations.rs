@@ -1,12 +1,12 @@
-//! Heap allocations of the calling thread, operation by operation: operations documented as free of allocations must
-//! stay so. Allocations of the store's threads are shared by a whole commit group, and not counted.
+//! Counts the heap allocations of the calling thread for each operation: operations documented as free of allocations
+//! must stay so. Allocations of the store's threads are shared by a whole commit group and not counted.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     missing_docs,
     unsafe_code,
-    reason = "a test stops where it fails, and counts what its allocator does"
+    reason = "a failed check is a failed test; the allocator is counted"
 )]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -25,7 +25,7 @@ struct Counting;
 static COUNTING: Counting = Counting;
 
 thread_local! {
-    // Constant and without a destructor: it is there before the thread's first allocation and after its last.
+    // A constant without a destructor: it exists before the thread's first allocation and after its last.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -33,33 +33,33 @@ fn count() {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
 }
 
-// SAFETY: every call goes to the system's allocator unchanged, which keeps the contract; counting allocates nothing.
+// SAFETY: every call goes unchanged to the system allocator, which upholds the contract. Counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's layout, as it was given.
+        // SAFETY: the caller upholds the same contract for this layout.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's block, which the system's allocator handed out with this layout.
+        // SAFETY: the caller passes a block that the system allocator returned for this layout.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: the caller's layout, as it was given.
+        // SAFETY: the caller upholds the same contract for this layout.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count();
-        // SAFETY: the caller's block, layout and size, as they were given.
+        // SAFETY: the caller upholds the same contract for this block, layout and size.
         unsafe { System.realloc(memory, layout, new_size) }
     }
 }
 
-/// An executor that allocates nothing after it was made.
+/// An executor that does not allocate after its creation.
 struct Executor(Waker);
 
 struct Unpark(Thread);
@@ -100,7 +100,7 @@ fn key(number: u32) -> [u8; 16] {
     key
 }
 
-/// How many allocations each of some operations took.
+/// Number of allocations per operation.
 #[derive(Debug)]
 struct Allocations {
     least: u64,
@@ -124,12 +124,12 @@ impl Allocations {
 
     #[track_caller]
     fn assert_each(&self, count: u64) {
-        assert_eq!((self.least, self.most), (count, count), "allocations of each operation: {self:?}");
+        assert_eq!((self.least, self.most), (count, count), "expected {count} allocations per operation: {self:?}");
     }
 
     #[track_caller]
     fn assert_mean_at_most(&self, bound: f64) {
-        assert!(self.mean <= bound, "more than {bound} allocations an operation: {self:?}");
+        assert!(self.mean <= bound, "more than {bound} allocations per operation: {self:?}");
     }
 }
 
@@ -139,21 +139,22 @@ fn writes(store: &Store, executor: &Executor) {
         assert!(executor.finish(store.put(key(number), VALUE).durability(options)).is_ok());
     };
     let buffered = |number| put(number, Durability::Buffered);
-    // The keydir's shards double, each by itself, which is cheap only for those that have some thousand keys.
+    // The shards of the keydir double independently. The mean is only small once they have some thousand keys.
     Allocations::of("Buffered put, first keys", OPERATIONS, buffered).assert_mean_at_most(0.2);
     (OPERATIONS..20 * OPERATIONS).for_each(buffered);
     let new_key = |number| buffered(20 * OPERATIONS + number);
     Allocations::of("Buffered put, new key", OPERATIONS, new_key).assert_mean_at_most(0.01);
-    // None, but that the log's buffer grows in a few steps where the disk falls behind further than it did so far.
+    // The put itself allocates nothing. The log's buffer grows in a few steps when the disk falls further behind than
+    // before.
     Allocations::of("Buffered put, known key", OPERATIONS, buffered).assert_mean_at_most(0.005);
-    // What a caller waits with. A list that has to grow once is not worth a failure.
+    // The caller allocates to wait for the sync. A list may have to grow once.
     Allocations::of("Synced put", SYNCED, |number| put(number, Durability::Synced)).assert_mean_at_most(2.1);
 }
 
 fn reads(store: &Store, executor: &Executor, is_cached: bool) {
     let get = |number| executor.finish(store.get(key(number))).unwrap();
     if is_cached {
-        // Blocks come one by one as they are read, and when they are whole.
+        // Blocks enter the cache one by one as they are read, once they are complete.
         executor.finish(store.put("behind them", [0; 32 << 10])).unwrap();
         (0..10 * OPERATIONS).for_each(|number| drop(get(number % OPERATIONS)));
     }
@@ -165,7 +166,7 @@ fn reads(store: &Store, executor: &Executor, is_cached: bool) {
         true => after.gets_from_block_cache - before.gets_from_block_cache,
         false => after.gets_from_page_cache - before.gets_from_page_cache,
     };
-    assert_eq!(served, u64::from(OPERATIONS), "none is served from elsewhere");
+    assert_eq!(served, u64::from(OPERATIONS), "every get must come from the cache");
     Allocations::of("absent get", OPERATIONS, |number| assert!(get(u32::MAX - number).is_none())).assert_each(0);
     Allocations::of("contains_key", OPERATIONS, |number| assert!(store.contains_key(key(number)))).assert_each(0);
     let value_len = |number| assert_eq!(store.value_len(key(number)), Some(VALUE.len() as u64));
@@ -178,7 +179,7 @@ fn on(engine: Engine, cache_bytes: u64) {
     let open = Store::builder(dir.path().join("store")).engine(engine).cache_bytes(cache_bytes).open();
     let store = match executor.finish(open) {
         Err(error) if engine == Engine::Uring && error.kind() == ringcask::ErrorKind::Unsupported => {
-            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {error}");
+            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "io_uring must be available here: {error}");
             return println!("SKIPPED: allocations on the ring: {error}");
         }
         opened => opened.unwrap(),
@@ -191,16 +192,16 @@ fn on(engine: Engine, cache_bytes: u64) {
 }
 
 #[test]
-fn operations_allocate_no_more_than_they_promise_on_threads() {
+fn operations_stay_within_their_allocation_limits_on_threads() {
     on(Engine::Threads, 0);
 }
 
 #[test]
-fn a_get_from_the_block_cache_allocates_its_value_alone() {
+fn a_get_from_the_block_cache_allocates_only_its_value() {
     on(Engine::Threads, 256 << 20);
 }
 
 #[test]
-fn operations_allocate_no_more_than_they_promise_on_the_ring() {
+fn operations_stay_within_their_allocation_limits_on_uring() {
     on(Engine::Uring, 0);
 }

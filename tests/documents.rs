@@ -1,4 +1,4 @@
-//! What the documents name exists: files, the functions of the routes, the rooms of the library.
+//! Checks that the files, functions and rooms that the documents name exist.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a failed check is a failed test")]
 
 use std::fs;
@@ -12,13 +12,13 @@ fn architecture() -> String {
     fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap()
 }
 
-/// Everything in single backticks, code blocks left out.
+/// All text in single backticks, without code blocks.
 fn code_spans(text: &str) -> Vec<&str> {
     let prose = text.split("```").step_by(2);
     prose.flat_map(|part| part.split('`').skip(1).step_by(2)).collect()
 }
 
-/// What a route names: `commit/task.rs::commit`, with or without `src/`, or `commit/task.rs::Task::commit`.
+/// A function that a route names: `commit/task.rs::commit`, with or without `src/`, or `commit/task.rs::Task::commit`.
 struct Place {
     file: PathBuf,
     owner: Option<String>,
@@ -41,7 +41,7 @@ fn is_word_of(code: &str, before: &str, name: &str) -> bool {
     code.match_indices(&format!("{before}{name}")).any(|(at, found)| !code[at + found.len()..].starts_with(is_part))
 }
 
-/// Why the place is not in the code of its file, if it is not.
+/// The reason why the function is not in the code of its file, or `None` if it is.
 fn missing(place: &Place, code: &str) -> Option<String> {
     if !is_word_of(code, "fn ", &place.function) {
         return Some(format!("there is no function {}", place.function));
@@ -56,7 +56,7 @@ fn missing(place: &Place, code: &str) -> Option<String> {
 }
 
 #[test]
-fn every_function_that_a_route_names_exists() {
+fn every_function_named_in_a_route_exists() {
     let document = architecture();
     let (mut wrong, mut named) = (Vec::new(), 0);
     for span in code_spans(&document) {
@@ -81,7 +81,7 @@ fn the_four_routes_name_their_functions() {
 }
 
 #[test]
-fn a_function_that_does_not_exist_is_found() {
+fn a_missing_function_is_found() {
     let code =
         "pub(crate) struct Task<F> {}\nimpl<F: Io> Task<F> {\n    async fn commit(&self) {}\n}\nfn helper() {}\n";
     let problem = |span| missing(&place(span).unwrap(), code);
@@ -107,7 +107,7 @@ fn paths_named(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn every_path_that_a_document_names_exists() {
+fn every_path_named_in_a_document_exists() {
     let (mut named, mut wrong) = (0, Vec::new());
     for document in ["README.md", "ARCHITECTURE.md", "TESTING.md", "CONTRIBUTING.md", "SECURITY.md"] {
         let text = fs::read_to_string(root().join(document)).unwrap_or_default();
@@ -123,13 +123,13 @@ fn every_path_that_a_document_names_exists() {
 }
 
 #[test]
-fn a_path_that_does_not_exist_is_found() {
+fn a_missing_path_is_found() {
     let text = "See `tests/kill.rs`, `src/none.rs::f`, `tests/<name>/main.rs`, `Store::get` and `docs/`.";
     assert_eq!(paths_named(text), ["tests/kill.rs", "src/none.rs", "docs/"]);
     assert!(root().join("tests/documents.rs").exists() && !root().join("src/none.rs").exists());
 }
 
-/// ARCHITECTURE.md says of every room of the library what it is for.
+/// ARCHITECTURE.md describes every room of the library.
 #[test]
 fn the_architecture_names_every_room() {
     let document = architecture();

@@ -1,5 +1,11 @@
-//! The same scenario on every kind of executor: the futures need no runtime, no reactor and no timer from the executor.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test stops where it fails")]
+//! Runs one scenario on every kind of executor: the futures need no runtime, reactor or timer of the executor.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a failed check is a failed test"
+)]
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -11,12 +17,12 @@ use ringcask::{Batch, Durability, Engine, ErrorKind, Store};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Starts a task on the executor the scenario runs on.
+/// Starts a task on the executor of the scenario.
 type Spawn<'a> = &'a dyn Fn(Task);
 
 const LEVELS: [Durability; 3] = [Durability::Buffered, Durability::Written, Durability::Synced];
 
-/// Spawns and hands back the result, the same way on every executor.
+/// Spawns a task and returns a handle to its result, the same way on every executor.
 fn spawn<T: Send + 'static>(spawn: Spawn<'_>, future: impl Future<Output = T> + Send + 'static) -> RemoteHandle<T> {
     let (task, handle) = future.remote_handle();
     spawn(Box::pin(task));
@@ -44,7 +50,7 @@ async fn scenario(engine: Engine, path: PathBuf, spawner: Spawn<'_>) {
     assert_eq!(store.len(), 6 + 16 * 20);
     assert_eq!(written, 16 * 20);
 
-    // Many futures in one task, finishing in any order.
+    // Many futures in one task, which complete in any order.
     let values =
         stream::iter(0..320_u32).map(|index| store.get([index / 20, index % 20].map(u32::to_le_bytes).concat()));
     let found =
@@ -75,7 +81,7 @@ fn tokio_multi_thread(engine: Engine, path: PathBuf) {
 }
 
 fn tokio_current_thread_without_drivers(engine: Engine, path: PathBuf) {
-    // Neither `enable_io` nor `enable_time`: a future that wanted either would panic.
+    // Without `enable_io` and `enable_time`: a future that needs either would panic.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(scenario(engine, path, &|task| drop(tokio::spawn(task))));
 }
@@ -94,7 +100,7 @@ fn futures_thread_pool(engine: Engine, path: PathBuf) {
     futures_executor::block_on(scenario(engine, path, &|task| pool.spawn_ok(task)));
 }
 
-/// An executor that itself runs on io_uring, on one thread, with an older version of the bindings.
+/// A single-threaded executor that uses io_uring itself, with an older version of the bindings.
 fn tokio_uring_executor(engine: Engine, path: PathBuf) {
     tokio_uring::start(scenario(engine, path, &|task| drop(tokio_uring::spawn(task))));
 }
@@ -116,7 +122,7 @@ fn the_scenario_passes_on_every_executor_and_engine() {
         io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);
     let refused = ring.err();
     let skip = |what: &str| {
-        println!("SKIPPED: {what}: the kernel refuses an io_uring: {refused:?}");
+        println!("SKIPPED: {what}: io_uring is unavailable: {refused:?}");
         assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "{what} must run here");
     };
     let mut runs = 0;

@@ -1,9 +1,9 @@
-//! A real process, killed with SIGKILL at random moments, again and again in the same directory.
+//! Kills a real process with SIGKILL at random moments, many times in the same directory.
 //!
-//! `support/killed_writer` describes what the process does and what is checked after each reopening: the kernel outlives the
-//! process, so `Written` and `Synced` operations must be there. One directory in ten is on a tmpfs.
+//! `support/killed_writer` describes the process and the check after each reopen. The kernel outlives the process, so
+//! `Written` and `Synced` operations must survive. One directory in ten is on a tmpfs.
 //!
-//! Not tested here: power cuts, which lose the kernel's memory too; see `tests/power`.
+//! Not tested here: power cuts, which also lose the kernel's memory; see `tests/power`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,9 +30,9 @@ use tempfile::TempDir;
 use crate::support::killed_writer::{self, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use crate::support::stages;
 
-/// Kills of one directory before a fresh one: what it holds by then was recovered that many times.
+/// Number of kills before a directory is replaced. Its store has then been recovered that many times.
 const GENERATIONS: u64 = 25;
-/// One directory in this number is on a tmpfs, where there is one.
+/// One in this number of directories is on a tmpfs, if there is one.
 const ON_TMPFS: u64 = 10;
 const TMPFS: &str = "/dev/shm";
 
@@ -44,7 +44,7 @@ fn copy_directory(from: &Path, to: &Path) {
     }
 }
 
-/// One child, one kill, one check.
+/// Runs one child, kills it and checks the store.
 fn cycle(test: &str, engine: Engine, dir: &Path, rng: &mut Rng, before: &[State], totals: &mut Totals) -> Vec<State> {
     let seed = rng.next();
     let path = dir.join("store");
@@ -57,7 +57,7 @@ fn cycle(test: &str, engine: Engine, dir: &Path, rng: &mut Rng, before: &[State]
     totals.cycles += 1;
     totals.during_open += u64::from(during_open);
 
-    // Now and then the check works on a copy, so that the next child finds what the kill left, and is killed upon it.
+    // Sometimes the check uses a copy, so that the next child starts with the files that the kill left.
     let copied = rng.below(3) == 0 && path.exists();
     let looked_at = if copied { dir.join("copy") } else { path.clone() };
     if copied {
@@ -84,7 +84,7 @@ fn directory(number: u64) -> TempDir {
     directory.unwrap()
 }
 
-fn kill_again_and_again(test: &str, engine: Engine) {
+fn kill_repeatedly(test: &str, engine: Engine) {
     if killed_writer::is_child() {
         return killed_writer::child(false);
     }
@@ -109,19 +109,19 @@ fn kill_again_and_again(test: &str, engine: Engine) {
          suffix, {in_flight_kept} in flight kept, {truncated} torn tails, seed {seed}"
     );
     stage.end(done, &note);
-    assert!(acks >= 40 * cycles, "{acks} acknowledgments in {cycles} cycles are too few to mean anything");
-    assert!(cycles < 100 || during_open * 10 >= cycles, "{during_open} of {cycles} kills during an open are too few");
+    assert!(acks >= 40 * cycles, "{acks} acknowledgments in {cycles} cycles are too few");
+    assert!(cycles < 100 || during_open * 10 >= cycles, "only {during_open} of {cycles} kills were during an open");
 }
 
 #[test]
-fn killed_again_and_again_on_threads() {
-    kill_again_and_again("killed_again_and_again_on_threads", Engine::Threads);
+fn repeated_kills_on_threads() {
+    kill_repeatedly("repeated_kills_on_threads", Engine::Threads);
 }
 
 #[test]
-fn killed_again_and_again_on_uring() {
+fn repeated_kills_on_uring() {
     if let Some(why) = killed_writer::uring_refused() {
         return stages::begin("kills, uring").skip(&why);
     }
-    kill_again_and_again("killed_again_and_again_on_uring", Engine::Uring);
+    kill_repeatedly("repeated_kills_on_uring", Engine::Uring);
 }

@@ -1,12 +1,12 @@
-//! The layers of the library, read from its source: who may name whom, what only some files may do, and how long
-//! functions and files may be.
+//! The layers of the library, checked in its source: which modules may import which, what only some files may do, and
+//! the length of functions and files.
 //!
 //! A *room* is a top-level module: a folder of `src`, or a file beside `lib.rs`. An *arrow* leads from a room to
 //! another one that its code names. Only code counts: comments, strings, unit tests and the models of the schedule
 //! explorer may name anything.
 //!
-//! `cargo test --test layers -- --nocapture graph` prints the graph of `src`; with `RINGCASK_LAYERS_SRC=DIR` that of the
-//! source folder `DIR`, of another commit for example.
+//! `cargo test --test layers -- --nocapture graph` prints the graph of `src`. With `RINGCASK_LAYERS_SRC=DIR` it prints
+//! that of the source folder `DIR`, for example of another commit.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub, reason = "a failed check is a failed test")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
@@ -21,8 +21,7 @@ use std::path::{Path, PathBuf};
 use support::import_graph::{Graph, crosses_rooms, path_text};
 use support::rust_source::Tree;
 
-/// Rooms from the bottom up. A room may name rooms of the same layer and of the layers below, as long as no circle
-/// results.
+/// Rooms from the bottom up. A room may name rooms of the same layer and of lower layers, unless this creates a circle.
 const LAYERS: [(&str, &[&str]); 7] = [
     ("values", &["error", "options", "stats", "batch"]),
     ("tools", &["sync", "seeded_bug", "trace"]),
@@ -33,10 +32,10 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("tests", &["testing"]),
 ];
 
-/// Arrows that lead upwards all the same. The limits of keys and values are constants of the format.
+/// Permitted upward arrows. The limits of keys and values are constants of the format.
 const UPWARD: [(&str, &str); 2] = [("options", "format"), ("batch", "format")];
 
-/// Rooms that may name these modules of the crate and no others.
+/// Rooms that may only name these modules of the crate.
 const NARROW: [(&str, &[&str]); 10] = [
     ("error", &[]),
     ("options", &["error", "format"]),
@@ -50,7 +49,7 @@ const NARROW: [(&str, &[&str]); 10] = [
     ("cache", &["io::pages", "io::util", "sync"]),
 ];
 
-/// What only files under these paths may contain.
+/// Words that only files under these paths may contain.
 const CONFINED: [(&str, &[&str]); 12] = [
     ("unsafe ", &["io/uring/", "io/fork.rs", "io/advice.rs", "io/pages.rs", "sync/prefetch.rs"]),
     ("std::fs", &["io/"]),
@@ -86,7 +85,7 @@ const WRITING: [(&str, &str); 7] = [
     ("commit/prewrite.rs", "prewritten space to the active segment"),
     ("commit/rotate.rs", "header and footer of the active segment"),
     ("compaction/output.rs", "segments that are not yet listed"),
-    ("recovery/tail.rs", "the footer of the tail, and a copy of what is cut"),
+    ("recovery/tail.rs", "the footer of the tail, and a copy of the truncated bytes"),
     ("segment/hint_file.rs", "hint files"),
     ("segment/manifest.rs", "the MANIFEST"),
 ];
@@ -105,13 +104,13 @@ fn layer_of(room: &str) -> Option<usize> {
     LAYERS.iter().position(|(_, rooms)| rooms.contains(&room))
 }
 
-/// Arrows that lead to a higher layer, exceptions among them.
+/// Arrows that lead to a higher layer, permitted ones included.
 fn upward_arrows(graph: &Graph) -> Vec<(String, String)> {
     let is_upward = |(from, to): &&(String, String)| layer_of(from) < layer_of(to) && layer_of(from).is_some();
     graph.arrows().iter().filter(is_upward).cloned().collect()
 }
 
-/// Names in the code of each file that its room may not use.
+/// Imports that break a rule.
 fn violations(graph: &Graph) -> Vec<String> {
     let mut found = Vec::new();
     for room in graph.rooms().iter().filter(|room| layer_of(room).is_none()) {
@@ -122,25 +121,25 @@ fn violations(graph: &Graph) -> Vec<String> {
         let (from, to) = (import.importer_room(), import.imported_room());
         let named = path_text(&import.path);
         if upward.iter().any(|(a, b)| a == from && b == to) && !UPWARD.contains(&(from, to)) {
-            found.push(format!("{} names {named}, which is in a higher layer", import.file));
+            found.push(format!("{} names {named} of a higher layer", import.file));
         }
         let is_allowed = |part: &&str| named == **part || named.starts_with(&format!("{part}::"));
         if let Some((_, allowed)) = NARROW.iter().find(|(room, _)| *room == from)
             && !allowed.iter().any(is_allowed)
         {
-            found.push(format!("{} names {named}, but {from} may name {allowed:?} only", import.file));
+            found.push(format!("{} names {named}, but {from} may only name {allowed:?}", import.file));
         }
     }
     found
 }
 
-/// Confined words that stand in files where they may not.
+/// Confined words in files that may not contain them.
 fn misplaced(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for file in &tree.files {
         for (word, paths) in CONFINED {
             if file.code.contains(word) && !paths.iter().any(|path| file.path.starts_with(path)) {
-                found.push(format!("{} has {word:?}, which only {paths:?} may have", file.path));
+                found.push(format!("{} contains {word:?}, which only {paths:?} may contain", file.path));
             }
         }
     }
@@ -164,7 +163,8 @@ fn too_long(tree: &Tree) -> Vec<String> {
     found
 }
 
-/// Files outside `io` that make one of these calls are those of the table, each entry of which is needed.
+/// Checks that the files outside `io` with one of these calls are those of the table, and that each entry of the table
+/// is needed.
 fn misplaced_calls(tree: &Tree, calls: &[&str], allowed: &[(&str, &str)]) -> Vec<String> {
     let calling = tree.files.iter().filter(|file| calls.iter().any(|call| file.code.contains(call)));
     let calling: BTreeSet<&str> =
@@ -226,18 +226,18 @@ fn graph() {
 }
 
 #[test]
-fn every_room_names_only_what_its_layer_may() {
+fn every_room_names_only_permitted_rooms() {
     assert_none(&violations(&Graph::new(&own_source())));
 }
 
 #[test]
-fn no_rooms_import_each_other_in_a_circle() {
+fn imports_of_rooms_form_no_circle() {
     let circles = Graph::new(&own_source()).room_circles();
     assert_none(&circles.iter().map(|circle| circle.join(" ")).collect::<Vec<_>>());
 }
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
+fn imports_of_files_form_no_circle() {
     let circles = Graph::new(&own_source()).file_circles();
     assert_none(&circles.iter().map(|circle| circle.join(" ")).collect::<Vec<_>>());
 }
@@ -251,7 +251,7 @@ fn every_exception_is_needed() {
 }
 
 #[test]
-fn confined_words_stand_only_where_they_may() {
+fn confined_words_are_only_in_permitted_files() {
     assert_none(&misplaced(&own_source()));
 }
 
@@ -264,11 +264,11 @@ fn files_are_removed_and_written_in_few_places() {
 }
 
 #[test]
-fn no_function_and_no_file_is_too_long() {
+fn no_function_or_file_is_too_long() {
     assert_none(&too_long(&own_source()));
 }
 
-/// The tests of these checks.
+/// Tests of these checks.
 mod checks {
     use super::{Graph, Tree, misplaced, misplaced_calls, too_long, upward_arrows, violations};
 
@@ -344,7 +344,7 @@ mod checks {
         assert_eq!(circles_of(&chain), (0, 0));
         let circle = [("a.rs", "use crate::b::B;"), ("b.rs", "use crate::c::C;"), ("c.rs", "fn f() { crate::a::g() }")];
         assert_eq!(circles_of(&circle), (1, 1));
-        // Rooms in a circle whose files are in none.
+        // Two rooms form a circle, but their files do not.
         let rooms = [
             ("a/mod.rs", "mod x; mod y;"),
             ("a/x.rs", "use crate::b::B;"),
@@ -354,10 +354,10 @@ mod checks {
         assert_eq!(circles_of(&rooms), (1, 0));
         let inside = [("a/mod.rs", "mod x; mod y;"), ("a/x.rs", "use super::y::Y;"), ("a/y.rs", "use super::x::X;")];
         assert_eq!(circles_of(&inside), (0, 1));
-        // A module and the files that it declares are one thing.
+        // A module and the files that it declares count as one node.
         let parent = [("a/mod.rs", "mod x; use x::X; struct A;"), ("a/x.rs", "use super::A;")];
         assert_eq!(circles_of(&parent), (0, 0));
-        // A name that the module passes on is where it is defined.
+        // A re-exported name belongs to the module that defines it.
         let passed_on = [
             ("a/mod.rs", "mod x; mod y; pub use x::X; pub use y::{Y as Other, z};"),
             ("a/x.rs", "use super::Other;"),
@@ -389,7 +389,7 @@ mod checks {
     }
 
     #[test]
-    fn a_call_in_another_place_is_found() {
+    fn a_misplaced_call_is_found() {
         let tree = Tree::of(&[("a.rs", "fn f() { dir.unlink(name) }"), ("io/os.rs", "fn f() { dir.unlink(name) }")]);
         let calls = ["dir.unlink("];
         assert_eq!(misplaced_calls(&tree, &calls, &[("a.rs", "temporary files")]), Vec::<String>::new());

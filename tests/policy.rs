@@ -1,10 +1,10 @@
-//! Rules that no compiler checks, read from the files of the repository without a network.
+//! Rules that the compiler does not check. They are checked in the files of the repository, without a network.
 //!
-//! - Dependencies: their sources, their licences, their number, and the reason for each. `deny.toml` has the same rules for
-//!   a tool that also looks for advisories.
-//! - Every `unsafe` block names the test that relies on its argument.
+//! - Dependencies: their sources, their licences, their number, and the reason for each. `deny.toml` has the same rules
+//!   for a tool that also checks advisories.
+//! - Every `unsafe` block names a test that exercises its argument.
 //! - Language: documents, comments and messages avoid the phrases of [`PHRASES`]. Type names are unique in the library.
-//! - Every function that several tests share is used.
+//! - Every shared function of the tests is used.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -35,7 +35,7 @@ const ALLOWED: [&str; 8] = [
     "Zlib",
 ];
 
-/// Crates that a user of the library builds, itself included.
+/// Maximum number of crates that a user of the library builds, itself included.
 const CRATES_MAX: usize = 25;
 
 fn cargo(arguments: &[&str]) -> String {
@@ -44,11 +44,11 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether one can take it under allowed licences alone.
+/// Whether allowed licences alone satisfy the expression.
 fn is_allowed(expression: &str) -> bool {
     let expression = expression.replace('/', " OR ").replace(['(', ')'], "");
     let all_of = |alternative: &str| alternative.split(" AND ").all(|licence| ALLOWED.contains(&licence.trim()));
-    // Of `(A OR B) AND C`, without its brackets, an alternative is allowed if all of its parts are.
+    // Without its brackets, `(A OR B) AND C` reads `A OR (B AND C)`. One alternative with only allowed parts is enough.
     expression.split(" OR ").any(all_of)
 }
 
@@ -60,7 +60,7 @@ fn every_licence_is_allowed() {
             && is_allowed("(MIT OR Apache-2.0) AND Unicode-3.0")
     );
     assert!(!is_allowed("GPL-3.0") && !is_allowed("MIT AND GPL-3.0"));
-    // Only of this platform: the crates of others may never have been fetched.
+    // Only crates of this platform: those of others may not have been fetched.
     let host = cargo(&["-vV"]).lines().find_map(|line| line.strip_prefix("host: ").map(str::to_owned)).unwrap();
     let metadata = cargo(&["metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform", &host]);
     let licences: Vec<&str> =
@@ -78,7 +78,7 @@ fn every_crate_comes_from_the_registry() {
     let sources: Vec<&str> = lock.lines().filter_map(|line| line.strip_prefix("source = ")).collect();
     let packages = lock.lines().filter(|line| *line == "[[package]]").count();
     assert!(packages > 20);
-    // The crate itself has no source.
+    // ringcask itself has no source.
     assert_eq!(sources.len() + 1, packages);
     for source in sources {
         assert_eq!(source.trim_matches('"'), "registry+https://github.com/rust-lang/crates.io-index");
@@ -99,14 +99,14 @@ fn a_user_builds_few_crates() {
 }
 
 #[test]
-fn every_dependency_has_its_reason_beside_it() {
+fn every_dependency_has_a_reason() {
     let manifest = include_str!("../Cargo.toml");
     let (mut section, mut previous, mut seen) = ("", "", 0);
     for line in manifest.lines() {
         if line.starts_with('[') {
             section = line;
         } else if section == "[dependencies]" && line.contains(" = ") {
-            assert!(previous.starts_with('#'), "no reason beside {line}");
+            assert!(previous.starts_with('#'), "no comment with a reason above {line}");
             seen += 1;
         }
         previous = line;
@@ -128,7 +128,7 @@ fn sources(directory: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// The names of the tests that an argument behind `// SAFETY: ` ends with.
+/// The names of the tests at the end of a `// SAFETY: ` comment.
 fn tests_named(argument: &str) -> Vec<&str> {
     let comment = argument.split("unsafe {").next().unwrap();
     let Some((_, names)) = comment.split_once("Shown by ") else { return Vec::new() };
@@ -143,25 +143,29 @@ fn every_unsafe_block_names_a_test_that_exists() {
     let all = lines.collect::<Vec<_>>().join("\n");
     let mut arguments = 0;
     for (path, text) in &library {
-        // A test leans on itself.
+        // Unsafe blocks in unit tests need no further test.
         let code = text.split("\n#[cfg(test)]\n").next().unwrap();
         for argument in code.split("// SAFETY: ").skip(1) {
             let named = tests_named(argument);
-            assert!(!named.is_empty(), "{path}: no test is named that leans on: {argument:.200}");
+            assert!(!named.is_empty(), "{path}: no test is named for: {argument:.200}");
             for name in named {
                 assert!(all.contains(&format!("#[test]\nfn {name}()")), "{path}: there is no test {name:?}");
             }
             arguments += 1;
         }
         let blocks = code.lines().filter(|line| line.contains("unsafe {")).count();
-        assert_eq!(code.matches("// SAFETY: ").count(), blocks, "{path}: blocks without an argument");
+        assert_eq!(
+            code.matches("// SAFETY: ").count(),
+            blocks,
+            "{path}: the numbers of unsafe blocks and SAFETY comments differ"
+        );
         let others = ["unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern"];
-        assert!(!others.iter().any(|item| code.contains(item)), "{path}: promises of which this test knows nothing");
+        assert!(!others.iter().any(|item| code.contains(item)), "{path}: an unsafe item that this test does not check");
     }
     assert!(arguments >= 9, "{arguments}");
 }
 
-/// Phrases that hide what is meant, and replaced terms of the glossary, each with what to write instead.
+/// Unclear phrases and terms that the glossary replaces, each with its replacement.
 const PHRASES: &[(&str, &str)] = &[
     // Circumlocutions.
     ("so much", "the amount, or leave it out"),
@@ -228,8 +232,8 @@ fn documents() -> Vec<(String, String)> {
     found
 }
 
-/// The words of a text from `line` on, each with its line and whether it follows the previous one without punctuation.
-/// Code in backticks and indented or fenced code is left out.
+/// The words of a text that begins in `line`. Each comes with its line and with whether it follows the previous word
+/// without punctuation. Code in backticks and fenced code is left out.
 fn words(text: &str, line: usize) -> Vec<(usize, bool, String)> {
     let (mut found, mut is_fenced, mut is_code, mut follows) = (Vec::new(), false, false, false);
     for (number, text) in text.lines().enumerate() {
@@ -254,13 +258,13 @@ fn words(text: &str, line: usize) -> Vec<(usize, bool, String)> {
             is_code ^= c == '`';
             follows &= c.is_whitespace() || "-\"*".contains(c);
         }
-        // A span of code ends with its paragraph.
+        // A code span ends with its paragraph.
         is_code &= !text.is_empty();
     }
     found
 }
 
-/// Phrases of the list in a text that begins in `line`: the line, the phrase, and what to write instead.
+/// The listed phrases in a text that begins in `line`: the line, the phrase and its replacement.
 fn phrases(text: &str, line: usize) -> Vec<(usize, &'static str, &'static str)> {
     let words = words(text, line);
     let mut found = Vec::new();
@@ -276,7 +280,7 @@ fn phrases(text: &str, line: usize) -> Vec<(usize, &'static str, &'static str)> 
     found
 }
 
-/// The same of a Rust source: of its comments and strings. Comments on successive lines are one text.
+/// The listed phrases in the comments and strings of a Rust source. Comments on successive lines are one text.
 fn phrases_of_source(text: &str) -> Vec<(usize, &'static str, &'static str)> {
     let mut texts: Vec<(usize, String)> = Vec::new();
     let mut end = 0;
@@ -290,7 +294,7 @@ fn phrases_of_source(text: &str) -> Vec<(usize, &'static str, &'static str)> {
     texts.iter().flat_map(|(line, text)| phrases(text, *line)).collect()
 }
 
-/// All findings, one a line.
+/// All findings, one per line.
 fn complaints(files: &[(String, String)], find: fn(&str) -> Vec<(usize, &'static str, &'static str)>) -> Vec<String> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
     let of_file = |(path, text): &(String, String)| {
@@ -306,21 +310,21 @@ fn assert_plain(complaints: &[String]) {
 }
 
 #[test]
-fn documents_are_in_plain_words() {
+fn documents_use_plain_words() {
     let documents = documents();
     assert!(documents.len() >= 5, "{} documents", documents.len());
     assert_plain(&complaints(&documents, |text| phrases(text, 1)));
 }
 
 #[test]
-fn the_library_is_in_plain_words() {
+fn the_library_uses_plain_words() {
     assert_plain(&complaints(&sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")), phrases_of_source));
 }
 
 #[test]
-fn the_tests_are_in_plain_words() {
+fn the_tests_use_plain_words() {
     let mut files = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
-    // The list itself.
+    // This file contains the list.
     files.retain(|(path, _)| !path.ends_with("tests/policy.rs"));
     assert_plain(&complaints(&files, phrases_of_source));
 }
@@ -334,7 +338,7 @@ fn a_bad_phrase_is_found_and_a_good_one_is_not() {
         found("All but for one; io_uring is not to be had."),
         [(1, "but for"), (1, "not to be had"), (1, "to be had")]
     );
-    // Other words, another sentence, code.
+    // Other words, words of two sentences, and code.
     assert_eq!(found("Not so. Much is done. `catalog` and `so much`, tallying, butforce."), []);
     assert_eq!(found("```text\nmutant\n```\nplain"), []);
     let source = "/// Gone on\n/// with.\nfn catalog() { let s = \"no warmth\"; } // a tally\n";
@@ -348,7 +352,7 @@ fn type_names_are_unique() {
     assert!(twice.is_empty(), "{} names:\n{}", twice.len(), twice.join("\n"));
 }
 
-/// Type names that more than one file declares. Within a file a name may have several conditional declarations.
+/// Type names that more than one file declares. A single file may declare a name several times, conditionally.
 fn names_in_several_files(tree: &Tree) -> Vec<String> {
     let mut declared: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for file in &tree.files {
@@ -377,7 +381,7 @@ fn a_type_name_that_is_used_twice_is_found() {
     assert_eq!(names_in_several_files(&Tree::of(&files)), ["Kind: a.rs, b.rs"]);
 }
 
-/// The compiler cannot tell: each test uses a part of the shared modules.
+/// The compiler cannot check this, because each test uses only a part of the shared modules.
 #[test]
 fn every_shared_function_is_used() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -395,7 +399,7 @@ fn every_shared_function_is_used() {
                 });
                 uses.count() > 0
             };
-            // Methods of traits are called by others.
+            // Trait methods are called without their name.
             let is_of_trait = ["fmt", "from_str", "default", "next", "poll", "drop"].contains(&name);
             assert!(is_of_trait || users.iter().any(is_call), "tests/support/{}: {name} is not used", file.path);
             functions += 1;

@@ -1,21 +1,21 @@
-//! A store under mixed load for a long time, killed at random: memory, descriptors and disk stay flat.
+//! A store under mixed load for a long time, killed at random: memory, descriptors and disk use stay flat.
 //!
-//! The child is this binary, running the test again: six threads put, overwrite, delete and get, compaction runs
-//! by itself, and every 100 ms the child reports its resource use. One of the threads writes `Synced` and reports each
-//! acknowledgment. The parent kills it at random moments, restarts it in the same directory, and compares.
+//! The child is this binary, restarted with the same test. Six threads put, overwrite, delete and get, compaction runs
+//! automatically, and every 100 ms the child reports its resource use. One thread writes `Synced` and reports each
+//! acknowledgment. The parent kills the child at random moments, restarts it in the same directory, and compares.
 //!
-//! Checked: every acknowledged write is there after each kill; the disk stays within the bound of the options plus
-//! what can be in flight; memory and descriptors at the end of a child's life, and in the last third of all lives, are
-//! within a tolerance of what they were when the load had settled.
+//! Checked: every acknowledged write survives each kill. Disk use stays within the bound of the options plus the amount
+//! that can be in flight. Memory and descriptors at the end of a child's life, and in the last third of all lives, are
+//! within a tolerance of their values once the load has settled.
 //!
-//! `RINGCASK_SOAK_SECONDS` sets the duration (600 for a real soak).
+//! `RINGCASK_SOAK_SECONDS` sets the duration (600 for a long soak).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::cast_possible_truncation,
     missing_docs,
-    reason = "a test stops where it fails"
+    reason = "a failed check is a failed test"
 )]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
@@ -68,8 +68,8 @@ fn builder(path: &Path) -> Builder {
 
 // ---- the child ---------------------------------------------------------------------------------------------------
 
-/// Writes a line to the parent in one system call; ends the process when the parent is gone.
-fn tell(line: &str) {
+/// Writes a line to the parent with one system call. Ends the process if the parent is gone.
+fn send(line: &str) {
     if rustix::io::write(std::io::stdout().as_fd(), line.as_bytes()).is_err() {
         std::process::exit(0);
     }
@@ -88,7 +88,7 @@ fn descriptors() -> usize {
 fn child(path: &Path) {
     let store = block_on(builder(path).open()).unwrap();
     assert!(store.recovery_report().damage.is_empty());
-    tell("\nopen\n");
+    send("\nopen\n");
     let seed = stages::number("RINGCASK_SOAK_SEED").unwrap();
     for worker in 0..5 {
         let store = store.clone();
@@ -99,18 +99,19 @@ fn child(path: &Path) {
         thread::spawn(move || acknowledge(&store));
     }
     loop {
-        // A pace for the samples, which nothing waits for.
+        // Sets the rate of samples. Nothing waits for this sleep.
         thread::sleep(Duration::from_millis(100));
         let stats = store.stats();
         assert!(!stats.poisoned && stats.compaction_failures == 0, "{stats:?}");
         let disk = stats.disk_bytes + stats.obsolete_bytes;
         let (resident, descriptors) = (resident_kib(), descriptors());
         let (live, jobs) = (stats.live_bytes, stats.compactions);
-        tell(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));
+        send(&format!("sample {resident} {descriptors} {disk} {live} {jobs}\n"));
     }
 }
 
-/// Every value begins with its key's number, so that one that is another key's shows.
+/// Runs a random mix of operations. Every value begins with the number of its key, so a value of another key is
+/// detected.
 fn mix(store: &Store, worker: u64, mut rng: Rng) {
     loop {
         let key = rng.below(KEYS);
@@ -123,10 +124,13 @@ fn mix(store: &Store, worker: u64, mut rng: Rng) {
             5 => drop(block_on(store.delete(key.to_be_bytes())).unwrap()),
             _ => {
                 let value = block_on(store.get(key.to_be_bytes())).unwrap();
-                assert!(value.is_none_or(|value| value[..8] == key.to_le_bytes()), "key {key} has another's value");
+                assert!(
+                    value.is_none_or(|value| value[..8] == key.to_le_bytes()),
+                    "key {key} has the value of another key"
+                );
             }
         }
-        // Some head room for compaction: this is about what stays, not about speed.
+        // Leaves time for compaction: the test measures resource use, not speed.
         if rng.below(64) == 0 {
             thread::sleep(Duration::from_micros(500));
         }
@@ -148,7 +152,7 @@ fn acknowledge(store: &Store) {
         let options = Durability::Synced;
         let value = newest[index as usize].to_le_bytes();
         block_on(store.put(key(index), value).durability(options)).unwrap();
-        tell(&format!("ack {index} {}\n", newest[index as usize]));
+        send(&format!("ack {index} {}\n", newest[index as usize]));
     }
 }
 
@@ -184,8 +188,8 @@ fn start(path: &Path, seed: u64) -> Running {
     Running { child, lines }
 }
 
-/// Lets a child live for so long and kills it.
-fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64, u64>) -> Life {
+/// Starts a child and kills it after `duration`.
+fn run_and_kill(path: &Path, seed: u64, duration: Duration, acknowledged: &mut BTreeMap<u64, u64>) -> Life {
     let Running { mut child, lines } = start(path, seed);
     let mut life = Life::default();
     let take = |life: &mut Life, line: &str, acknowledged: &mut BTreeMap<u64, u64>| {
@@ -199,15 +203,14 @@ fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64,
             _ => {}
         }
     };
-    let end = Instant::now() + long;
+    let end = Instant::now() + duration;
     while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
         take(&mut life, &line, acknowledged);
     }
-    assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+    assert!(child.try_wait().unwrap().is_none(), "the child exited before it was killed");
     child.kill().unwrap();
     child.wait().unwrap();
-    // What was in the pipe when it was killed was acknowledged; a line that was cut short is told by its missing
-    // number.
+    // Acknowledgments in the pipe at the time of the kill count. A line that was cut short lacks its number.
     let rest: Vec<String> = lines.iter().collect();
     rest.iter().take(rest.len().saturating_sub(1)).for_each(|line| take(&mut life, line, acknowledged));
     life
@@ -216,9 +219,13 @@ fn live(path: &Path, seed: u64, long: Duration, acknowledged: &mut BTreeMap<u64,
 fn check_acknowledged(path: &Path, acknowledged: &BTreeMap<u64, u64>) {
     let store = block_on(builder(path).open()).unwrap();
     for (index, value) in acknowledged {
-        let found = block_on(store.get(format!("acknowledged-{index}"))).unwrap().expect("an acknowledged key");
+        let found =
+            block_on(store.get(format!("acknowledged-{index}"))).unwrap().expect("an acknowledged key is missing");
         let found = u64::from_le_bytes(found[..8].try_into().unwrap());
-        assert!(found == *value || found == value + 1, "key {index}: {found}, and {value} was acknowledged");
+        assert!(
+            found == *value || found == value + 1,
+            "key {index} has the value {found}, but {value} was acknowledged"
+        );
     }
     block_on(store.close()).unwrap();
 }
@@ -240,11 +247,11 @@ fn memory_descriptors_and_disk_stay_flat() {
     let mut acknowledged = BTreeMap::new();
     let mut lives: Vec<Life> = Vec::new();
     let end = Instant::now() + Duration::from_secs(seconds);
-    // Long soaks have long lives, so that what leaks slowly shows.
+    // Long soaks have long lives, so that slow leaks become visible.
     let longest = (seconds / 5).clamp(5, 60);
     while Instant::now() < end || lives.len() < LIVES_MIN {
         let long = Duration::from_millis(3000 + rng.below(longest * 1000 - 3000 + 1));
-        lives.push(live(&path, seed + lives.len() as u64, long, &mut acknowledged));
+        lives.push(run_and_kill(&path, seed + lives.len() as u64, long, &mut acknowledged));
         check_acknowledged(&path, &acknowledged);
     }
     let settled: Vec<&[Sample]> = lives.iter().map(|life| life.samples.get(WARM_UP..).unwrap_or_default()).collect();
@@ -266,17 +273,24 @@ fn memory_descriptors_and_disk_stay_flat() {
         mean(last, |it| it.disk_bytes) / 1048576.0,
     );
     println!("{note}");
-    assert!(third >= 5 && compactions > 0 && !acknowledged.is_empty(), "too little was seen");
+    assert!(
+        third >= 5 && compactions > 0 && !acknowledged.is_empty(),
+        "too few samples, compactions or acknowledgments"
+    );
     assert!(mean(last, |it| it.resident_kib) <= mean(first, |it| it.resident_kib) * 1.25 + 4096.0, "memory grows");
-    assert!(mean(last, |it| it.descriptors) <= mean(first, |it| it.descriptors) + 8.0, "descriptors grow");
+    assert!(
+        mean(last, |it| it.descriptors) <= mean(first, |it| it.descriptors) + 8.0,
+        "the number of descriptors grows"
+    );
     for life in settled.iter().filter(|life| life.len() >= 30) {
         let part = life.len() / 3;
         let (young, old) = (&life[..part], &life[life.len() - part..]);
         assert!(mean(old, |it| it.resident_kib) <= mean(young, |it| it.resident_kib) * 1.25 + 4096.0, "memory grows");
     }
-    // The bound once compaction has caught up; and what it may be behind, or have under way: a job's budget, twice.
+    // The bound once compaction has caught up, plus its possible backlog and the work in progress: twice the budget of
+    // a job.
     let bound = |live: f64| live / (1.0 - TRIGGER) + (SEGMENT + RESERVE) as f64 + (8 * SEGMENT) as f64;
     let (disk, live) = (mean(last, |it| it.disk_bytes), mean(last, |it| it.live_bytes));
-    assert!(disk <= bound(live), "the log takes {disk} bytes for {live} that are alive");
+    assert!(disk <= bound(live), "the log takes {disk} bytes for {live} live bytes");
     stage.end(seconds, &note);
 }

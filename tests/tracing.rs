@@ -1,6 +1,6 @@
-//! The events of the feature `tracing`, as a subscriber gets them: their levels, their fields, and what they never
-//! contain.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets something unforeseen should stop there")]
+//! The events of the feature `tracing`, as a subscriber receives them: their levels, their fields, and that they
+//! contain no keys or values.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed check is a failed test")]
 
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -14,7 +14,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Keeps every event of the store's as one line.
+/// Stores every event of the library as one line.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -56,7 +56,7 @@ impl Lines {
 }
 
 #[track_caller]
-fn assert_told(lines: &[String], parts: &[&str]) {
+fn assert_logged(lines: &[String], parts: &[&str]) {
     assert!(lines.iter().any(|line| parts.iter().all(|part| line.contains(part))), "no {parts:?} among {lines:#?}");
 }
 
@@ -75,42 +75,42 @@ fn a_subscriber_gets_the_events_for_operators() {
     drop(store);
     let rotations = lines.take();
     assert!(rotations.len() > 2 && rotations.iter().all(|line| line.starts_with("DEBUG")), "{rotations:#?}");
-    assert_told(&rotations, &["DEBUG message=segment sealed", "segment=1", "bytes="]);
+    assert_logged(&rotations, &["DEBUG message=segment sealed", "segment=1", "bytes="]);
 
     fs::write(path.join("MANIFEST.tmp"), "half").unwrap();
     fs::write(path.join("notes\n"), "somebody's").unwrap();
     drop(block_on(open()).unwrap());
     let found = lines.take();
-    assert_told(&found, &["WARN message=leftover file removed", "MANIFEST.tmp"]);
-    assert_told(&found, &["WARN message=foreign file in the directory ignored", "file=notes\\n"]);
+    assert_logged(&found, &["WARN message=leftover file removed", "MANIFEST.tmp"]);
+    assert_logged(&found, &["WARN message=foreign file in the directory ignored", "file=notes\\n"]);
 
     fs::write(path.join("MANIFEST"), "damaged").unwrap();
     assert_eq!(block_on(open()).unwrap_err().kind(), ErrorKind::Corrupt);
-    assert_told(&lines.take(), &["WARN message=open refused; the directory is damaged", "MANIFEST"]);
+    assert_logged(&lines.take(), &["WARN message=open refused; the directory is damaged", "MANIFEST"]);
     let all = [rotations, found].concat().concat();
-    assert!(!all.contains("secret-key") && !all.contains("SSSS"), "no key and no value in {all}");
+    assert!(!all.contains("secret-key") && !all.contains("SSSS"), "events must not contain keys or values: {all}");
 
-    a_poisoned_store_says_why(&lines);
-    a_fallback_says_why(&lines);
+    a_poisoned_store_reports_the_cause(&lines);
+    a_fallback_reports_the_cause(&lines);
 }
 
-fn a_poisoned_store_says_why(lines: &Lines) {
-    let world = SimBackend::new(SimConfig { seed: 7, ..SimConfig::default() });
-    let store = world.run_until(Store::builder("/store").backend(Arc::new(world.clone())).open()).unwrap();
-    world.run_until(store.put("k", "v")).unwrap();
+fn a_poisoned_store_reports_the_cause(lines: &Lines) {
+    let backend = SimBackend::new(SimConfig { seed: 7, ..SimConfig::default() });
+    let store = backend.run_until(Store::builder("/store").backend(Arc::new(backend.clone())).open()).unwrap();
+    backend.run_until(store.put("k", "v")).unwrap();
     lines.take();
-    world.inject(Fault::once(OpClass::Sync, world.op_count(OpClass::Sync), FaultKind::EIO));
-    assert_eq!(world.run_until(store.put("k", "w")).unwrap_err().kind(), ErrorKind::Poisoned);
-    assert_told(&lines.take(), &["WARN message=store poisoned", "error=the store stopped writing: sync"]);
-    world.shutdown();
+    backend.inject(Fault::once(OpClass::Sync, backend.op_count(OpClass::Sync), FaultKind::EIO));
+    assert_eq!(backend.run_until(store.put("k", "w")).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_logged(&lines.take(), &["WARN message=store poisoned", "error=the store stopped writing: sync"]);
+    backend.shutdown();
 }
 
-/// Only where rings are refused is there anything to fall back from.
-fn a_fallback_says_why(lines: &Lines) {
+/// Only runs where rings are refused: otherwise there is no fallback.
+fn a_fallback_reports_the_cause(lines: &Lines) {
     let Err(refusal) = UringIo::new(8) else { return println!("SKIPPED: io_uring is available here") };
     let dir = tempfile::tempdir().unwrap();
     drop(block_on(Store::open(dir.path().join("store"))).unwrap());
-    assert_told(
+    assert_logged(
         &lines.take(),
         &["WARN message=io_uring unavailable; falling back to blocking threads", &refusal.to_string()],
     );

@@ -1,8 +1,8 @@
-//! The last step of a run: the table of what every stage explored.
+//! The last step of a run: prints the table of all stages and their counts.
 //!
-//! `./prove` collects the results of the stages in a file and passes it in `RINGCASK_VERDICT` when all have run;
-//! without that variable there is nothing to print. A stage without a result has failed, or was not run. This is a
-//! program and not a test function, so that its table ends the run.
+//! `./prove` collects the results of the stages in a file and passes its path in `RINGCASK_VERDICT` when all have run.
+//! Without that variable there is nothing to print. A stage without a result failed or did not run. This is a program
+//! and not a test function, so that its table ends the run.
 #![allow(missing_docs, clippy::cast_possible_truncation, reason = "a separate program")]
 
 #[allow(dead_code, unreachable_pub, reason = "each test uses a part of the shared modules")]
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use support::stages::{STAGES, is_ci_scale, number};
 
-/// What the lines of one stage add up to.
+/// The sum of the lines of one stage.
 #[derive(Default)]
 struct Sum {
     explored: u64,
@@ -57,7 +57,7 @@ fn grouped(number: u64) -> String {
 
 fn main() -> ExitCode {
     let Some(path) = std::env::var_os("RINGCASK_VERDICT") else {
-        println!("not all tests have run: ./prove runs them all, and prints the table of stages here");
+        println!("no table of stages: ./prove runs all tests and prints it");
         return ExitCode::SUCCESS;
     };
     let results = std::fs::read_to_string(&path).unwrap_or_default();

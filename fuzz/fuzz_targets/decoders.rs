@@ -1,4 +1,4 @@
-//! Bytes before every decoder; see `tests/support/fuzz_targets.rs`.
+//! Passes arbitrary bytes to every decoder; see `tests/support/fuzz_targets.rs`.
 #![no_main]
 
 #[path = "../../tests/support"]

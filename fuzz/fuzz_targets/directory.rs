@@ -1,4 +1,4 @@
-//! A directory of any files; see `tests/support/fuzz_targets.rs`.
+//! Opens a directory of arbitrary files; see `tests/support/fuzz_targets.rs`.
 #![no_main]
 
 #[path = "../../tests/support"]

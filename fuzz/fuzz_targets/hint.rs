@@ -1,4 +1,4 @@
-//! A hint that lies under right checksums; see `tests/support/forged_files.rs`.
+//! Opens a store with a false hint file whose checksums are valid; see `tests/support/forged_files.rs`.
 #![no_main]
 
 #[path = "../../tests/support"]

@@ -1,4 +1,4 @@
-//! Operations with faults and crashes; see `tests/support/crash/state_machine.rs`.
+//! Runs operations with faults and crashes; see `tests/support/crash/state_machine.rs`.
 #![no_main]
 
 #[path = "../../tests/support"]

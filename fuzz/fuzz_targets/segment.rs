@@ -1,4 +1,4 @@
-//! A segment of right checksums; see `tests/support/forged_files.rs`.
+//! Opens a store with a forged segment whose checksums are valid; see `tests/support/forged_files.rs`.
 #![no_main]
 
 #[path = "../../tests/support"]

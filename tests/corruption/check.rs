@@ -1,27 +1,27 @@
-//! What a damaged directory may show: its data, or the damage.
+//! Checks what a damaged directory shows: its data, or an error that reports the damage.
 
 use std::collections::BTreeMap;
 
 use ringcask::testing::sim::{Image, SimBackend};
 use ringcask::{Error, ErrorKind, Recovery, Store};
 
-use crate::support::small_stores::{Fixture, Model, Write, builder, fold, world};
+use crate::support::small_stores::{Fixture, Model, Write, backend, builder, fold};
 
-/// How directories were opened.
+/// Counts of how directories opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub checked: u64,
-    /// Strict opens that were refused.
+    /// Strict opens that failed.
     pub refused: u64,
-    /// Directories that were opened, some of whose keys were refused.
+    /// Directories that opened, with keys that returned an error.
     pub keys_refused: u64,
-    /// Those whose end was cut.
+    /// Directories that opened without the end of the last segment.
     pub cut: u64,
-    /// Those that reported nothing, and were right.
+    /// Directories that opened with all data and no report of damage.
     pub harmless: u64,
-    /// Damaged directories that were opened, with the losses listed.
+    /// Damaged directories that were salvaged.
     pub salvaged: u64,
-    /// Opened stores that were written, compacted, closed and opened again.
+    /// Stores that were written, compacted, closed and reopened.
     pub exercised: u64,
 }
 
@@ -37,18 +37,18 @@ impl Totals {
     }
 }
 
-/// What may be wrong.
+/// How the damage may affect the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowance {
-    /// Nothing: the damaged file is derived, or foreign.
+    /// Not at all: the damaged file is derived, or foreign.
     Nothing,
-    /// The open may be refused, and keys may; every other answer is right.
+    /// The open may fail, and gets may fail. Every other answer is right.
     Refusal,
-    /// Beside that, the end of the last segment may be gone: a crash could have taken it.
+    /// In addition, the end of the last segment may be missing, as after a crash.
     End,
 }
 
-/// What a store said of each key.
+/// The result of a get of each key.
 type Answers = BTreeMap<Vec<u8>, Answer>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ async fn answers(store: &Store, keys: impl Iterator<Item = &Vec<u8>>) -> Result<
     Ok(answers)
 }
 
-/// Whether the answers are those of `model`, where they are not refused.
+/// Whether all answers that are not errors are those of `model`.
 fn explains(model: &Model, answers: &Answers) -> bool {
     answers.iter().all(|(key, answer)| match answer {
         Answer::Value(value) => model.get(key) == Some(value),
@@ -88,10 +88,10 @@ fn was_issued(writes: &[Write], key: &[u8], value: &[u8]) -> bool {
 /// Opens a damaged directory and compares every answer with the writes.
 pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: bool) -> Result<Totals, String> {
     let mut totals = Totals { checked: 1, ..Totals::default() };
-    let world = world(image.clone(), 1);
-    let result = world.run_until(check_strict(&world, fixture, allowed, thorough, &mut totals));
-    let panics = world.panics();
-    world.shutdown();
+    let backend = backend(image.clone(), 1);
+    let result = backend.run_until(check_strict(&backend, fixture, allowed, thorough, &mut totals));
+    let panics = backend.panics();
+    backend.shutdown();
     result?;
     if !panics.is_empty() {
         return Err(format!("panics: {panics:?}"));
@@ -103,13 +103,13 @@ pub fn check(fixture: &Fixture, image: &Image, allowed: Allowance, thorough: boo
 }
 
 async fn check_strict(
-    world: &SimBackend,
+    backend: &SimBackend,
     fixture: &Fixture,
     allowed: Allowance,
     thorough: bool,
     totals: &mut Totals,
 ) -> Result<(), String> {
-    let store = match builder(world, Recovery::Strict).open().await {
+    let store = match builder(backend, Recovery::Strict).open().await {
         Ok(store) => store,
         Err(error) if allowed != Allowance::Nothing && is_refusal(&error) => {
             totals.refused += 1;
@@ -123,10 +123,10 @@ async fn check_strict(
     let report = store.recovery_report().clone();
     let is_refused = shown.values().any(|answer| *answer == Answer::Refused);
     if !report.damage.is_empty() {
-        return Err(format!("a strict open went past damage: {report:?}"));
+        return Err(format!("a strict open succeeded in spite of reported damage: {report:?}"));
     }
     if is_refused && allowed == Allowance::Nothing {
-        return Err(format!("keys are refused: {shown:?}"));
+        return Err(format!("gets fail although the damage must be harmless: {shown:?}"));
     }
     if explains(&model, &shown) {
         let is_silent = !is_refused && report.truncated_bytes == 0;
@@ -135,23 +135,23 @@ async fn check_strict(
         let counts = fixture.sealed_writes..=fixture.writes.len();
         let mut prefixes = counts.map(|count| fold(&fixture.writes, count));
         if allowed != Allowance::End || !prefixes.any(|prefix| explains(&prefix, &shown)) {
-            return Err(format!("not what was written: {report:?}, {}", differences(&model, &shown)));
+            return Err(format!("the answers differ from the writes: {report:?}, {}", differences(&model, &shown)));
         }
         totals.cut += 1;
     }
     totals.keys_refused += u64::from(is_refused);
     let known = shown.values().filter(|answer| **answer != Answer::None).count();
     if store.len() != known {
-        return Err(format!("{} keys are counted, {known} are there", store.len()));
+        return Err(format!("len() is {}, but {known} keys exist", store.len()));
     }
     if thorough {
         totals.exercised += 1;
-        exercise(world, store, &all, &shown).await?;
+        exercise(backend, store, &all, &shown).await?;
     }
     Ok(())
 }
 
-/// Damage, or a header of a later format version.
+/// Whether the error reports damage or a header of a later format version.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::IncompatibleFormat)
 }
@@ -166,22 +166,22 @@ fn keys(writes: &[Write]) -> Vec<Vec<u8>> {
 fn differences(model: &Model, shown: &Answers) -> String {
     let say = |value: &[u8]| String::from_utf8_lossy(&value[..value.len().min(6)]).into_owned();
     let of = shown.iter().filter_map(|(key, answer)| {
-        let said = match answer {
+        let found = match answer {
             Answer::Value(value) if model.get(key) != Some(value) => say(value),
             Answer::None if model.contains_key(key) => "nothing".to_owned(),
             _ => return None,
         };
         let due = model.get(key).map_or("nothing".to_owned(), |value| say(value));
-        Some(format!("{}: {said} for {due}", String::from_utf8_lossy(key)))
+        Some(format!("{}: {found} instead of {due}", String::from_utf8_lossy(key)))
     });
     of.collect::<Vec<_>>().join(", ")
 }
 
-/// Writes, compacts, closes and opens again: answers stay what they were, refused ones included, for a compaction must
-/// not give bad bytes a good checksum, nor drop the only copy.
-async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
+/// Writes, compacts, closes and reopens the store. All answers must stay the same, errors included: a compaction must
+/// not give bad bytes a valid checksum, nor drop the only copy.
+async fn exercise(backend: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &Answers) -> Result<(), String> {
     store.put("another", "value").await.map_err(|error| format!("a put: {error:?}"))?;
-    // It may fail because of the damage, and must report it.
+    // The compaction may fail because of the damage. Then it must report it.
     if let Err(error) = store.compact().await
         && error.kind() != ErrorKind::Corrupt
     {
@@ -193,27 +193,28 @@ async fn exercise(world: &SimBackend, store: Store, keys: &[Vec<u8>], shown: &An
     }
     store.close().await.map_err(|error| format!("a close: {error:?}"))?;
     drop(store);
-    let store = match builder(world, Recovery::Strict).open().await {
+    let store = match builder(backend, Recovery::Strict).open().await {
         Ok(store) => store,
-        // Damage that gets found before may now be found by the open, if a hint file is gone.
+        // Without a hint file, the open may find damage that only a get reported before.
         Err(error) if is_refusal(&error) && shown.values().any(|answer| *answer == Answer::Refused) => return Ok(()),
-        Err(error) => return Err(format!("opening again: {error:?}")),
+        Err(error) => return Err(format!("reopening: {error:?}")),
     };
     let after = answers(&store, keys.iter()).await?;
     if after != *shown {
         return Err(format!("a reopening changed {shown:?} to {after:?}"));
     }
     if store.get("another").await.map_err(|error| format!("{error:?}"))?.as_deref() != Some(b"value") {
-        return Err("what was put after all is gone".to_owned());
+        return Err("the value put into the damaged store is lost".to_owned());
     }
     store.close().await.map_err(|error| format!("a second close: {error:?}"))
 }
 
-/// Opens what a strict open has refused: nothing that was never written, and what is gone is listed.
+/// Salvages a directory that a strict open refused: every value must be one that was written, and every loss must be
+/// listed.
 fn salvage(fixture: &Fixture, image: &Image, totals: &mut Totals) -> Result<(), String> {
-    let world = world(image.clone(), 2);
-    let result = world.run_until(async {
-        let store = match builder(&world, Recovery::Salvage).open().await {
+    let backend = backend(image.clone(), 2);
+    let result = backend.run_until(async {
+        let store = match builder(&backend, Recovery::Salvage).open().await {
             Ok(store) => store,
             Err(error) if error.kind() == ErrorKind::IncompatibleFormat => return Ok(()),
             Err(error) => return Err(format!("opening: {error:?}")),
@@ -231,13 +232,13 @@ fn salvage(fixture: &Fixture, image: &Image, totals: &mut Totals) -> Result<(), 
         let report = store.recovery_report().clone();
         let model = fold(&fixture.writes, usize::MAX);
         if !explains(&model, &shown) && report.damage.is_empty() && report.truncated_bytes == 0 {
-            return Err(format!("a loss that nobody was told of: {report:?}, {}", differences(&model, &shown)));
+            return Err(format!("an unreported loss: {report:?}, {}", differences(&model, &shown)));
         }
         store.put("another", "value").await.map_err(|error| format!("a put: {error:?}"))?;
         store.close().await.map_err(|error| format!("a close: {error:?}"))
     });
-    let panics = world.panics();
-    world.shutdown();
+    let panics = backend.panics();
+    backend.shutdown();
     if !panics.is_empty() {
         return Err(format!("panics: {panics:?}"));
     }

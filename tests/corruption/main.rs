@@ -1,15 +1,15 @@
-//! Damaged directories: every bit flipped, every length cut to, sectors and files exchanged.
+//! Damaged directories: every bit flipped, every length tried, sectors and files exchanged.
 //!
-//! Small stores (`support/small_stores.rs`) are damaged in every way that `mutation` lists, and opened. The rule
-//! (`check`): an error that names the damage, or correct answers. A get may fail and name the segment; it never
-//! returns wrong bytes, and never `None` for a key that has a value. If the damage is in the segment that was being
-//! written, its end may be lost, as after a crash, but nothing before a record that is kept. The content of a hint
-//! file makes no difference.
+//! The test damages small stores (`support/small_stores.rs`) in every way that `mutation` lists, and opens them.
+//! `check` requires an error that names the damage, or correct answers. A get may fail and name the segment, but it
+//! never returns wrong bytes, and never `None` for a key that has a value. If the damage is in the active segment, its
+//! end may be lost, as after a crash, but nothing before a record that survives. The content of a hint file makes no
+//! difference.
 //!
 //! A sample of the stores that open is written to, compacted, closed and reopened: the answers stay the same. A sample
-//! of the refused ones is salvaged: nothing appears that was never written, and every loss is listed.
+//! of the refused ones is salvaged: no value appears that was never written, and every loss is listed.
 //!
-//! Not covered: damage in the last group before a stop, which no later record confirms, looks like a torn tail;
+//! Not covered: no later record confirms the last group before a stop, so damage in it looks like a torn tail.
 //! `Allowance::End` accepts it.
 #![allow(
     unreachable_pub,
@@ -40,13 +40,13 @@ use ringcask::testing::seeded_bug::{SeededBug, activate};
 use crate::support::small_stores::{Fixture, SHAPES, Shape};
 use crate::support::stages;
 
-/// One store in this number also gets the checks that take longer.
+/// One store in this number also gets the slower checks.
 const THOROUGH: usize = 24;
 
-/// A seeded bug is active in the whole process: one test at a time.
+/// Held by each test: a seeded bug is active in the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What may be wrong after this mutation, by the files it touches.
+/// The permitted effect of this mutation, by the files that it touches.
 fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowance {
     let of_file = |file: usize| {
         let name = &names[file];
@@ -69,7 +69,7 @@ fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowa
         Mutation::Sector { file, by: Sector::Bytes(_) | Sector::Of { .. } | Sector::Older | Sector::Other, .. } => {
             of_file(*file)
         }
-        // A copy under a number that is another's replaces that.
+        // A copy may replace the file that has this number.
         Mutation::Renumbered { .. } | Mutation::Foreign { .. } => Allowance::End,
         Mutation::Several(several) => {
             let each = several.iter().map(|it| allowance(it, fixture, names));
@@ -78,7 +78,7 @@ fn allowance(mutation: &Mutation, fixture: &Fixture, names: &[String]) -> Allowa
     }
 }
 
-/// Damages the store of `seed` with every `stride`th mutation; returns what was seen, or the first failure.
+/// Damages the store of `seed` with every `stride`th mutation. Returns the counts, or the first failure.
 fn damage(shape: Shape, seed: u64, stride: usize) -> Result<Totals, String> {
     let fixture = Fixture::new(shape, seed);
     let (names, mutations) = (files(&fixture.image), all(&fixture));
@@ -115,7 +115,7 @@ fn damage_is_detected_or_harmless() {
     let _alone = ALONE.lock().unwrap();
     let stage = stages::begin("corruptions");
     let (floor, mut total, mut seed) = (stage.floor(), Totals::default(), stages::first_seed());
-    // A small run takes a sample of all mutations; a larger one applies all of them, and continues with other stores.
+    // A small run takes a sample of all mutations. A larger one applies all of them, and continues with other stores.
     let stride = if stages::is_ci_scale() { 1 } else { 11 };
     while total.checked < floor {
         for shape in SHAPES {
@@ -134,7 +134,7 @@ fn damage_is_detected_or_harmless() {
     assert!(refused > 0 && keys_refused > 0 && cut > 0 && harmless > 0 && salvaged > 0 && exercised > 0, "{note}");
 }
 
-/// Seeded bugs are found: skipped verification, and a file accepted in place of another.
+/// Checks that seeded bugs are found: skipped verification, and a file accepted in place of another.
 #[test]
 fn seeded_bugs_are_found() {
     let _alone = ALONE.lock().unwrap();

@@ -1,4 +1,4 @@
-//! Ways to damage a directory.
+//! Mutations that damage a directory.
 
 use ringcask::testing::sim::Image;
 
@@ -16,13 +16,14 @@ pub enum Mutation {
         file: usize,
         len: usize,
     },
-    /// Four bytes become others; see [`WORDS`].
+    /// Replaces four bytes; see [`WORDS`].
     Word {
         file: usize,
         at: usize,
         what: usize,
     },
-    /// A sector becomes one of the same store, of the same place at half its age, of another store, or of one byte.
+    /// Replaces a sector with another one of this store, with the same sector at half the store's age, with the sector
+    /// of another store, or with copies of one byte.
     Sector {
         file: usize,
         at: usize,
@@ -36,21 +37,21 @@ pub enum Mutation {
     Remove {
         file: usize,
     },
-    /// The file as it was at half the store's age.
+    /// Replaces the file with its version at half the store's age.
     Older {
         file: usize,
     },
-    /// The file of another store.
+    /// Replaces the file with that of another store.
     Other {
         file: usize,
     },
-    /// A copy under another number.
+    /// Copies or moves the file to another number.
     Renumbered {
         file: usize,
         number: u64,
         moved: bool,
     },
-    /// A file that is none of the store's, or pretends to be.
+    /// Adds a file that does not belong to the store, possibly with a similar name.
     Foreign {
         name: String,
         bytes: Vec<u8>,
@@ -66,7 +67,7 @@ pub enum Sector {
     Other,
 }
 
-/// What becomes of a word.
+/// Number of replacements that `word` offers.
 const WORDS: usize = 6;
 
 fn word(old: u32, what: usize) -> u32 {
@@ -80,12 +81,12 @@ fn word(old: u32, what: usize) -> u32 {
     }
 }
 
-/// The store's files, by which mutations name them.
+/// The store's files. Mutations refer to them by index.
 pub fn files(image: &Image) -> Vec<String> {
     image.names().filter(|name| image.bytes(name).is_some_and(|bytes| !bytes.is_empty())).map(String::from).collect()
 }
 
-/// Everything that is done to this store: all of it, in a fixed order.
+/// All mutations of this store, in a fixed order.
 pub fn all(fixture: &Fixture) -> Vec<Mutation> {
     let image = &fixture.image;
     let lens: Vec<usize> = files(image).iter().map(|name| image.bytes(name).map_or(0, <[u8]>::len)).collect();
@@ -104,7 +105,7 @@ pub fn all(fixture: &Fixture) -> Vec<Mutation> {
         for number in [0, 1, 2, 3, 4, 5, 6, 7, 9, 40, u64::from(u32::MAX), 1 << 40, u64::MAX] {
             all.extend([false, true].map(|moved| Mutation::Renumbered { file, number, moved }));
         }
-        // Files of two ages, or without one another.
+        // Two files are removed or replaced together.
         for second in file + 1..lens.len() {
             for make in
                 [|file| Mutation::Remove { file }, |file| Mutation::Older { file }, |file| Mutation::Other { file }]
@@ -140,7 +141,7 @@ fn foreign() -> Vec<(String, Vec<u8>)> {
 }
 
 impl Mutation {
-    /// The damaged directory; `None` where nothing would change.
+    /// The damaged directory, or `None` if the mutation changes nothing.
     pub fn apply(&self, fixture: &Fixture, names: &[String]) -> Option<Image> {
         let mut image = fixture.image.clone();
         self.change(&mut image, fixture, names);
@@ -193,7 +194,7 @@ impl Mutation {
     }
 }
 
-/// The file becomes that of `from`; it goes if that has none.
+/// Replaces the file with that of `from`, or removes it if `from` has none.
 fn replace(image: &mut Image, from: &Image, name: &str) {
     match from.bytes(name) {
         Some(bytes) => image.insert("/db", name, bytes.to_vec()),

@@ -1,22 +1,22 @@
-//! Crash tests: the store on a simulated disk, crashed at every step, with every state that the disk may be left in.
+//! Crash tests: the store on a simulated disk, crashed at every step, in every state that the disk may be left in.
 //!
-//! | what | where |
+//! | job | module |
 //! |---|---|
-//! | what a crash may leave of a history of calls | `support/history_model.rs` |
-//! | calls drawn from a seed, compactions among them | `support/crash/workload` |
+//! | which states a crash may leave of a history of calls | `support/history_model.rs` |
+//! | calls drawn from a seed, compactions included | `support/crash/workload` |
 //! | crash, recover, check, continue, crash again | `support/crash/explore.rs` |
 //! | every operation fails once; a full disk during a compaction | `support/crash/failed_operations.rs` |
 //!
-//! Injected: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random
-//! contents of holes, kills, crashes in recoveries, failed syncs that lose data, full disks, short and interrupted
-//! operations, completions in any order, damaged hints; while compactions run, are dropped, paused, cut off by a
-//! close, and have writes, deletes and reads beside them. Of closed stores also: everything compacted, a flipped bit
-//! in a segment that is compacted; of stores in which nothing is under way, a MANIFEST that is lost. Not injected
-//! here: other damage to synced data.
+//! Injected faults: loss of unsynced sectors, truncations and names in any combination, torn sectors, stale and random
+//! contents of holes, kills, crashes during recovery, failed syncs that lose data, full disks, short and interrupted
+//! operations, completions in any order, damaged hint files. All of these also happen while compactions run, are
+//! dropped, paused or ended by a close, with writes, deletes and reads beside them. Closed stores are also compacted
+//! completely, and compacted with a flipped bit in a segment. Stores without running operations are also opened without
+//! their MANIFEST. Not injected here: other damage to synced data.
 //!
-//! `support/stages.rs` has the floors and the variables that set them; seeds from 2^40 on are of workloads that compact.
-//! `RINGCASK_PATIENCE` is the number of failures after which a test stops. A failed state prints a line
-//! `RINGCASK_REPLAY="…"`; with that in the environment, the test `replay` repeats and prints the run.
+//! `support/stages.rs` has the floors and the variables that set them. Seeds from 2^40 on belong to workloads that
+//! compact. `RINGCASK_PATIENCE` is the number of failures after which a test stops. A failed state prints a line
+//! `RINGCASK_REPLAY="…"`. With that line in the environment, the test `replay` repeats and prints the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
@@ -47,14 +47,14 @@ use crate::support::crash::{failed_operations, state_machine, wrong_reads};
 use crate::support::stages::{begin, first_seed, number};
 use crate::support::{byte_mutator, corpus};
 
-/// Crash points of each seed of the swarm.
+/// Crash points of each swarm seed.
 const SWARM_POINTS: usize = 3;
 
-/// Runs `explore` with the seeds from `first_seed` on, on one thread per processor, while `goes_on`; returns the
-/// failures.
+/// Runs `explore` on the seeds from `first_seed` on, with one thread per processor, while `continues` returns true.
+/// Returns the failures.
 fn over_seeds(
     first_seed: u64,
-    goes_on: impl Fn(u64) -> bool + Sync,
+    continues: impl Fn(u64) -> bool + Sync,
     explore: impl Fn(u64) -> Result<(), String> + Sync,
 ) -> Vec<String> {
     let patience = usize::try_from(number("RINGCASK_PATIENCE").unwrap_or(1)).unwrap();
@@ -62,7 +62,7 @@ fn over_seeds(
     let work = || {
         while failures.lock().unwrap().len() < patience {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if !goes_on(seed) {
+            if !continues(seed) {
                 return;
             }
             if let Err(failure) = explore(seed) {
@@ -78,16 +78,16 @@ fn over_seeds(
     failures.into_inner().unwrap()
 }
 
-/// Explores the workloads of the seeds from `first_seed` on, while `goes_on` returns true for the seed and the number
+/// Explores the workloads of the seeds from `first_seed` on, while `continues` returns true for the seed and the number
 /// of states.
-fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> explore::Totals {
+fn explore_while(first_seed: u64, continues: impl Fn(u64, u64) -> bool + Sync) -> explore::Totals {
     let start = Instant::now();
     let (states, total) = (AtomicU64::new(0), Mutex::new(explore::Totals::default()));
     let failures = over_seeds(
         first_seed,
-        |seed| goes_on(seed, states.load(Ordering::Relaxed)),
+        |seed| continues(seed, states.load(Ordering::Relaxed)),
         |seed| {
-            // Most crash points explore a few of their images; those of every 128th workload explore all.
+            // Every 128th workload explores all images of each crash point, the others only a few.
             let budget = if seed.is_multiple_of(128) { 1024 } else { 3 };
             let mut explorer =
                 Explorer::new(seed).map_err(|error| format!("RINGCASK_REPLAY=\"seed={seed}\": {error}"))?;
@@ -101,13 +101,23 @@ fn explore_while(first_seed: u64, goes_on: impl Fn(u64, u64) -> bool + Sync) -> 
     let seconds = start.elapsed().as_secs_f64();
     println!("{total:?}, seeds from {first_seed}, {seconds:.1} s, {:.0} states/s", total.states as f64 / seconds);
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    assert!(total.second_crashes * 5 >= total.states, "{} second crashes of {}", total.second_crashes, total.states);
-    assert!(total.lived_on * 200 >= total.states, "{} stores of {} lived on", total.lived_on, total.states);
+    assert!(
+        total.second_crashes * 5 >= total.states,
+        "{} second crashes in {} states",
+        total.second_crashes,
+        total.states
+    );
+    assert!(
+        total.used_further * 200 >= total.states,
+        "{} of {} recovered stores were used further",
+        total.used_further,
+        total.states
+    );
     total
 }
 
-/// Explores until the floor of the stage is reached. No phase may be left out: at least one state in the number given
-/// with a phase must be of that phase.
+/// Explores until the floor of the stage is reached. Every phase must occur: each comes with a number, and at least one
+/// state in that number must be of the phase.
 fn explore_states(name: &str, first_seed: u64, phases: &[(Phase, u64)]) -> explore::Totals {
     let stage = begin(name);
     let floor = stage.floor();
@@ -132,7 +142,7 @@ fn check_phases(total: &explore::Totals, phases: &[(Phase, u64)]) {
 }
 
 #[test]
-fn every_crash_leaves_a_store_that_keeps_its_promises() {
+fn every_crash_state_recovers_with_all_promises_kept() {
     let phases = [
         (Phase::Append, 40),
         (Phase::Batch, 40),
@@ -151,14 +161,14 @@ fn compaction_survives_every_crash() {
     let phases = Phase::ALL.map(|phase| (phase, 40));
     let total = explore_states("crash states, compaction", COMPACTING_SEEDS + first_seed(), &phases);
     let states = total.states;
-    assert!(total.in_jobs * 4 >= states, "{} states of {states} in compactions", total.in_jobs);
-    assert!(total.unlinks * 100 >= states, "{} states of {states} with unlinks undecided", total.unlinks);
+    assert!(total.in_jobs * 4 >= states, "{} states of {states} during a compaction", total.in_jobs);
+    assert!(total.unlinks * 100 >= states, "{} states of {states} with unsynced unlinks", total.unlinks);
     assert!(total.salvaged * 100 >= states, "{} states of {states} without a MANIFEST", total.salvaged);
-    assert!(total.compacted * 500 >= states, "{} closed stores compacted", total.compacted);
+    assert!(total.compacted * 500 >= states, "{} closed stores compacted, of {states} states", total.compacted);
 }
 
 #[test]
-fn every_swarm_seed_keeps_the_promises() {
+fn every_swarm_seed_keeps_all_promises() {
     let (seeds, states) = (begin("swarm seeds"), begin("crash states, swarm"));
     let (first, floor) = (SWARM_SEEDS + first_seed(), seeds.floor());
     let total = explore_while(first, |seed, _| seed < first + floor);
@@ -168,7 +178,7 @@ fn every_swarm_seed_keeps_the_promises() {
 }
 
 #[test]
-fn a_store_keeps_its_promises_through_many_reopenings() {
+fn promises_hold_across_many_reopens() {
     let stage = begin("state machine cases");
     let (first, floor) = (first_seed(), stage.floor());
     let total = Mutex::new(state_machine::Totals::default());
@@ -187,7 +197,7 @@ fn a_store_keeps_its_promises_through_many_reopenings() {
 const FUZZED_STEPS: usize = 40;
 
 #[test]
-fn no_fuzzed_operations_break_a_promise() {
+fn fuzzed_operations_break_no_promise() {
     let stage = begin("fuzz, operations");
     let (floor, total) = (stage.floor(), Mutex::new(state_machine::Totals::default()));
     let run = |input: &[u8]| state_machine::run_input(input).map(|totals| total.lock().unwrap().add(&totals));
@@ -210,8 +220,8 @@ fn no_fuzzed_operations_break_a_promise() {
     );
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let total = *total.lock().unwrap();
-    stage.end(total.cases, &format!("{} inputs to begin with, {total:?}", kept.len()));
-    assert!(total.crashes >= total.cases && total.troubled * 4 >= total.cases, "{total:?}");
+    stage.end(total.cases, &format!("{} saved inputs, {total:?}", kept.len()));
+    assert!(total.crashes >= total.cases && total.faulted * 4 >= total.cases, "{total:?}");
 }
 
 #[test]
@@ -244,10 +254,15 @@ fn every_operation_can_fail() {
 #[test]
 fn every_operation_of_a_compaction_can_fail() {
     let total = fail_scenarios("failed operations, compaction", COMPACTING_SEEDS + first_seed());
-    assert!(total.compacted * 5 >= total.runs, "{} of {} stores were compacted after all", total.compacted, total.runs);
+    assert!(
+        total.compacted * 5 >= total.runs,
+        "{} of {} stores were compacted after the fault",
+        total.compacted,
+        total.runs
+    );
 }
 
-/// Makes every operation of scenarios fail, until the floor of the stage is reached.
+/// Makes every operation of the scenarios fail, until the floor of the stage is reached.
 fn fail_scenarios(name: &str, first_seed: u64) -> failed_operations::Totals {
     let stage = begin(name);
     let (floor, runs, total) = (stage.floor(), AtomicU64::new(0), Mutex::new(failed_operations::Totals::default()));
@@ -269,7 +284,7 @@ fn fail_scenarios(name: &str, first_seed: u64) -> failed_operations::Totals {
 }
 
 #[test]
-fn a_full_disk_stops_a_compaction_and_nothing_else() {
+fn a_full_disk_fails_only_the_compaction() {
     let failed = (0..400).filter(|seed| failed_operations::compact_on_a_full_disk(*seed).unwrap()).count();
     println!("{failed} of 400 compactions found no space");
     assert!((50..350).contains(&failed), "{failed} of 400 compactions found no space");
@@ -282,22 +297,22 @@ fn large_values_survive_a_compaction() {
 }
 
 #[test]
-fn a_length_that_a_failed_sync_left_in_memory_is_made_durable() {
+fn sealing_makes_the_length_durable_after_a_failed_sync() {
     let images: usize = (0..40).map(|seed| scenarios::seal_behind_a_failed_sync(seed).unwrap()).sum();
     println!("{images} images");
 }
 
 #[test]
-fn a_disk_that_lies_is_detected_or_leaves_an_earlier_state() {
+fn a_lying_disk_is_detected_or_leaves_an_earlier_state() {
     let mut lies = scenarios::Lies::default();
-    (1..300).for_each(|seed| scenarios::believe_a_disk_that_lies(seed, &mut lies).unwrap());
+    (1..300).for_each(|seed| scenarios::trust_a_lying_disk(seed, &mut lies).unwrap());
     println!("{lies:?}");
-    // Both kinds must occur: losses that are detected, and losses that no store can detect.
+    // Both kinds must occur: detected losses, and losses that no store can detect.
     assert!(lies.detected * 10 > lies.images && lies.silent > 0, "{lies:?}");
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     let seeds = (1..60).chain(COMPACTING_SEEDS + 1..COMPACTING_SEEDS + 60);
     for seed in seeds.chain(SWARM_SEEDS + 1..SWARM_SEEDS + 60) {
         let (a, b) = (run_workload(seed).unwrap(), run_workload(seed).unwrap());
@@ -306,7 +321,7 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Repeats the failure in `RINGCASK_REPLAY`, `RINGCASK_CASE` or `RINGCASK_INPUT`; does nothing without one.
+/// Repeats the failure in `RINGCASK_REPLAY`, `RINGCASK_CASE` or `RINGCASK_INPUT`. Does nothing without one.
 #[test]
 fn replay() {
     if let Ok(digits) = std::env::var("RINGCASK_INPUT") {

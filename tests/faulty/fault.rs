@@ -1,4 +1,4 @@
-//! Faults of a request to the file system, and when each occurs.
+//! Faults of requests to the file system, and when each occurs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -42,18 +42,18 @@ pub const KINDS: [Kind; 14] = [
 /// How a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It is not carried out.
+    /// The request is not executed.
     Refused(i32),
-    /// It is carried out, and then called a failure.
+    /// The request is executed, but reported as failed.
     Denied(i32),
-    /// A read or write of this many bytes at most.
+    /// A read or write of at most this many bytes.
     Short(u32),
-    /// The answer takes a while.
+    /// The answer is delayed.
     Slow,
 }
 
 impl Kind {
-    /// The ways in which it is made to fail.
+    /// The effects to test for this kind of request.
     pub fn effects(self) -> Vec<Effect> {
         use Effect::{Denied, Refused, Short, Slow};
         let mut effects = vec![Refused(libc::EIO), Slow];
@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-/// One failure: of the request of this kind with this number, or of all from there on.
+/// A fault of the request of this kind with this number, or of all from there on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub kind: Kind,

@@ -1,6 +1,6 @@
 //! A file system that passes every request through to a directory, except for the faults that a test arms.
 //!
-//! It syncs nothing, because no power is cut here.
+//! It syncs nothing, because no power cut follows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -20,22 +20,22 @@ use fuser::{
 
 use crate::fault::{Effect, Fault, Kind};
 
-/// How long a slow answer takes.
+/// Delay of a slow answer.
 const SLOW: Duration = Duration::from_millis(30);
-/// Nothing of names and attributes is cached.
+/// The kernel caches no names and attributes.
 const TTL: Duration = Duration::ZERO;
 
-/// What the one who tells it and the one who does it share.
+/// State shared by the file system and the loop that reads the test's commands.
 #[derive(Default)]
 pub struct Shared {
     pub fault: Option<Fault>,
     pub is_direct: bool,
     pub counts: BTreeMap<Kind, u64>,
     pub fired: u64,
-    /// Files and directories that are open.
+    /// Open files and directories.
     pub open: BTreeMap<u64, Arc<File>>,
     next_handle: u64,
-    /// Paths by node; a node whose name is gone has none.
+    /// Paths by node. A node without a name has `None`.
     nodes: Vec<Option<PathBuf>>,
     by_path: HashMap<PathBuf, usize>,
 }
@@ -73,7 +73,7 @@ fn attributes(node: INodeNo, of: &Metadata) -> FileAttr {
 
 impl Passthrough {
     pub fn new(backing: &Path, shared: &Arc<Mutex<Shared>>) -> Self {
-        // Node 1 is the root; 0 is none.
+        // Node 1 is the root. Node 0 does not exist.
         shared.lock().unwrap().nodes = vec![None, Some(backing.to_owned())];
         Self { shared: Arc::clone(shared) }
     }
@@ -82,8 +82,8 @@ impl Passthrough {
         self.shared.lock().unwrap()
     }
 
-    /// Counts a request, and says how it is to fail.
-    fn meet(&self, kind: Kind) -> Option<Effect> {
+    /// Counts a request, and returns how it fails, if it does.
+    fn next_effect(&self, kind: Kind) -> Option<Effect> {
         let mut shared = self.shared();
         let count = shared.counts.entry(kind).or_default();
         let number = *count;
@@ -94,9 +94,9 @@ impl Passthrough {
         Some(fault.effect)
     }
 
-    /// Carries out `request`, unless it is to fail.
+    /// Executes `request`, unless it must fail.
     fn answer<T>(&self, kind: Kind, request: impl FnOnce(Option<u32>) -> Answer<T>) -> Answer<T> {
-        match self.meet(kind) {
+        match self.next_effect(kind) {
             None => request(None),
             Some(Effect::Refused(errno)) => Err(Errno::from_i32(errno)),
             Some(Effect::Denied(errno)) => request(None).and(Err(Errno::from_i32(errno))),
@@ -116,7 +116,7 @@ impl Passthrough {
         Ok(self.path_of(parent)?.join(name))
     }
 
-    /// The node of the file at `path`: the one it has, or a new one.
+    /// The node of the file at `path`: the existing one, or a new one.
     fn node(&self, path: &Path) -> INodeNo {
         let mut shared = self.shared();
         let next = shared.nodes.len();
@@ -127,7 +127,7 @@ impl Passthrough {
         INodeNo(node as u64)
     }
 
-    /// The name `path` is gone, or now that of the node of `from`.
+    /// Removes the name `path` from its node, or gives it to the node of `from`.
     fn rename_node(&self, path: &Path, from: Option<&Path>) {
         let mut shared = self.shared();
         if let Some(node) = shared.by_path.remove(path) {
@@ -161,7 +161,7 @@ impl Passthrough {
     }
 }
 
-/// Sends an answer that has no content but success.
+/// Sends an answer without content.
 fn reply_empty(reply: ReplyEmpty, answer: Answer<()>) {
     match answer {
         Ok(()) => reply.ok(),

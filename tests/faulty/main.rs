@@ -3,15 +3,14 @@
 //! The file system is a FUSE server (`filesystem.rs`, in a separate process), which passes every request through to a
 //! directory and fails on demand: the nth request of a kind, once or from there on, refused, executed but reported as
 //! failed, cut short, or slow. Above it are the real engines, with the kernel in between: its retries, the ring's
-//! workers, the errors that it passes on and those that it translates. A run executes a scenario (`scenario.rs`), and
-//! checks every answer, and the state afterwards without faults. A watchdog ends a run that hangs, and prints its
-//! fault.
+//! workers, and the errors that it passes on or translates. A run executes a scenario (`scenario.rs`) and checks every
+//! answer, and the state afterwards without faults. A watchdog ends a run that hangs, and prints its fault.
 //!
-//! A run is named by engine, scenario and fault; `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` repeats
-//! that one.
+//! A run is identified by engine, scenario and fault. `RINGCASK_FAULT="uring 7 direct Write 12 refused 5 once"` repeats
+//! that run.
 //!
-//! Not tested here: what a failed sync leaves in the page cache, since the server keeps the data it received (the
-//! simulated disk loses it, in `tests/crash`); and flags that FUSE does not support (`RWF_NOWAIT` reads, uncached
+//! Not tested here: the effect of a failed sync on the page cache, because the server keeps the data it received (the
+//! simulated disk in `tests/crash` loses it), and flags that FUSE does not support (`RWF_NOWAIT` reads, uncached
 //! reads).
 #![allow(
     unreachable_pub,
@@ -21,7 +20,7 @@
     clippy::panic,
     clippy::cast_possible_truncation,
     missing_docs,
-    reason = "a test stops where it fails"
+    reason = "a failed check is a failed test"
 )]
 
 mod fault;
@@ -51,12 +50,12 @@ use server::{Faulty, serve};
 
 use crate::support::stages;
 
-/// How long a run may take before it counts as hanging.
+/// Time after which a run counts as hung.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Scenarios before all of them begin again.
+/// Number of scenarios.
 const SCENARIOS: u64 = 4;
 
-/// Tests take turns: a mistake that one of them builds in is in all threads.
+/// Held by each test: a seeded bug is active in all threads.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn take_turn() -> MutexGuard<'static, ()> {
@@ -91,7 +90,7 @@ impl Case {
     }
 }
 
-/// Ends the process, with the name of what hangs, if nothing comes for too long.
+/// Ends the process and names the run if a run takes too long.
 struct Watchdog {
     running: mpsc::Sender<Option<String>>,
 }
@@ -108,8 +107,9 @@ impl Watchdog {
                     Err(mpsc::RecvTimeoutError::Timeout) => break,
                 }
             }
-            eprintln!("this hangs: RINGCASK_FAULT={:?}", name.unwrap_or_default());
-            // Without its server every request of the file system is answered: what hangs still does so by itself.
+            eprintln!("this run hangs: RINGCASK_FAULT={:?}", name.unwrap_or_default());
+            // When the server ends, the kernel answers every request of the file system. A process that still hangs has
+            // another cause.
             let _ = Command::new("kill").args(["-9", &server_id.to_string()]).status();
             thread::sleep(Duration::from_secs(5));
             std::process::abort();
@@ -149,8 +149,8 @@ impl Bench {
         Ok(Self { faulty, watchdog, number: 0, totals: Totals::default() })
     }
 
-    /// Runs one case; returns what the file system saw. Counts only where the fault struck.
-    fn run(&mut self, case: Case) -> server::Told {
+    /// Runs one case. Returns what the file system saw. Counts the case only if the fault occurred.
+    fn run(&mut self, case: Case) -> server::Report {
         self.watchdog.begin(case.name());
         self.number += 1;
         let name = format!("run-{}", self.number);
@@ -158,14 +158,14 @@ impl Bench {
         case.fault.into_iter().for_each(|fault| self.faulty.arm(fault));
         let mut run = Run::new(case.setup);
         let went = run.go(&self.faulty.mounted(&name), &self.faulty.backing(&name));
-        let told = self.quiesce(&case.name());
+        let report = self.quiesce(&case.name());
         self.faulty.heal();
         let checked = went.and_then(|()| run.check_aftermath(&self.faulty.backing(&name)));
         self.watchdog.end();
-        checked.unwrap_or_else(|error| panic!("{error}\nagain with RINGCASK_FAULT={:?}", case.name()));
+        checked.unwrap_or_else(|error| panic!("{error}\nto repeat: RINGCASK_FAULT={:?}", case.name()));
         let _ = fs::remove_dir_all(self.faulty.backing(&name));
         if let Some(fault) = case.fault {
-            if told.fired > 0 {
+            if report.fired > 0 {
                 self.totals.runs += 1;
                 *self.totals.kinds.entry(format!("{:?}", fault.kind)).or_default() += 1;
             }
@@ -173,20 +173,20 @@ impl Bench {
             self.totals.unopened += u64::from(!run.is_opened);
             self.totals.poisoned += u64::from(run.is_poisoned);
         } else {
-            assert_eq!(run.errors, 0, "without a fault, {}", case.name());
+            assert_eq!(run.errors, 0, "calls failed without a fault, {}", case.name());
         }
-        told
+        report
     }
 
-    /// Waits until the store has let go of all its files: on error paths too.
-    fn quiesce(&mut self, name: &str) -> server::Told {
+    /// Waits until the store has closed all its files, on error paths as well.
+    fn quiesce(&mut self, name: &str) -> server::Report {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let told = self.faulty.tell();
-            if told.open == 0 {
-                return told;
+            let report = self.faulty.report();
+            if report.open == 0 {
+                return report;
             }
-            assert!(Instant::now() < deadline, "{} files stay open: {name}", told.open);
+            assert!(Instant::now() < deadline, "{} files stay open: {name}", report.open);
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -198,36 +198,35 @@ fn engines() -> Vec<Engine> {
     match ring {
         Ok(_) => vec![Engine::Uring, Engine::Threads],
         Err(error) => {
-            println!("SKIPPED: faults under the ring: the kernel refuses an io_uring: {error}");
-            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {error}");
+            println!("SKIPPED: faults under the ring: io_uring is unavailable: {error}");
+            assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "io_uring must be available here: {error}");
             vec![Engine::Threads]
         }
     }
 }
 
-/// Whether the kernel itself answers wrongly when a request fails like this.
+/// Whether the kernel itself answers wrongly when a request fails in this way.
 ///
 /// Through the page cache it takes a short read for the end of the file, and a short write for a failed one. A ring
-/// goes on after a short direct read by itself, but from the same offset, and returns wrong bytes as a whole read
+/// continues after a short direct read by itself, but from the same offset, and returns wrong bytes as a complete read
 /// (6.18).
-fn garbles(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
+fn kernel_misreports(engine: Engine, is_direct: bool, kind: Kind, effect: Effect) -> bool {
     matches!(effect, Effect::Short(_)) && (!is_direct || kind == Kind::Read && engine == Engine::Uring)
 }
 
-/// Every request of a scenario, failing in every way, once and from there on.
+/// All cases of a scenario: every request fails in every way, once and from there on.
 fn cases(bench: &mut Bench, engine: Engine, seed: u64) -> Vec<Case> {
     let mut cases = Vec::new();
     for is_direct in [true, false] {
-        let told = bench.run(Case::new(engine, seed, is_direct, None));
-        for (kind, count) in told.counts {
+        let report = bench.run(Case::new(engine, seed, is_direct, None));
+        for (kind, count) in report.counts {
             for nth in 0..count {
                 for effect in kind.effects() {
-                    if garbles(engine, is_direct, kind, effect) {
+                    if kernel_misreports(engine, is_direct, kind, effect) {
                         continue;
                     }
                     for is_sticky in [false, true] {
-                        // A file system where everything is slow shows no more than one that is slow once, and takes
-                        // long.
+                        // A file system that is always slow shows no more than one that is slow once, and takes long.
                         if !(is_sticky && effect == Effect::Slow) {
                             let fault = Fault { kind, nth, effect, is_sticky };
                             cases.push(Case::new(engine, seed, is_direct, Some(fault)));
@@ -261,7 +260,7 @@ fn every_request_can_fail() {
     let mut rng = ringcask::testing::sim::Rng::new(stages::first_seed());
     let (mut seed, mut possible) = (stages::first_seed(), 0);
     while bench.totals.runs < floor {
-        // Of the kinds, each gets its share, however many requests of it there are.
+        // Each kind gets the same share of cases, however many requests of it there are.
         let share = floor.div_ceil(SCENARIOS * engines.len() as u64);
         for engine in &engines {
             let mut by_kind: BTreeMap<_, Vec<Case>> = BTreeMap::new();
@@ -289,7 +288,10 @@ fn every_request_can_fail() {
         stages::first_seed()
     );
     stage.end(*runs, &note);
-    assert!(*errors > 0 && *poisoned > 0 && *unopened > 0, "faults that nobody noticed: {note}");
+    assert!(
+        *errors > 0 && *poisoned > 0 && *unopened > 0,
+        "no fault failed a call, poisoned a store or failed an open: {note}"
+    );
 }
 
 /// The two write paths of both engines.
@@ -298,8 +300,8 @@ fn setups() -> Vec<Setup> {
     engines().into_iter().flat_map(|engine| paths.map(|write_path| Setup { engine, write_path, seed: 2 })).collect()
 }
 
-/// A failed sync is never tried again: the writer gets an unknown outcome, later ones a refusal, and readers what they
-/// had.
+/// A failed sync is never retried: its writer gets an unknown outcome, later writers are refused, and readers see the
+/// state before it.
 fn fail_a_sync(bench: &mut Bench, setup: Setup) {
     bench.watchdog.begin(format!("a failed sync, {setup:?}"));
     bench.number += 1;
@@ -309,14 +311,14 @@ fn fail_a_sync(bench: &mut Bench, setup: Setup) {
     pollster::block_on(store.put("before", "safe")).unwrap();
     let effect = Effect::Refused(libc::EIO);
     bench.faulty.arm(Fault { kind: Kind::Sync, nth: 0, effect, is_sticky: true });
-    let error = pollster::block_on(store.put("at", "risk")).expect_err("a put whose sync failed");
+    let error = pollster::block_on(store.put("at", "risk")).expect_err("a put with a failed sync must fail");
     assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
     bench.faulty.heal();
     assert!(store.stats().poisoned);
-    let error = pollster::block_on(store.put("after", "it")).expect_err("a put after a failed sync");
+    let error = pollster::block_on(store.put("after", "it")).expect_err("a put after a failed sync must fail");
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::Poisoned, Outcome::NotApplied), "{error:?}");
     assert_eq!(pollster::block_on(store.get("before")).unwrap().as_deref(), Some(&b"safe"[..]));
-    assert_eq!(pollster::block_on(store.get("at")).unwrap(), None, "a value that may be lost was shown");
+    assert_eq!(pollster::block_on(store.get("at")).unwrap(), None, "a get must not return a value that may be lost");
     let _ = pollster::block_on(store.close());
     drop(store);
     bench.quiesce("a failed sync");
@@ -339,7 +341,7 @@ fn a_failed_sync_poisons() {
     }
 }
 
-/// A full disk refuses what does not fit, keeps what it has, and is written again when there is space.
+/// A full disk refuses writes that do not fit, keeps the data, and accepts writes again when there is space.
 fn fill_the_disk(bench: &mut Bench, setup: Setup, kind: Kind) {
     bench.watchdog.begin(format!("a full disk, {kind:?}, {setup:?}"));
     bench.number += 1;
@@ -359,14 +361,18 @@ fn fill_the_disk(bench: &mut Bench, setup: Setup, kind: Kind) {
             Err(error) => refused = Some(error),
         }
     }
-    let error = refused.expect("a full disk refuses");
+    let error = refused.expect("a full disk must refuse a put");
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{kind:?}: {error:?}");
     let holds_all = |store: &ringcask::Store| {
         for index in 0..stored {
             let found = pollster::block_on(store.get(index.to_le_bytes())).unwrap();
             assert_eq!(found.as_deref(), Some(&value(index)[..]), "{kind:?}: {index} of {stored}");
         }
-        assert_eq!(pollster::block_on(store.get(stored.to_le_bytes())).unwrap(), None, "what was refused is there");
+        assert_eq!(
+            pollster::block_on(store.get(stored.to_le_bytes())).unwrap(),
+            None,
+            "a refused put must leave nothing"
+        );
     };
     holds_all(&store);
     bench.faulty.heal();
@@ -412,7 +418,8 @@ fn seeded_bugs_are_found() {
         Err(why) => return println!("SKIPPED: seeded bugs under FUSE: {why}"),
     };
     let mut rng = ringcask::testing::sim::Rng::new(1);
-    // One that takes a failed read for the end of the log is seldom met by one fault; `tests/seeded_bugs` shows it.
+    // A single fault rarely reveals the bug that takes a failed read for the end of the log. `tests/seeded_bugs` covers
+    // it.
     let mut left = cases(&mut bench, Engine::Threads, 1);
     left.retain(|case| case.fault.is_some_and(|fault| fault.kind == Kind::Write));
     let noticed = (0..TRIES.min(left.len())).find(|_| {
@@ -429,5 +436,5 @@ fn seeded_bugs_are_found() {
     let setup = Setup { engine: Engine::Threads, write_path: WritePath::Thread, seed: 2 };
     let caught = catch_unwind(AssertUnwindSafe(|| fail_a_sync(&mut bench, setup))).is_err();
     activate(None);
-    assert!(caught, "a store that takes a failed sync for a good one was not noticed");
+    assert!(caught, "the seeded bug that ignores a failed sync was not noticed");
 }

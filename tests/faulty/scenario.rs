@@ -1,9 +1,9 @@
-//! The calls made on the faulty file system, and the conditions that the answers must meet.
+//! The calls made on the faulty file system, and the conditions that their results must meet.
 //!
-//! One thread makes one call after the other (now and then a group of concurrent puts), so the result of each read is
-//! known exactly. The final contents are checked against the model of the crash tests: an acknowledged write is there,
-//! one answered as not applied is not, an unknown one may be, and nothing is lost before something that is kept. Here
-//! the kernel outlives the store, so `Written` counts as `Synced`.
+//! One thread makes one call after the other, sometimes a group of concurrent puts, so the result of each read is known
+//! exactly. The final contents are checked against the model of the crash tests: an acknowledged write is present, one
+//! reported as not applied is absent, one with an unknown outcome may be either, and nothing is lost before something
+//! that survives. Here the kernel outlives the store, so `Written` counts as `Synced`.
 
 use std::fs;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::support::history_model::{
     Crash, EXTRA_KEY, Fate, Generation, KEYS, State, WriteRec, held_id, identify, key_name, value_bytes, value_id,
 };
 
-/// Beyond every step of a run.
+/// Later than every step of a run.
 const END: usize = usize::MAX - 1;
 
-/// How a store is run.
+/// The configuration of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub engine: Engine,
@@ -49,7 +49,7 @@ enum Step {
     Reopen,
 }
 
-/// The same steps for the same seed: a few of each kind, a rotation or two, a compaction, a reopening.
+/// The steps of `seed`, always the same: a few of each kind, a rotation or two, a compaction, a reopen.
 fn steps(seed: u64) -> Vec<Step> {
     let mut rng = ringcask::testing::sim::Rng::new(seed);
     let mut steps = Vec::new();
@@ -70,15 +70,15 @@ fn steps(seed: u64) -> Vec<Step> {
     steps
 }
 
-/// One run: what was asked for, what was answered.
+/// One run: its calls and their results.
 pub struct Run {
     setup: Setup,
     pub generation: Generation,
     step: usize,
     numbers: u32,
-    /// What reads must show.
+    /// The values that reads must return.
     visible: State,
-    /// Values whose write has an unknown outcome: reads may show them.
+    /// Values whose write has an unknown outcome. Reads may return them.
     unknown: Vec<(usize, u32)>,
     /// Calls that failed.
     pub errors: u64,
@@ -88,7 +88,7 @@ pub struct Run {
 
 type Checked<T> = Result<T, String>;
 
-fn said(what: &str) -> impl Fn(ringcask::Error) -> String {
+fn context(what: &str) -> impl Fn(ringcask::Error) -> String {
     move |error| format!("{what}: {error:?}")
 }
 
@@ -107,8 +107,8 @@ impl Run {
         }
     }
 
-    /// Opens a store at `path` and goes through the steps, until one of them leaves no usable store. Behind
-    /// `path` lies `backing`, where there are no faults.
+    /// Opens a store at `path` and runs the steps until one of them leaves no usable store. `backing` is the same
+    /// directory without faults.
     pub fn go(&mut self, path: &Path, backing: &Path) -> Checked<()> {
         let Some(mut store) = self.open(path)? else { return Ok(()) };
         self.is_opened = true;
@@ -139,10 +139,10 @@ impl Run {
                     }
                     let Some(again) = self.open(path)? else { return Ok(()) };
                     store = again;
-                    // What it shows is what its next generation begins with. If it cannot be told now, nothing more is
-                    // written, and the end of the run decides.
+                    // The next generation begins with the state that the store now shows. If it cannot be read, nothing
+                    // more is written, and the check at the end of the run decides.
                     let Ok(base) = read_state(&store)? else { return Ok(()) };
-                    self.check_found(&base, "opened again")?;
+                    self.check_found(&base, "after reopening")?;
                     let spent = self.generation.spent(END, &base);
                     self.generation = Generation::new(base, self.step, spent);
                     (self.visible, self.unknown) = (base, Vec::new());
@@ -207,7 +207,7 @@ impl Run {
             && *was_there != (self.visible[key] != 0)
             && !self.unknown.iter().any(|(unknown, _)| *unknown == key)
         {
-            return Err(format!("a delete of key {key} said {was_there}"));
+            return Err(format!("a delete of key {key} returned {was_there}"));
         }
         match result {
             Ok(false) => Ok(()),
@@ -229,7 +229,7 @@ impl Run {
         self.resolve(store, effects, level, result.map(|version| Some(version.get())))
     }
 
-    /// Synced puts at once, each of another key: they share groups and their fate.
+    /// Concurrent synced puts of different keys. They share commit groups and succeed or fail together.
     fn group(&mut self, store: &Store, keys: &[usize]) -> Checked<()> {
         let ids: Vec<(usize, u32)> = keys.iter().map(|key| (*key, self.value_for(*key))).collect();
         let puts = ids.iter().map(|(key, id)| store.put(key_name(*key), value_bytes(*id)));
@@ -240,7 +240,7 @@ impl Run {
         Ok(())
     }
 
-    /// Writes down what was answered, and checks that an unknown outcome is the last of this store.
+    /// Records the result of a write, and checks that a store is poisoned after an unknown outcome.
     fn resolve(
         &mut self,
         store: &Store,
@@ -271,7 +271,9 @@ impl Run {
                 }
                 match error.outcome() {
                     Outcome::NotApplied => record.fate = Fate::NotApplied,
-                    _ if !store.stats().poisoned => return Err(format!("unknown, and not poisoned: {error:?}")),
+                    _ if !store.stats().poisoned => {
+                        return Err(format!("the outcome is unknown, but the store is not poisoned: {error:?}"));
+                    }
                     _ => {
                         record.fate = Fate::Unknown;
                         self.unknown.extend(&record.effects);
@@ -283,7 +285,7 @@ impl Run {
         Ok(())
     }
 
-    /// Reads may fail, but show nothing that is wrong.
+    /// Reads all keys. A read may fail, but must not return a wrong value.
     fn read_all(&mut self, store: &Store) -> Checked<()> {
         for key in 0..KEYS {
             match pollster::block_on(store.get(key_name(key))) {
@@ -294,7 +296,7 @@ impl Run {
                 Ok(found) => {
                     let id = found.map_or(Ok(0), |bytes| identify(key, &bytes))?;
                     if id != self.visible[key] && !self.unknown.contains(&(key, id)) {
-                        return Err(format!("key {key} shows {id:x}, not {:x}", self.visible[key]));
+                        return Err(format!("key {key} returns {id:x} instead of {:x}", self.visible[key]));
                     }
                 }
             }
@@ -307,36 +309,38 @@ impl Run {
         self.generation.check(END, Crash::Kill, found).map_err(|error| format!("{when}: {error}"))
     }
 
-    /// What the directory holds when the faults are gone, looked at without the faulty file system: what was answered,
-    /// from now on for ever, in a store that works.
+    /// Checks the directory after the faults, directly and not through the faulty file system. The contents must agree
+    /// with all results and stay the same, and the store must work.
     pub fn check_aftermath(&mut self, backing: &Path) -> Checked<()> {
-        let open = || pollster::block_on(self.setup.builder(backing).open()).map_err(said("opening without faults"));
+        let open = || pollster::block_on(self.setup.builder(backing).open()).map_err(context("an open without faults"));
         let store = open()?;
         if !store.recovery_report().damage.is_empty() {
             return Err(format!("{:?}", store.recovery_report()));
         }
-        let state = read_state(&store)?.map_err(said("a read without faults"))?;
+        let state = read_state(&store)?.map_err(context("a read without faults"))?;
         let found = self.check_found(&state, "without faults");
         found?;
-        let version = pollster::block_on(store.put(EXTRA_KEY, "there")).map_err(said("a put after all"))?;
+        let version = pollster::block_on(store.put(EXTRA_KEY, "there")).map_err(context("a put without faults"))?;
         let spent = self.generation.spent(END, &state);
         if version.get() <= spent {
-            return Err(format!("version {version} after {spent}"));
+            return Err(format!("version {version} was assigned, but {spent} was already used"));
         }
-        pollster::block_on(store.compact()).map_err(said("compacting after all"))?;
-        pollster::block_on(store.close()).map_err(said("closing after all"))?;
+        pollster::block_on(store.compact()).map_err(context("a compaction without faults"))?;
+        pollster::block_on(store.close()).map_err(context("a close without faults"))?;
         drop(store);
-        let store = pollster::block_on(self.setup.builder(backing).open()).map_err(said("opening once more"))?;
-        let later = read_state(&store)?.map_err(said("a read after all"))?;
-        let kept = pollster::block_on(store.get(EXTRA_KEY)).map_err(said("a read after all"))?;
+        let store =
+            pollster::block_on(self.setup.builder(backing).open()).map_err(context("a second open without faults"))?;
+        let later = read_state(&store)?.map_err(context("a read after the second open"))?;
+        let kept = pollster::block_on(store.get(EXTRA_KEY)).map_err(context("a read after the second open"))?;
         if later != state || kept.as_deref() != Some(&b"there"[..]) {
-            return Err(format!("{state:x?} became {later:x?}, {kept:?}"));
+            return Err(format!("the store held {state:x?}, after another open {later:x?}, {kept:?}"));
         }
-        pollster::block_on(store.close()).map_err(said("closing once more"))
+        pollster::block_on(store.close()).map_err(context("a second close without faults"))
     }
 }
 
-/// Without hints an opening reads every record. They may be gone meanwhile: the store that wrote them is going.
+/// Removes the hint files, so that an open reads every record. They may vanish meanwhile, because the store that wrote
+/// them is still closing.
 fn remove_hints(backing: &Path) {
     let paths = fs::read_dir(backing).into_iter().flatten().flatten().map(|entry| entry.path());
     for path in paths.filter(|path| path.extension().is_some_and(|end| end == "hint")) {
@@ -344,7 +348,7 @@ fn remove_hints(backing: &Path) {
     }
 }
 
-/// All keys, or the first error; or what is wrong with the bytes.
+/// The values of all keys, or the first error of a get. Fails if a value has wrong bytes.
 fn read_state(store: &Store) -> Checked<ringcask::Result<State>> {
     let mut state = State::default();
     for (key, held) in state.iter_mut().enumerate() {

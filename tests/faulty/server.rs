@@ -1,7 +1,7 @@
 //! The process that serves the file system, and its handle in the test.
 //!
-//! When a separate process ends, for whatever reason, the kernel answers every pending request, so a test that
-//! fails or hangs leaves no process waiting.
+//! When a separate process ends for any reason, the kernel answers every pending request. So a test that fails or hangs
+//! leaves no process waiting.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,10 +17,10 @@ use crate::fault::{Fault, KINDS, Kind};
 use crate::filesystem::{Passthrough, Shared};
 
 const HOME: &str = "RINGCASK_FAULTY_HOME";
-/// What begins each answer, in the midst of what the test harness says.
+/// Prefix of each answer, which separates it from the output of the test harness.
 const ANSWER: &str = "answer: ";
 
-/// Serves until its parent is gone, if this process is meant to.
+/// If this process is the server, serves until its parent is gone, and returns true.
 pub fn serve() -> bool {
     let Some(home) = std::env::var_os(HOME) else { return false };
     let home = PathBuf::from(home);
@@ -53,7 +53,7 @@ pub fn serve() -> bool {
                 shared.fault = None;
                 String::new()
             }
-            ("tell", _) => {
+            ("report", _) => {
                 let mut text = format!("{} {}", shared.fired, shared.open.len());
                 for kind in KINDS {
                     let _ = write!(text, " {}", shared.counts.get(&kind).copied().unwrap_or(0));
@@ -68,16 +68,16 @@ pub fn serve() -> bool {
     std::process::exit(0);
 }
 
-/// What the file system has seen since it was told to begin.
+/// What the file system has seen since the last `begin`.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Report {
     pub fired: u64,
-    /// Files and directories that are open now.
+    /// Number of open files and directories.
     pub open: u64,
     pub counts: Vec<(Kind, u64)>,
 }
 
-/// A mounted file system that makes faults.
+/// A mounted file system that injects faults.
 pub struct Faulty {
     home: TempDir,
     server: Child,
@@ -86,7 +86,8 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// Mounts one, whose server is the test `test` of this binary; or returns the reason why none is available.
+    /// Mounts the file system, with the test `test` of this binary as its server, or returns the reason why none is
+    /// available.
     pub fn mount(test: &str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-faulty-").unwrap();
         fs::create_dir(home.path().join("backing")).unwrap();
@@ -99,7 +100,7 @@ impl Faulty {
         let mut faulty = Self { home, server, commands, answers };
         match faulty.read_answer().as_str() {
             "mounted" => Ok(faulty),
-            refused => Err(format!("no FUSE: {refused}")),
+            refused => Err(format!("FUSE is unavailable: {refused}")),
         }
     }
 
@@ -117,7 +118,7 @@ impl Faulty {
         self.server.id()
     }
 
-    /// Forgets faults and counts. Direct: what is read and written does not go through the page cache.
+    /// Resets faults and counts. With `is_direct`, reads and writes bypass the page cache.
     pub fn begin(&mut self, is_direct: bool) {
         self.ask(if is_direct { "begin direct" } else { "begin cached" });
     }
@@ -130,11 +131,11 @@ impl Faulty {
         self.ask("heal");
     }
 
-    pub fn tell(&mut self) -> Told {
-        let text = self.ask("tell");
+    pub fn report(&mut self) -> Report {
+        let text = self.ask("report");
         let mut numbers = text.split(' ').map(|word| word.parse::<u64>().unwrap());
         let mut next = || numbers.next().unwrap();
-        Told { fired: next(), open: next(), counts: KINDS.map(|kind| (kind, next())).to_vec() }
+        Report { fired: next(), open: next(), counts: KINDS.map(|kind| (kind, next())).to_vec() }
     }
 
     fn ask(&mut self, command: &str) -> String {
@@ -144,7 +145,7 @@ impl Faulty {
 
     fn read_answer(&mut self) -> String {
         loop {
-            let line = self.answers.next().expect("the server is there").unwrap();
+            let line = self.answers.next().expect("the server has ended").unwrap();
             if let Some(answer) = line.strip_prefix(ANSWER) {
                 return answer.to_owned();
             }
@@ -154,7 +155,7 @@ impl Faulty {
 
 impl Drop for Faulty {
     fn drop(&mut self) {
-        // First what its end answers, then its mount, which nobody uses any more.
+        // Ends the server first, which answers all requests. The unused mount can then be removed.
         let _ = self.server.kill();
         let _ = self.server.wait();
         let _ = Command::new("umount").arg("-l").arg(self.home.path().join("mount")).stderr(Stdio::null()).status();

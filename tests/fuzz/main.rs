@@ -1,10 +1,10 @@
-//! Untrusted bytes, by the million: no panic, no endless loop, no allocation sized by a false length.
+//! Millions of untrusted inputs: no panic, no endless loop, no allocation sized by a false length.
 //!
 //! A bounded run of the targets that `fuzz/` has for a coverage-guided fuzzer. Inputs are derived from valid ones and
-//! from `corpus/`, which holds inputs that once failed or that reached new code; all of them are replayed first. Half
-//! of the headers get valid checksums, since random bytes never pass one.
+//! from `corpus/`, which holds inputs that failed before and inputs that reached new code. All of them are replayed
+//! first. Half of the headers get valid checksums, because random bytes never pass one.
 //!
-//! Operations with faults and crashes have their target in `support/crash/state_machine.rs`, and their stage in
+//! The target for operations with faults and crashes is in `support/crash/state_machine.rs`, and its stage in
 //! `tests/crash`.
 #![allow(
     unreachable_pub,
@@ -44,24 +44,24 @@ use crate::support::fuzz_targets::{OFFSET, binding, decode, image_of, open_direc
 use crate::support::small_stores::{Fixture, SHAPES};
 use crate::support::{forged_files, stages};
 
-/// Notes the largest allocation there was.
+/// Records the size of the largest allocation.
 struct Watching;
 
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-/// Inputs have some kilobytes; a window or a part of a file has a megabyte and a little.
+/// Inputs have some kilobytes. A read window or a part of a file has little more than a megabyte.
 const LARGEST_ALLOWED: usize = 4 << 20;
 
-// SAFETY: every call is the system allocator's, with the same arguments; the counter owns nothing.
+// SAFETY: every call goes to the system allocator with the same arguments. The counter owns no memory.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the same contract.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -69,7 +69,7 @@ unsafe impl GlobalAlloc for Watching {
 #[global_allocator]
 static ALLOCATOR: Watching = Watching;
 
-/// Runs `one` with every number below `count`, on all processors; returns how many of them it said yes to.
+/// Runs `one` with `count` numbers from `first` on, on all processors. Returns how often it returned true.
 fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64 {
     const TOGETHER: u64 = 256;
     let (next, yes, failure) = (AtomicU64::new(first), AtomicU64::new(0), Mutex::new(None::<String>));
@@ -81,7 +81,7 @@ fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64
             }
             for number in begin..(begin + TOGETHER).min(first + count) {
                 match catch_unwind(AssertUnwindSafe(|| one(number))) {
-                    Ok(said) => drop(yes.fetch_add(u64::from(said), Ordering::Relaxed)),
+                    Ok(is_accepted) => drop(yes.fetch_add(u64::from(is_accepted), Ordering::Relaxed)),
                     Err(_) => drop(failure.lock().unwrap().get_or_insert(format!("RINGCASK_REPLAY={number}"))),
                 }
             }
@@ -98,7 +98,7 @@ fn over_numbers(first: u64, count: u64, one: impl Fn(u64) -> bool + Sync) -> u64
     yes.into_inner()
 }
 
-/// Valid inputs of the decoders, behind a byte that leaves them as they are.
+/// Valid inputs of the decoders, after a first byte that leaves them unchanged.
 fn valid_inputs() -> Vec<Vec<u8>> {
     let binding = binding();
     let header = RecordHeader {
@@ -132,11 +132,11 @@ fn valid_inputs() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn no_decoder_panics_loops_or_believes_a_length() {
+fn no_input_makes_a_decoder_panic_loop_or_trust_a_length() {
     let stage = stages::begin("fuzz, decoders");
     let inputs = [valid_inputs(), corpus("decoders")].concat();
     let accepted = inputs.iter().filter(|input| decode(input)).count();
-    assert!(accepted >= 6, "{accepted} of the valid inputs are accepted");
+    assert!(accepted >= 6, "{accepted} of the valid inputs were accepted");
     let one = |number: u64| {
         let mut rng = Rng::new(number);
         let mut input = inputs[rng.below(inputs.len())].clone();
@@ -149,13 +149,13 @@ fn no_decoder_panics_loops_or_believes_a_length() {
     }
     let count = stage.floor();
     let accepted = over_numbers(stages::first_seed() << 24, count, one);
-    assert!(accepted * 1000 >= count, "{accepted} of {count} inputs got past a checksum");
-    stage.end(count, &format!("{accepted} accepted by a decoder, {} inputs to begin with", inputs.len()));
+    assert!(accepted * 1000 >= count, "{accepted} of {count} inputs passed a checksum");
+    stage.end(count, &format!("{accepted} accepted by a decoder, {} saved and valid inputs", inputs.len()));
     check_allocations();
 }
 
 #[test]
-fn no_directory_panics_loops_or_is_believed_too_much() {
+fn no_directory_makes_an_open_panic_loop_or_lie() {
     let stage = stages::begin("fuzz, directories");
     for input in corpus("directory") {
         open_directory(&image_of(&input), 1);
@@ -187,11 +187,11 @@ fn no_directory_panics_loops_or_is_believed_too_much() {
     check_allocations();
 }
 
-/// Pieces of an input of a forged file that was not changed yet.
+/// Number of pieces in a random input for a forged file.
 const PIECES: usize = 30;
 
-/// Lets `target` forge files from the corpus and from random bytes until the floor of the stage is reached; at least this
-/// percentage must be opened, strictly or with salvage.
+/// Lets `target` forge files from the corpus and from random bytes until the floor of the stage is reached. At least
+/// this percentage must open, strictly or with salvage.
 fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64) {
     let stage = stages::begin(stage);
     for input in kept {
@@ -213,23 +213,23 @@ fn forge(stage: &str, kept: &[Vec<u8>], target: fn(&[u8]) -> bool, percent: u64)
     }
     let count = stage.floor();
     let opened = over_numbers(stages::first_seed() << 24, count, one);
-    assert!(opened * 100 >= count * percent, "{opened} of {count} were opened");
-    stage.end(count, &format!("{opened} opened, {} inputs to begin with", kept.len()));
+    assert!(opened * 100 >= count * percent, "only {opened} of {count} opened");
+    stage.end(count, &format!("{opened} opened, {} saved inputs", kept.len()));
     check_allocations();
 }
 
 #[test]
-fn no_segment_of_right_checksums_panics_loops_or_is_believed_too_much() {
+fn no_forged_segment_makes_an_open_panic_loop_or_lie() {
     forge("fuzz, segments", &corpus("segment"), forged_files::segment, 50);
 }
 
 #[test]
-fn no_hint_of_right_checksums_panics_loops_or_is_believed_too_much() {
+fn no_false_hint_file_makes_an_open_panic_loop_or_lie() {
     forge("fuzz, hints", &corpus("hint"), forged_files::hint, 50);
 }
 
 fn check_allocations() {
     let largest = LARGEST.load(Ordering::Relaxed);
     println!("largest allocation: {largest} bytes");
-    assert!(largest <= LARGEST_ALLOWED, "an allocation of {largest} bytes for inputs of some kilobytes");
+    assert!(largest <= LARGEST_ALLOWED, "an allocation of {largest} bytes, for inputs of some kilobytes");
 }

@@ -1,5 +1,5 @@
-//! The rules that need no real file system, as one task that runs on every backend, the simulated one included.
-//! Results of the crash tests apply to real disks only as far as the backends agree.
+//! The part of the contract that needs no real file system, as one task that runs on every backend, the simulated one
+//! included. Results of the crash tests apply to real disks only as far as the backends agree.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ use ringcask::testing::sim::{SimBackend, SimConfig};
 
 use super::{in_task, on_every_backend};
 
-/// Every check, in turn; returns how many there were.
+/// Runs every check in turn. Returns the number of checks.
 async fn contract(io: Arc<dyn Io>, dir: Arc<dyn Dir>) -> u32 {
     names(&*dir).await;
     bytes_and_ends(&*dir).await;
@@ -41,10 +41,10 @@ async fn names(dir: &dyn Dir) {
     assert_eq!(read_exact(&*dir.open("b", OpenMode::Read).unwrap(), 0, 4).await.unwrap(), b"of a");
     dir.unlink("b").unwrap();
     assert_eq!(dir.unlink("b").unwrap_err().kind(), ErrorKind::NotFound);
-    // A file goes on without its name.
+    // An open file outlives its name.
     assert_eq!(read_exact(&*file, 0, 4).await.unwrap(), b"of a");
     for name in ["", ".", "..", "x/y", "/x"] {
-        assert!(dir.open(name, OpenMode::CreateNew).is_err(), "{name:?} is no name");
+        assert!(dir.open(name, OpenMode::CreateNew).is_err(), "{name:?} is not a valid name");
     }
 }
 
@@ -59,16 +59,20 @@ async fn bytes_and_ends(dir: &dyn Dir) {
     file.sync(SyncKind::Data).await.unwrap();
     file.sync_behind(SyncKind::All).await.unwrap();
     let (read, filled) = read_full(&*file, vec![9; 5000], 50, 0).await.unwrap();
-    assert_eq!(filled, 4060, "as far as the file goes");
-    assert_eq!(read[..50], [9; 50], "what lies before `at` is not touched");
+    assert_eq!(filled, 4060, "the read ends at the end of the file");
+    assert_eq!(read[..50], [9; 50], "bytes before `at` do not change");
     assert_eq!(read[50..60], [0; 10], "a hole reads as zeros");
     assert_eq!(read[60..4060], pieces.concat()[..]);
-    assert_eq!(read_full_once(&*file, vec![9; 5000], 50, 0).await.unwrap(), (read, filled), "the same when read once");
+    assert_eq!(
+        read_full_once(&*file, vec![9; 5000], 50, 0).await.unwrap(),
+        (read, filled),
+        "read_once returns the same"
+    );
     assert_eq!(read_exact(&*file, 4000, 11).await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
-    assert_eq!(file.read_at(vec![0; 8], 0, 4010).await.result.unwrap(), 0, "the end is no error");
+    assert_eq!(file.read_at(vec![0; 8], 0, 4010).await.result.unwrap(), 0, "a read at the end is not an error");
     write_all(&*file, vec![Bytes::from_static(b"over")], 20).await.unwrap();
     assert_eq!(read_exact(&*file, 19, 6).await.unwrap(), b"\0over\0");
-    // Either what is there, or the word that it would have to wait; never anything else.
+    // Returns the bytes, or reports that the read would wait or that the backend cannot do it.
     let mut now = [7; 4];
     match file.read_nowait(&mut now, 20) {
         Ok(count) => assert_eq!(now[..count], b"over"[..count]),
@@ -83,21 +87,21 @@ async fn space(dir: &dyn Dir) {
         Ok(()) => {}
         Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
     }
-    assert_eq!(file.len().unwrap(), 10, "claimed space is not length");
+    assert_eq!(file.len().unwrap(), 10, "preallocation does not change the length");
     file.truncate(4).unwrap();
     file.sync(SyncKind::All).await.unwrap();
     file.evict();
     file.expect_random_reads();
     file.start_reading(2, 1 << 20);
     file.truncate(8).unwrap();
-    assert_eq!(read_exact(&*file, 0, 8).await.unwrap(), b"0123\0\0\0\0", "what was cut does not come back");
+    assert_eq!(read_exact(&*file, 0, 8).await.unwrap(), b"0123\0\0\0\0", "truncated bytes read as zeros");
 }
 
 fn lock(dir: &dyn Dir) {
-    let held = dir.lock("LOCK").unwrap().expect("nobody else has it");
-    assert!(dir.lock("LOCK").unwrap().is_none(), "somebody has it");
+    let held = dir.lock("LOCK").unwrap().expect("the lock is free");
+    assert!(dir.lock("LOCK").unwrap().is_none(), "the lock is held");
     drop(held);
-    assert!(dir.lock("LOCK").unwrap().is_some(), "nobody has it any more");
+    assert!(dir.lock("LOCK").unwrap().is_some(), "the lock is free again");
 }
 
 async fn dropped_operations(dir: &dyn Dir) {
@@ -110,8 +114,8 @@ async fn dropped_operations(dir: &dyn Dir) {
         drop(write);
         drop(file.read_at(vec![0; 64], 0, 0));
     }
-    // Whatever was started is carried out (whole, here: the test injects no short writes). There is nothing to wait on
-    // but the content itself.
+    // Every started write runs to its end. It is complete, because the test injects no short writes. The content is the
+    // only sign of its completion.
     loop {
         let (read, filled) = read_full(&*file, vec![0; 50 * 64], 0, 0).await.unwrap();
         if filled == read.len() && (0..50_u8).all(|turn| read[usize::from(turn) * 64..][..64] == [turn; 64]) {
@@ -127,12 +131,12 @@ async fn tasks_and_time(io: &dyn Io) {
         task.fetch_add(1, Ordering::SeqCst);
     };
     io.spawn("contract-2", Priority::Background, Box::pin(add)).unwrap();
-    // The sleep is what is looked at, and gives the other task its turn; nothing depends on how long it takes.
+    // The sleep gives the other task its turn. The result does not depend on how long that task takes.
     while done.load(Ordering::SeqCst) == 0 {
         io.sleep(Duration::from_millis(1)).await;
     }
     io.sleep(Duration::from_millis(3)).await;
-    assert!(io.now() >= start + Duration::from_millis(3), "a sleep is not short");
+    assert!(io.now() >= start + Duration::from_millis(3), "a sleep ended early");
     let mut flushed = false;
     std::future::poll_fn(|cx| {
         io.flush();
@@ -144,12 +148,12 @@ async fn tasks_and_time(io: &dyn Io) {
 }
 
 #[test]
-fn real_backends_follow_the_rules_that_need_no_real_disk() {
+fn real_backends_pass_the_simulated_contract() {
     on_every_backend(|stage| assert_eq!(in_task(&stage, contract), 6));
 }
 
 #[test]
-fn the_simulated_backend_follows_the_same_rules() {
+fn the_simulated_backend_passes_the_contract() {
     let seeds = 200;
     for seed in 0..seeds {
         let backend =

@@ -1,5 +1,5 @@
-//! How background tasks stay out of the way of foreground I/O, as the kernel sees it.
-#![allow(unsafe_code, reason = "ioprio_get and cachestat have no safe wrapper; they are called here alone")]
+//! How background tasks keep out of the way of foreground I/O, as reported by the kernel.
+#![allow(unsafe_code, reason = "ioprio_get and cachestat have no safe wrapper; this file contains the only calls")]
 
 use std::fmt::Debug;
 use std::io::{self, IoSliceMut};
@@ -24,28 +24,28 @@ const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 /// The calling thread's nice value.
 fn nice() -> i64 {
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-    // The name before it may contain anything.
+    // The process name in front may contain any character.
     let (_, fields) = stat.rsplit_once(')').unwrap();
     fields.split_whitespace().nth(16).unwrap().parse().unwrap()
 }
 
 /// The calling thread's I/O priority.
 fn io_priority() -> io::Result<libc::c_long> {
-    // SAFETY: takes two numbers, of which 1 makes the other a thread and 0 the calling one, and touches no memory.
+    // SAFETY: the call takes two numbers and touches no memory: 1 selects a thread, and 0 is the calling one.
     match unsafe { libc::syscall(libc::SYS_ioprio_get, 1, 0) } {
         -1 => Err(io::Error::last_os_error()),
         priority => Ok(priority),
     }
 }
 
-/// Where in a file, as the kernel takes it.
+/// The kernel's `struct cachestat_range`.
 #[repr(C)]
 struct Range {
     offset: u64,
     len: u64,
 }
 
-/// Pages of a range, as the kernel counts them.
+/// The kernel's `struct cachestat`: page counts of a range.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Pages {
@@ -58,12 +58,12 @@ struct Pages {
 
 /// The pages of the stage's file `name` in the page cache.
 fn pages(stage: &Stage, name: &str, offset: u64, len: u64) -> io::Result<Pages> {
-    // The same number on every architecture; libc does not have it on all.
+    // The number is the same on every architecture, but libc does not define it on all of them.
     const CACHESTAT: libc::c_long = 451;
     let file = std::fs::File::open(stage.path.join(name)).unwrap();
     let (range, mut pages) = (Range { offset, len }, Pages::default());
-    // SAFETY: the descriptor is open; the kernel reads one structure and fills the other, which have its layout
-    // (`struct cachestat_range` and `struct cachestat`) and outlive the call; there are no flags.
+    // SAFETY: the descriptor is open. The kernel reads one structure and writes the other. Both have the layout that it
+    // expects (`struct cachestat_range` and `struct cachestat`) and outlive the call. There are no flags.
     match unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut pages, 0) } {
         0 => Ok(pages),
         _ => Err(io::Error::last_os_error()),
@@ -85,22 +85,22 @@ fn a_background_task_has_a_lower_priority_and_a_foreground_task_has_not() {
     });
 }
 
-/// Checks that `look` sees what is `expected`: other processes may take memory or sync the disk meanwhile, but not
-/// again and again.
+/// Checks that `look` returns `expected` within ten tries: other processes may use memory or sync the disk meanwhile,
+/// but not every time.
 #[track_caller]
-fn undisturbed<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
+fn assert_within_ten_tries<T: PartialEq + Debug>(look: impl Fn() -> T, expected: T) {
     let seen: Vec<T> = (0..10).map(|_| look()).take_while(|seen| *seen != expected).collect();
     assert!(seen.len() < 10, "{seen:?} instead of {expected:?}");
 }
 
-/// Whether the file system under `directory` has reads that leave nothing in the page cache.
+/// Whether the file system of `directory` supports reads that leave nothing in the page cache.
 fn has_uncached_reads(directory: &Path) -> bool {
     let file = tempfile::tempfile_in(directory).unwrap();
     let dontcache = ReadWriteFlags::from_bits_retain(0x80);
     rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut [0])], 0, dontcache).is_ok()
 }
 
-/// Reads the `blocks` blocks of `file`, in pieces of 16, and checks them.
+/// Reads all blocks of `file` with `read_once`, 16 at a time, and checks them.
 async fn read_all_once(file: &dyn File, blocks: u32) {
     for first in (0..blocks).step_by(16) {
         let (read, filled) = util::read_full_once(file, vec![0; 16 << 12], 0, u64::from(first) << 12).await.unwrap();
@@ -119,10 +119,10 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
         let cached = || pages(&stage, "cold", 0, 0).unwrap().cached;
         let file = stage.cold_file(BLOCKS);
         if let Err(error) = pages(&stage, "cold", 0, 0) {
-            return skip("reads that leave no trace", &error.to_string());
+            return skip("uncached reads", &error.to_string());
         }
         if !has_uncached_reads(&stage.path) {
-            return skip("reads that leave no trace", "kernel or file system have none");
+            return skip("uncached reads", "the kernel or the file system has none");
         }
         let by_the_read_thread = || wait(read_all_once(&*file, BLOCKS));
         let by_a_task = || {
@@ -131,7 +131,7 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
             });
         };
         for read_once in [&by_the_read_thread as &dyn Fn(), &by_a_task] {
-            undisturbed(
+            assert_within_ten_tries(
                 || {
                     file.evict();
                     let before = cached();
@@ -140,7 +140,7 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
                 },
                 (0, 0),
             );
-            undisturbed(
+            assert_within_ten_tries(
                 || {
                     wait(util::read_full(&*file, vec![0; 4096 * BLOCKS as usize], 0, 0)).unwrap();
                     let before = cached();
@@ -154,17 +154,17 @@ fn data_read_once_leaves_the_page_cache_unchanged() {
 }
 
 #[test]
-fn random_reads_bring_only_the_requested_pages_into_the_cache() {
+fn random_reads_cache_only_the_requested_pages() {
     const BLOCKS: u32 = 1024;
     on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(BLOCKS);
         let cached = || pages(&stage, "cold", 0, 0).map(|pages| pages.cached);
         if let Err(error) = cached() {
-            return skip("reads at random", &error.to_string());
+            return skip("random reads", &error.to_string());
         }
         if rustix::fs::statfs(&stage.path).unwrap().f_type == TMPFS_MAGIC {
-            return skip("reads at random", "the directory lies in memory");
+            return skip("random reads", "the directory is on a tmpfs");
         }
         let read_two = || {
             file.evict();
@@ -174,12 +174,12 @@ fn random_reads_bring_only_the_requested_pages_into_the_cache() {
             cached().unwrap()
         };
         let read_ahead = read_two();
-        println!("{read_ahead} pages for two, if nobody says what is to come");
+        println!("{read_ahead} pages for two reads, by default");
         if read_ahead <= 2 {
-            return skip("reads at random", "nothing is read ahead of others either");
+            return skip("random reads", "the kernel reads nothing ahead by default");
         }
         file.expect_random_reads();
-        undisturbed(read_two, 2);
+        assert_within_ten_tries(read_two, 2);
         file.evict();
         file.start_reading(1 << 20, 1 << 20);
         let started = Instant::now();
@@ -187,15 +187,15 @@ fn random_reads_bring_only_the_requested_pages_into_the_cache() {
             assert!(started.elapsed() < PATIENCE, "{} pages of 256", cached().unwrap());
             std::thread::yield_now();
         }
-        assert_eq!(cached().unwrap(), 256, "and nothing else");
+        assert_eq!(cached().unwrap(), 256, "only the requested pages are read ahead");
     });
 }
 
 #[test]
-fn a_plain_read_serves_where_uncached_reads_are_unsupported() {
+fn read_once_falls_back_where_uncached_reads_are_unsupported() {
     let memory = Path::new("/dev/shm");
     if !memory.is_dir() || has_uncached_reads(memory) {
-        return skip("a file system without uncached reads", "/dev/shm is none");
+        return skip("a file system without uncached reads", "/dev/shm supports them, or is missing");
     }
     on_every_backend(|stage| {
         let home = tempfile::tempdir_in(memory).unwrap();
@@ -204,7 +204,7 @@ fn a_plain_read_serves_where_uncached_reads_are_unsupported() {
         wait(read_all_once(&*file, 64));
         in_task_of(Priority::Background, &stage, |_, dir| async move {
             read_all_once(&*dir.open("cold", OpenMode::Read).unwrap(), 64).await;
-            // All at once, so that several are refused before anybody knows.
+            // All at once, so that several are refused before the backend remembers the refusal.
             let reads = (0..64).map(|block| file.read_once(vec![0; 4096], 0, block << 12));
             for (block, done) in (0..).zip(join_all(reads).await) {
                 check_block(done, block);
@@ -219,7 +219,7 @@ fn writeback_begins_without_a_sync_and_only_in_the_requested_range() {
     on_every_backend(|stage| {
         let dir = stage.dir();
         let dirty = |offset| pages(&stage, "data", offset, HALF).map(|pages| pages.dirty);
-        // A new file each time: pages that are being written already would be passed over.
+        // A new file each time: the kernel skips pages that are already being written.
         let create = || {
             let _ = dir.unlink("data");
             let file = dir.open("data", OpenMode::CreateNew).unwrap();
@@ -232,18 +232,18 @@ fn writeback_begins_without_a_sync_and_only_in_the_requested_range() {
         });
         match counts.find(|count| !matches!(count, Ok(0))) {
             Some(Ok(_)) => {}
-            None => return skip("early write-back", "this file system has no dirty pages"),
-            Some(Err(error)) => return skip("early write-back", &error.to_string()),
+            None => return skip("early writeback", "this file system has no dirty pages"),
+            Some(Err(error)) => return skip("early writeback", &error.to_string()),
         }
         let halves = || (dirty(0).unwrap(), dirty(HALF).unwrap());
         let look = || {
             let file = create();
             file.start_writeback(0, 0);
-            let asked_for_nothing = halves();
+            let after_empty_range = halves();
             file.start_writeback(HALF, HALF);
-            // Now they are handed to the disk, or written already.
-            (asked_for_nothing, halves())
+            // Now the pages are under writeback, or already written.
+            (after_empty_range, halves())
         };
-        undisturbed(look, ((512, 512), (512, 0)));
+        assert_within_ten_tries(look, ((512, 512), (512, 0)));
     });
 }

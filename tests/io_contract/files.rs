@@ -10,7 +10,7 @@ use ringcask::testing::io::{DirEntry, EntryKind, OpenMode};
 use crate::on_every_backend;
 
 #[test]
-fn only_regular_files_are_opened_and_only_by_plain_names() {
+fn only_regular_files_with_plain_names_open() {
     on_every_backend(|stage| {
         let before = rustix::process::umask(rustix::fs::Mode::empty());
         let dir = stage.dir();
@@ -41,29 +41,33 @@ fn only_regular_files_are_opened_and_only_by_plain_names() {
             assert_eq!(open(name, OpenMode::ReadWrite), Err(ErrorKind::InvalidInput), "{name:?} for writing");
             assert_eq!(dir.lock(name).map(drop).unwrap_err().kind(), ErrorKind::InvalidInput, "{name:?} as a lock");
         }
-        assert_eq!(open("twin", OpenMode::ReadWrite), Ok(()), "a second name of a file is no reason to refuse it");
+        assert_eq!(open("twin", OpenMode::ReadWrite), Ok(()), "a hard link must open");
         let missing = stage.path.join("missing");
         assert_eq!(stage.io.open_dir(&missing, false).map(drop).unwrap_err().kind(), ErrorKind::NotFound);
     });
 }
 
 #[test]
-fn a_lock_is_held_once_and_free_when_its_guard_is_gone() {
+fn a_lock_is_exclusive_and_freed_by_its_guard() {
     on_every_backend(|stage| {
         let (dir, again) = (stage.dir(), stage.dir());
-        let lock = dir.lock("LOCK").unwrap().expect("nobody holds it");
+        let lock = dir.lock("LOCK").unwrap().expect("the lock is free");
         assert!(dir.lock("LOCK").unwrap().is_none());
         assert!(again.lock("LOCK").unwrap().is_none());
-        assert!(dir.lock("OTHER").unwrap().is_some(), "another name is another lock");
+        assert!(dir.lock("OTHER").unwrap().is_some(), "locks of different names are independent");
         drop(lock);
         assert!(again.lock("LOCK").unwrap().is_some());
-        // A lock on a file that was moved away does not keep its name.
-        let lock = dir.lock("LOCK").unwrap().expect("free again");
+        // A lock on a file that was renamed no longer protects the old name.
+        let lock = dir.lock("LOCK").unwrap().expect("the lock is free again");
         dir.rename("LOCK", "MOVED").unwrap();
         assert!(again.lock("LOCK").unwrap().is_some());
         assert!(again.lock("MOVED").unwrap().is_none());
         drop(lock);
-        assert_eq!(dir.list().unwrap().iter().filter(|entry| entry.kind == EntryKind::File).count(), 3, "none removed");
+        assert_eq!(
+            dir.list().unwrap().iter().filter(|entry| entry.kind == EntryKind::File).count(),
+            3,
+            "no file is removed"
+        );
     });
 }
 
@@ -82,7 +86,7 @@ fn names_are_listed_renamed_and_removed() {
         let mut expected: Vec<_> = names.iter().map(|name| entry(name, EntryKind::File)).collect();
         expected.extend([entry("directory", EntryKind::Other), entry("link", EntryKind::Other)]);
         assert_eq!(dir.list().unwrap(), expected);
-        assert_eq!(dir.list().unwrap(), expected, "a second time as well");
+        assert_eq!(dir.list().unwrap(), expected, "a second listing is the same");
 
         dir.rename("000", "001").unwrap();
         dir.unlink("002").unwrap();

@@ -1,7 +1,7 @@
 //! The contract of the I/O backend: one suite for every implementation.
 //!
-//! Each check runs on every backend, one after the other and never at the same time as another check. Afterwards the
-//! process must have as many open descriptors as before, so every check is also a check for leaks.
+//! Each check runs on every backend, and never at the same time as another check. Afterwards the process must have the
+//! same number of open descriptors as before, so every check also finds leaks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 
 mod all_backends;
@@ -24,12 +24,12 @@ use ringcask::testing::io::threads::ThreadsIo;
 use ringcask::testing::io::uring::{DEFAULT_ENTRIES, UringIo};
 use ringcask::testing::io::{Dir, File, Io, OpenMode, Priority, ReadDone};
 
-/// Longer than any of this takes on a busy machine: what takes longer hangs.
+/// Time after which a check counts as hung, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 type MakeBackend = fn() -> Arc<dyn Io>;
 
-/// The real backends. What needs no real file system also runs in the simulated one (`all_backends`).
+/// The real backends. Checks that need no real file system also run on the simulated one (`all_backends`).
 fn backends() -> Vec<(&'static str, MakeBackend)> {
     let mut backends: Vec<(&'static str, MakeBackend)> = vec![("threads", || Arc::new(ThreadsIo::new()))];
     if std::env::var_os("RINGCASK_ENGINE").is_some_and(|engine| engine == "threads") {
@@ -43,7 +43,7 @@ fn backends() -> Vec<(&'static str, MakeBackend)> {
     backends
 }
 
-/// One backend, and a directory for it.
+/// A backend, and a directory for it.
 struct Stage {
     name: &'static str,
     io: Arc<dyn Io>,
@@ -55,7 +55,7 @@ impl Stage {
         self.io.open_dir(&self.path, true).unwrap()
     }
 
-    /// A file of `blocks` blocks of 4 KiB, every byte of which tells its block, not in the page cache.
+    /// A file that is not in the page cache, with `blocks` blocks of 4 KiB. Every byte identifies its block.
     fn cold_file(&self, blocks: u32) -> Arc<dyn File> {
         let content: Vec<u8> = (0..blocks).flat_map(|block| block.to_le_bytes().repeat(1024)).collect();
         std::fs::write(self.path.join("cold"), &content).unwrap();
@@ -71,7 +71,7 @@ fn check_block(done: ReadDone, block: u32) {
     assert_eq!(done.buf, block.to_le_bytes().repeat(1024), "block {block}");
 }
 
-/// Says loudly that `what` was not tested here.
+/// Reports that `what` was not tested. Fails if `RINGCASK_REQUIRE_ALL` is set.
 fn skip(what: &str, why: &str) {
     println!("SKIPPED: {what}: {why}");
     eprintln!("SKIPPED: {what}: {why}");
@@ -91,16 +91,20 @@ fn on_every_backend(check: impl Fn(Stage)) {
         let before = open_descriptors();
         let start = Instant::now();
         check(Stage { name, io: make(), path: home.path().join("a/b") });
-        // A thread that is told of the end may still be on its way out.
+        // An engine thread that was told to stop may still be exiting.
         while open_descriptors() != before {
-            assert!(start.elapsed() < PATIENCE, "{name}: {before} descriptors became {}", open_descriptors());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{name}: {before} open descriptors before, {} after",
+                open_descriptors()
+            );
             thread::yield_now();
         }
         println!("{name}: {:?}", start.elapsed());
     }
 }
 
-/// Runs a task of the stage's backend to its end, and returns what it says.
+/// Runs a task of the stage's backend to its end. Returns its result.
 fn in_task<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
     stage: &Stage,
     task: impl FnOnce(Arc<dyn Io>, Arc<dyn Dir>) -> T,
@@ -116,7 +120,7 @@ fn in_task_of<R: Send + 'static, T: Future<Output = R> + Send + 'static>(
     let (done, result) = mpsc::channel();
     let task = task(Arc::clone(&stage.io), stage.dir());
     stage.io.spawn("contract", priority, Box::pin(async move { done.send(task.await).unwrap() })).unwrap();
-    result.recv_timeout(PATIENCE).expect("the task hangs, or panicked with a message above")
+    result.recv_timeout(PATIENCE).expect("the task hangs, or it panicked: see the message above")
 }
 
 struct Unpark(Thread);
@@ -127,7 +131,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for `future` on this thread, which is none of the backend's.
+/// Waits for `future` on this thread, which does not belong to the backend.
 fn wait<T>(future: impl Future<Output = T>) -> T {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut future = pin!(future);
@@ -136,12 +140,12 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "no wake-up came");
+        assert!(start.elapsed() < PATIENCE, "no wake-up within the time limit");
         thread::park_timeout(PATIENCE);
     }
 }
 
-/// The owner of a written buffer; counts its end.
+/// The owner of a written buffer. Counts its drop.
 struct Owner(Vec<u8>, Arc<AtomicUsize>);
 
 impl AsRef<[u8]> for Owner {

@@ -16,7 +16,7 @@ use ringcask::testing::io::{File, OpFuture, OpenMode, ReadDone, SyncKind, util};
 use crate::{Owner, PATIENCE, check_block, in_task, on_every_backend, wait};
 
 #[test]
-fn what_was_written_is_read_back_and_short_at_the_end() {
+fn reads_return_what_was_written_and_are_short_at_the_end() {
     on_every_backend(|stage| {
         in_task(&stage, |_, dir| async move {
             let file = dir.open("data", OpenMode::CreateNew).unwrap();
@@ -31,8 +31,8 @@ fn what_was_written_is_read_back_and_short_at_the_end() {
             let done = file.read_at(vec![1; 16], 2, 1).await;
             assert_eq!(done.result.unwrap(), 10);
             assert_eq!(done.buf, b"\x01\x01bcdefg\0\0XY\x01\x01\x01\x01");
-            assert_eq!(file.read_at(vec![0; 4], 0, 11).await.result.unwrap(), 0, "the end");
-            assert_eq!(file.read_at(vec![0; 4], 4, 0).await.result.unwrap(), 0, "no room");
+            assert_eq!(file.read_at(vec![0; 4], 0, 11).await.result.unwrap(), 0, "a read at the end returns 0");
+            assert_eq!(file.read_at(vec![0; 4], 4, 0).await.result.unwrap(), 0, "a read into a full buffer returns 0");
             assert_eq!(util::read_exact(&*file, 3, 4).await.unwrap(), b"defg");
             assert_eq!(util::read_exact(&*file, 3, 99).await.unwrap_err().kind(), ErrorKind::UnexpectedEof);
 
@@ -43,8 +43,12 @@ fn what_was_written_is_read_back_and_short_at_the_end() {
             let done = file.read_once(vec![7; 4], 5, 0).await;
             assert_eq!((done.result.err().map(|error| error.kind()), done.buf), (invalid, vec![7; 4]));
             assert_eq!(file.read_once(vec![0; 4], 0, beyond).await.result.err().map(|error| error.kind()), invalid);
-            assert_eq!(file.read_once(vec![0; 4], 4, 0).await.result.unwrap(), 0, "no room");
-            assert_eq!(file.read_once(vec![0; 4], 0, 11).await.result.unwrap(), 0, "the end");
+            assert_eq!(
+                file.read_once(vec![0; 4], 4, 0).await.result.unwrap(),
+                0,
+                "a read into a full buffer returns 0"
+            );
+            assert_eq!(file.read_once(vec![0; 4], 0, 11).await.result.unwrap(), 0, "a read at the end returns 0");
             assert_eq!(file.read_at(vec![0; 4], 0, beyond).await.result.err().map(|error| error.kind()), invalid);
             let written = file.write_at(vec![Bytes::from_static(b"z")], beyond).await;
             assert_eq!(written.err().map(|error| error.kind()), invalid);
@@ -58,7 +62,7 @@ fn what_was_written_is_read_back_and_short_at_the_end() {
 }
 
 #[test]
-fn many_pieces_and_large_ones_arrive_whole() {
+fn many_pieces_and_large_pieces_are_written_completely() {
     on_every_backend(|stage| {
         in_task(&stage, |_, dir| async move {
             let file = dir.open("pieces", OpenMode::CreateNew).unwrap();
@@ -72,13 +76,16 @@ fn many_pieces_and_large_ones_arrive_whole() {
             util::write_all(&*file, vec![Bytes::from(large.clone())], 30_000).await.unwrap();
             file.sync(SyncKind::Data).await.unwrap();
             file.evict();
-            assert!(util::read_exact(&*file, 30_000, large.len()).await.unwrap() == large, "32 MB came back different");
+            assert!(
+                util::read_exact(&*file, 30_000, large.len()).await.unwrap() == large,
+                "the 32 MB read differ from those written"
+            );
         });
     });
 }
 
 #[test]
-fn a_cached_read_needs_no_waiting() {
+fn a_probe_of_a_cached_block_does_not_wait() {
     on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(64);
@@ -86,7 +93,7 @@ fn a_cached_read_needs_no_waiting() {
         for block in 0..64u32 {
             let offset = u64::from(block) * 4096;
             match file.read_nowait(&mut buf, offset) {
-                // Even what was not cached, if the disk answers the look-ahead before we look.
+                // The first probe may already hit: the disk may complete the kernel's read-ahead before it.
                 Ok(count) => assert_eq!(buf[..count], block.to_le_bytes().repeat(1024)[..count]),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::WouldBlock);
@@ -96,16 +103,16 @@ fn a_cached_read_needs_no_waiting() {
             }
         }
         for block in 0..64u32 {
-            assert_eq!(file.read_nowait(&mut buf, u64::from(block) * 4096).unwrap(), 4096, "now it is cached");
+            assert_eq!(file.read_nowait(&mut buf, u64::from(block) * 4096).unwrap(), 4096, "the block is now cached");
             assert_eq!(buf, block.to_le_bytes().repeat(1024));
         }
-        assert_eq!(file.read_nowait(&mut buf, 64 * 4096).unwrap(), 0, "the end of the file is known");
+        assert_eq!(file.read_nowait(&mut buf, 64 * 4096).unwrap(), 0, "a read at the end never waits");
         println!("{}: 64 hits, after {misses} misses", stage.name);
     });
 }
 
 #[test]
-fn preallocated_space_does_not_count_as_length_and_is_given_back() {
+fn preallocated_space_is_not_length_and_can_be_freed() {
     on_every_backend(|stage| {
         let dir = stage.dir();
         let file = dir.open("data", OpenMode::CreateNew).unwrap();
@@ -115,19 +122,23 @@ fn preallocated_space_does_not_count_as_length_and_is_given_back() {
         let before = on_disk();
         file.allocate(0, 8 << 20).unwrap();
         assert_eq!(file.len().unwrap(), 5000);
-        assert!(on_disk() >= 8 << 20, "{} bytes claimed", on_disk());
+        assert!(on_disk() >= 8 << 20, "{} bytes preallocated", on_disk());
         file.truncate(5000).unwrap();
-        assert_eq!((file.len().unwrap(), on_disk()), (5000, before), "a cut to the same length gives the rest back");
+        assert_eq!(
+            (file.len().unwrap(), on_disk()),
+            (5000, before),
+            "truncating to the same length frees the preallocated rest"
+        );
         file.truncate(4097).unwrap();
         assert_eq!(wait(file.read_at(vec![0; 9999], 0, 0)).result.unwrap(), 4097);
         file.truncate(6000).unwrap();
         let done = wait(file.read_at(vec![1; 9999], 0, 0));
         assert_eq!(done.result.unwrap(), 6000);
-        assert_eq!(done.buf[4097..6000], [0; 1903], "what was cut does not come back");
+        assert_eq!(done.buf[4097..6000], [0; 1903], "truncated bytes read as zeros");
     });
 }
 
-/// A dropped future abandons the result and nothing else: the writes arrive, and every buffer is freed, once.
+/// Dropping a future only abandons its result: the writes complete, and every buffer is freed, once.
 #[test]
 fn dropped_operations_run_to_their_end_and_free_their_buffers() {
     const WRITES: u32 = 1000;
@@ -146,7 +157,7 @@ fn dropped_operations_run_to_their_end_and_free_their_buffers() {
                 drop(file.write_at(pieces.collect(), u64::from(n) * 4096));
                 let mut read = cold.read_at(vec![0; 4096], 0, u64::from(n) * 4096);
                 if n % 2 == 0 {
-                    // Once polled and then dropped, so that a waker is left behind.
+                    // Polled once and then dropped, which leaves a waker behind.
                     let _ = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
                 }
                 drop(read);
@@ -156,7 +167,7 @@ fn dropped_operations_run_to_their_end_and_free_their_buffers() {
             }
         });
         for n in 0..WRITES {
-            // From a foreign thread too.
+            // From a thread outside the backend as well.
             drop(stage.dir().open("cold", OpenMode::Read).unwrap().read_at(vec![0; 4096], 0, u64::from(n) * 4096));
         }
         let pieces: usize = (0..WRITES as usize).map(|n| n % 3 + 1).sum();
@@ -176,7 +187,7 @@ fn dropped_operations_run_to_their_end_and_free_their_buffers() {
 }
 
 #[test]
-fn thousands_of_reads_from_foreign_threads_all_come_back() {
+fn thousands_of_reads_from_foreign_threads_all_complete() {
     on_every_backend(|stage| {
         std::fs::create_dir_all(&stage.path).unwrap();
         let file = stage.cold_file(1024);
@@ -215,19 +226,19 @@ fn reads_outlive_the_thread_that_started_them_and_the_backend() {
         }
         file.evict();
         let reads = start(&file);
-        // The last handles: now everything that was started is waited for, and the threads end.
+        // Dropping the last handles waits for all started operations and ends the threads.
         drop((file, stage));
         for (block, mut read) in (0..).zip(reads) {
             match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(done) => check_block(done, block),
-                Poll::Pending => panic!("block {block} was not waited for"),
+                Poll::Pending => panic!("the read of block {block} is still pending"),
             }
         }
     });
 }
 
 #[test]
-fn ten_thousand_operations_at_once_in_one_task() {
+fn one_task_runs_ten_thousand_operations_at_once() {
     on_every_backend(|stage| {
         let written: usize = in_task(&stage, |_, dir| async move {
             let file = dir.open("data", OpenMode::CreateNew).unwrap();

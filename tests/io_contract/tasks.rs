@@ -1,4 +1,4 @@
-//! Tasks, timers, and misbehaving wakers.
+//! Tasks, timers and misbehaving wakers.
 
 use std::future::poll_fn;
 use std::panic::resume_unwind;
@@ -29,11 +29,11 @@ fn sleeps_end_in_order_and_not_early() {
                 let sleep = io.sleep(Duration::from_millis(ms));
                 async move {
                     sleep.await;
-                    assert!(io.now() - start >= Duration::from_millis(ms), "{ms} ms were shorter");
+                    assert!(io.now() - start >= Duration::from_millis(ms), "a sleep of {ms} ms ended early");
                     ended.lock().unwrap().push(ms);
                 }
             });
-            // Once with nothing in flight and once beside I/O: two ways to sleep.
+            // Once with nothing in flight and once with I/O in flight: the engine sleeps in two ways.
             sleeps.into_iter().collect::<FuturesUnordered<_>>().collect::<Vec<()>>().await;
             let deadline = io.now() + Duration::from_millis(30);
             let mut sleep = io.sleep(Duration::from_millis(30));
@@ -54,14 +54,14 @@ fn sleeps_end_in_order_and_not_early() {
     });
 }
 
-/// A counter that two threads push to and fro, and the wakers of those who wait for it.
+/// A counter that two threads increment alternately, with the waker of the thread whose turn it is not.
 #[derive(Default)]
 struct Ball {
     state: Mutex<(u32, Option<Waker>)>,
 }
 
 impl Ball {
-    /// Counts on if it is this player's turn (`parity`).
+    /// Increments the counter if it is this player's turn (`parity`).
     fn play(&self, parity: u32, cx: &mut Context<'_>) -> Poll<u32> {
         let mut state = self.state.lock().unwrap();
         if state.0 % 2 != parity {
@@ -78,27 +78,28 @@ impl Ball {
     }
 }
 
-/// A lost wake-up ends this in a hang. Played with nothing in flight and beside I/O: two ways to sleep.
+/// A lost wake-up makes this test hang. It runs with nothing in flight and with I/O in flight: the engine sleeps in two
+/// ways.
 #[test]
 fn no_wake_up_from_a_foreign_thread_is_lost() {
     const ROUNDS: u32 = 20_000;
     on_every_backend(|stage| {
-        for beside_io in [false, true] {
+        for with_io in [false, true] {
             let ball = Arc::new(Ball::default());
             let task_ball = Arc::clone(&ball);
             let foreign = thread::spawn(move || while wait(poll_fn(|cx| ball.play(1, cx))) < ROUNDS {});
             let ops = in_task(&stage, |_, dir| async move {
-                let name = if beside_io { "busy" } else { "idle" };
+                let name = if with_io { "busy" } else { "idle" };
                 let file = dir.open(name, OpenMode::CreateNew).unwrap();
                 let write = || file.write_at(vec![Bytes::from_static(b"x")], 0);
-                let (mut ops, mut in_flight) = (0, beside_io.then(write));
+                let (mut ops, mut in_flight) = (0, with_io.then(write));
                 poll_fn(|cx| {
                     while let Some(op) = &mut in_flight
                         && let Poll::Ready(result) = Pin::new(op).poll(cx)
                     {
                         result.unwrap();
                         ops += 1;
-                        // Over and over: the thread must sleep in the kernel now and then.
+                        // Pauses every 64 operations, so that the thread sometimes sleeps in the kernel.
                         in_flight = Some(write());
                         if ops % 64 == 0 {
                             cx.waker().wake_by_ref();
@@ -118,18 +119,18 @@ fn no_wake_up_from_a_foreign_thread_is_lost() {
             });
             foreign.join().unwrap();
             println!("{}: {ROUNDS} rounds beside {ops} operations", stage.name);
-            assert_eq!(ops > 0, beside_io);
+            assert_eq!(ops > 0, with_io);
         }
     });
 }
 
-/// A waker whose executor is broken.
+/// A waker that panics.
 struct Bomb(AtomicUsize);
 
 impl Wake for Bomb {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
-        resume_unwind(Box::new("part of the test, and without the noise of a panic"));
+        resume_unwind(Box::new("an expected panic, without a message"));
     }
 }
 
@@ -142,14 +143,14 @@ fn a_panicking_waker_affects_no_other_task() {
         let waker = Waker::from(Arc::clone(&bomb));
         let mut kept = Vec::new();
         let mut pending = 0;
-        // Until one was not finished when it was first polled.
+        // Repeats until some read is pending after its first poll.
         for _ in 0..100 {
             file.evict();
             let mut reads: Vec<_> = (0..64).map(|block| file.read_at(vec![0; 4096], 0, block * 4096)).collect();
             let mut poll = |read: &mut OpFuture<ReadDone>| read.as_mut().poll(&mut Context::from_waker(&waker));
             let polled: Vec<_> = reads.iter_mut().map(&mut poll).collect();
             pending = polled.iter().filter(|poll| poll.is_pending()).count();
-            // The wakers of dropped reads would not be called.
+            // Dropped reads would not call their wakers.
             kept.extend(reads);
             if pending > 0 {
                 break;
@@ -158,19 +159,19 @@ fn a_panicking_waker_affects_no_other_task() {
         for block in 0..64u32 {
             check_block(wait(file.read_at(vec![0; 4096], 0, u64::from(block) * 4096)), block);
         }
-        // All of them exploded or never had to; either way the backend is whole.
+        // Every pending read must call its waker. The backend must survive the panics.
         let start = Instant::now();
         while bomb.0.load(Ordering::SeqCst) < pending {
             assert!(start.elapsed() < PATIENCE, "{pending} wakers, {} called", bomb.0.load(Ordering::SeqCst));
             thread::yield_now();
         }
         println!("{}: {pending} wakers panicked", stage.name);
-        assert!(pending > 0, "nothing was tested");
+        assert!(pending > 0, "no read was pending");
     });
 }
 
 #[test]
-fn a_panic_ends_its_task_and_nothing_else() {
+fn a_panic_ends_only_its_task() {
     on_every_backend(|stage| {
         struct Guard(mpsc::Sender<()>);
         impl Drop for Guard {
@@ -188,7 +189,7 @@ fn a_panic_ends_its_task_and_nothing_else() {
                 let bytes = Bytes::from_owner(Owner(vec![7; 4096], Arc::clone(&counter)));
                 drop(file.write_at(vec![bytes], n * 4096));
             }
-            resume_unwind(Box::new("part of the test, and without the noise of a panic"));
+            resume_unwind(Box::new("an expected panic, without a message"));
         };
         stage.io.spawn("doomed", Priority::Foreground, Box::pin(task)).unwrap();
         ended.recv_timeout(PATIENCE).expect("the task's guards are dropped");
@@ -205,21 +206,21 @@ fn a_panic_ends_its_task_and_nothing_else() {
             assert!(start.elapsed() < PATIENCE, "{} of 100 buffers freed", freed.load(Ordering::SeqCst));
             thread::yield_now();
         }
-        assert!(std::fs::read(path).unwrap() == vec![7; 409_600], "what was in flight arrived");
+        assert!(std::fs::read(path).unwrap() == vec![7; 409_600], "the write in flight completed");
     });
 }
 
 #[test]
-fn blocking_ends_when_told_and_never_begins_on_an_engine_thread() {
+fn block_until_ends_on_request_and_never_blocks_an_engine_thread() {
     on_every_backend(|stage| {
-        let told = Arc::new(AtomicBool::new(false));
-        let (teller, waiting) = (Arc::clone(&told), thread::current());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (setter, waiting) = (Arc::clone(&is_over), thread::current());
         let helper = thread::spawn(move || {
-            teller.store(true, Ordering::SeqCst);
+            setter.store(true, Ordering::SeqCst);
             waiting.unpark();
         });
-        stage.io.block_until(&|| told.load(Ordering::SeqCst));
-        assert!(told.load(Ordering::SeqCst));
+        stage.io.block_until(&|| is_over.load(Ordering::SeqCst));
+        assert!(is_over.load(Ordering::SeqCst));
         helper.join().unwrap();
         in_task(&stage, |io, _| async move { io.block_until(&|| false) });
         assert!(matches!(stage.io.kind(), IoKind::Threads | IoKind::Uring | IoKind::Sim));

@@ -1,4 +1,4 @@
-//! A file-backed disk whose file system can be cut off from it.
+//! A disk in a file, whose file system can be cut off from it.
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::killed_writer::DEADLINE;
 
-/// The file systems that know how to shut down.
+/// The file systems that can be shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Ext4,
@@ -19,7 +19,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What it is mounted with, one of these at a time: how data and journal are ordered, and when blocks are chosen.
+    /// Mount options, of which a mount uses one entry. They differ in the order of data and journal, and in the time of
+    /// block allocation.
     pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["data=ordered", "data=writeback", "nodelalloc", "data=journal", "data=writeback,commit=1"],
@@ -28,7 +29,7 @@ impl Kind {
     }
 
     fn make(self, image: &Path) -> Command {
-        // An XFS is at least 300 MiB; the image is sparse.
+        // XFS needs at least 300 MiB. The image is sparse.
         let (program, mib) = match self {
             Self::Ext4 => ("mkfs.ext4", 128),
             Self::Xfs => ("mkfs.xfs", 300),
@@ -40,17 +41,17 @@ impl Kind {
     }
 }
 
-/// What a cut leaves of the journal.
+/// What happens to the journal at a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Cut {
-    /// It is written out first: metadata is newer than the data it speaks of.
+    /// It is written out first, so metadata is newer than the data it refers to.
     JournalFlushed = 1,
-    /// Nothing is written out.
+    /// It is not written out.
     Nothing = 2,
 }
 
-/// `_IOR('X', 125, __u32)`: `EXT4_IOC_SHUTDOWN`, and `XFS_IOC_GOINGDOWN` too.
+/// `_IOR('X', 125, __u32)`: `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`.
 const SHUTDOWN: libc::Ioctl = 0x8004_587d;
 
 pub struct Disk {
@@ -63,7 +64,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A fresh file system, mounted; or the reason why none is available here.
+    /// A fresh mounted file system, or the reason why none is available.
     pub fn new(kind: Kind, options: &'static str) -> Result<Self, String> {
         let home = TempDir::with_prefix("ringcask-power-").unwrap();
         let (image, point) = (home.path().join("image"), home.path().join("mount"));
@@ -82,19 +83,19 @@ impl Disk {
         Ok(())
     }
 
-    /// Cuts the file system off from its disk: what is not there by now never comes there.
-    #[allow(unsafe_code, reason = "ioctl has no safe wrapper for this request; it is called here alone")]
+    /// Cuts the file system off from its disk: data that is not on the disk by now never gets there.
+    #[allow(unsafe_code, reason = "ioctl has no safe wrapper for this request; this is the only call")]
     pub fn cut(&self, cut: Cut) {
         let root = fs::File::open(&self.point).unwrap();
         let how = cut as u32;
-        // SAFETY: the request reads four bytes at the address, which are those of `how`, and keeps no pointer.
+        // SAFETY: the request reads the four bytes of `how` at this address, and keeps no pointer.
         let result = unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &raw const how) };
         assert_eq!(result, 0, "shutting down {}: {}", self.point.display(), std::io::Error::last_os_error());
     }
 
-    /// Mounts it again, as after a start of the machine: nothing but the disk's content is left.
+    /// Mounts the file system again, as after a restart of the machine: only the content of the disk is left.
     pub fn restart(&mut self) {
-        // A ring gives the descriptors of a killed process back a moment after its end, and until then this is busy.
+        // The kernel returns the descriptors of a killed ring with a delay. Until then the unmount fails as busy.
         let deadline = Instant::now() + DEADLINE;
         while let Err(error) = run(Command::new("umount").arg(&self.point)) {
             assert!(Instant::now() < deadline, "{error}");
@@ -108,7 +109,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.is_mounted {
-            // Lazily, and the loop device with it: a failed test may hold descriptors.
+            // A lazy unmount, which also frees the loop device: a failed test may hold descriptors.
             let _ = Command::new("umount").arg("-l").arg(&self.point).status();
         }
     }

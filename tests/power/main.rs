@@ -1,18 +1,18 @@
-//! A real kernel whose disk is cut off at random moments, again and again on the same file system.
+//! A real kernel whose disk is cut off at random moments, many times on the same file system.
 //!
-//! The store lies on a file system in a file. While a child process writes (see `support/killed_writer`), the file
-//! system is shut down: data that has not reached its disk is lost, and every later request fails. The child is
-//! killed, at once or after it has received its errors; the file system is mounted again, which replays its journal;
-//! the store is reopened and checked. Only `Synced` operations, and those before them, must be there. An operation
-//! requested after the cut must not be acknowledged.
+//! The store is on a file system in a file. While a child process writes (see `support/killed_writer`), the file system
+//! is shut down: data that has not reached its disk is lost, and every later request fails. The child is killed, either
+//! immediately or after its calls have failed. The file system is mounted again, which replays its journal, and the
+//! store is reopened and checked. Only `Synced` operations, and those before them, must survive. An operation requested
+//! after the cut must not be acknowledged.
 //!
-//! Further checks: reads in the dying child return what was written, or fail; an open that is cut off ends with an
-//! error that does not report corruption; the reopened store can be written, compacted and closed, its versions are
-//! higher than all before, and it shows the same when it is opened again. One check in three works on a copy, so that
-//! the next child recovers what the cut left and is cut off upon it.
+//! Further checks: reads in the child after the cut return what was written, or fail. An open during the cut fails with
+//! an error that does not report corruption. The reopened store can be written, compacted and closed, its versions are
+//! higher than all before, and it has the same contents when it is reopened. One check in three works on a copy, so
+//! that the next child recovers the files that the cut left, and is cut off again.
 //!
-//! Not tested here: a disk that reorders or tears writes (the simulated one does, in `tests/crash`), and
-//! file systems that cannot be shut down.
+//! Not tested here: disks that reorder or tear writes (the simulated disk in `tests/crash` does), and file systems that
+//! cannot be shut down.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -20,7 +20,7 @@
     clippy::panic,
     clippy::cast_possible_truncation,
     missing_docs,
-    reason = "a test stops where it fails"
+    reason = "a failed check is a failed test"
 )]
 
 mod disk;
@@ -46,10 +46,10 @@ use tempfile::TempDir;
 use crate::support::killed_writer::{self, Acks, Rng, Running, State, Survivors, Totals, WRITERS, builder, check};
 use crate::support::stages;
 
-/// Cuts of one file system before a fresh one.
+/// Number of cuts before a file system is replaced.
 const GENERATIONS: u64 = 12;
 
-/// The cuts of one test.
+/// Runs the cuts of one test.
 struct Cutter {
     test: &'static str,
     kind: Kind,
@@ -71,7 +71,7 @@ impl Cutter {
             None => vec![Engine::Uring, Engine::Threads],
             Some(why) => {
                 println!("SKIPPED: power cuts on the ring: {why}");
-                assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "the ring must run here: {why}");
+                assert!(std::env::var_os("RINGCASK_REQUIRE_ALL").is_none(), "io_uring must be available here: {why}");
                 vec![Engine::Threads]
             }
         };
@@ -94,8 +94,8 @@ impl Cutter {
         Disk::new(self.kind, options[self.rng.below(options.len() as u64) as usize])
     }
 
-    /// Cuts `count` times; or says why no file system can be had here.
-    fn cut_again_and_again(&mut self, count: u64) -> Result<(), String> {
+    /// Cuts `count` times. Returns the reason if no file system is available.
+    fn cut_repeatedly(&mut self, count: u64) -> Result<(), String> {
         let (mut disk, mut before) = (self.fresh_disk()?, vec![State::new(); WRITERS]);
         for number in 0..count {
             if number > 0 && number % GENERATIONS == 0 {
@@ -107,7 +107,7 @@ impl Cutter {
         Ok(())
     }
 
-    /// One child, one cut, one check.
+    /// Runs one child, cuts it off once and checks the store.
     fn cycle(&mut self, disk: &mut Disk, before: &[State]) -> Vec<State> {
         let seed = self.rng.next();
         let engine = self.engines[self.rng.below(self.engines.len() as u64) as usize];
@@ -118,8 +118,8 @@ impl Cutter {
         *self.by_engine.entry(engine.to_string()).or_default() += 1;
         self.unopened += u64::from(acks.unopened.is_some());
         self.refused += acks.refused.iter().filter(|refused| **refused).count() as u64;
-        if let Some(said) = &acks.unopened {
-            assert!(said.starts_with("unopened Io"), "an open on a disk that is gone: {said}");
+        if let Some(message) = &acks.unopened {
+            assert!(message.starts_with("unopened Io"), "an open after the cut failed with another error: {message}");
         }
 
         let aside = TempDir::with_prefix("ringcask-power-").unwrap();
@@ -141,13 +141,13 @@ impl Cutter {
         if self.rng.below(4) == 0 {
             let store = open(self.rng.next());
             let again = check(&store, seed, &after, &Acks::new(), Survivors::Disk, &mut Totals::default());
-            assert!(again == after, "a reopening shows something else than the one before it");
+            assert!(again == after, "the contents changed between two reopens");
             pollster::block_on(store.close()).unwrap();
         }
         after
     }
 
-    /// Runs a child until some moment, and cuts it off from its disk there.
+    /// Runs a child until a random moment, and cuts off its disk.
     fn run_and_cut(&mut self, disk: &Disk, path: &Path, engine: Engine, seed: u64) -> Acks {
         let mut running = Running::start_with(self.test, engine, path, seed, self.seeded_bug);
         let during_open = self.totals.cycles % 5 == 4;
@@ -171,10 +171,10 @@ impl Cutter {
     }
 }
 
-/// A store that came back from a power cut works: it is written, compacted and closed.
+/// Checks that a store works after a power cut: writes, compacts and closes it.
 fn exercise(store: &Store, highest: u64, compacts: bool) {
     let version = pollster::block_on(store.put("after", "all")).unwrap();
-    assert!(version.get() > highest, "version {version} after {highest}");
+    assert!(version.get() > highest, "version {version} is not above {highest}");
     assert_eq!(pollster::block_on(store.get("after")).unwrap().as_deref(), Some(&b"all"[..]));
     if compacts {
         pollster::block_on(store.compact()).unwrap();
@@ -196,7 +196,7 @@ fn seed() -> u64 {
     stages::number("RINGCASK_SEED").unwrap_or(since_epoch.as_nanos() as u64)
 }
 
-fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
+fn cut_repeatedly(test: &'static str, kind: Kind, stage: &str) {
     if killed_writer::is_child() {
         return killed_writer::child(true);
     }
@@ -204,7 +204,7 @@ fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
     let seed = seed();
     println!("{kind:?}: RINGCASK_SEED={seed}");
     let mut cutter = Cutter::new(test, kind, seed, None);
-    if let Err(why) = cutter.cut_again_and_again(stage.floor()) {
+    if let Err(why) = cutter.cut_repeatedly(stage.floor()) {
         return stage.skip(&why);
     }
     let Cutter { totals, journal_flushed, unopened, refused, by_engine, .. } = cutter;
@@ -215,21 +215,21 @@ fn cut_again_and_again(test: &'static str, kind: Kind, stage: &str) {
          of a cut, {refused} writers refused, {in_flight_kept} in flight kept, {truncated} torn tails, seed {seed}"
     );
     stage.end(cycles, &note);
-    assert!(acks >= 20 * cycles, "{acks} acknowledgments in {cycles} cycles are too few to mean anything");
-    assert!(cycles < 10 || refused > 0 && lost > 0, "cuts that nobody noticed: {note}");
+    assert!(acks >= 20 * cycles, "{acks} acknowledgments in {cycles} cycles are too few");
+    assert!(cycles < 10 || refused > 0 && lost > 0, "no cut failed a write, or none lost one: {note}");
 }
 
 #[test]
-fn cut_again_and_again_on_ext4() {
-    cut_again_and_again("cut_again_and_again_on_ext4", Kind::Ext4, "power cuts, ext4");
+fn repeated_power_cuts_on_ext4() {
+    cut_repeatedly("repeated_power_cuts_on_ext4", Kind::Ext4, "power cuts, ext4");
 }
 
 #[test]
-fn cut_again_and_again_on_xfs() {
-    cut_again_and_again("cut_again_and_again_on_xfs", Kind::Xfs, "power cuts, xfs");
+fn repeated_power_cuts_on_xfs() {
+    cut_repeatedly("repeated_power_cuts_on_xfs", Kind::Xfs, "power cuts, xfs");
 }
 
-/// The net is shown to hold fish: a store that answers before its sync is caught.
+/// Checks that the test finds a store that acknowledges before its sync.
 #[test]
 fn a_seeded_bug_is_found() {
     const CYCLES: u64 = 40;
@@ -238,7 +238,7 @@ fn a_seeded_bug_is_found() {
     }
     let seeded_bug = SeededBug::AckBeforeSync;
     let mut cutter = Cutter::new("a_seeded_bug_is_found", Kind::Ext4, seed(), Some(seeded_bug));
-    let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_again_and_again(CYCLES)));
+    let result = catch_unwind(AssertUnwindSafe(|| cutter.cut_repeatedly(CYCLES)));
     match result {
         Ok(Err(why)) => println!("SKIPPED: a seeded bug under power cuts: {why}"),
         Ok(Ok(())) => panic!("{seeded_bug:?} was not noticed in {CYCLES} power cuts"),

@@ -1,4 +1,4 @@
-//! Directories that no crash leaves, for seeded bugs that show nowhere else.
+//! Directories that no crash leaves, for seeded bugs that no other check finds.
 
 use std::sync::Arc;
 
@@ -6,51 +6,51 @@ use ringcask::testing::format::{HintEntry, HintReader, HintWriter};
 use ringcask::testing::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Durability, ErrorKind, Store};
 
-fn said(error: ringcask::Error) -> String {
+fn error_text(error: ringcask::Error) -> String {
     error.to_string()
 }
 
-fn builder(world: &SimBackend) -> Builder {
-    Store::builder("/db").backend(Arc::new(world.clone()))
+fn builder(backend: &SimBackend) -> Builder {
+    Store::builder("/db").backend(Arc::new(backend.clone()))
 }
 
 fn hints(image: &Image) -> Vec<String> {
     image.names().filter(|name| name.ends_with(".hint")).map(String::from).collect()
 }
 
-/// Opens what `image` holds, puts `values` into it and closes it.
-fn grown(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, String> {
-    let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
-    world.run_until(async {
-        let store = builder(&world).open().await.map_err(said)?;
+/// Opens `image`, puts `values` and closes the store. Returns the new image.
+fn with_values(image: Image, seed: u64, values: &[(&str, &str)]) -> Result<Image, String> {
+    let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
+    backend.run_until(async {
+        let store = builder(&backend).open().await.map_err(error_text)?;
         for (key, value) in values {
-            store.put(*key, *value).await.map_err(said)?;
+            store.put(*key, *value).await.map_err(error_text)?;
         }
-        store.close().await.map_err(said)
+        store.close().await.map_err(error_text)
     })?;
-    Ok(world.image())
+    Ok(backend.image())
 }
 
-/// Whether each key has its value, or, if `may_be_damage`, is an error.
+/// Checks that each key has its value. If `may_be_damage`, a get may also return an error.
 fn check(image: Image, seed: u64, values: &[(&str, &str)], may_be_damage: bool) -> Result<(), String> {
-    let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
-    world.run_until(async {
-        let store = builder(&world).open().await.map_err(said)?;
+    let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
+    backend.run_until(async {
+        let store = builder(&backend).open().await.map_err(error_text)?;
         for (key, value) in values {
             match store.get(*key).await {
                 Ok(Some(found)) if found == value.as_bytes() => {}
                 Err(error) if may_be_damage && error.kind() == ErrorKind::Corrupt => {}
-                other => return Err(format!("{key} is {other:?}")),
+                other => return Err(format!("{key} returns {other:?}")),
             }
         }
-        store.close().await.map_err(said)
+        store.close().await.map_err(error_text)
     })
 }
 
-/// Opens a store of two segments whose hint files are exchanged.
+/// Opens a store of two segments with exchanged hint files.
 pub fn swap_hints(seed: u64) -> Result<(), String> {
-    let image = grown(Image::new(), seed, &[("one", "one")])?;
-    let mut image = grown(image, seed, &[("two", "two")])?;
+    let image = with_values(Image::new(), seed, &[("one", "one")])?;
+    let mut image = with_values(image, seed, &[("two", "two")])?;
     let hints = hints(&image);
     let [first, second] = hints.as_slice() else { return Err(format!("hints: {hints:?}")) };
     let swapped = image.rename(first, "/db/aside") && image.rename(second, first) && image.rename("/db/aside", second);
@@ -58,22 +58,22 @@ pub fn swap_hints(seed: u64) -> Result<(), String> {
     check(image, seed, &[("one", "one"), ("two", "two")], false)
 }
 
-/// Two copies of a directory diverge, and a hint file of one is moved to the other: of the same store, for a
-/// segment with the same number.
-pub fn bring_an_old_hint(seed: u64) -> Result<(), String> {
-    let start = grown(Image::new(), seed, &[("one", "one")])?;
-    let old = grown(start.clone(), seed + 1, &[("two", "two, but old")])?;
-    let mut new = grown(start, seed + 2, &[("three", "three"), ("two", "two")])?;
+/// Lets two copies of a directory diverge, and moves a hint file from one to the other. It belongs to the same store
+/// and to a segment with the same number.
+pub fn move_an_old_hint(seed: u64) -> Result<(), String> {
+    let start = with_values(Image::new(), seed, &[("one", "one")])?;
+    let old = with_values(start.clone(), seed + 1, &[("two", "two, but old")])?;
+    let mut new = with_values(start, seed + 2, &[("three", "three"), ("two", "two")])?;
     let hint = hints(&new).pop().ok_or("no hint")?;
     let bytes = old.bytes(&hint).ok_or("no old hint")?.to_vec();
     new.edit(&hint, |hint| *hint = bytes);
     check(new, seed, &[("one", "one"), ("two", "two"), ("three", "three")], false)
 }
 
-/// A hint file exchanges the places of two keys.
-pub fn exchange_places_in_a_hint(seed: u64) -> Result<(), String> {
+/// Exchanges the locations of two keys in a hint file.
+pub fn exchange_locations_in_a_hint(seed: u64) -> Result<(), String> {
     let values = [("one", "1"), ("two", "2")];
-    let mut image = grown(Image::new(), seed, &values)?;
+    let mut image = with_values(Image::new(), seed, &values)?;
     let hint = hints(&image).pop().ok_or("no hint")?;
     let bytes = image.bytes(&hint).ok_or("no hint")?.to_vec();
     let (header, entries) = HintReader::new(&bytes).map_err(|error| error.to_string())?;
@@ -88,24 +88,24 @@ pub fn exchange_places_in_a_hint(seed: u64) -> Result<(), String> {
     check(image, seed, &values, true)
 }
 
-/// Opens an open directory again, which must be refused before anything changes.
+/// Opens an open directory again. The open must fail before it changes anything.
 pub fn open_twice(seed: u64) -> Result<(), String> {
-    let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
-    world.run_until(async {
-        let store = builder(&world).open().await.map_err(said)?;
-        store.put("one", "one").await.map_err(said)?;
+    let backend = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
+    backend.run_until(async {
+        let store = builder(&backend).open().await.map_err(error_text)?;
+        store.put("one", "one").await.map_err(error_text)?;
         let options = Durability::Written;
-        store.put("two", "two").durability(options).await.map_err(said)?;
-        let before = world.step();
-        match builder(&world).open().await {
+        store.put("two", "two").durability(options).await.map_err(error_text)?;
+        let before = backend.step();
+        match builder(&backend).open().await {
             Err(error) if error.kind() == ErrorKind::Locked => {}
-            other => return Err(format!("opened twice: {other:?}")),
+            other => return Err(format!("the second open returned: {other:?}")),
         }
-        if world.step() != before {
-            return Err("a directory that another handle has open was changed".to_owned());
+        if backend.step() != before {
+            return Err("the second open changed the directory".to_owned());
         }
-        store.put("three", "three").await.map_err(said)?;
-        store.close().await.map_err(said)
+        store.put("three", "three").await.map_err(error_text)?;
+        store.close().await.map_err(error_text)
     })?;
-    check(world.image(), seed, &[("one", "one"), ("two", "two"), ("three", "three")], false)
+    check(backend.image(), seed, &[("one", "one"), ("two", "two"), ("three", "three")], false)
 }

@@ -1,8 +1,8 @@
-//! Tests of the tests: each known bug is built in, one at a time, and the crash tests must find it.
+//! Tests of the tests: with each seeded bug, the crash tests must fail.
 //!
-//! Every seeded bug is one that a store of this kind has had (see `ringcask::testing::seeded_bug`). The exploration that passes
-//! without it runs with it until a check fails; a bug that is not found within the budget is a gap in the tests.
-//! `RINGCASK_SEEDED_BUG` selects a single one.
+//! Every seeded bug is one that stores of this kind have had (see `ringcask::testing::seeded_bug`). The exploration
+//! that passes without the bug runs with it until a check fails. A bug that is not found within the budget shows a gap
+//! in the tests. `RINGCASK_SEEDED_BUG` selects a single bug.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed check is a failed test")]
 #![allow(unreachable_pub, reason = "modules of one test")]
 
@@ -30,15 +30,15 @@ use crate::support::{panics, stages};
 /// The check that finds a seeded bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detector {
-    /// The check after a crash.
+    /// The checks after a crash.
     Crashes,
-    /// The check after a failed operation.
+    /// The checks after a failed operation.
     Failures,
-    /// The check after a crash of a store that compacts.
+    /// The checks after a crash of a store that compacts.
     Compactions,
-    /// The check after a failed operation of a store that compacts.
+    /// The checks after a failed operation of a store that compacts.
     CompactionFailures,
-    /// Two segments exchange their hint files, which no crash can do.
+    /// Two segments have each other's hint files, which no crash can cause.
     Swap,
     /// A segment has the hint file of a segment with the same number in another copy of the directory.
     OldHint,
@@ -90,21 +90,21 @@ const SEEDED_BUGS: [(SeededBug, Detector); 39] = [
     (SeededBug::FillerNotCut, Detector::Crashes),
 ];
 
-/// Failures that tell seeded bugs apart; the other kinds only cost time.
+/// The kinds of failures that reveal seeded bugs. The other kinds only cost time.
 const FAILURES: [FaultKind; 2] = [FaultKind::EIO, FaultKind::Short(0)];
 
-/// States or scenarios after which a seeded bug counts as missed.
+/// Number of states or scenarios after which a seeded bug counts as missed.
 const MAX_STATES: u64 = 300_000;
 const MAX_SCENARIOS: u64 = 60;
 
-/// The failure that revealed the bug, and the number of states explored until then.
+/// Searches for the bug. Returns the number of states explored and the failure that revealed it.
 fn hunt(detector: Detector) -> Option<(u64, String)> {
     let mut states = 0;
     let first_seed = match detector {
         Detector::Compactions | Detector::CompactionFailures => COMPACTING_SEEDS,
         _ => 0,
     };
-    // An error of one compaction often shows only after the next one: more workloads find it, not more images.
+    // An error of one compaction often shows only after the next one: more workloads find it, more images do not.
     let images = if detector == Detector::Compactions { 4 } else { 64 };
     match detector {
         Detector::Crashes | Detector::Compactions => {
@@ -125,8 +125,8 @@ fn hunt(detector: Detector) -> Option<(u64, String)> {
             None
         }
         Detector::Swap => forged_directories::swap_hints(1).err().map(|failure| (1, failure)),
-        Detector::OldHint => forged_directories::bring_an_old_hint(1).err().map(|failure| (1, failure)),
-        Detector::LyingHint => forged_directories::exchange_places_in_a_hint(1).err().map(|failure| (1, failure)),
+        Detector::OldHint => forged_directories::move_an_old_hint(1).err().map(|failure| (1, failure)),
+        Detector::LyingHint => forged_directories::exchange_locations_in_a_hint(1).err().map(|failure| (1, failure)),
         Detector::SecondHandle => forged_directories::open_twice(1).err().map(|failure| (1, failure)),
         Detector::Failures | Detector::CompactionFailures => {
             (first_seed..first_seed + MAX_SCENARIOS).find_map(|seed| {
@@ -138,8 +138,8 @@ fn hunt(detector: Detector) -> Option<(u64, String)> {
     }
 }
 
-/// A store that reports writes as durable too early. Every harness must detect it, or its other results prove nothing;
-/// and none may report a failure of the store without the bug.
+/// Checks every harness with a store that acknowledges writes too early. A harness that misses this bug proves nothing.
+/// No harness may report a failure of the store without the bug.
 fn check_canary() {
     type Harness = (&'static str, fn(u64) -> Result<(), String>);
     let explored = |seed: u64| Explorer::new(seed).and_then(|mut explorer| explorer.explore(16));
@@ -170,15 +170,16 @@ fn check_canary() {
 
 #[test]
 fn every_seeded_bug_is_found() {
-    // The crash tests run the other checks without a bug. One test, since a seeded bug is active in all threads.
+    // The crash tests run the other checks without a bug. This is a single test, because a seeded bug is active in all
+    // threads.
     for seed in 1..20 {
         forged_directories::swap_hints(seed).unwrap();
-        forged_directories::bring_an_old_hint(seed).unwrap();
-        forged_directories::exchange_places_in_a_hint(seed).unwrap();
+        forged_directories::move_an_old_hint(seed).unwrap();
+        forged_directories::exchange_locations_in_a_hint(seed).unwrap();
         forged_directories::open_twice(seed).unwrap();
     }
     check_canary();
-    // Tasks may panic with a seeded bug; their messages are noise.
+    // Tasks may panic because of a seeded bug. The hook hides their messages.
     std::panic::set_hook(Box::new(|_| {}));
     let stage = stages::begin("seeded bugs found");
     let mut missed = Vec::new();
@@ -207,10 +208,10 @@ fn every_seeded_bug_is_found() {
     }
 }
 
-/// A stage that explored too little is a failed test.
+/// A stage below its floor fails its test.
 #[test]
 fn a_stage_below_its_floor_fails() {
-    stages::begin_canary().end(2, "as much as is asked for");
-    let below = catch_unwind(|| stages::begin_canary().end(1, "too little"));
-    assert!(below.is_err(), "a stage that explored too little has passed");
+    stages::begin_canary().end(2, "exactly the floor");
+    let below = catch_unwind(|| stages::begin_canary().end(1, "below the floor"));
+    assert!(below.is_err(), "a stage below its floor passed");
 }

@@ -8,7 +8,7 @@ fn byte(rng: &mut Rng) -> u8 {
     u8::try_from(rng.below(256)).unwrap_or(0)
 }
 
-/// Changes `bytes` in one to four places; `other` is another input, of which it may take a piece.
+/// Changes `bytes` in one to four places. A change may copy a piece of `other`, another input.
 pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
     for _ in 0..1 + rng.below(4) {
         if bytes.is_empty() {

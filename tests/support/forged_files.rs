@@ -1,8 +1,8 @@
-//! Segments and hint files whose contents the input decides, with valid checksums.
+//! Segments and hint files whose contents the input determines, with valid checksums.
 //!
-//! Random bytes never pass a checksum, so the input is not the file but a description of its contents: records, frames
-//! and headers of a segment that was active, or false entries of a hint file. For any input, nothing may panic or
-//! loop, and no key may have a value that none of its records has.
+//! Random bytes never pass a checksum. So the input is not the file but a description of its contents: records, frames
+//! and headers of the active segment, or false entries of a hint file. For any input, nothing may panic or loop, and no
+//! key may have a value that none of its records has.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -14,13 +14,13 @@ use ringcask::testing::format::{
 };
 use ringcask::testing::sim::Image;
 
-use super::fuzz_targets::open_and_know;
+use super::fuzz_targets::open_with_known_values;
 use super::small_stores::{Fixture, SHAPES};
 
-/// The values that a key may be found with.
+/// The values that each key may have.
 type Known = HashMap<Vec<u8>, HashSet<Vec<u8>>>;
 
-/// A store that was killed: sealed segments with hints, and one that was active.
+/// A store that was killed, with sealed segments, their hint files, and an active segment.
 struct Base {
     image: Image,
     active: String,
@@ -44,7 +44,7 @@ fn base() -> &'static Base {
     })
 }
 
-/// What is left of an input; an end of it reads as zeros.
+/// The unread part of an input. Bytes beyond its end read as zeros.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -97,7 +97,7 @@ impl Forge {
             ordinal: 0,
         };
         let mut header = header.draft();
-        // Even numbers that no encoder would write.
+        // Accepts numbers that no encoder would write.
         patch_header(&mut header, &self.binding, self.offset(), self.seq, self.ordinal);
         self.push(&[&header[..], key, value].concat());
         self.seq = self.seq.wrapping_add(1);
@@ -108,7 +108,8 @@ impl Forge {
         self.push(&frame);
     }
 
-    /// Adds what the next bytes of `input` say. The first is the kind of piece, and whether its numbers are in order.
+    /// Adds the piece that the next bytes of `input` describe. The first byte is the kind of piece, and whether its
+    /// sequence number and ordinal are replaced.
     fn piece(&mut self, input: &mut Input<'_>) {
         let kind = input.byte();
         if kind & 0x40 != 0 {
@@ -153,10 +154,10 @@ impl Forge {
     }
 }
 
-/// Longer segments than this are not forged.
+/// Maximum length of a forged segment.
 const MAX_SEGMENT_BYTES: usize = 32 << 10;
 
-/// A store whose active segment has what `input` says. Says whether it was opened.
+/// Opens a store whose active segment has the contents that `input` describes. Returns whether it opened.
 pub fn segment(input: &[u8]) -> bool {
     let base = base();
     let header = &base.image.bytes(&base.active).unwrap()[..SEGMENT_HEADER_LEN];
@@ -178,10 +179,10 @@ pub fn segment(input: &[u8]) -> bool {
     }
     let mut image = base.image.clone();
     image.insert("/db", &base.active, forge.bytes);
-    open_and_know(&image, 1, &|key, value| known.get(key).is_some_and(|values| values.contains(value)))
+    open_with_known_values(&image, 1, &|key, value| known.get(key).is_some_and(|values| values.contains(value)))
 }
 
-/// A hint's entry, to be changed.
+/// An entry of a hint file, which can be changed.
 #[derive(Clone)]
 struct Entry {
     key: Vec<u8>,
@@ -212,7 +213,8 @@ impl Entry {
         }
     }
 
-    /// Whether a hint of `data_len` may say so: all else is refused with its block, which `decoders` covers.
+    /// Whether a hint file for `data_len` bytes may contain this entry. Other entries make the store reject the whole
+    /// block, which the target `decoders` covers.
     fn is_allowed(&self, data_len: u64) -> bool {
         let is_bare = self.value_len == 0 && self.expires_at_ms == 0;
         let end = self.offset.checked_add(record_len(self.key.len(), self.value_len as usize));
@@ -224,13 +226,14 @@ impl Entry {
     }
 }
 
-/// The entries of a hint, changed as `input` says: eight bytes each, of which the first two are which and what.
-fn lies(header: &HintHeader, mut entries: Vec<Entry>, input: &[u8]) -> Vec<u8> {
+/// The hint file with its entries changed as `input` says. Each change has eight bytes: the entry, the kind of change,
+/// and a number.
+fn changed_hint(header: &HintHeader, mut entries: Vec<Entry>, input: &[u8]) -> Vec<u8> {
     let mut input = Input(input);
     while !input.0.is_empty() && !entries.is_empty() && entries.len() < 200 {
         let [which, what] = input.array();
         let [a, b, c, d, e, f] = input.array();
-        // From the top, so that large numbers are as near as small ones.
+        // The number is also used in reverse byte order, so that large values are as likely as small ones.
         let number = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
         let number = if what & 0x80 == 0 { number } else { number.swap_bytes() };
         let at = usize::from(which) % entries.len();
@@ -250,12 +253,12 @@ fn lies(header: &HintHeader, mut entries: Vec<Entry>, input: &[u8]) -> Vec<u8> {
     hint.finish()
 }
 
-/// A store one of whose hints lies as `input` says. Says whether it was opened.
+/// Opens a store with a false hint file, changed as `input` says. Returns whether it opened.
 pub fn hint(input: &[u8]) -> bool {
     let base = base();
     let (header, entries) = HintReader::new(base.image.bytes(&base.hint).unwrap()).unwrap();
     let entries = entries.map(|entry| Entry::of(&entry.unwrap())).collect();
     let mut image = base.image.clone();
-    image.insert("/db", &base.hint, lies(&header, entries, input));
-    open_and_know(&image, 1, &|key, value| base.known.get(key).is_some_and(|values| values.contains(value)))
+    image.insert("/db", &base.hint, changed_hint(&header, entries, input));
+    open_with_known_values(&image, 1, &|key, value| base.known.get(key).is_some_and(|values| values.contains(value)))
 }

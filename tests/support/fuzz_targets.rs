@@ -10,21 +10,21 @@ use ringcask::testing::io::Io;
 use ringcask::testing::sim::{Image, SimBackend, SimConfig};
 use ringcask::{Builder, Compaction, ErrorKind, Recovery, Store};
 
-/// The segment whose records are decoded; what is made to pass its checksums is bound to it.
+/// The segment whose records are decoded. Inputs with valid checksums are bound to it.
 pub fn binding() -> Binding {
     Binding::new(0x5a17, 3)
 }
 
-/// Where in its segment the first record lies.
+/// The offset of the first record in its segment.
 pub const OFFSET: u64 = 512;
 
-/// Puts `bytes` before every decoder. The first byte asks for a right checksum of the record's header, so that what
-/// lies behind it is met too. Says whether anything was accepted.
+/// Passes `input` to every decoder. Its first byte may request a valid header checksum, so that the input also reaches
+/// the code after that check. Returns whether any decoder accepted the input.
 pub fn decode(input: &[u8]) -> bool {
-    let Some((&wish, bytes)) = input.split_first() else { return false };
+    let Some((&selector, bytes)) = input.split_first() else { return false };
     let mut bytes = bytes.to_vec();
-    if wish.is_multiple_of(2) && bytes.len() >= 40 {
-        let (seq, ordinal) = (u64::from(wish), 0);
+    if selector.is_multiple_of(2) && bytes.len() >= 40 {
+        let (seq, ordinal) = (u64::from(selector), 0);
         patch_header(&mut bytes[..40], &binding(), OFFSET, seq, ordinal);
     }
     decode_records(&bytes) | decode_hint(&bytes) | decode_files(&bytes)
@@ -34,17 +34,25 @@ fn decode_records(bytes: &[u8]) -> bool {
     let binding = binding();
     let header = RecordHeader::decode(bytes, &binding, OFFSET);
     if let Ok(header) = &header {
-        // What was read is what would be written.
-        assert_eq!(header.encode(&binding, OFFSET)[..], bytes[..40], "a header is not what was encoded: {header:?}");
+        // Encoding the decoded header must give the same bytes.
+        assert_eq!(
+            header.encode(&binding, OFFSET)[..],
+            bytes[..40],
+            "encoding the decoded header gives other bytes: {header:?}"
+        );
         assert!(header.record_len() % 8 == 0 && header.record_len() > header.payload_len(), "{header:?}");
     }
     let record = read_record(bytes, &binding, OFFSET);
     if let Ok(record) = &record {
-        assert!(header.is_ok(), "a record without a header");
-        assert!(record.key.len() + record.value.len() <= bytes.len(), "a record longer than its bytes");
+        assert!(header.is_ok(), "a record was decoded, but its header was not");
+        assert!(record.key.len() + record.value.len() <= bytes.len(), "the record is longer than its input");
     }
     if let Some(found) = find_record(bytes, &binding, OFFSET, OFFSET) {
-        assert!(found >= OFFSET && found < OFFSET + bytes.len() as u64, "found at {found} of {}", bytes.len());
+        assert!(
+            found >= OFFSET && found < OFFSET + bytes.len() as u64,
+            "found a record at {found} in {} bytes",
+            bytes.len()
+        );
     }
     let values = [
         BatchFrame::decode_value(bytes).is_ok(),
@@ -61,18 +69,22 @@ fn decode_hint(bytes: &[u8]) -> bool {
     for entry in entries {
         match entry {
             Ok(entry) => {
-                assert!(!entry.key.is_empty() && entry.key.len() <= bytes.len(), "a key of {}", entry.key.len());
+                assert!(!entry.key.is_empty() && entry.key.len() <= bytes.len(), "a key of {} bytes", entry.key.len());
                 whole += 1;
             }
             Err(_) => failed = true,
         }
     }
-    assert!(whole <= header.entry_count, "{whole} entries of {}", header.entry_count);
-    assert!(failed || whole == header.entry_count, "{whole} entries of {}, and no error", header.entry_count);
-    // In parts the same is read as at once.
+    assert!(whole <= header.entry_count, "{whole} entries, the header says {}", header.entry_count);
+    assert!(
+        failed || whole == header.entry_count,
+        "{whole} entries without an error, the header says {}",
+        header.entry_count
+    );
+    // Reading in parts must give the same as reading at once.
     let blocks = &bytes[HINT_HEADER_LEN..];
     if let Ok(len) = whole_blocks(blocks) {
-        assert!(len <= blocks.len(), "{len} bytes of whole blocks in {}", blocks.len());
+        assert!(len <= blocks.len(), "whole blocks have {len} bytes, the input has {}", blocks.len());
         let part = HintReader::of_blocks(&header, HINT_HEADER_LEN as u64, &blocks[..len]);
         let in_parts = part.take_while(Result::is_ok).count() as u64;
         assert!(in_parts >= whole, "{in_parts} entries in parts, {whole} at once");
@@ -83,13 +95,13 @@ fn decode_hint(bytes: &[u8]) -> bool {
 fn decode_files(bytes: &[u8]) -> bool {
     if let Ok(header) = SegmentHeader::decode(bytes) {
         let again = SegmentHeader::decode(&header.encode());
-        assert!(again.is_ok_and(|again| again == header), "a segment header is not what was encoded");
+        assert!(again.is_ok_and(|again| again == header), "encoding and decoding changes the segment header");
         return true;
     }
     Manifest::decode(bytes).is_ok()
 }
 
-/// A directory as one input: of each file its name and its bytes.
+/// Decodes a directory from an input: the name and the bytes of each file.
 pub fn image_of(input: &[u8]) -> Image {
     let mut image = Image::new();
     let mut rest = input;
@@ -106,77 +118,81 @@ pub fn image_of(input: &[u8]) -> Image {
     image
 }
 
-fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
-    let io: Arc<dyn Io> = Arc::new(world.clone());
+fn builder(backend: &SimBackend, recovery: Recovery) -> Builder {
+    let io: Arc<dyn Io> = Arc::new(backend.clone());
     let builder = Store::builder("/db").backend(io).segment_bytes(4096).reserve_bytes(0).staging_bytes(256 << 10);
     builder.recovery(recovery).compaction(Compaction::new().automatic(false))
 }
 
-/// Opens a directory of any contents, strictly and then with salvage, and uses what opens: reads, a put, a compaction,
-/// a close and another open. Says whether it was opened.
+/// Opens a directory with any contents, first strictly and then with salvage. Uses every store that opens: reads, a
+/// put, a compaction, a close and another open. Returns whether a store opened.
 pub fn open_directory(image: &Image, seed: u64) -> bool {
-    open_and_know(image, seed, &|_, _| true)
+    open_with_known_values(image, seed, &|_, _| true)
 }
 
-/// The same where it is known which values a key may be found with.
-pub fn open_and_know(image: &Image, seed: u64, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
+/// The same, for a directory whose keys can only have known values.
+pub fn open_with_known_values(image: &Image, seed: u64, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
     let mut is_open = false;
     for recovery in [Recovery::Strict, Recovery::Salvage] {
-        let world = SimBackend::from_image(image.clone(), SimConfig { seed, journal: false, ..SimConfig::default() });
-        is_open |= world.run_until(use_directory(&world, recovery, is_known));
-        let panics = world.panics();
-        world.shutdown();
+        let backend = SimBackend::from_image(image.clone(), SimConfig { seed, journal: false, ..SimConfig::default() });
+        is_open |= backend.run_until(use_directory(&backend, recovery, is_known));
+        let panics = backend.panics();
+        backend.shutdown();
         assert!(panics.is_empty(), "{panics:?}");
     }
     is_open
 }
 
-/// Errors that speak of what was found in the directory, or asked of it.
-const HONEST: [ErrorKind; 4] =
+/// Kinds of errors that damaged contents may cause.
+const EXPECTED_ERRORS: [ErrorKind; 4] =
     [ErrorKind::Corrupt, ErrorKind::IncompatibleFormat, ErrorKind::Unsupported, ErrorKind::Io];
 
-fn is_honest<T>(what: &str, result: ringcask::Result<T>) -> Option<T> {
+fn value_or_expected_error<T>(what: &str, result: ringcask::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {
-            assert!(HONEST.contains(&error.kind()), "{what}: {error:?}");
+            assert!(EXPECTED_ERRORS.contains(&error.kind()), "{what}: {error:?}");
             None
         }
     }
 }
 
-async fn use_directory(world: &SimBackend, recovery: Recovery, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
-    let Some(store) = is_honest("open", builder(world, recovery).open().await) else { return false };
-    look(&store, is_known).await;
-    // A key that is not there, and one that may be: whatever was believed, a new write is newer.
+async fn use_directory(backend: &SimBackend, recovery: Recovery, is_known: &dyn Fn(&[u8], &[u8]) -> bool) -> bool {
+    let Some(store) = value_or_expected_error("open", builder(backend, recovery).open().await) else { return false };
+    read_all(&store, is_known).await;
+    // One key is absent, the other may exist. Whatever the store recovered, a new write is newer.
     for key in ["another", WRITTEN] {
-        if is_honest("put", store.put(key, VALUE).await).is_some() {
-            is_honest("compact", store.compact().await);
-            let value = is_honest("get", store.get(key).await).flatten();
-            assert_eq!(value.as_deref(), Some(VALUE), "what was just put under {key}");
+        if value_or_expected_error("put", store.put(key, VALUE).await).is_some() {
+            value_or_expected_error("compact", store.compact().await);
+            let value = value_or_expected_error("get", store.get(key).await).flatten();
+            assert_eq!(value.as_deref(), Some(VALUE), "the value that was just put for {key}");
         }
     }
-    look(&store, is_known).await;
-    is_honest("close", store.close().await);
+    read_all(&store, is_known).await;
+    value_or_expected_error("close", store.close().await);
     drop(store);
-    if let Some(store) = is_honest("open again", builder(world, recovery).open().await) {
-        look(&store, is_known).await;
-        is_honest("close", store.close().await);
+    if let Some(store) = value_or_expected_error("open again", builder(backend, recovery).open().await) {
+        read_all(&store, is_known).await;
+        value_or_expected_error("close", store.close().await);
     }
     true
 }
 
-/// What is put into a directory that opens, under keys one of which it may have.
+/// Put into every directory that opens. The keys are an absent one and one that may exist.
 const VALUE: &[u8] = b"value";
 const WRITTEN: &str = "key-07";
 
-async fn look(store: &Store, is_known: &dyn Fn(&[u8], &[u8]) -> bool) {
+async fn read_all(store: &Store, is_known: &dyn Fn(&[u8], &[u8]) -> bool) {
     for number in 0..14 {
         let key = format!("key-{number:02}");
-        if let Some(value) = is_honest("get", store.get(&key).await).flatten() {
-            assert!(store.contains_key(&key), "a value of a key that is not there");
+        if let Some(value) = value_or_expected_error("get", store.get(&key).await).flatten() {
+            assert!(store.contains_key(&key), "get returns a value, but contains_key returns false");
             let is_new = key == WRITTEN && value == VALUE;
-            assert!(is_new || is_known(key.as_bytes(), &value), "{key} never had this value of {} bytes", value.len());
+            assert!(
+                is_new || is_known(key.as_bytes(), &value),
+                "no record gives {key} this value of {} bytes",
+                value.len()
+            );
         }
     }
 }

@@ -1,47 +1,47 @@
-//! What a store may hold after a crash, given its calls and their answers.
+//! The states that a crash may leave, given the calls of a store and their results.
 //!
-//! A *generation* is one opening of the store: it begins with the state that the opening showed, which no later crash
-//! may undo, and continues with writes in the order of their versions. A crash may leave the state after any number of
-//! them, but not fewer than are known to be durable. A write that was reported as not applied is never part of it; a
-//! write whose future was dropped may be, or not.
+//! A *generation* is one open of the store and the calls after it. It begins with the state that the open found, which
+//! no later crash may undo, and continues with writes in the order of their versions. A crash may leave the state after
+//! any number of these writes, but must keep all that are known to be durable. A write that was reported as not applied
+//! is never part of the state. A write whose future was dropped may or may not be part of it.
 
 use std::fmt;
 
 use ringcask::{Durability, MAX_KEY_LEN};
 
-/// Keys of a workload: few, so that they are overwritten and deleted.
+/// Number of keys of a workload. They are few, so that they are overwritten and deleted.
 pub const KEYS: usize = COMMON_KEYS + 1;
 
-/// Those that all workloads use. The last key is the longest there may be.
+/// Number of keys that all workloads use. The last key has the maximum length.
 pub const COMMON_KEYS: usize = 5;
 
-/// What each key holds: the id of a value, 0 for none.
+/// The id of each key's value, 0 for none.
 pub type State = [u32; KEYS];
 
-/// Orders of writes that are tried for one state.
+/// Maximum number of orders of writes to try for one state.
 const MAX_TRIES: u32 = 100_000;
 
-/// A key beside those of the workloads, for showing that a store can still be written to.
+/// A key outside the workloads. Writing it shows that the store still accepts writes.
 pub const EXTRA_KEY: &str = "z";
 
-/// All empty values are the same.
+/// The id of all empty values.
 const EMPTY: u32 = u32::MAX;
 
-/// So are all values of one byte.
+/// The id of all values of one byte.
 const BYTE: u32 = u32::MAX - 1;
 
-/// Whether values that are told apart by number alone have this id.
+/// Whether several writes share this id, because their values are too short to contain the number.
 pub fn is_shared(id: u32) -> bool {
     id >= BYTE
 }
 
-/// The name of key `key`: of different lengths, one with a prefix of another.
+/// The name of key `key`. The names have different lengths, and one is a prefix of another.
 pub fn key_name(key: usize) -> &'static [u8] {
     const NAMES: [&[u8]; KEYS] = [b"a", b"ab", b"key-of-some-length", b"\0", &[b'k'; 70], &[b'l'; MAX_KEY_LEN]];
     NAMES[key]
 }
 
-/// The value with number `number` among all that are given to `key`.
+/// The id of value number `number` of key `key`.
 pub fn value_id(key: usize, number: u32) -> u32 {
     (u32::try_from(key).unwrap() + 1) << 24 | number
 }
@@ -50,7 +50,7 @@ fn scramble(word: u64) -> u64 {
     ringcask::testing::sim::Rng::new(word).next_u64()
 }
 
-/// The bytes of value `id`; nothing but the id decides them, so that a wrong byte anywhere is seen.
+/// The bytes of value `id`. The id alone determines them, so that a wrong byte anywhere is detected.
 pub fn value_bytes(id: u32) -> Vec<u8> {
     let hash = scramble(u64::from(id));
     let len = match hash % 16 {
@@ -76,7 +76,7 @@ pub fn value_bytes(id: u32) -> Vec<u8> {
     bytes
 }
 
-/// The id under which a state holds value `id`.
+/// The id that a state has for value `id`.
 pub fn held_id(id: u32) -> u32 {
     match value_bytes(id).len() {
         0 => EMPTY,
@@ -85,7 +85,7 @@ pub fn held_id(id: u32) -> u32 {
     }
 }
 
-/// Which value of `key` these bytes are, byte for byte.
+/// The id of the value of `key` that has exactly these bytes.
 pub fn identify(key: usize, bytes: &[u8]) -> Result<u32, String> {
     if bytes.is_empty() {
         return Ok(EMPTY);
@@ -96,37 +96,37 @@ pub fn identify(key: usize, bytes: &[u8]) -> Result<u32, String> {
     let id = bytes.first_chunk().map(|id| u32::from_le_bytes(*id));
     match id {
         Some(id) if id >> 24 == u32::try_from(key).unwrap() + 1 && value_bytes(id) == bytes => Ok(id),
-        _ => Err(format!("key {key} holds {} bytes that were never written to it", bytes.len())),
+        _ => Err(format!("key {key} has a value of {} bytes that was never written to it", bytes.len())),
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Not resolved when the run ended.
+    /// Unresolved when the run ended.
     InFlight,
     Acked,
     Unknown,
     NotApplied,
-    /// The future was dropped: perhaps it never began.
+    /// The future was dropped. The write may or may not have started.
     Dropped,
 }
 
 #[derive(Clone, Debug)]
 pub struct WriteRec {
-    /// Changes of keys, in order.
+    /// The key changes, in order.
     pub effects: Vec<(usize, u32)>,
-    /// Known from the acknowledgement, and of deletes not at all.
+    /// Known from the acknowledgement. A delete has no version.
     pub version: Option<u64>,
-    /// Steps of the journal before it was first polled.
+    /// Number of journal steps before the first poll.
     pub started: usize,
     pub fate: Fate,
     pub resolved: usize,
-    /// Every crash at this step or later leaves it.
+    /// A crash at this step or later must keep the write.
     pub durable: usize,
-    /// Every kill of the process at this step or later leaves it.
+    /// A kill of the process at this step or later must keep the write.
     pub written: usize,
     pub durability: Durability,
-    /// Other callers' writes may have been made and over while this one was under way.
+    /// Writes of other callers may have started and ended while this one was in flight.
     pub overlaps: bool,
 }
 
@@ -152,8 +152,8 @@ impl WriteRec {
         self.durable <= step || (crash == Crash::Kill && self.written <= step)
     }
 
-    /// Whether nobody was told where among the others it is.
-    fn is_placeless(&self) -> bool {
+    /// Whether the position of the write in the log is unknown.
+    fn is_unordered(&self) -> bool {
         self.version.is_none() && (self.fate != Fate::Acked || self.overlaps)
     }
 
@@ -164,22 +164,22 @@ impl WriteRec {
     }
 }
 
-/// What kind of crash it was.
+/// The kind of a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
     Power,
     Kill,
 }
 
-/// One opening of the store and what followed.
+/// One open of the store, and the calls after it.
 #[derive(Clone, Debug, Default)]
 pub struct Generation {
     pub base: State,
-    /// Steps of the journal when the opening was complete.
+    /// Number of journal steps when the open completed.
     pub opened: usize,
-    /// In the order in which they were made; sorted by [`settle`](Self::settle).
+    /// In call order until [`settle`](Self::settle) sorts them.
     pub writes: Vec<WriteRec>,
-    /// `durable_version`, and when it was asked for.
+    /// Values of `durable_version`, each with the step at which it was read.
     pub durable_versions: Vec<(usize, u64)>,
     pub highest_version: u64,
 }
@@ -189,7 +189,7 @@ impl Generation {
         Self { base, opened, highest_version, ..Self::default() }
     }
 
-    /// Brings the writes into the order of their versions; those without one stay behind what was made before them.
+    /// Sorts the writes by version. Writes without a version stay after the write that was made before them.
     pub fn settle(&mut self) {
         let mut last = 0;
         let mut keyed: Vec<(u64, WriteRec)> = Vec::new();
@@ -208,8 +208,8 @@ impl Generation {
         self.writes = keyed.into_iter().map(|(_, write)| write).collect();
     }
 
-    /// The highest version that was acknowledged before the crash, or belongs to a value in `found`: versions after it
-    /// must be higher.
+    /// The highest version that was acknowledged before the crash or belongs to a value in `found`. Later versions must
+    /// be higher.
     pub fn spent(&self, step: usize, found: &State) -> u64 {
         let is_known = |write: &&WriteRec| {
             (write.fate == Fate::Acked && write.resolved <= step)
@@ -220,12 +220,12 @@ impl Generation {
         versions.max().unwrap_or(0).max(self.highest_version)
     }
 
-    /// What the store holds after `step` steps, if that is beyond doubt: everything was over, and durable.
+    /// The state after `step` steps if it is certain, that is, if every write had ended and was durable.
     pub fn certain(&self, step: usize) -> Option<State> {
         let mut state = self.base;
         for write in self.writes.iter().filter(|write| write.started < step) {
             match write.fate {
-                Fate::Acked if write.is_placeless() => return None,
+                Fate::Acked if write.is_unordered() => return None,
                 Fate::Acked if write.durable <= step && write.resolved <= step => write.apply(&mut state),
                 Fate::NotApplied if write.resolved <= step => {}
                 _ => return None,
@@ -234,7 +234,7 @@ impl Generation {
         Some(state)
     }
 
-    /// Whether a crash after `step` steps may leave `found`; see the [module](self).
+    /// Checks that a crash after `step` steps may leave `found`, by the rules of this [module](self).
     pub fn check(&self, step: usize, crash: Crash, found: &State) -> Result<(), String> {
         let is_there =
             |write: &&WriteRec| write.started < step && !(write.fate == Fate::NotApplied && write.resolved <= step);
@@ -242,43 +242,43 @@ impl Generation {
         if self.is_prefix(&writes, step, crash, found) {
             return Ok(());
         }
-        // Writes that had to wait for admission are not in the log in the order of the calls. If their place is
-        // unknown, every place is possible that is not before a write that had ended when this one began.
-        let (placeless, placed): (Vec<_>, Vec<_>) = writes.into_iter().partition(|write| write.is_placeless());
+        // Writes that waited for admission are not in the log in call order. If the position of a write is unknown, it
+        // may be anywhere after the writes that had ended when it began.
+        let (unordered, ordered): (Vec<_>, Vec<_>) = writes.into_iter().partition(|write| write.is_unordered());
         let mut tries = MAX_TRIES;
-        if self.fits_somewhere(placed.clone(), &placeless, &mut tries, step, crash, found) {
+        if self.fits_somewhere(ordered.clone(), &unordered, &mut tries, step, crash, found) {
             return Ok(());
         }
-        let writes = placed.iter().chain(&placeless);
+        let writes = ordered.iter().chain(&unordered);
         let lines: Vec<_> = writes.map(|write| (Line(write), write.is_due(step, crash))).collect();
-        Err(format!("the store holds {}, but held {}, and then came {lines:?}", Show(found), Show(&self.base)))
+        Err(format!("the store holds {}, but it held {} before the writes {lines:?}", Show(found), Show(&self.base)))
     }
 
-    /// Tries every place for each of `placeless` among `placed`.
+    /// Tries every position among `ordered` for each of `unordered`.
     fn fits_somewhere(
         &self,
-        placed: Vec<&WriteRec>,
-        placeless: &[&WriteRec],
+        ordered: Vec<&WriteRec>,
+        unordered: &[&WriteRec],
         tries: &mut u32,
         step: usize,
         crash: Crash,
         found: &State,
     ) -> bool {
-        let Some((next, rest)) = placeless.split_first() else {
+        let Some((next, rest)) = unordered.split_first() else {
             *tries = tries.saturating_sub(1);
-            return self.is_prefix(&placed, step, crash, found);
+            return self.is_prefix(&ordered, step, crash, found);
         };
-        let first_place = placed.iter().rposition(|write| write.resolved < next.started).map_or(0, |last| last + 1);
+        let first_place = ordered.iter().rposition(|write| write.resolved < next.started).map_or(0, |last| last + 1);
         let is_after = |write: &&WriteRec| next.fate == Fate::Acked && next.resolved < write.started;
-        let last_place = placed.iter().position(is_after).unwrap_or(placed.len());
+        let last_place = ordered.iter().position(is_after).unwrap_or(ordered.len());
         (first_place..=last_place).any(|place| {
-            let mut placed = placed.clone();
-            placed.insert(place, next);
-            *tries > 0 && self.fits_somewhere(placed, rest, tries, step, crash, found)
+            let mut ordered = ordered.clone();
+            ordered.insert(place, next);
+            *tries > 0 && self.fits_somewhere(ordered, rest, tries, step, crash, found)
         })
     }
 
-    /// Whether `found` is what some of `writes`, from the first on, leave, with all that are due.
+    /// Whether `found` is the state after a prefix of `writes` that includes every write that must survive.
     fn is_prefix(&self, writes: &[&WriteRec], step: usize, crash: Crash, found: &State) -> bool {
         let due = writes.iter().rposition(|write| write.is_due(step, crash)).map_or(0, |last| last + 1);
         let is_optional = |index: &usize| writes[*index].fate == Fate::Dropped && !writes[*index].is_due(step, crash);
@@ -299,25 +299,25 @@ impl Generation {
     }
 }
 
-/// A run from an empty disk, or from an image: all its openings.
+/// A run from an empty disk or from an image, with all its generations.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub generations: Vec<Generation>,
-    /// Steps between which compaction was at work.
+    /// Step ranges in which compaction was running.
     pub jobs: Vec<(usize, usize)>,
-    /// Steps between which the store was being opened.
+    /// Step ranges in which the store was being opened.
     pub recoveries: Vec<(usize, usize)>,
-    /// Steps between which it was being closed in good order.
+    /// Step ranges in which the store was being closed cleanly.
     pub closes: Vec<(usize, usize)>,
 }
 
 impl History {
-    /// The generation a crash after `step` steps belongs to: the last whose opening was complete.
+    /// The generation that a crash after `step` steps belongs to: the last whose open had completed.
     pub fn at(&self, step: usize) -> Option<&Generation> {
         self.generations.iter().rev().find(|generation| generation.opened <= step)
     }
 
-    /// Whether a crash after `step` steps meets a compaction at work.
+    /// Whether compaction was running at a crash after `step` steps.
     pub fn is_in_job(&self, step: usize) -> bool {
         self.jobs.iter().any(|(first, last)| (*first..=*last).contains(&step))
     }
@@ -384,27 +384,27 @@ mod tests {
     }
 
     #[test]
-    fn a_state_must_be_a_prefix_that_holds_what_is_durable() {
+    fn a_state_must_be_a_prefix_with_all_durable_writes() {
         let allowed = |step, found| generation().check(step, Crash::Power, &found).is_ok();
-        assert!(allowed(4, state(0, 0)) && allowed(4, state(1, 0)), "in flight");
+        assert!(allowed(4, state(0, 0)) && allowed(4, state(1, 0)), "writes in flight may be lost");
         assert!(!allowed(5, state(0, 0)), "a durable write is lost");
-        assert!(!allowed(1, state(1, 0)), "a write that was not begun is there");
+        assert!(!allowed(1, state(1, 0)), "a write is present before it began");
         assert!(allowed(9, state(1, 0)) && allowed(9, state(1, 2)) && allowed(9, state(3, 2)));
-        assert!(!allowed(9, state(3, 0)), "a hole");
-        assert!(!allowed(9, state(0, 2)), "a lost write before a kept one");
+        assert!(!allowed(9, state(3, 0)), "an earlier write of the other key is missing");
+        assert!(!allowed(9, state(0, 2)), "a write is missing before one that is present");
     }
 
     #[test]
-    fn a_write_that_was_not_applied_is_never_there_again() {
+    fn a_write_reported_as_not_applied_never_appears() {
         let mut generation = generation();
         (generation.writes[1].fate, generation.writes[1].resolved) = (Fate::NotApplied, 8);
-        assert!(generation.check(7, Crash::Power, &state(1, 2)).is_ok(), "before its writer was told");
+        assert!(generation.check(7, Crash::Power, &state(1, 2)).is_ok(), "before the failure is reported");
         assert!(generation.check(8, Crash::Power, &state(1, 2)).is_err());
         assert!(generation.check(8, Crash::Power, &state(3, 0)).is_ok());
     }
 
     #[test]
-    fn a_batch_is_there_as_a_whole_or_not_at_all() {
+    fn a_batch_is_atomic() {
         let mut generation = Generation::new([0; KEYS], 0, 0);
         generation.writes = vec![WriteRec::new(vec![(0, value_id(0, 1)), (1, value_id(1, 1))], 0, Durability::Synced)];
         assert!(generation.check(3, Crash::Power, &state(1, 1)).is_ok());
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_takes_less_than_a_power_cut() {
+    fn a_kill_loses_less_than_a_power_cut() {
         let mut generation = generation();
         generation.writes[1].written = 6;
         assert!(generation.check(7, Crash::Power, &state(1, 0)).is_ok());
@@ -422,12 +422,12 @@ mod tests {
     }
 
     #[test]
-    fn values_are_known_by_every_byte() {
+    fn a_change_of_any_byte_is_detected() {
         for number in 0..200 {
             let id = value_id(2, number);
             let bytes = value_bytes(id);
             assert_eq!(identify(2, &bytes), Ok(held_id(id)));
-            // What is too short to name its write is known by its length alone.
+            // Values too short to contain their number are identified by length alone.
             if is_shared(held_id(id)) {
                 continue;
             }

@@ -1,19 +1,19 @@
-//! Which modules name which: the imports of a source tree, its rooms, arrows and circles.
+//! Which modules import which: the imports of a source tree, its rooms, arrows and circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::rust_source::{Source, Tree};
 
-/// A path of a module, or of a name in one, from the root of the crate.
+/// The path of a module or of a name in it, from the crate root.
 type Path = Vec<String>;
 
-/// One name of another module in the code of a file.
+/// A name of another module that a file uses.
 pub struct Import {
     pub file: String,
-    /// Where the name is defined, as far as re-exports tell.
+    /// The path of the definition, resolved through re-exports.
     pub path: Path,
     from: Path,
-    /// The module of the file that the path leads to.
+    /// The module of the file that contains the definition.
     to: Path,
 }
 
@@ -79,8 +79,7 @@ impl Graph {
         circles(&self.arrows())
     }
 
-    /// Circles of files. A module and those that lie below it are one thing: what they name of each other does not
-    /// count.
+    /// Circles of files. A module and the modules below it count as one node: imports among them are ignored.
     pub fn file_circles(&self) -> Vec<Vec<String>> {
         let is_family = |import: &Import| import.from.starts_with(&import.to) || import.to.starts_with(&import.from);
         let arrows: BTreeSet<(String, String)> = self
@@ -93,13 +92,13 @@ impl Graph {
     }
 }
 
-/// Whether the files of a circle are of several rooms.
+/// Whether the files of a circle belong to several rooms.
 pub fn crosses_rooms(circle: &[String]) -> bool {
     let room = |path: &String| path.split(['/', '.']).next().unwrap_or_default().to_owned();
     circle.iter().map(room).collect::<BTreeSet<_>>().len() > 1
 }
 
-/// Groups of nodes each of which is reached from every other one of its group.
+/// Strongly connected components: groups of nodes that all reach each other.
 fn circles(arrows: &[(String, String)]) -> Vec<Vec<String>> {
     let nodes: BTreeSet<&String> = arrows.iter().flat_map(|(from, to)| [from, to]).collect();
     let reached = |start: &String| {
@@ -125,7 +124,7 @@ fn circles(arrows: &[(String, String)]) -> Vec<Vec<String>> {
     found.into_iter().collect()
 }
 
-/// The module that `path` leads to, and the path from there, through re-exports.
+/// The module that `path` leads to and the remaining path, resolved through re-exports.
 fn resolve(
     path: &[String],
     modules: &BTreeMap<Path, String>,
@@ -143,7 +142,8 @@ fn resolve(
     (Path::new(), path)
 }
 
-/// All paths into the crate in a file, from its root; each `use` with the name that it brings in.
+/// All paths in a file that lead into the crate, from its root. Each path of a `use` comes with the name that it
+/// introduces.
 fn paths_in(file: &Source, modules: &BTreeMap<Path, String>) -> Vec<(Path, String)> {
     let (own, code) = (file.module(), file.code.as_str());
     let mut found = Vec::new();
@@ -179,7 +179,7 @@ fn word_at(code: &str, at: usize) -> &str {
     &rest[..rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())]
 }
 
-/// The module that a path begins in whose first word this is, if it is one of the crate's.
+/// The module in which a path with this first word begins, if it belongs to the crate.
 fn base_of(word: &str, own: &[String], modules: &BTreeMap<Path, String>) -> Option<Path> {
     let with = |name: &str| own.iter().cloned().chain([name.to_owned()]).collect::<Path>();
     match word {
@@ -190,7 +190,7 @@ fn base_of(word: &str, own: &[String], modules: &BTreeMap<Path, String>) -> Opti
     }
 }
 
-/// Takes each `super` of a path together with what it climbs from.
+/// Resolves the `super` parts of a path.
 fn climb((path, name): (Path, String)) -> Option<(Path, String)> {
     let mut climbed = Path::new();
     for part in path {
@@ -203,7 +203,7 @@ fn climb((path, name): (Path, String)) -> Option<(Path, String)> {
     Some((climbed, name))
 }
 
-/// Reads the rest of a path, or the tree of a `use`, from `at` on; returns where it ends.
+/// Reads the rest of a path or `use` tree, starting at `at`. Returns its end.
 fn tree(code: &str, at: usize, base: &Path, found: &mut Vec<(Path, String)>) -> usize {
     let start = at + (code[at..].len() - code[at..].trim_start().len());
     if code[start..].starts_with('{') {

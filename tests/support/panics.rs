@@ -1,4 +1,4 @@
-//! Panics of a run, and of the tasks of its simulated backend, as errors.
+//! Reports panics of a run and of the tasks of its simulated backend as errors.
 
 use std::any::Any;
 
@@ -6,10 +6,10 @@ use ringcask::testing::sim::SimBackend;
 
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    format!("panic: {}", text.unwrap_or("without a text"))
+    format!("panic: {}", text.unwrap_or("without a message"))
 }
 
-pub fn no_panics(world: &SimBackend) -> Result<(), String> {
-    let panics = world.panics();
+pub fn no_panics(backend: &SimBackend) -> Result<(), String> {
+    let panics = backend.panics();
     if panics.is_empty() { Ok(()) } else { Err(format!("panics: {panics:?}")) }
 }

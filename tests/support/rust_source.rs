@@ -1,16 +1,16 @@
-//! Rust source, taken apart: its code without comments, contents of strings and unit tests, or its comments and
-//! strings alone.
+//! Splits Rust source into its code, without comments, string contents and unit tests, and its prose, the comments and
+//! strings.
 
 use std::fs;
 use std::path::Path;
 
-/// All files of a source folder but those that hold tests alone.
+/// All files of a source folder, except for those that only contain tests.
 pub struct Tree {
     pub files: Vec<Source>,
 }
 
 pub struct Source {
-    /// Below the source folder.
+    /// Relative to the source folder.
     pub path: String,
     pub code: String,
 }
@@ -35,7 +35,7 @@ impl Tree {
         Self { files }
     }
 
-    /// Files given as path and text.
+    /// Files given as pairs of path and text.
     pub fn of(files: &[(&str, &str)]) -> Self {
         Self { files: files.iter().map(|(path, text)| Source::new(path, text)).collect() }
     }
@@ -46,7 +46,7 @@ impl Source {
         Self { path: path.to_owned(), code: without_tests(&without_words(text)) }
     }
 
-    /// The path of the module that the file holds; empty for the root.
+    /// The path of the file's module; empty for the root.
     pub fn module(&self) -> Vec<String> {
         let path = self.path.trim_end_matches(".rs").trim_end_matches("/mod");
         if path == "lib" { Vec::new() } else { path.split('/').map(str::to_owned).collect() }
@@ -56,7 +56,7 @@ impl Source {
         self.code.lines().filter(|line| !line.trim().is_empty()).count()
     }
 
-    /// The names of the structs, enums, traits and type aliases that the file declares outside any block.
+    /// Names of the structs, enums, traits and type aliases that the file declares outside any block.
     pub fn types(&self) -> Vec<&str> {
         let (mut found, mut depth, mut previous) = (Vec::new(), 0, "");
         for word in self.code.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_') {
@@ -73,7 +73,7 @@ impl Source {
         found
     }
 
-    /// Every function with a body: its name, and its lines of code from `fn` to the closing brace.
+    /// Every function with a body: its name, and its number of lines from `fn` to the closing brace.
     pub fn functions(&self) -> Vec<(&str, usize)> {
         let mut found = Vec::new();
         for (at, _) in self.code.match_indices("fn ") {
@@ -91,7 +91,7 @@ impl Source {
     }
 }
 
-/// Where the body of a function begins, if it has one, from behind its `fn`.
+/// The start of a function's body, if it has one. `text` begins after the `fn`.
 fn body_start(text: &str) -> Option<usize> {
     let mut depth = 0;
     for (at, c) in text.char_indices() {
@@ -106,7 +106,7 @@ fn body_start(text: &str) -> Option<usize> {
     None
 }
 
-/// The length of the text from a brace that opens to the one that closes it.
+/// The length of the text from an opening brace to the matching closing one.
 fn matching(text: &str) -> usize {
     let mut depth = 0;
     for (at, c) in text.char_indices() {
@@ -122,15 +122,15 @@ fn matching(text: &str) -> usize {
     text.len()
 }
 
-/// What stands at the beginning of a text.
+/// The kind of the first token of a text.
 enum Piece {
     Code(usize),
     Comment(usize),
-    /// A string or character with its delimiters.
+    /// A string or character literal with its delimiters.
     Literal(usize),
 }
 
-/// The first piece of `text`; `behind_word` says that an identifier ends right before it.
+/// The first piece of `text`. `behind_word` is true if an identifier ends right before it.
 fn piece(text: &str, behind_word: bool) -> Piece {
     let until = |end: &str, from: usize| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
     if text.starts_with("//") {
@@ -151,7 +151,7 @@ fn piece(text: &str, behind_word: bool) -> Piece {
     let Some(quote) = quote else { return Piece::Code(text.chars().next().map_or(1, char::len_utf8)) };
     let mut chars = text.char_indices().skip(1);
     if quote == '\'' {
-        // A lifetime has no quote behind its first character.
+        // A lifetime has no quote after its first character.
         let mut inside = text[1..].chars();
         let first = inside.next();
         if first != Some('\\') && inside.next() != Some('\'') {
@@ -168,7 +168,7 @@ fn piece(text: &str, behind_word: bool) -> Piece {
     Piece::Literal(text.len())
 }
 
-/// Blanks comments and the contents of strings; lines stay where they are.
+/// Blanks comments and string contents. Line numbers do not change.
 fn without_words(text: &str) -> String {
     let (mut code, mut rest, mut behind_word) = (String::new(), text, false);
     while !rest.is_empty() {
@@ -191,7 +191,7 @@ fn without_words(text: &str) -> String {
     code
 }
 
-/// The comments and strings of a source text, each with the line that it begins in.
+/// The comments and strings of a source text, each with the line in which it begins.
 pub fn prose(text: &str) -> Vec<(usize, &str)> {
     let (mut found, mut rest, mut line, mut behind_word) = (Vec::new(), text, 1, false);
     while !rest.is_empty() {
@@ -210,7 +210,7 @@ pub fn prose(text: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// Leaves out every item that is compiled for unit tests alone.
+/// Removes every item that is compiled for unit tests only.
 fn without_tests(code: &str) -> String {
     let (mut kept, mut rest) = (String::new(), code);
     while let Some(at) = ["#[cfg(test)]", "#[cfg(all(test"].iter().filter_map(|test| rest.find(test)).min() {
@@ -221,7 +221,7 @@ fn without_tests(code: &str) -> String {
     kept + rest
 }
 
-/// The length of the item that `text` begins with, and of its attributes.
+/// The length of the first item of `text`, with its attributes.
 fn item_len(text: &str) -> usize {
     let mut at = 0;
     while text[at..].trim_start().starts_with('#') {

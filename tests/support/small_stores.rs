@@ -1,4 +1,4 @@
-//! Small stores to damage, and every write of their history.
+//! Small stores to damage, with every write of their history.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use ringcask::{Batch, Builder, Compaction, Recovery, Store};
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// One write: keys and their new values; `None` deletes. Happens as a whole.
+/// One atomic write: keys and their new values. `None` deletes the key.
 pub type Write = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// The history of a store.
+/// The kind of history of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Killed while it was being written: sealed segments with hints, and one that has no footer.
+    /// Killed while it was being written: sealed segments with hint files, and one segment without a footer.
     Killed,
-    /// Compacted in the middle of its life, and closed: tombstones, copies, a value of several sectors.
+    /// Compacted halfway through its history, then closed: tombstones, copies, a value of several sectors.
     Compacted,
-    /// Killed after it was compacted, with one batch after the other in its last segment.
+    /// Killed after a compaction, with consecutive batches in its last segment.
     Batches,
 }
 
@@ -28,12 +28,12 @@ pub const SHAPES: [Shape; 3] = [Shape::Killed, Shape::Compacted, Shape::Batches]
 
 pub struct Fixture {
     pub image: Image,
-    /// The same store in the middle of its history.
+    /// The same store halfway through its history.
     pub older: Image,
-    /// Another store with the same history.
+    /// Another store with the same kind of history.
     pub other: Image,
     pub writes: Vec<Write>,
-    /// Writes that were sealed when the last segment was begun; all of them in a store that was closed.
+    /// Number of writes that were sealed when the last segment began. All writes if the store was closed.
     pub sealed_writes: usize,
     /// The segment without a footer, if there is one.
     pub active: Option<String>,
@@ -41,18 +41,18 @@ pub struct Fixture {
 
 const KEYS: usize = 14;
 
-pub fn world(image: Image, seed: u64) -> SimBackend {
+pub fn backend(image: Image, seed: u64) -> SimBackend {
     let config = SimConfig { seed, journal: false, nowait_miss_percent: 10, ..SimConfig::default() };
     SimBackend::from_image(image, config)
 }
 
-pub fn builder(world: &SimBackend, recovery: Recovery) -> Builder {
-    let io: Arc<dyn Io> = Arc::new(world.clone());
+pub fn builder(backend: &SimBackend, recovery: Recovery) -> Builder {
+    let io: Arc<dyn Io> = Arc::new(backend.clone());
     let builder = Store::builder("/db").backend(io).segment_bytes(4096).reserve_bytes(4096).recovery(recovery);
     builder.compaction(Compaction::new().automatic(false))
 }
 
-/// What the first `count` writes leave.
+/// The state after the first `count` writes.
 pub fn fold(writes: &[Write], count: usize) -> Model {
     let mut model = Model::new();
     for (key, value) in writes.iter().take(count).flatten() {
@@ -107,16 +107,16 @@ fn segments(image: &Image) -> Vec<String> {
     image.names().filter(|name| name.ends_with(".seg")).map(String::from).collect()
 }
 
-/// Segments that have no hint beside them.
+/// Segments without a hint file.
 fn without_hint(image: &Image) -> Vec<String> {
     let has_hint = |name: &String| image.bytes(&name.replace(".seg", ".hint")).is_some();
     segments(image).into_iter().filter(|name| !has_hint(name)).collect()
 }
 
-/// Runs until maintenance has written every hint.
-async fn settle(world: &SimBackend) {
-    while without_hint(&world.image()).len() > 1 {
-        world.sleep(Duration::from_millis(1)).await;
+/// Waits until maintenance has written every hint file.
+async fn settle(backend: &SimBackend) {
+    while without_hint(&backend.image()).len() > 1 {
+        backend.sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -128,34 +128,35 @@ impl Fixture {
         Self { image, older, other, writes, sealed_writes, active }
     }
 
-    /// The store when it stopped, at half its age, its writes, and how many of them were sealed by then.
-    fn run(shape: Shape, seed: u64, world_seed: u64) -> (Image, Image, Vec<Write>, usize) {
-        let (mut rng, world) = (Rng::new(seed), world(Image::new(), world_seed));
+    /// Runs a store. Returns its final image, its image at half of its history, its writes, and how many of them were
+    /// sealed halfway.
+    fn run(shape: Shape, seed: u64, sim_seed: u64) -> (Image, Image, Vec<Write>, usize) {
+        let (mut rng, backend) = (Rng::new(seed), backend(Image::new(), sim_seed));
         let mut older = Image::new();
         let (mut writes, mut sealed_writes) = (Vec::new(), 0);
-        let store = world.run_until(async {
-            let store = builder(&world, Recovery::Strict).open().await.unwrap();
+        let store = backend.run_until(async {
+            let store = builder(&backend, Recovery::Strict).open().await.unwrap();
             let mut newest = String::new();
             for number in 0..if shape == Shape::Killed { 70 } else { 48 } {
                 let write = random_write(shape, &mut rng, number);
                 apply(&store, &write).await;
-                // A delete that finds nothing leaves nothing.
+                // A delete of an absent key writes nothing.
                 let count = writes.len();
                 writes.push(write);
                 if number == 24 {
-                    settle(&world).await;
+                    settle(&backend).await;
                     if shape != Shape::Killed {
                         store.compact().await.unwrap();
-                        settle(&world).await;
+                        settle(&backend).await;
                     }
-                    older = world.image();
+                    older = backend.image();
                 }
-                let now = segments(&world.image()).pop().unwrap_or_default();
+                let now = segments(&backend.image()).pop().unwrap_or_default();
                 if now != newest {
                     (newest, sealed_writes) = (now, count);
                 }
             }
-            settle(&world).await;
+            settle(&backend).await;
             if shape == Shape::Compacted {
                 store.close().await.unwrap();
             }
@@ -164,11 +165,11 @@ impl Fixture {
         if shape == Shape::Compacted {
             sealed_writes = writes.len();
         }
-        let image = world.image();
-        // Before the store: it would close in good order.
-        world.shutdown();
+        let image = backend.image();
+        // The power goes off before the store is dropped, which would close it cleanly.
+        backend.shutdown();
         drop(store);
-        assert_eq!(world.panics(), Vec::<String>::new());
+        assert_eq!(backend.panics(), Vec::<String>::new());
         (image, older, writes, sealed_writes)
     }
 }

@@ -1,13 +1,13 @@
-//! The stages: what the tests must explore, and a record of what they did.
+//! The stages: how much the tests must explore, and a record of how much they did.
 //!
-//! A stage is a test that injects one kind of fault and counts the injections. Its floor is the number that it must
-//! reach, which the test itself enforces. There are two floors: one for `./prove`, one for `./prove ci`. A
-//! stage that cannot run on this machine prints that, and what it would have shown; if `RINGCASK_REQUIRE_ALL` is set,
-//! it fails instead.
+//! A stage is a test that injects one kind of fault and counts the injections. Its floor is the count that it must
+//! reach, and the test enforces it. There are two floors: one for `./prove`, one for `./prove ci`. A stage
+//! that cannot run on this machine prints that, and what it would have shown. If `RINGCASK_REQUIRE_ALL` is set, it
+//! fails instead.
 //!
-//! Environment: `RINGCASK_SCALE` is `small` (the default) or `ci`; the variable named with a stage sets its floor
-//! alone; `RINGCASK_ROUND` changes the first seed, so that no two rounds explore the same; `RINGCASK_RESULTS` names a
-//! file that gets a line for each stage, of which the test `verdict` makes a table.
+//! Environment: `RINGCASK_SCALE` is `small` (the default) or `ci`. The variable of a stage sets the floor of that stage
+//! alone. `RINGCASK_ROUND` changes the first seed, so that different rounds explore different seeds. `RINGCASK_RESULTS`
+//! names a file that gets a line for each stage. The test `verdict` prints these lines as a table.
 //!
 //! `README.md` in this folder says how tests share modules.
 #![allow(clippy::panic, clippy::expect_used, reason = "a stage below its floor is a failed test")]
@@ -21,11 +21,11 @@ pub struct Stage {
     pub name: &'static str,
     /// The environment variable that sets its floor.
     pub variable: &'static str,
-    /// The floor of `./prove` at the small scale; 0 for a stage that needs a separate build and does not run there.
+    /// The floor of `./prove` at the small scale, or 0 for a stage that needs a separate build and does not run there.
     pub small: u64,
     /// The floor in `./prove ci`.
     pub ci: u64,
-    /// What it shows, for those who could not run it.
+    /// What the stage shows. Printed when the stage cannot run.
     pub shows: &'static str,
 }
 
@@ -41,14 +41,14 @@ pub const STAGES: &[Stage] = &[
         "RINGCASK_CRASH_STATES",
         200_000,
         600_000,
-        "no crash of a simulated disk takes what was acknowledged",
+        "no crash of a simulated disk loses acknowledged writes",
     ),
     stage(
         "crash states, compaction",
         "RINGCASK_COMPACTION_STATES",
         250_000,
         1_100_000,
-        "no crash during a compaction does either",
+        "no crash during a compaction loses acknowledged writes",
     ),
     stage(
         "swarm seeds",
@@ -57,7 +57,13 @@ pub const STAGES: &[Stage] = &[
         20_000,
         "no drawn combination of sizes, timing and faults breaks a promise",
     ),
-    stage("crash states, swarm", "RINGCASK_SWARM_STATES", 50_000, 400_000, "no crash in one of them does either"),
+    stage(
+        "crash states, swarm",
+        "RINGCASK_SWARM_STATES",
+        50_000,
+        400_000,
+        "no crash in a swarm workload breaks a promise",
+    ),
     stage(
         "state machine cases",
         "RINGCASK_MACHINE_CASES",
@@ -65,13 +71,7 @@ pub const STAGES: &[Stage] = &[
         3_000,
         "a store keeps its promises through many closes, crashes and faults",
     ),
-    stage(
-        "failed operations, log",
-        "RINGCASK_FAILURES",
-        8_000,
-        80_000,
-        "every single operation can fail, with every error",
-    ),
+    stage("failed operations, log", "RINGCASK_FAILURES", 8_000, 80_000, "every operation can fail, with every error"),
     stage(
         "failed operations, compaction",
         "RINGCASK_COMPACTION_FAILURES",
@@ -88,9 +88,9 @@ pub const STAGES: &[Stage] = &[
         "RINGCASK_FUZZ_SEGMENTS",
         2_000,
         50_000,
-        "no forged segments with valid checksums do either",
+        "no forged segment with valid checksums makes an open panic or loop",
     ),
-    stage("fuzz, hints", "RINGCASK_FUZZ_HINTS", 2_000, 50_000, "no false hint files with valid checksums do either"),
+    stage("fuzz, hints", "RINGCASK_FUZZ_HINTS", 2_000, 50_000, "no false hint file makes an open panic or loop"),
     stage(
         "fuzz, operations",
         "RINGCASK_FUZZ_OPERATIONS",
@@ -101,15 +101,27 @@ pub const STAGES: &[Stage] = &[
     stage("wrong reads", "RINGCASK_WRONG_READS", 1_500, 20_000, "a read that gets wrong bytes never returns them"),
     // Real kernel.
     stage("kills, threads", "RINGCASK_KILLS_THREADS", 250, 2_000, "a killed process loses nothing the kernel had"),
-    stage("kills, uring", "RINGCASK_KILLS_URING", 250, 2_000, "the same on the ring"),
+    stage(
+        "kills, uring",
+        "RINGCASK_KILLS_URING",
+        250,
+        2_000,
+        "a killed process loses nothing the kernel had, with io_uring",
+    ),
     stage(
         "power cuts, ext4",
         "RINGCASK_POWER_CUTS_EXT4",
         20,
         300,
-        "a kernel whose disk is cut off keeps what was acknowledged as synced",
+        "no power cut of an ext4 loses writes acknowledged as synced",
     ),
-    stage("power cuts, xfs", "RINGCASK_POWER_CUTS_XFS", 8, 150, "the same on another file system"),
+    stage(
+        "power cuts, xfs",
+        "RINGCASK_POWER_CUTS_XFS",
+        8,
+        150,
+        "no power cut of an xfs loses writes acknowledged as synced",
+    ),
     stage(
         "I/O faults, FUSE",
         "RINGCASK_FUSE_FAULTS",
@@ -152,12 +164,12 @@ pub const STAGES: &[Stage] = &[
     ),
 ];
 
-/// Whether the larger floors hold.
+/// Whether the floors of `./prove ci` apply.
 pub fn is_ci_scale() -> bool {
     match std::env::var("RINGCASK_SCALE").as_deref() {
         Err(_) | Ok("small") => false,
         Ok("ci") => true,
-        Ok(other) => panic!("RINGCASK_SCALE={other}: small or ci"),
+        Ok(other) => panic!("RINGCASK_SCALE={other}: must be small or ci"),
     }
 }
 
@@ -166,7 +178,7 @@ pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// Where this round's seeds begin: far from those of any other round, below 2^40 for a million rounds.
+/// The first seed of this round. Rounds are far apart, and a million of them stay below 2^40.
 pub fn first_seed() -> u64 {
     1 + number("RINGCASK_ROUND").unwrap_or(0) * 1_000_003
 }
@@ -185,20 +197,20 @@ pub fn begin_canary() -> Running {
     Running { stage: &CANARY, start: Instant::now() }
 }
 
-/// Begins the stage of this name.
+/// Begins the stage with this name.
 pub fn begin(name: &str) -> Running {
     let stage = STAGES.iter().find(|stage| stage.name == name).unwrap_or_else(|| panic!("no stage {name:?}"));
     Running { stage, start: Instant::now() }
 }
 
 impl Running {
-    /// How much must be explored.
+    /// The count that must be reached.
     pub fn floor(&self) -> u64 {
         let default = if is_ci_scale() { self.stage.ci } else { self.stage.small };
         number(self.stage.variable).unwrap_or(default)
     }
 
-    /// Ends the stage; fails the test if too little was explored.
+    /// Ends the stage. Fails the test if the count is below the floor.
     pub fn end(self, explored: u64, note: &str) {
         let (floor, seconds) = (self.floor(), self.start.elapsed().as_secs_f64());
         println!("{}: {explored} explored, floor {floor}, {seconds:.1} s: {note}", self.stage.name);
@@ -206,7 +218,7 @@ impl Running {
         assert!(explored >= floor, "{}: {explored} explored, which is below the floor of {floor}", self.stage.name);
     }
 
-    /// Ends a stage that cannot run here.
+    /// Ends a stage that cannot run on this machine.
     pub fn skip(self, why: &str) {
         let Stage { name, shows, .. } = self.stage;
         println!("SKIPPED: {name}: {why}. It would have shown: {shows}");
@@ -215,7 +227,7 @@ impl Running {
     }
 }
 
-/// One line a stage: its name, what was explored or `skipped`, the seconds, a note.
+/// Writes a line for a stage: its name, the count or `skipped`, the seconds, a note.
 fn record(name: &str, rest: &str) {
     let Some(path) = std::env::var_os("RINGCASK_RESULTS") else { return };
     let line = format!("{name}\t{}\n", rest.replace('\n', " "));

@@ -1,7 +1,8 @@
-//! Closed loops: each client has one operation in flight, and begins the next when it has its answer.
+//! Closed loops: each client has one operation in flight, and starts the next one when it completes.
 //!
-//! Three ways to call a store: from threads of the clients' own; as a service must call a store that blocks, from tasks
-//! that hand each call to tokio's blocking pool; and from tasks that await. The last two run on tokio with two workers.
+//! There are three ways to call a store. Clients call a blocking store from their own threads, or the way an async
+//! service must: from tasks that hand each call to tokio's blocking pool. Async stores are awaited by tasks. The last
+//! two ways use tokio with two workers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use tokio::task::JoinHandle;
 use crate::peers::{Awaited, Blocking, Failure};
 use crate::work::{Choice, KEY_LEN, Numbers, Op, Script, Work, Zipf, fill, is_value_of, key};
 
-/// What is to be done, by how many, for how long.
+/// What to run, with how many clients, for how long.
 pub struct Plan<'a> {
     pub work: &'a Work,
     pub clients: usize,
@@ -25,15 +26,15 @@ pub struct Plan<'a> {
     pub seed: u64,
 }
 
-/// What was done.
+/// Results of a run.
 pub struct Done {
     pub operations: u64,
     pub seconds: f64,
-    /// Of each operation, in nanoseconds.
+    /// Latency of each operation in nanoseconds.
     pub latency: Histogram<u64>,
 }
 
-/// A client's script, its buffer and its figures.
+/// A client's script, its value buffer and its latencies.
 struct Client {
     script: Script,
     value: Vec<u8>,
@@ -48,7 +49,7 @@ impl Client {
             return;
         }
         let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        // It grows with what it is given, so it refuses nothing.
+        // Never fails: the histogram resizes itself.
         let _ = self.latency.record(nanos);
     }
 }
@@ -60,8 +61,8 @@ fn clients(plan: &Plan<'_>) -> Vec<Client> {
         script: Script::new(plan.work, zipf.as_ref(), plan.keys, index, count, plan.seed),
         value: vec![0; plan.value_len],
         durable: plan.work.durable,
-        is_counted: !plan.work.writes_aside(index),
-        // Three digits; its constructor refuses only other numbers of them.
+        is_counted: !plan.work.is_background_writer(index),
+        // Fails only for a number of digits outside 0 to 5.
         latency: Histogram::new(3).expect("three digits"),
     };
     (0..count).map(client).collect()
@@ -76,7 +77,7 @@ fn sum(finished: impl Iterator<Item = Result<Client, Failure>>, start: Instant) 
 }
 
 fn expect_value(found: bool, number: u64) -> Result<(), Failure> {
-    if found { Ok(()) } else { Err(format!("the value of key {number} is not what was put").into()) }
+    if found { Ok(()) } else { Err(format!("the value of key {number} is not the value that was put").into()) }
 }
 
 /// A key that was never put.
@@ -107,14 +108,14 @@ fn call(store: &dyn Blocking, op: Op, value: &[u8], durable: bool) -> Result<(),
     }
 }
 
-/// The key that `op` writes gets a fresh value.
+/// Fills the client's buffer with a fresh value for the key that `op` writes.
 fn prepare(op: Op, client: &mut Client) {
     if let Op::Put(number) | Op::ReadThenWrite(number) = op {
         fill(&mut client.value, number, &mut client.script.numbers);
     }
 }
 
-/// From threads, one a client.
+/// Runs each client in a thread.
 pub fn threads(store: &Arc<dyn Blocking>, plan: &Plan<'_>) -> Result<Done, Failure> {
     let is_over = AtomicBool::new(false);
     let start = Instant::now();
@@ -138,7 +139,7 @@ pub fn threads(store: &Arc<dyn Blocking>, plan: &Plan<'_>) -> Result<Done, Failu
     })
 }
 
-/// Lets tasks run for the time of the plan, and adds up what they did.
+/// Lets the tasks run for the duration of the plan, and adds up their results.
 fn gather(
     running: Vec<JoinHandle<Result<Client, Failure>>>,
     plan: &Plan<'_>,
@@ -151,7 +152,7 @@ fn gather(
     sum(running.into_iter().map(|task| runtime.block_on(task)?), start)
 }
 
-/// From tasks, each call in the blocking pool.
+/// Runs each client in a task that makes its calls in the blocking pool.
 pub fn service(store: &Arc<dyn Blocking>, plan: &Plan<'_>, runtime: &Runtime) -> Result<Done, Failure> {
     let is_over = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
@@ -173,7 +174,7 @@ pub fn service(store: &Arc<dyn Blocking>, plan: &Plan<'_>, runtime: &Runtime) ->
     gather(clients(plan).into_iter().map(spawn).collect(), plan, &is_over, start, runtime)
 }
 
-/// From tasks that await the store.
+/// Runs each client in a task that awaits the store.
 pub fn tasks<S: Awaited>(store: &Arc<S>, plan: &Plan<'_>, runtime: &Runtime) -> Result<Done, Failure> {
     let is_over = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
@@ -210,7 +211,8 @@ async fn run<S: Awaited>(store: &S, op: Op, value: &[u8], durable: bool) -> Resu
     }
 }
 
-/// Puts every key once, from one thread or task after the other's answer; `key` gives their order.
+/// Puts every key once, in the order that `key` gives, each put after the previous one returned. Returns puts per
+/// second.
 pub fn load(
     store: &Arc<dyn Blocking>,
     keys: u64,
@@ -226,7 +228,7 @@ pub fn load(
     Ok(keys as f64 / start.elapsed().as_secs_f64())
 }
 
-/// The same for a store that is awaited.
+/// The same for an async store.
 pub fn load_awaited<S: Awaited>(
     store: &Arc<S>,
     keys: u64,

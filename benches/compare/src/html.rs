@@ -1,4 +1,4 @@
-//! The comparison as one HTML file that needs nothing else: a chart for each load, drawn as SVG, and its figures.
+//! Writes the comparison as a self-contained HTML file, with an SVG chart and a table for each workload.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,12 +9,12 @@ const STYLE: &str = "body{font:14px/1.4 sans-serif;max-width:60em;margin:2em aut
     h2{margin-top:2em}table{border-collapse:collapse}td,th{padding:.1em .8em;text-align:right}\
     td:first-child,th:first-child{text-align:left}.ours{fill:#c33}.others{fill:#69c}";
 
-/// Pixels of a bar for the fastest store, and of a line.
+/// Width of the bar of the fastest store, and height of a line, in pixels.
 const WIDTH: f64 = 480.0;
 const LINE: usize = 22;
 const NAMES: f64 = 200.0;
 
-/// The runs of one store, called in one way, at one load.
+/// The runs of one store with one way of calling it, under one workload.
 struct Bar<'a> {
     name: String,
     is_ours: bool,
@@ -32,7 +32,7 @@ impl Bar<'_> {
     }
 }
 
-/// The whole page. `about` says what was run, and where.
+/// The whole page. `about` describes the runs and the machine.
 pub fn page(runs: &[Run], about: &str, place_of: &dyn Fn(&str) -> usize) -> String {
     let mut loads: BTreeMap<Row, BTreeMap<String, Bar<'_>>> = BTreeMap::new();
     for run in runs {
@@ -43,9 +43,9 @@ pub fn page(runs: &[Run], about: &str, place_of: &dyn Fn(&str) -> usize) -> Stri
         bars.entry(name.clone()).or_insert(Bar { name, is_ours, runs: Vec::new() }).runs.push(run);
     }
     let mut page = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>ringcask beside other stores</title><style>{STYLE}</style>\
-         <h1>ringcask beside other stores</h1><p>{}</p><p>Operations a second: bars are medians, lines from the lowest to \
-         the highest run.</p>",
+        "<!doctype html><html lang=en><meta charset=utf-8><title>ringcask compared with other stores</title><style>{STYLE}</style>\
+         <h1>ringcask compared with other stores</h1><p>{}</p><p>Operations per second. Bars show medians, lines the range from the \
+         lowest to the highest run.</p>",
         escape(about)
     );
     for (row, bars) in loads {

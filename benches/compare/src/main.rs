@@ -1,12 +1,12 @@
-//! ringcask beside the stores people would pick instead: the same load, one after the other, in one run.
+//! Compares ringcask with its alternatives, under the same workloads in one run.
 //!
-//! In every round each store gets a fresh directory, is loaded with a million keys without syncs, and then meets each
-//! load for a few seconds; the order of the stores changes from round to round. Stores that block are called from threads
-//! of their own, one a client, and also as a service must call them, from tasks through the blocking pool of a tokio with
-//! two workers; the better of the two counts. Stores that are awaited are called from tasks on the same tokio. Each get's
-//! value is looked at: a wrong one ends the run.
+//! In every round each store gets a fresh directory and is loaded with a million keys without syncs. Then it runs each
+//! workload for a few seconds. The order of the stores rotates from round to round. Blocking stores are called in two
+//! ways: from one thread per client, and the way an async service must call them, from tasks through the blocking pool
+//! of a tokio runtime with two workers. The faster way counts. Async stores are called from tasks on the same runtime.
+//! Every value that a get returns is checked, and a wrong one ends the run.
 //!
-//! The table has medians over the rounds. YCSB's load E scans ranges, which a store without an order does not have.
+//! The table has medians over the rounds. YCSB's workload E scans ranges, which an unordered store does not offer.
 
 mod drive;
 mod html;
@@ -29,58 +29,58 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use work::{WORKS, Work};
 
-/// How many clients each load is tried with, where `--clients` does not say.
+/// The numbers of clients for a workload, unless `--clients` gives others.
 fn usual_clients(work: &Work) -> &'static [usize] {
     match work.name {
         "fillsync" => &[1, 16, 64, 256, 1024],
         "readrandom" | "mixed" => &[1, 8, 64],
-        // One of them writes.
+        // One of the nine clients writes.
         "readwhilewriting" => &[9],
         "overwrite" => &[1, 8],
         _ => &[8],
     }
 }
 
-/// Compares key-value stores: puts, gets and mixes of both, per second, in one run.
+/// Compares key-value stores: operations per second of puts, gets and mixes of both, in one run
 #[derive(Parser)]
 struct Options {
-    /// Rounds; the table has the medians
+    /// Number of rounds; the table has the medians
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each load
+    /// Duration of each workload in seconds
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Keys that are loaded
+    /// Number of keys to load
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
-    /// Bytes of a value
+    /// Size of a value in bytes
     #[arg(long, default_value_t = 256)]
     value_len: usize,
-    /// Seconds that each load runs uncounted where it only reads, so that what a store keeps in memory is there
+    /// Seconds of uncounted warm-up for workloads that only read, so that each store has its data in memory
     #[arg(long, default_value_t = 5.0)]
     warm_up: f64,
-    /// Threads that do nothing but keep processors busy meanwhile
+    /// Number of extra threads that keep processors busy
     #[arg(long, default_value_t = 0)]
     busy: usize,
-    /// Also load an empty store with keys in their order
+    /// Also load an empty store with keys in ascending order
     #[arg(long)]
     fillseq: bool,
-    /// Only these loads, by name
+    /// Run only these workloads, by name
     #[arg(long, value_delimiter = ',')]
     works: Vec<String>,
-    /// Only these stores, by name
+    /// Run only these stores, by name
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
     /// Numbers of clients, instead of the usual ones
     #[arg(long, value_delimiter = ',')]
     clients: Vec<usize>,
-    /// Where the stores' directories are made
+    /// Directory in which the stores create theirs
     #[arg(long, default_value = "target")]
     dir: PathBuf,
-    /// Writes all runs to this file, as JSON
+    /// Write all runs to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Writes a page with charts to this file
+    /// Write a page with charts to this file
     #[arg(long)]
     html: Option<PathBuf>,
 }
@@ -113,8 +113,8 @@ impl Turn<'_> {
         Plan { work, clients, keys, value_len, time, seed: self.round as u64 * 1_000_003 }
     }
 
-    /// The plan to warm up by before the first of several loads that only read what is in memory: the same, with as many
-    /// clients as any of them has.
+    /// The warm-up before the first of several runs of a workload that only reads data in memory: the same workload,
+    /// with the largest number of clients of these runs.
     fn warm_up<'w>(&self, index: usize, plans: &'w [(Work, usize)]) -> Option<Plan<'w>> {
         let (work, _) = &plans[index];
         let mut same = plans.iter().filter(|(other, _)| other.name == work.name);
@@ -145,7 +145,7 @@ impl Turn<'_> {
         self.runs.push(run);
     }
 
-    /// A figure that has no percentiles.
+    /// Records a result without percentiles.
     fn note_figure(&mut self, work: &str, per_second: f64) {
         eprintln!("round {} {:<15} {work:<12} {per_second:>28.0}/s", self.round, self.peer.name());
         let (peer, round, nothing) = (self.peer.name(), self.round, 0.0);
@@ -164,8 +164,8 @@ impl Turn<'_> {
         self.runs.push(run);
     }
 
-    /// Another directory, for as long as it is wanted.
-    fn beside(&self) -> Result<TempDir, Failure> {
+    /// A second temporary directory.
+    fn second_dir(&self) -> Result<TempDir, Failure> {
         Ok(TempDir::with_prefix_in("compare-", &self.options.dir)?)
     }
 
@@ -173,9 +173,9 @@ impl Turn<'_> {
         let Options { keys, value_len, .. } = *self.options;
         let path = self.dir.path().to_owned();
         let peer = self.peer;
-        let open = |path: &Path| peer.open_blocking(path, false)?.ok_or(Failure::from("it does not block"));
+        let open = |path: &Path| peer.open_blocking(path, false)?.ok_or(Failure::from("not a blocking store"));
         if self.options.fillseq {
-            let dir = self.beside()?;
+            let dir = self.second_dir()?;
             let store = open(dir.path())?;
             let loaded = drive::load(&store, keys, value_len, work::key_in_order)?;
             self.note_figure("fillseq", loaded);
@@ -192,7 +192,7 @@ impl Turn<'_> {
                 continue;
             }
             let start = Instant::now();
-            let store = self.peer.open_blocking(&path, durable)?.ok_or("it does not block")?;
+            let store = self.peer.open_blocking(&path, durable)?.ok_or("not a blocking store")?;
             store.get(&work::key(0), &mut |_| {})?;
             if !durable {
                 self.note_figure("open", keys as f64 / start.elapsed().as_secs_f64());
@@ -212,7 +212,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// `open` makes the store and opens it again, or only makes it where it says that it keeps nothing.
+    /// `open` creates the store, and opens it again if `is_kept`. Otherwise the store cannot be reopened.
     fn awaited<S: Awaited>(
         &mut self,
         open: &dyn Fn(&Path) -> Result<Arc<S>, Failure>,
@@ -220,7 +220,7 @@ impl Turn<'_> {
     ) -> Result<(), Failure> {
         let Options { keys, value_len, .. } = *self.options;
         if self.options.fillseq {
-            let dir = self.beside()?;
+            let dir = self.second_dir()?;
             let store = open(dir.path())?;
             let loaded = drive::load_awaited(&store, keys, value_len, work::key_in_order, self.runtime)?;
             self.note_figure("fillseq", loaded);
@@ -277,12 +277,12 @@ fn chosen<T: Copy>(names: &[String], all: &[T], name_of: impl Fn(T) -> &'static 
     }
     let find = |name: &String| {
         let found = all.iter().copied().find(|item| name_of(*item) == name);
-        found.ok_or_else(|| format!("{name:?} is none of them").into())
+        found.ok_or_else(|| format!("unknown name {name:?}").into())
     };
     names.iter().map(find).collect()
 }
 
-/// Threads that never wait, until dropped.
+/// Threads that spin until this is dropped.
 struct Busy(Arc<AtomicBool>);
 
 impl Busy {
@@ -335,7 +335,7 @@ fn compare(options: &Options) -> Result<String, Failure> {
         let cores = std::thread::available_parallelism()?;
         let about = format!(
             "{keys} keys of {} bytes, values of {value_len} bytes, {rounds} rounds of {seconds} s, {cores} cores, \
-             {busy} threads besides that never wait, Linux {}",
+             {busy} extra busy threads, Linux {}",
             work::KEY_LEN,
             fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
         );

@@ -1,4 +1,4 @@
-//! From runs to a table of medians and ratios, and to JSON.
+//! Turns runs into a table of medians and ratios.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::peers::{PEERS, Peer};
 
-/// One line of the comparison.
+/// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// Where it stands in the table.
+    /// Position in the table.
     pub place: usize,
     pub work: String,
     pub clients: usize,
@@ -37,7 +37,7 @@ pub fn median(figures: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// The median of each store in each row, at the way of calling it that served it best, and the p99 of that.
+/// For each row and store, the median throughput of the fastest way of calling it, with its p99.
 fn best(
     runs: &[Run],
     place_of: &dyn Fn(&str) -> usize,
@@ -69,14 +69,14 @@ pub fn thousands(per_second: f64) -> String {
     }
 }
 
-/// A table in Markdown: a row for each work and number of clients, a column for each store, and how far ahead we are of
-/// the best of the others, of those that can be compared.
+/// A Markdown table with a row per workload and number of clients and a column per store. The last columns compare
+/// ringcask with its fastest rival.
 pub fn table(runs: &[Run], peers: &[Peer], place_of: &dyn Fn(&str) -> usize) -> String {
     let mut text = String::from("| per second | clients |");
     for peer in peers {
         let _ = write!(text, " {} |", peer.name());
     }
-    text.push_str(" ratio to the best peer | p99, ours and its |\n|---|---|");
+    text.push_str(" ratio to the best peer | p99, ringcask and peer |\n|---|---|");
     text.push_str(&"---|".repeat(peers.len() + 2));
     text.push('\n');
     for (row, figures) in best(runs, place_of) {

@@ -1,11 +1,11 @@
-//! What the clients do: keys, values, and the mixes of the field.
+//! The workloads: keys, values, and the usual mixes of operations.
 
 use std::fmt;
 
-/// Bytes of a key.
+/// Length of a key in bytes.
 pub const KEY_LEN: usize = 16;
 
-/// Numbers that jump about; a generator for each client.
+/// A xorshift random number generator. Each client has one.
 pub struct Numbers(u64);
 
 impl Numbers {
@@ -24,7 +24,7 @@ impl Numbers {
         ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
-    /// Below one, and not below zero.
+    /// A number in `0.0..1.0`.
     pub fn fraction(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -37,7 +37,8 @@ fn scramble(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The key of this number. Their order is not that of the numbers, so a sorted store is loaded in random order.
+/// The key of this number. The order of keys differs from the order of numbers, so a sorted store is loaded in random
+/// order.
 pub fn key(number: u64) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[..8].copy_from_slice(&scramble(number).to_be_bytes());
@@ -45,14 +46,14 @@ pub fn key(number: u64) -> [u8; KEY_LEN] {
     key
 }
 
-/// The same number's key where keys are put in their order.
+/// The key of this number, for loads that put keys in their order.
 pub fn key_in_order(number: u64) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[8..].copy_from_slice(&number.to_be_bytes());
     key
 }
 
-/// Fills `value` so that it names its key, and nothing in it compresses.
+/// Fills `value` with the number of its key, followed by incompressible bytes.
 pub fn fill(value: &mut [u8], number: u64, numbers: &mut Numbers) {
     let mut chunks = value.chunks_exact_mut(8);
     if let Some(first) = chunks.next() {
@@ -63,18 +64,18 @@ pub fn fill(value: &mut [u8], number: u64, numbers: &mut Numbers) {
     }
 }
 
-/// Whether these bytes are a value of that key.
+/// Whether these bytes are a value of this key.
 pub fn is_value_of(value: &[u8], number: u64, len: usize) -> bool {
     value.len() == len && value.get(..8) == Some(&number.to_le_bytes())
 }
 
-/// How keys are chosen.
+/// The distribution of keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     Uniform,
-    /// As YCSB does: some keys are wanted far more often than others, and these lie anywhere.
+    /// As in YCSB: some keys are far more popular than others, and popular keys are scattered over the key space.
     Zipfian,
-    /// Those written last more than others.
+    /// The keys written last are the most popular.
     Latest,
 }
 
@@ -98,7 +99,7 @@ impl Zipf {
         Self { items: items as f64, zeta, alpha: 1.0 / (1.0 - THETA), eta }
     }
 
-    /// The most wanted is 0.
+    /// A random rank. Rank 0 is the most popular.
     fn rank(&self, numbers: &mut Numbers) -> u64 {
         let u = numbers.fraction();
         let uz = u * self.zeta;
@@ -112,22 +113,22 @@ impl Zipf {
     }
 }
 
-/// One kind of load.
+/// A workload.
 #[derive(Clone)]
 pub struct Work {
     pub name: &'static str,
-    /// Of a hundred operations; the rest are puts.
+    /// Percentage of gets. What remains of a hundred operations are puts.
     pub gets: u64,
-    /// Of a hundred: read, then write the same key.
+    /// Percentage of operations that read a key and then write it.
     pub read_then_write: u64,
-    /// Puts are of keys that were not there.
+    /// Puts write new keys.
     pub inserts: bool,
-    /// Gets are of keys that never were.
+    /// Gets read keys that were never put.
     pub missing: bool,
-    /// The first client puts all the time, and is not counted.
-    pub beside_a_writer: bool,
+    /// The first client only puts, and its operations are not counted.
+    pub with_writer: bool,
     pub choice: Choice,
-    /// Puts return when they are on stable storage.
+    /// Puts return when their record is on stable storage.
     pub durable: bool,
 }
 
@@ -137,19 +138,19 @@ const PLAIN: Work = Work {
     read_then_write: 0,
     inserts: false,
     missing: false,
-    beside_a_writer: false,
+    with_writer: false,
     choice: Choice::Uniform,
     durable: false,
 };
 
-/// All loads, by the names that RocksDB's `db_bench` and YCSB have made usual.
+/// All workloads, by their names in RocksDB's `db_bench` and YCSB.
 pub const WORKS: &[Work] = &[
     Work { name: "fillsync", durable: true, ..PLAIN },
     Work { name: "overwrite", ..PLAIN },
     Work { name: "readrandom", gets: 100, ..PLAIN },
     Work { name: "readhot", gets: 100, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "readmissing", gets: 100, missing: true, ..PLAIN },
-    Work { name: "readwhilewriting", gets: 100, beside_a_writer: true, ..PLAIN },
+    Work { name: "readwhilewriting", gets: 100, with_writer: true, ..PLAIN },
     Work { name: "mixed", gets: 50, ..PLAIN },
     Work { name: "ycsb-a", gets: 50, choice: Choice::Zipfian, ..PLAIN },
     Work { name: "ycsb-b", gets: 95, choice: Choice::Zipfian, ..PLAIN },
@@ -159,18 +160,18 @@ pub const WORKS: &[Work] = &[
 ];
 
 impl Work {
-    /// Whether client number `client` only puts, beside those that are counted.
-    pub fn writes_aside(&self, client: u64) -> bool {
-        self.beside_a_writer && client == 0
+    /// Whether this client is the uncounted writer beside the others.
+    pub fn is_background_writer(&self, client: u64) -> bool {
+        self.with_writer && client == 0
     }
 
-    /// Whether it does nothing but read what is there, so that what lies in memory decides.
+    /// Whether all operations read existing keys, so that the result depends on the data in memory.
     pub fn only_reads(&self) -> bool {
-        self.gets == 100 && !self.missing && !self.beside_a_writer
+        self.gets == 100 && !self.missing && !self.with_writer
     }
 }
 
-/// One operation, on the key of this number.
+/// One operation on the key of this number.
 #[derive(Clone, Copy)]
 pub enum Op {
     Get(u64),
@@ -179,22 +180,23 @@ pub enum Op {
     ReadThenWrite(u64),
 }
 
-/// What one client does next, and next, and next.
+/// The sequence of operations of one client.
 pub struct Script {
     work: Work,
     zipf: Option<Zipf>,
     pub numbers: Numbers,
     keys: u64,
-    /// The next key that it inserts, and by how much it goes on: clients insert in turn.
+    /// The next key to insert, and the step from one insert to the next. Clients insert interleaved keys.
     next_insert: u64,
     stride: u64,
 }
 
 impl Script {
-    /// Of client `client` of `clients`; `zipf` where the choice needs one. `inserted` keys were inserted before.
+    /// The script of client `client` of `clients`. Needs `zipf` for every distribution but the uniform one. The first
+    /// `keys` keys are already loaded.
     pub fn new(work: &Work, zipf: Option<&Zipf>, keys: u64, client: u64, clients: u64, seed: u64) -> Self {
         let numbers = Numbers::new(seed ^ (client << 32));
-        let gets = if work.writes_aside(client) { 0 } else { work.gets };
+        let gets = if work.is_background_writer(client) { 0 } else { work.gets };
         Self {
             work: Work { gets, ..work.clone() },
             zipf: zipf.cloned(),
@@ -224,7 +226,7 @@ impl Script {
     fn choose(&mut self) -> u64 {
         match (self.work.choice, &self.zipf) {
             (Choice::Zipfian, Some(zipf)) => scramble(zipf.rank(&mut self.numbers)) % self.keys,
-            // Of what was loaded and what this client has inserted itself, the newest first.
+            // The newest key is the most popular, among the loaded keys and those that this client inserted.
             (Choice::Latest, Some(zipf)) => {
                 let back = zipf.rank(&mut self.numbers);
                 let inserted = (self.next_insert - self.keys) / self.stride;

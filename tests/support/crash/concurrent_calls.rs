@@ -1,4 +1,4 @@
-//! Several concurrent callers, each of which waits for its call before it makes the next.
+//! Concurrent callers. Each waits for its call to return before it makes the next one.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -13,11 +13,11 @@ use crate::support::history_model::key_name;
 
 type GetFuture = Pin<Box<dyn Future<Output = Result<Option<Bytes>, ringcask::Error>>>>;
 
-/// What a caller waits for.
+/// The call that a caller waits for.
 enum Call {
-    /// A write, and its number in the history.
+    /// A write and its index in the history.
     Write(WriteFuture, usize),
-    /// A read of this key.
+    /// A read of the key with this index.
     Get(GetFuture, usize),
 }
 
@@ -27,7 +27,7 @@ struct Caller {
 }
 
 impl Run<'_> {
-    /// Runs each list to its end, all of them at once.
+    /// Runs all lists concurrently, each to its end.
     pub async fn callers(&mut self, store: &Store, lists: &[Vec<Op>]) -> Result<(), String> {
         let queues = lists.iter().map(|list| list.iter().cloned().collect());
         let mut callers: Vec<Caller> = queues.map(|calls| Caller { calls, at: None }).collect();
@@ -46,7 +46,7 @@ impl Run<'_> {
                             Poll::Pending => break,
                         },
                         Call::Get(future, key) => match future.as_mut().poll(cx) {
-                            Poll::Ready(result) => self.saw(*key, result),
+                            Poll::Ready(result) => self.observe(*key, result),
                             Poll::Pending => break,
                         },
                     };

@@ -13,36 +13,36 @@ use super::workload::{Run, Setup, Workload, compacts, read_all};
 use crate::support::history_model::{Crash, EXTRA_KEY, Generation, History, State};
 use crate::support::panics::{no_panics, panic_text};
 
-/// How often a crash may follow a crash.
+/// The longest chain of crashes.
 const DEPTH: usize = 3;
 
-/// What was explored.
+/// Counts of what was explored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub workloads: u64,
     /// Images that were recovered and checked.
     pub states: u64,
-    /// Of these, after a second or third crash.
+    /// The part of `states` that follows a second or third crash.
     pub second_crashes: u64,
-    /// Of these, after a crash during a recovery.
+    /// The part of `states` that follows a crash during a recovery.
     pub in_recovery: u64,
     pub kills: u64,
     pub crash_points: u64,
-    /// Stores that were written to, closed and reopened after a recovery.
+    /// Stores that were recovered, written to, closed and reopened.
     pub sequels: u64,
-    /// Of the states, after a crash while compaction was at work.
+    /// The part of `states` that follows a crash while compaction was running.
     pub in_jobs: u64,
-    /// Of these, with segments unlinked since the directory was last synced.
+    /// The part of `in_jobs` with segments unlinked since the directory was last synced.
     pub unlinks: u64,
-    /// Stores that were compacted as a whole after a close.
+    /// Stores that were compacted completely after a close.
     pub compacted: u64,
-    /// Closed stores that were compacted with a bit of a segment flipped.
+    /// Closed stores that were compacted with one bit of a segment flipped.
     pub damaged: u64,
-    /// States that were opened without their MANIFEST, too.
+    /// States that were also opened without their MANIFEST.
     pub salvaged: u64,
-    /// Recovered stores that were closed, opened again and used, and crashed again after that.
-    pub lived_on: u64,
-    /// States by the phase in which the crash hit.
+    /// Recovered stores that were closed, reopened, used, and then crashed again.
+    pub used_further: u64,
+    /// States by the phase in which the crash happened.
     pub phases: Counts,
 }
 
@@ -60,14 +60,14 @@ impl Totals {
         self.compacted += other.compacted;
         self.damaged += other.damaged;
         self.salvaged += other.salvaged;
-        self.lived_on += other.lived_on;
+        self.used_further += other.used_further;
         for (phase, more) in self.phases.iter_mut().zip(other.phases) {
             *phase += more;
         }
     }
 }
 
-/// One crash state of a workload, to be made again.
+/// Identifies one crash state of a workload, so that it can be reproduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub seed: u64,
@@ -89,42 +89,42 @@ impl std::str::FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut place = Self { seed: 0, step: usize::MAX, number: 0, kill: false };
         for part in text.split(',') {
-            let (name, value) = part.trim().split_once('=').ok_or("no = in RINGCASK_REPLAY")?;
+            let (name, value) = part.trim().split_once('=').ok_or("RINGCASK_REPLAY has a part without =")?;
             let bad = |_| format!("{name}={value}");
             match name {
                 "seed" => place.seed = value.parse().map_err(bad)?,
                 "step" => place.step = value.parse().map_err(bad)?,
                 "image" => place.number = value.parse().map_err(bad)?,
                 "kill" => place.kill = value == "true",
-                _ => return Err(format!("{name} in RINGCASK_REPLAY")),
+                _ => return Err(format!("RINGCASK_REPLAY has an unknown field {name}")),
             }
         }
         Ok(place)
     }
 }
 
-/// A store recovered from an image, and the simulated backend that it runs on.
+/// A store recovered from an image, and its simulated backend.
 pub struct Recovered {
-    pub world: SimBackend,
+    pub backend: SimBackend,
     pub store: Option<Store>,
     pub state: State,
 }
 
 impl Recovered {
-    /// Files that the opening removed.
+    /// Files that the open removed.
     pub fn removed(&self) -> Vec<String> {
         self.store.as_ref().map_or_else(Vec::new, |store| store.recovery_report().removed_files.clone())
     }
 
-    /// The value of the key that no workload uses.
+    /// The value of a key that no workload uses.
     pub fn get_extra(&self) -> Result<Option<Bytes>, String> {
         let store = self.store.as_ref().ok_or("closed")?;
-        self.world.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
+        self.backend.run_until(store.get(EXTRA_KEY)).map_err(|error| format!("{error:?}"))
     }
 
     fn power_off(&mut self) {
-        // Before the store: a store that is dropped with the power on would close in good order.
-        self.world.shutdown();
+        // The power goes off before the store is dropped: with the power on, the drop would close the store cleanly.
+        self.backend.shutdown();
         self.store = None;
     }
 }
@@ -136,49 +136,49 @@ impl Drop for Recovered {
 }
 
 pub fn recover(image: Image, setup: &Setup, seed: u64, journal: bool) -> Result<Recovered, String> {
-    let config = SimConfig { seed, journal, ..setup.world.clone() };
-    let world = SimBackend::from_image(image, config);
-    let builder = setup.builder(&world);
-    recover_with(world, builder)
+    let config = SimConfig { seed, journal, ..setup.sim.clone() };
+    let backend = SimBackend::from_image(image, config);
+    let builder = setup.builder(&backend);
+    recover_with(backend, builder)
 }
 
-pub fn recover_with(world: SimBackend, builder: Builder) -> Result<Recovered, String> {
-    let found = world.image();
-    let opened = world.run_until(async {
+pub fn recover_with(backend: SimBackend, builder: Builder) -> Result<Recovered, String> {
+    let found = backend.image();
+    let opened = backend.run_until(async {
         let store = builder.open().await.map_err(|error| format!("opening: {error:?}"))?;
-        check_opening(&world, &found)?;
+        check_opening(&backend, &found)?;
         let state = read_all(&store).await?;
         Ok::<_, String>((store, state))
     });
     match opened {
         Ok((store, state)) => {
-            let recovered = Recovered { world, store: Some(store), state };
-            no_panics(&recovered.world)?;
+            let recovered = Recovered { backend, store: Some(store), state };
+            no_panics(&recovered.backend)?;
             Ok(recovered)
         }
         Err(error) => {
-            world.shutdown();
+            backend.shutdown();
             Err(error)
         }
     }
 }
 
-/// Operations that an opening may take, whatever it finds.
+/// The number of operations that any open may take.
 const OPENING_OPS: u64 = 100;
-/// More for each file there is, and for each KiB.
+/// Additional operations for each file and for each KiB.
 const OPENING_OPS_EACH: u64 = 12;
 
-/// An opening comes to its end in a number of steps that what it `found` bounds.
-fn check_opening(world: &SimBackend, found: &Image) -> Result<(), String> {
-    let (ops, files) = (world.op_count(OpClass::Any), found.names().count() as u64);
+/// Checks that the open took a bounded number of operations. The bound depends on the files that the open `found`.
+fn check_opening(backend: &SimBackend, found: &Image) -> Result<(), String> {
+    let (ops, files) = (backend.op_count(OpClass::Any), found.names().count() as u64);
     let bound = OPENING_OPS + OPENING_OPS_EACH * (files + found.total_bytes() / 1024);
     if ops > bound {
-        return Err(format!("opening took {ops} operations, of {bound} for {found:?}"));
+        return Err(format!("the open took {ops} operations, the limit is {bound}, for {found:?}"));
     }
     Ok(())
 }
 
-/// A run of a workload, and its journal.
+/// A finished run of a workload, with its journal.
 pub struct Explored {
     pub workload: Workload,
     pub history: History,
@@ -190,35 +190,36 @@ pub struct Explored {
 /// Runs the workload of `seed` once, to its end.
 pub fn run_workload(seed: u64) -> Result<Explored, String> {
     let workload = Workload::from_seed(seed);
-    let world = SimBackend::new(workload.setup.world.clone());
+    let backend = SimBackend::new(workload.setup.sim.clone());
     let mut numbers = 0;
-    let mut run = Run::new(&world, &workload.setup, workload.may_fail, &mut numbers);
-    let ran = world.run_until(async {
-        let store = workload.setup.builder(&world).open().await.map_err(|error| format!("first opening: {error:?}"))?;
+    let mut run = Run::new(&backend, &workload.setup, workload.may_fail, &mut numbers);
+    let ran = backend.run_until(async {
+        let store =
+            workload.setup.builder(&backend).open().await.map_err(|error| format!("the first open: {error:?}"))?;
         run.opened(State::default(), 0);
         let store = run.run(store, &workload.ops).await?;
-        run.look(&store).await?;
+        run.check_contents(&store).await?;
         let closed = run.close(&store).await;
         if closed.is_err() && !workload.may_fail {
-            return Err(format!("the last close failed without a fault: {closed:?}"));
+            return Err(format!("the last close failed without an injected fault: {closed:?}"));
         }
         Ok(())
     });
     run.settle();
     let history = run.history;
-    let ran = ran.and_then(|()| no_panics(&world));
-    let (journal, trace) = (world.take_journal(), world.trace_hash());
-    world.shutdown();
+    let ran = ran.and_then(|()| no_panics(&backend));
+    let (journal, trace) = (backend.take_journal(), backend.trace_hash());
+    backend.shutdown();
     ran?;
     Ok(Explored { workload, history, journal, numbers, trace })
 }
 
-/// The search through the crashes of one workload.
+/// Explores the crashes of one workload.
 pub struct Explorer {
     pub explored: Explored,
     pub seed: u64,
     pub totals: Totals,
-    /// Replaying: failures come with the steps that led to them.
+    /// True in a replay: a failure then prints the steps that led to it.
     is_replay: bool,
 }
 
@@ -228,7 +229,7 @@ impl Explorer {
         Ok(Self { explored, seed, totals: Totals { workloads: 1, ..Totals::default() }, is_replay: false })
     }
 
-    /// All crash points; at each, up to `budget` images and a kill. An error says where it happened.
+    /// Visits all crash points, with up to `budget` images and a kill at each. An error names the place.
     pub fn explore(&mut self, budget: usize) -> Result<(), String> {
         let mut walk = self.explored.journal.replay();
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
@@ -249,7 +250,7 @@ impl Explorer {
             let point = walk.crash_point();
             for number in picks {
                 let image = point.image(number, self.image_seed(step));
-                // The same disk with the same obligations was checked before.
+                // Skips a disk image that was already checked with the same obligations.
                 if seen.insert((image.hash(), self.obligations(step))) {
                     self.visit(image, Place { seed: self.seed, step, number, kill: false })?;
                 }
@@ -269,7 +270,7 @@ impl Explorer {
         }
     }
 
-    /// `points` crash points at random; at each an image, and sometimes a kill.
+    /// Visits `points` random crash points, with one image at each, and sometimes a kill.
     pub fn sample(&mut self, points: usize) -> Result<(), String> {
         let mut rng = Rng::new(self.seed ^ 0xc4a5);
         let mut steps: Vec<usize> = (0..points).map(|_| rng.below(self.explored.journal.len() + 1)).collect();
@@ -292,7 +293,7 @@ impl Explorer {
         Ok(())
     }
 
-    /// One crash state again.
+    /// Reproduces one crash state.
     pub fn replay(&mut self, place: Place) -> Result<(), String> {
         let mut walk = self.explored.journal.replay();
         walk.advance_to(place.step);
@@ -314,7 +315,7 @@ impl Explorer {
         self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step as u64
     }
 
-    /// A number that changes when what a crash must leave does.
+    /// A hash of the writes that a crash after `step` steps must, may or must not preserve.
     fn obligations(&self, step: usize) -> u64 {
         let Some(generation) = self.explored.history.at(step) else { return 0 };
         let changes = |at: usize| u64::from(at <= step);
@@ -325,15 +326,15 @@ impl Explorer {
     }
 
     fn visit(&mut self, image: Image, place: Place) -> Result<(), String> {
-        let result = catch_unwind(AssertUnwindSafe(|| self.look(image, place)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.check_image(image, place)));
         let result = result.unwrap_or_else(|panic| Err(panic_text(&*panic)));
         result.map_err(|error| format!("RINGCASK_REPLAY=\"{place}\": {error}"))
     }
 
-    fn look(&mut self, image: Image, place: Place) -> Result<(), String> {
+    fn check_image(&mut self, image: Image, place: Place) -> Result<(), String> {
         let seed = Rng::new(self.image_seed(place.step) ^ place.number ^ u64::from(place.kill) << 40).next_u64();
         let mut rng = Rng::new(seed);
-        // A sync that failed may have cost what a kill alone leaves.
+        // A failed sync may have lost data that a kill alone would preserve.
         let crash = if place.kill && !self.explored.workload.may_fail { Crash::Kill } else { Crash::Power };
         self.totals.kills += u64::from(place.kill);
         let generation = self.explored.history.at(place.step).cloned().unwrap_or_default();
@@ -345,7 +346,8 @@ impl Explorer {
         self.chain(image, &setup, &generation, place.step, crash, numbers, &mut rng, 1)
     }
 
-    /// Recovers `image`, left by a crash after `step` steps of `generation`, and perhaps goes on from there.
+    /// Recovers the `image` that a crash after `step` steps of `generation` left, and checks it. For a random share of
+    /// the images, runs more operations and crashes again.
     #[expect(clippy::too_many_arguments, reason = "the state of a search, which nothing else holds")]
     fn chain(
         &mut self,
@@ -360,53 +362,53 @@ impl Explorer {
     ) -> Result<(), String> {
         self.totals.states += 1;
         self.totals.second_crashes += u64::from(depth > 1);
-        // Where few images are looked at, more of them go on.
+        // Swarm workloads visit few images, so a larger share of them continues.
         let percent = match (is_swarm(self.seed), depth) {
             (true, _) => 40,
             (false, 1) => 12,
             (false, _) => 25,
         };
-        let goes_on = depth < DEPTH && rng.percent(percent);
+        let continues = depth < DEPTH && rng.percent(percent);
         let mut recovered =
-            recover(image, setup, rng.next_u64(), goes_on).map_err(|e| format!("depth {depth}: {e}"))?;
+            recover(image, setup, rng.next_u64(), continues).map_err(|e| format!("depth {depth}: {e}"))?;
         generation.check(step, crash, &recovered.state).map_err(|error| format!("depth {depth}: {error}"))?;
-        if !goes_on {
-            return if rng.percent(3) { self.live_on(recovered, setup, rng) } else { Ok(()) };
+        if !continues {
+            return if rng.percent(3) { self.use_further(recovered, setup, rng) } else { Ok(()) };
         }
-        let opened = recovered.world.step();
+        let opened = recovered.backend.step();
         let base = recovered.state;
         let highest = generation.spent(step, &base);
         let store = recovered.store.take().ok_or("no store")?;
-        let world = recovered.world.clone();
+        let backend = recovered.backend.clone();
         let (ops, may_fail) = match &self.explored.workload.mix {
             Some(mix) => mix.sequel(rng),
             None => (Workload::sequel(rng, compacts(self.seed)), false),
         };
-        let mut run = Run::new(&world, setup, may_fail, &mut numbers);
+        let mut run = Run::new(&backend, setup, may_fail, &mut numbers);
         run.opened(base, highest);
         let ends_closed = rng.percent(50);
-        let ran = world.run_until(async {
+        let ran = backend.run_until(async {
             let store = run.run(store, &ops).await?;
-            run.look(&store).await?;
+            run.check_contents(&store).await?;
             let closed = if ends_closed { run.close(&store).await } else { Ok(()) };
             if !may_fail {
                 closed.map_err(|error| format!("closing: {error:?}"))?;
             }
             Ok::<_, String>(store)
         });
-        let ran = ran.and_then(|store| no_panics(&world).map(|()| store));
+        let ran = ran.and_then(|store| no_panics(&backend).map(|()| store));
         run.settle();
         let history = run.history;
-        let journal = world.take_journal();
-        let closed_image = (ends_closed && !may_fail).then(|| world.image());
+        let journal = backend.take_journal();
+        let closed_image = (ends_closed && !may_fail).then(|| backend.image());
         recovered.store = ran.as_ref().ok().cloned();
         recovered.power_off();
-        ran.map_err(|error| format!("depth {depth}, going on with {ops:?}: {error}"))?;
+        ran.map_err(|error| format!("depth {depth}, continuing with {ops:?}: {error}"))?;
         self.totals.sequels += 1;
         if let Some(image) = closed_image {
             self.check_closed(&image, setup, &history, rng)?;
         }
-        // Crashes in what was just done: in the recovery, and after it.
+        // Crashes during the work above: in the recovery, and after it.
         let phases = Phases::of(&journal, &history);
         let mut walk = journal.replay();
         let mut steps: Vec<usize> = (0..2).map(|_| rng.below(opened + 1)).collect();
@@ -420,9 +422,12 @@ impl Explorer {
             phases.count(second, 1, &mut self.totals.phases);
             let is_replay = self.is_replay;
             let left = is_replay.then(|| image.clone());
-            let told = |error| {
+            let context = |error| {
                 if let Some(left) = left {
-                    println!("crash {depth} of {:?} left {left:?} after these steps, seed {}:", base, setup.world.seed);
+                    println!(
+                        "crash {depth}, from state {:?}, left {left:?} after these steps, seed {}:",
+                        base, setup.sim.seed
+                    );
                     (0..second).for_each(|step| println!("{step:4} {}", journal.describe(step)));
                 }
                 format!("depth {depth}, second crash after step {second} of {}: {error}", journal.len())
@@ -433,13 +438,14 @@ impl Explorer {
             match history.at(second) {
                 Some(later) => {
                     let later = later.clone();
-                    self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(told)?;
+                    self.chain(image, setup, &later, second, Crash::Power, numbers, rng, depth + 1).map_err(context)?;
                 }
                 None => {
-                    // No caller saw the state of that recovery. Mostly it is found again; but bytes that it cut off
-                    // may have come back in the place of the footer, and completed a record that was torn.
+                    // No caller observed the state of that recovery. The next recovery usually finds the same state,
+                    // but it may differ: bytes that the first one truncated may reappear in place of the footer and
+                    // complete a torn record.
                     self.totals.in_recovery += 1;
-                    self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(told)?;
+                    self.chain(image, setup, generation, step, crash, numbers, rng, depth + 1).map_err(context)?;
                 }
             }
         }

@@ -1,9 +1,9 @@
-//! Every operation of a scenario fails, in every way an operation can fail.
+//! Fails every operation of a scenario, in every way an operation can fail.
 //!
-//! A run without faults counts the operations. Then, for each of them and for each kind of failure, the
-//! scenario runs again with that operation failing, once or from there on. Calls may then fail, but their answers must
-//! be true: after an immediate power cut, in the store that is reopened without the fault, and after a power cut
-//! of that store.
+//! A run without faults counts the operations. Then the scenario runs again for each operation and each kind of
+//! failure, with that operation failing once or from there on. Calls may fail in such a run, but their results must be
+//! true: after an immediate power cut, in the store that is reopened without the fault, and after a power cut of that
+//! store.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use super::workload::{End, Op, Run, Setup, Workload, compacts, read_all};
 use crate::support::history_model::{Crash, EXTRA_KEY, Generation, State};
 use crate::support::panics::{no_panics, panic_text};
 
-/// How an operation is made to fail.
+/// The ways an operation is made to fail.
 pub const KINDS: [FaultKind; 12] = [
     FaultKind::EIO,
     FaultKind::ENOSPC,
@@ -33,21 +33,21 @@ pub const KINDS: [FaultKind; 12] = [
     FaultKind::Late(30_000),
 ];
 
-/// Whether calls may fail with it: not if the operation is carried out after all.
+/// Whether calls may fail because of this fault. A fault that still carries out the operation is no excuse.
 fn may_fail(fault: Option<Fault>) -> bool {
     fault.is_some_and(|fault| !matches!(fault.kind, FaultKind::Late(_)))
 }
 
-/// What was tried.
+/// Counts of what was tried.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub scenarios: u64,
     /// Runs in which an operation failed.
     pub runs: u64,
-    /// Of these, runs in which the store could not be opened.
+    /// The part of `runs` in which the store could not be opened.
     pub unopened: u64,
     pub crashes: u64,
-    /// Stores that were compacted when the fault was gone, before they were closed.
+    /// Stores that were compacted after the fault ended and before they were closed.
     pub compacted: u64,
 }
 
@@ -61,7 +61,7 @@ impl Totals {
     }
 }
 
-/// A disk to begin with, what a store shows of it, and what is then done with it.
+/// An initial disk image, the state that a store shows of it, and the operations to run on that store.
 pub struct Scenario {
     seed: u64,
     pub image: Image,
@@ -73,12 +73,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Every second one begins with what a crash left.
+    /// Every second scenario starts from an image that a crash left.
     pub fn from_seed(seed: u64) -> Result<Self, String> {
         let mut rng = Rng::new(seed ^ 0xfa11);
         let mut setup = Setup::random(&mut rng);
         setup.segment_bytes = 1024;
-        (setup.world.short_percent, setup.world.interrupt_percent) = (0, 0);
+        (setup.sim.short_percent, setup.sim.interrupt_percent) = (0, 0);
         let mut numbers = 0;
         let mut scenario = Self {
             seed,
@@ -90,18 +90,18 @@ impl Scenario {
             setup,
         };
         if seed.is_multiple_of(2) || compacts(seed) {
-            let world = SimBackend::new(scenario.setup.world.clone());
-            let mut run = Run::new(&world, &scenario.setup, false, &mut numbers);
-            let ran = world.run_until(async {
-                let store = scenario.setup.builder(&world).open().await.map_err(|error| format!("{error:?}"))?;
+            let backend = SimBackend::new(scenario.setup.sim.clone());
+            let mut run = Run::new(&backend, &scenario.setup, false, &mut numbers);
+            let ran = backend.run_until(async {
+                let store = scenario.setup.builder(&backend).open().await.map_err(|error| format!("{error:?}"))?;
                 run.opened(State::default(), 0);
                 run.run(store, &Workload::sequel(&mut rng, false)).await
             });
             run.settle();
-            let images = world.crash_images(1 + rng.below(8), &mut rng);
+            let images = backend.crash_images(1 + rng.below(8), &mut rng);
             scenario.image = images.last().cloned().ok_or("no image")?;
             let last = run.history.generations.last().cloned().ok_or("no generation")?;
-            world.shutdown();
+            backend.shutdown();
             ran?;
             scenario.base = recover(scenario.image.clone(), &scenario.setup, seed, false)?.state;
             scenario.highest_version = last.spent(usize::MAX - 1, &scenario.base);
@@ -109,13 +109,13 @@ impl Scenario {
         scenario.numbers = numbers;
         while scenario.ops.len() < 4 {
             let ops = Workload::sequel(&mut rng, false).into_iter();
-            // Opening again is what comes after the fault.
+            // `aftermath` reopens the store after the fault, so the operations leave it out.
             scenario.ops.extend(ops.filter(|op| !matches!(op, Op::Reopen)).take(2));
         }
         let at = rng.below(scenario.ops.len());
         scenario.ops.insert(at, Workload::group(&mut rng));
         if compacts(seed) {
-            // In the end all of it, after one that has others beside it.
+            // One compaction with operations beside it, and at the end a compaction of everything.
             let at = rng.below(scenario.ops.len());
             scenario.ops.insert(at, Workload::compaction(&mut rng));
             scenario.ops.push(Op::Compact { which: None, early: None, ops: Vec::new(), end: End::Awaited });
@@ -123,31 +123,31 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Runs with `fault`; says how many operations there were, and how many failed.
+    /// Runs with `fault`. Returns the number of operations and the number of failed ones.
     fn run(&self, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
-        let world =
-            SimBackend::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.world.clone() });
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&world, fault, totals)));
-        let panics = no_panics(&world);
-        world.shutdown();
+        let backend =
+            SimBackend::from_image(self.image.clone(), SimConfig { journal: false, ..self.setup.sim.clone() });
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_in(&backend, fault, totals)));
+        let panics = no_panics(&backend);
+        backend.shutdown();
         let counts = result.unwrap_or_else(|panic| Err(panic_text(&*panic)))?;
         panics?;
         Ok(counts)
     }
 
-    fn run_in(&self, world: &SimBackend, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
+    fn run_in(&self, backend: &SimBackend, fault: Option<Fault>, totals: &mut Totals) -> Result<(u64, u64), String> {
         if let Some(fault) = fault {
-            world.inject(fault);
+            backend.inject(fault);
         }
         let mut numbers = self.numbers;
-        let mut run = Run::new(world, &self.setup, may_fail(fault), &mut numbers);
-        let opened = world.run_until(async {
-            let Ok(store) = self.setup.builder(world).open().await else { return Ok(false) };
+        let mut run = Run::new(backend, &self.setup, may_fail(fault), &mut numbers);
+        let opened = backend.run_until(async {
+            let Ok(store) = self.setup.builder(backend).open().await else { return Ok(false) };
             run.opened(self.base, self.highest_version);
             let store = run.run(store, &self.ops).await?;
             if fault.is_some_and(|fault| compacts(self.seed) && fault.nth.is_multiple_of(2)) {
-                world.heal();
-                totals.compacted += u64::from(compact_after_all(&store).await?);
+                backend.heal();
+                totals.compacted += u64::from(compact_after_the_fault(&store).await?);
             }
             let closed = store.close().await;
             if !may_fail(fault) {
@@ -159,85 +159,86 @@ impl Scenario {
             return Err("the store cannot be opened".to_owned());
         }
         run.settle();
-        let counts = (world.op_count(OpClass::Any), world.fault_count());
+        let counts = (backend.op_count(OpClass::Any), backend.fault_count());
         totals.runs += u64::from(counts.1 > 0);
         totals.unopened += u64::from(!opened);
         let before = Generation::new(self.base, 0, self.highest_version);
         let generation = run.history.generations.last().unwrap_or(&before);
-        self.aftermath(world, generation, totals)?;
+        self.aftermath(backend, generation, totals)?;
         Ok(counts)
     }
 
-    pub fn aftermath(&self, world: &SimBackend, generation: &Generation, totals: &mut Totals) -> Result<(), String> {
+    pub fn aftermath(&self, backend: &SimBackend, generation: &Generation, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let now = usize::MAX - 1;
-        let step = world.step() + 1;
-        for image in world.crash_images(2, &mut rng) {
+        let step = backend.step() + 1;
+        for image in backend.crash_images(2, &mut rng) {
             totals.crashes += 1;
             let state = recover(image, &self.setup, rng.next_u64(), false)
-                .map_err(|error| format!("after a power cut with the fault: {error}"))?
+                .map_err(|error| format!("after a power cut during the fault: {error}"))?
                 .state;
-            generation.check(step, Crash::Power, &state).map_err(|error| format!("a power cut: {error}"))?;
+            generation.check(step, Crash::Power, &state).map_err(|error| format!("after a power cut: {error}"))?;
         }
-        world.heal();
-        let (store, state) = world.run_until(async {
-            let store = self.setup.builder(world).open().await;
-            let store = store.map_err(|error| format!("opening without the fault: {error:?}"))?;
+        backend.heal();
+        let (store, state) = backend.run_until(async {
+            let store = self.setup.builder(backend).open().await;
+            let store = store.map_err(|error| format!("the open after the fault: {error:?}"))?;
             let state = read_all(&store).await?;
             Ok::<(Store, State), String>((store, state))
         })?;
-        generation.check(now, Crash::Power, &state).map_err(|error| format!("opened again: {error}"))?;
-        let version =
-            world.run_until(store.put(EXTRA_KEY, "there")).map_err(|error| format!("a put after all: {error:?}"))?;
+        generation.check(now, Crash::Power, &state).map_err(|error| format!("after reopening: {error}"))?;
+        let version = backend
+            .run_until(store.put(EXTRA_KEY, "there"))
+            .map_err(|error| format!("a put after the fault: {error:?}"))?;
         let spent = generation.spent(now, &state);
         if version.get() <= spent {
-            return Err(format!("version {version} after {spent}"));
+            return Err(format!("version {version} was assigned, but {spent} was already used"));
         }
-        let image = world.crash_images(3, &mut rng).pop().ok_or("no image")?;
+        let image = backend.crash_images(3, &mut rng).pop().ok_or("no image")?;
         totals.crashes += 1;
         let later = recover(image, &self.setup, rng.next_u64(), false)
-            .map_err(|error| format!("after a power cut without the fault: {error}"))?;
-        let kept = later.get_extra().map_err(|error| format!("after all: {error}"))?;
+            .map_err(|error| format!("after a power cut after the fault: {error}"))?;
+        let kept = later.get_extra().map_err(|error| format!("a get after the fault: {error}"))?;
         if later.state != state || kept.as_deref() != Some(&b"there"[..]) {
             return Err(format!("a later power cut left {:x?}, {kept:?} of {state:x?}", later.state));
         }
-        world.run_until(store.close()).map_err(|error| format!("closing after all: {error:?}"))
+        backend.run_until(store.close()).map_err(|error| format!("closing after the fault: {error:?}"))
     }
 }
 
-/// A store that goes on when a fault is over can be compacted, and shows the same before and after.
-async fn compact_after_all(store: &Store) -> Result<bool, String> {
+/// If the store still works after the fault, a compaction must succeed and must not change its contents.
+async fn compact_after_the_fault(store: &Store) -> Result<bool, String> {
     if store.stats().poisoned {
         return Ok(false);
     }
     let before = read_all(store).await?;
     store.resume_compaction();
     let compacted = store.compact().await;
-    compacted.map_err(|error| format!("a compaction without the fault: {error:?}"))?;
+    compacted.map_err(|error| format!("a compaction after the fault: {error:?}"))?;
     let after = read_all(store).await?;
-    if before == after { Ok(true) } else { Err(format!("{before:x?} was compacted to {after:x?}")) }
+    if before == after { Ok(true) } else { Err(format!("a compaction changed {before:x?} to {after:x?}")) }
 }
 
-/// Compacts on a disk that has next to no space left: that may fail, and nothing else does; with space it works. Says
-/// whether it failed.
+/// Compacts on a nearly full disk. The compaction may fail, but no other call may, and it works once there is space.
+/// Returns whether the compaction failed.
 pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
     let mut rng = Rng::new(seed);
     let mut setup = Setup::random(&mut rng);
     (setup.segment_bytes, setup.reserve_bytes) = (4096, 0);
     (setup.is_automatic, setup.compaction) = (false, Compaction::new().automatic(false));
-    (setup.world.allocate, setup.world.journal) = (true, false);
-    let world = SimBackend::new(setup.world.clone());
-    let said = |error: ringcask::Error| format!("{error:?}");
-    let result = world.run_until(async {
-        let store = setup.builder(&world).open().await.map_err(said)?;
+    (setup.sim.allocate, setup.sim.journal) = (true, false);
+    let backend = SimBackend::new(setup.sim.clone());
+    let error_text = |error: ringcask::Error| format!("{error:?}");
+    let result = backend.run_until(async {
+        let store = setup.builder(&backend).open().await.map_err(error_text)?;
         for number in 0..60 {
-            store.put([b'k', number % 20], vec![number; 200]).await.map_err(said)?;
+            store.put([b'k', number % 20], vec![number; 200]).await.map_err(error_text)?;
         }
-        // The segment that is written is fresh, and its space is claimed.
-        store.compact().segments([]).await.map_err(said)?;
+        // Starts a fresh active segment, whose space is preallocated.
+        store.compact().segments([]).await.map_err(error_text)?;
         let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();
-        let used = world.used_bytes();
-        world.set_capacity(Some(used + rng.below(14_000) as u64));
+        let used = backend.used_bytes();
+        backend.set_capacity(Some(used + rng.below(14_000) as u64));
         let mut compaction = Box::pin(store.compact().segments(sealed.clone()));
         let mut result = None;
         for number in 0..4 {
@@ -246,11 +247,11 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
             {
                 result = Some(over);
             }
-            store.delete([b'k', number]).await.map_err(|error| format!("a delete beside it: {error:?}"))?;
+            store.delete([b'k', number]).await.map_err(|error| format!("a delete during the compaction: {error:?}"))?;
             store
                 .put([b'k', 18 + number % 2], [number])
                 .await
-                .map_err(|error| format!("a put beside it: {error:?}"))?;
+                .map_err(|error| format!("a put during the compaction: {error:?}"))?;
         }
         let result = match result {
             Some(result) => result,
@@ -258,29 +259,31 @@ pub fn compact_on_a_full_disk(seed: u64) -> Result<bool, String> {
         };
         let has_failed = match result {
             Ok(_) => false,
-            Err(error) if error.kind() == ErrorKind::NoSpace && world.used_bytes() <= used => true,
-            Err(error) => return Err(format!("{} of {used} bytes used, {error:?}", world.used_bytes())),
+            Err(error) if error.kind() == ErrorKind::NoSpace && backend.used_bytes() <= used => true,
+            Err(error) => {
+                return Err(format!("{} bytes used, {used} before the compaction, {error:?}", backend.used_bytes()));
+            }
         };
-        store.put([b'k', 19], b"after it").await.map_err(said)?;
-        world.set_capacity(None);
+        store.put([b'k', 19], b"after it").await.map_err(error_text)?;
+        backend.set_capacity(None);
         if has_failed {
-            store.compact().segments(sealed).await.map_err(said)?;
+            store.compact().segments(sealed).await.map_err(error_text)?;
         }
         for number in 4..18 {
-            let value = store.get([b'k', number]).await.map_err(said)?;
+            let value = store.get([b'k', number]).await.map_err(error_text)?;
             if value.as_deref() != Some(&[40 + number; 200][..]) {
-                return Err(format!("key {number} is {value:?}"));
+                return Err(format!("key {number} has the value {value:?}"));
             }
         }
-        store.close().await.map_err(said)?;
+        store.close().await.map_err(error_text)?;
         Ok(has_failed)
     });
-    let panics = no_panics(&world);
-    world.shutdown();
-    panics.and(result).map_err(|error| format!("full disk {seed}: {error}"))
+    let panics = no_panics(&backend);
+    backend.shutdown();
+    panics.and(result).map_err(|error| format!("full disk, seed {seed}: {error}"))
 }
 
-/// The scenario of `seed`, with every operation failing in turn, in each of these ways.
+/// Runs the scenario of `seed` with each operation failing in turn, in each of these ways.
 pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (Totals, Result<(), String>) {
     let mut totals = Totals { scenarios: 1, ..Totals::default() };
     let result = fail_each(seed, kinds, &mut totals);
@@ -290,7 +293,8 @@ pub fn fail_everything(seed: u64, kinds: &[FaultKind]) -> (Totals, Result<(), St
 fn fail_each(seed: u64, kinds: &[FaultKind], totals: &mut Totals) -> Result<(), String> {
     let scenario = Scenario::from_seed(seed).map_err(|error| format!("scenario {seed}: {error}"))?;
     let (ops, _) = scenario.run(None, totals).map_err(|error| format!("scenario {seed} without a fault: {error}"))?;
-    // Every eighth scenario has each operation fail in all ways, the others in a third of them, each in another.
+    // In every eighth scenario each operation fails in all ways. In the others it fails in a third of the ways, which
+    // rotate from one operation to the next.
     let one_in = if kinds.len() < KINDS.len() || seed.is_multiple_of(8) { 1 } else { 3 };
     for nth in 0..ops {
         for (_, &kind) in (nth..).zip(kinds).filter(|(turn, _)| turn % one_in == 0) {

@@ -1,6 +1,7 @@
-//! The crash exploration: calls drawn from a seed, a crash or a failure in their midst, and the checks of what is left.
+//! The crash exploration: calls drawn from a seed, a crash or a failure during them, and the checks of the remaining
+//! state.
 //!
-//! `tests/crash` runs it against the store, and `tests/seeded_bugs` against the store with a known bug in it.
+//! `tests/crash` runs it against the store, `tests/seeded_bugs` against the store with a seeded bug.
 
 pub mod concurrent_calls;
 pub mod explore;

@@ -1,30 +1,30 @@
-//! What a store was doing when it crashed, derived from its disk operations.
+//! Derives what the store was doing at a crash from its disk operations.
 
 use ringcask::testing::format::{FOOTER_LEN, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN};
 use ringcask::testing::sim::{Journal, Step, StepKind};
 
 use crate::support::history_model::History;
 
-/// The kinds of work a crash can meet.
+/// The kinds of work that a crash can interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A group of single writes.
+    /// Writing a group of single writes.
     Append,
-    /// A group with a batch in it.
+    /// Writing a group that contains a batch.
     Batch,
-    /// A segment is started.
+    /// Starting a segment.
     Rotate,
-    /// A tail is cut, or a footer written.
+    /// Truncating a tail, or writing a footer.
     Seal,
     Hint,
     Manifest,
-    /// Any step while the store is opened; counted beside another phase.
+    /// Any step of an open. Counted in addition to another phase.
     Recovery,
-    /// An output of a compaction is written.
+    /// Writing an output of a compaction.
     Copy,
-    /// Segments are unlinked.
+    /// Unlinking segments.
     Unlink,
-    /// Any step while the store is closed in good order; counted beside another phase.
+    /// Any step of a clean close. Counted in addition to another phase.
     Close,
 }
 
@@ -43,12 +43,12 @@ impl Phase {
     ];
 }
 
-/// Numbers of states, by phase.
+/// Number of states in each phase.
 pub type Counts = [u64; Phase::ALL.len()];
 
-/// The phases of each crash point of a run.
+/// The phases of all crash points of a run.
 pub struct Phases {
-    /// What the step before each crash point belonged to.
+    /// The phase of the step before each crash point.
     steps: Vec<Option<Phase>>,
     recoveries: Vec<(usize, usize)>,
     closes: Vec<(usize, usize)>,
@@ -65,7 +65,7 @@ impl Phases {
             }
             phases.push(last);
         }
-        // An opening that did not come to its end is one to the end.
+        // A recovery without an end lasts until the end of the journal.
         let mut recoveries = history.recoveries.clone();
         if recoveries.is_empty() {
             recoveries.push((0, journal.len()));
@@ -73,7 +73,7 @@ impl Phases {
         Self { steps: phases, recoveries, closes: history.closes.clone() }
     }
 
-    /// Counts `states` states of a crash after `step` steps.
+    /// Counts `states` crash states after `step` steps.
     pub fn count(&self, step: usize, states: u64, counts: &mut Counts) {
         let is_in = |spans: &[(usize, usize)]| spans.iter().any(|(first, last)| *first < step && step < *last);
         let beside = [(Phase::Recovery, is_in(&self.recoveries)), (Phase::Close, is_in(&self.closes))];
@@ -88,7 +88,7 @@ fn is_segment(step: &Step) -> bool {
     step.name.as_deref().is_some_and(|name| name.ends_with(".seg"))
 }
 
-/// Whether the step writes a record as a compaction does: without a watermark in front of it.
+/// Whether the step writes a record the way a compaction does: without a watermark in front of it.
 fn is_copy(step: &Step) -> bool {
     let first = step.data.get(8).copied().and_then(RecordKind::from_tag);
     is_segment(step)
@@ -96,7 +96,7 @@ fn is_copy(step: &Step) -> bool {
         && matches!(first, Some(RecordKind::Put | RecordKind::Tombstone))
 }
 
-/// What `step` belongs to, unless it belongs to what went before; `group` is what was last appended.
+/// The phase of `step`, or `None` if it continues the previous phase. `group` is the phase of the last append.
 fn phase_of(step: &Step, outputs: &[usize], group: &mut Option<Phase>) -> Option<Phase> {
     let name = step.name.as_deref()?;
     if name.starts_with("MANIFEST") {
@@ -128,7 +128,7 @@ fn phase_of(step: &Step, outputs: &[usize], group: &mut Option<Phase>) -> Option
     Some(phase)
 }
 
-/// A footer, a group with a batch, or one without.
+/// The phase of appended data: a footer, a group with a batch, or a group without one.
 fn kind_of_group(mut data: &[u8]) -> Phase {
     let footer = RecordKind::Footer.tag();
     if data.len() == FOOTER_LEN && data.get(8) == Some(&footer) {

@@ -9,23 +9,23 @@ use super::workload::{Setup, compacts, read_all, read_undamaged};
 use crate::support::history_model::{Crash, EXTRA_KEY, Fate, Generation, History, State};
 use crate::support::panics::no_panics;
 
-/// Everything that is in the directory of a store that is closed.
+/// Checks that the directory of a closed store contains nothing unexpected.
 fn check_names(image: &Image) -> Result<(), String> {
     for name in image.names() {
         let is_ours =
             matches!(name, "LOCK" | "MANIFEST" | "RESERVE") || name.ends_with(".seg") || name.ends_with(".hint");
         if !is_ours {
-            return Err(format!("{name} is left in the directory"));
+            return Err(format!("the directory still contains {name}"));
         }
     }
     Ok(())
 }
 
-/// Bytes of a segment without a record.
+/// Size of a segment without records.
 const EMPTY_SEGMENT_BYTES: u64 = 512 + 80;
 
-/// What may be dead in a store in which everything was compacted: what every segment needs, and the little that is not
-/// worth rewriting a segment for.
+/// Checks the dead bytes of a completely compacted store. Allowed are the overhead of each segment, and the few dead
+/// bytes that do not justify rewriting a segment.
 fn check_space(stats: &Stats) -> Result<(), String> {
     let bound = stats.segments.len() as u64 * EMPTY_SEGMENT_BYTES + stats.disk_bytes / 64;
     if stats.dead_bytes > bound {
@@ -35,7 +35,7 @@ fn check_space(stats: &Stats) -> Result<(), String> {
 }
 
 impl Explorer {
-    /// A store that was closed in good order: nothing is left over, and the hints make no difference.
+    /// Checks a cleanly closed store: no files are left over, and hint files make no difference.
     pub fn check_closed(
         &mut self,
         image: &Image,
@@ -55,7 +55,7 @@ impl Explorer {
         let (first, removed) = (reopened.state, reopened.removed());
         drop(reopened);
         if !removed.is_empty() {
-            return Err(format!("a closed store has left {removed:?}"));
+            return Err(format!("a closed store left {removed:?} behind"));
         }
         end.check(usize::MAX - 1, Crash::Power, &first).map_err(|error| format!("after a close: {error}"))?;
         let mut without_hints = image.clone();
@@ -78,7 +78,7 @@ impl Explorer {
         ] {
             let state = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("{what}: {error}"))?.state;
             if state != first {
-                return Err(format!("{what} the store holds {state:x?} instead of {first:x?}"));
+                return Err(format!("{what}, the store holds {state:x?} instead of {first:x?}"));
             }
         }
         if compacts(self.seed) || rng.percent(25) {
@@ -88,15 +88,15 @@ impl Explorer {
         Ok(())
     }
 
-    /// Compacting everything changes nothing that can be read, and leaves next to nothing that is dead.
+    /// Checks that a full compaction changes nothing that can be read and leaves almost no dead bytes.
     fn check_compacted(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
         self.totals.compacted += 1;
-        let told = |error: String| format!("compacted after a close: {error}");
-        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(told)?;
+        let context = |error: String| format!("compacted after a close: {error}");
+        let mut recovered = recover(image.clone(), setup, rng.next_u64(), false).map_err(context)?;
         let store = recovered.store.take().ok_or("no store")?;
-        let world = recovered.world.clone();
-        let compacted = world.run_until(async {
-            // Tombstones that segments of a later job hold back go the second time.
+        let backend = recovered.backend.clone();
+        let compacted = backend.run_until(async {
+            // The second compaction removes the tombstones that segments of a later job held back.
             for _ in 0..2 {
                 store.compact().await.map_err(|error| format!("{error:?}"))?;
             }
@@ -105,31 +105,31 @@ impl Explorer {
             store.close().await.map_err(|error| format!("closing: {error:?}"))?;
             Ok::<_, String>(state)
         });
-        no_panics(&world)?;
-        let image = world.image();
+        no_panics(&backend)?;
+        let image = backend.image();
         drop(store);
         drop(recovered);
         let mut without_hints = image.clone();
         for name in image.names().filter(|name| name.ends_with(".hint")) {
             without_hints.remove(name);
         }
-        let mut states = vec![compacted.map_err(told)?];
-        check_names(&image).map_err(told)?;
+        let mut states = vec![compacted.map_err(context)?];
+        check_names(&image).map_err(context)?;
         for image in [image, without_hints] {
-            let again = recover(image, setup, rng.next_u64(), false).map_err(told)?;
+            let again = recover(image, setup, rng.next_u64(), false).map_err(context)?;
             if !again.removed().is_empty() {
-                return Err(told(format!("left {:?}", again.removed())));
+                return Err(context(format!("the compaction left {:?} behind", again.removed())));
             }
             states.push(again.state);
         }
         match states.iter().find(|state| *state != held) {
-            Some(state) => Err(told(format!("the store holds {state:x?} instead of {held:x?}"))),
+            Some(state) => Err(context(format!("the store holds {state:x?} instead of {held:x?}"))),
             None => Ok(()),
         }
     }
 
-    /// Bits that rot in a sealed segment are found by a compaction and not passed on: every key has its value, or an
-    /// error.
+    /// Checks that a compaction detects a flipped bit in a sealed segment and does not propagate it: every key has its
+    /// value or returns an error.
     fn check_damaged(&mut self, image: &Image, setup: &Setup, held: &State, rng: &mut Rng) -> Result<(), String> {
         let segments: Vec<&str> = image.names().filter(|name| name.ends_with(".seg")).collect();
         let Some(name) = segments.get(rng.below(segments.len().max(1))) else { return Ok(()) };
@@ -137,12 +137,12 @@ impl Explorer {
         let bit = rng.below(image.bytes(name).map_or(1, |bytes| bytes.len() * 8)) as u64;
         image.flip_bit(name, bit);
         self.totals.damaged += 1;
-        let told = |error: String| format!("with bit {bit} of {name} flipped: {error}");
+        let context = |error: String| format!("with bit {bit} of {name} flipped: {error}");
         for _ in 0..2 {
-            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-            let world = SimBackend::from_image(image, config);
-            let looked = world.run_until(async {
-                let store = match setup.builder(&world).open().await {
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
+            let backend = SimBackend::from_image(image, config);
+            let checked = backend.run_until(async {
+                let store = match setup.builder(&backend).open().await {
                     Ok(store) => store,
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
                     Err(error) => return Err(format!("opening: {error:?}")),
@@ -155,17 +155,18 @@ impl Explorer {
                 store.close().await.map_err(|error| format!("closing: {error:?}"))?;
                 Ok(true)
             });
-            no_panics(&world)?;
-            image = world.image();
-            world.shutdown();
-            if !looked.map_err(told)? {
+            no_panics(&backend)?;
+            image = backend.image();
+            backend.shutdown();
+            if !checked.map_err(context)? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Where nothing was under way, the segments alone tell what the store holds, whatever compaction has left of them.
+    /// Checks that the segments alone determine the contents if no operation is running, whatever a compaction left of
+    /// them.
     pub fn check_salvaged(
         &mut self,
         image: &Image,
@@ -178,45 +179,47 @@ impl Explorer {
         let mut image = image.clone();
         image.remove("MANIFEST");
         self.totals.salvaged += 1;
-        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.world.clone() };
-        let world = SimBackend::from_image(image, config);
-        let builder = setup.salvaging(&world);
-        let state = recover_with(world, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
+        let config = SimConfig { seed: rng.next_u64(), journal: false, ..setup.sim.clone() };
+        let backend = SimBackend::from_image(image, config);
+        let builder = setup.salvaging(&backend);
+        let state = recover_with(backend, builder).map_err(|error| format!("without a MANIFEST: {error}"))?.state;
         if state != held {
             return Err(format!("without a MANIFEST the store holds {state:x?} instead of {held:x?}"));
         }
         Ok(())
     }
 
-    /// The recovered state is there again after a close and after another crash, and the store works as before.
-    pub fn live_on(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
-        self.totals.lived_on += 1;
-        let told = |error: ringcask::Error| format!("living on: {error:?}");
-        let (world, held) = (recovered.world.clone(), recovered.state);
+    /// Checks that the recovered state survives a close and another crash, and that the store works as before.
+    pub fn use_further(&mut self, mut recovered: Recovered, setup: &Setup, rng: &mut Rng) -> Result<(), String> {
+        self.totals.used_further += 1;
+        let context = |error: ringcask::Error| format!("continued use: {error:?}");
+        let (backend, held) = (recovered.backend.clone(), recovered.state);
         let first = recovered.store.take().ok_or("no store")?;
-        let (again, last) = world.run_until(async {
-            first.close().await.map_err(told)?;
+        let (again, last) = backend.run_until(async {
+            first.close().await.map_err(context)?;
             drop(first);
-            check_names(&world.image())?;
-            let store = setup.builder(&world).open().await.map_err(told)?;
+            check_names(&backend.image())?;
+            let store = setup.builder(&backend).open().await.map_err(context)?;
             let again = read_all(&store).await?;
-            store.put(EXTRA_KEY, "to be deleted").await.map_err(told)?;
-            store.delete(EXTRA_KEY).await.map_err(told)?;
+            store.put(EXTRA_KEY, "to be deleted").await.map_err(context)?;
+            store.delete(EXTRA_KEY).await.map_err(context)?;
             let mut batch = Batch::new();
             batch.put(EXTRA_KEY, "there");
-            store.write(batch).await.map_err(told)?;
-            store.compact().await.map_err(told)?;
+            store.write(batch).await.map_err(context)?;
+            store.compact().await.map_err(context)?;
             Ok::<_, String>((again, store))
         })?;
-        no_panics(&world)?;
-        let image = world.crash_images(4, rng).pop().ok_or("no image")?;
+        no_panics(&backend)?;
+        let image = backend.crash_images(4, rng).pop().ok_or("no image")?;
         recovered.store = Some(last);
         drop(recovered);
-        let later = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("living on: {error}"))?;
+        let later = recover(image, setup, rng.next_u64(), false).map_err(|error| format!("continued use: {error}"))?;
         let extra = later.get_extra()?;
         if again != held || later.state != held || extra.as_deref() != Some(&b"there"[..]) {
             let later = later.state;
-            return Err(format!("{held:x?} was {again:x?} when opened again, and then {later:x?}, {extra:?}"));
+            return Err(format!(
+                "the store held {held:x?}, after reopening {again:x?}, after a crash {later:x?}, {extra:?}"
+            ));
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! Long histories: hundreds of operations, closes, crashes and faults in a row, checked against a list of the writes.
+//! Long histories: hundreds of operations, closes, crashes and faults in sequence, checked against the list of writes.
 //!
 //! The explorer crashes short runs at every step. Here one directory is opened many times, after many crashes. A failed
-//! case is reduced by leaving out steps while it still fails.
+//! case is shrunk: steps are removed while it still fails.
 //!
-//! A case is drawn from a seed, or decoded from bytes, so that a fuzzer can make cases and learn which ones reach new
+//! A case is drawn from a seed or decoded from bytes. A fuzzer makes cases of bytes and learns which ones reach new
 //! code.
 
 use std::fmt;
@@ -12,28 +12,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ringcask::Store;
 use ringcask::testing::sim::{Image, Rng, SimBackend, SimConfig};
 
-use super::swarm::{Mix, OPS, setup, trouble};
+use super::swarm::{Mix, OPS, fault_and_end, setup};
 use super::workload::{Op, Run, Setup, read_all};
 use crate::support::history_model::{Crash, Generation, State};
 use crate::support::panics::{no_panics, panic_text};
 
-/// Runs that may be spent on reducing a failed case.
+/// Maximum number of runs for shrinking a failed case.
 const MAX_SHRINKING: usize = 2_000;
 
-/// Operations of a case, at most.
+/// Maximum number of operations in a case.
 pub const MAX_OPS: usize = 200;
 
 #[derive(Clone, Debug)]
 pub enum Step {
     Do(Op),
-    /// The process is killed, or the power goes; `pick` says what that leaves.
+    /// The process is killed, or the power fails. `pick` chooses the resulting image.
     Crash {
         kill: bool,
         pick: u64,
     },
 }
 
-/// What is done, from an empty directory on.
+/// The steps to run, starting with an empty directory.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub seed: u64,
@@ -41,15 +41,15 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
-/// What cases did.
+/// Counts of what the cases did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub cases: u64,
     pub ops: u64,
     pub crashes: u64,
     pub kills: u64,
-    /// Lives in which something was made to fail.
-    pub troubled: u64,
+    /// Generations in which a fault was injected.
+    pub faulted: u64,
 }
 
 impl Totals {
@@ -58,12 +58,12 @@ impl Totals {
         self.ops += other.ops;
         self.crashes += other.crashes;
         self.kills += other.kills;
-        self.troubled += other.troubled;
+        self.faulted += other.faulted;
     }
 }
 
-/// Whether the operation makes others fail.
-fn is_trouble(step: &Step) -> bool {
+/// Whether the step makes other operations fail.
+fn injects_fault(step: &Step) -> bool {
     matches!(step, Step::Do(Op::Fail { .. } | Op::FailLater { .. } | Op::Space(Some(_))))
 }
 
@@ -84,8 +84,8 @@ impl Case {
         Self { seed, setup, steps }
     }
 
-    /// Decodes `input`: four bytes draw the setup, then four bytes are a step each, of which the first is its kind. A
-    /// step can be changed, left out or moved without changing any other.
+    /// Decodes `input`: four bytes draw the setup, then every four bytes are one step, whose first byte is its kind.
+    /// Changing, removing or moving a step leaves the others unchanged.
     pub fn from_bytes(input: &[u8]) -> Self {
         let mut words = input.chunks(4).map(|chunk| {
             let mut word = [0; 4];
@@ -101,7 +101,7 @@ impl Case {
             let mut rng = Rng::new(u64::from(u32::from_le_bytes([low, middle, high, 0])));
             match usize::from(kind) % (OPS + 5) {
                 kind @ 0..OPS => Step::Do(mix.op_of(kind, &mut rng)),
-                OPS => Step::Do(trouble(&mut rng).0),
+                OPS => Step::Do(fault_and_end(&mut rng).0),
                 kind if kind == OPS + 1 => Step::Do(Op::Heal),
                 kind if kind == OPS + 2 => Step::Do(Op::Space(None)),
                 kind => Step::Crash { kill: kind == OPS + 3, pick: rng.next_u64() },
@@ -111,43 +111,43 @@ impl Case {
         Self { seed, setup, steps }
     }
 
-    /// Runs all of it; an error is a promise that was broken.
+    /// Runs all steps. An error names a broken promise.
     pub fn run(&self) -> Result<Totals, String> {
         let mut totals = Totals { cases: 1, ..Totals::default() };
-        let result = catch_unwind(AssertUnwindSafe(|| self.run_lives(&mut totals)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.run_generations(&mut totals)));
         result.unwrap_or_else(|panic| Err(panic_text(&*panic))).map(|()| totals)
     }
 
-    fn run_lives(&self, totals: &mut Totals) -> Result<(), String> {
+    fn run_generations(&self, totals: &mut Totals) -> Result<(), String> {
         let mut rng = Rng::new(self.seed);
         let (mut image, mut numbers) = (Image::new(), 0);
         let mut before = (Generation::new(State::default(), 0, 0), 0, Crash::Power);
         for life in self.steps.split_inclusive(|step| matches!(step, Step::Crash { .. })) {
-            let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.world.clone() };
-            let world = SimBackend::from_image(image, config);
-            let lived = self.live(&world, life, &before, &mut numbers, totals);
-            let ended = lived.and_then(|lived| no_panics(&world).map(|()| lived));
-            let step = world.step() + 1;
+            let config = SimConfig { seed: rng.next_u64(), journal: false, ..self.setup.sim.clone() };
+            let backend = SimBackend::from_image(image, config);
+            let lived = self.run_generation(&backend, life, &before, &mut numbers, totals);
+            let ended = lived.and_then(|lived| no_panics(&backend).map(|()| lived));
+            let step = backend.step() + 1;
             let crash = match life.last() {
                 Some(Step::Crash { kill: true, pick }) => {
-                    image = world.kill_image(&mut Rng::new(*pick));
+                    image = backend.kill_image(&mut Rng::new(*pick));
                     totals.kills += 1;
-                    // A sync that failed may have cost what a kill alone leaves.
-                    if life.iter().any(is_trouble) { Crash::Power } else { Crash::Kill }
+                    // A failed sync may have lost data that a kill alone would preserve.
+                    if life.iter().any(injects_fault) { Crash::Power } else { Crash::Kill }
                 }
                 Some(Step::Crash { kill: false, pick }) => {
-                    let mut images = world.crash_images(6, &mut Rng::new(*pick));
+                    let mut images = backend.crash_images(6, &mut Rng::new(*pick));
                     image = images.swap_remove(usize::try_from(*pick % images.len() as u64).unwrap());
                     Crash::Power
                 }
                 _ => {
-                    image = world.image();
+                    image = backend.image();
                     Crash::Kill
                 }
             };
-            world.shutdown();
+            backend.shutdown();
             totals.crashes += u64::from(matches!(life.last(), Some(Step::Crash { .. })));
-            totals.troubled += u64::from(life.iter().any(is_trouble));
+            totals.faulted += u64::from(life.iter().any(injects_fault));
             let (generation, store) = ended?;
             drop(store);
             before = (generation, step, crash);
@@ -155,12 +155,12 @@ impl Case {
         Ok(())
     }
 
-    /// One generation: opens the directory that the one before left, checks it, and continues. Returns the states that
-    /// may be found after it, and the store, to be dropped after the power cut: before it, the drop would close in
-    /// good order.
-    fn live(
+    /// Runs one generation: opens the directory that the previous one left, checks it, and continues. Returns the
+    /// states that the next open may find, and the store. The caller drops the store after the power cut: a drop before
+    /// it would close the store cleanly.
+    fn run_generation(
         &self,
-        world: &SimBackend,
+        backend: &SimBackend,
         life: &[Step],
         (before, step, crash): &(Generation, usize, Crash),
         numbers: &mut u32,
@@ -174,16 +174,16 @@ impl Case {
             })
             .collect();
         totals.ops += ops.len() as u64;
-        let mut run = Run::new(world, &self.setup, life.iter().any(is_trouble), numbers);
-        let store = world.run_until(async {
-            let store = self.setup.builder(world).open().await.map_err(|error| format!("opening: {error:?}"))?;
+        let mut run = Run::new(backend, &self.setup, life.iter().any(injects_fault), numbers);
+        let store = backend.run_until(async {
+            let store = self.setup.builder(backend).open().await.map_err(|error| format!("opening: {error:?}"))?;
             let found = read_all(&store).await?;
             before.check(*step, *crash, &found)?;
             run.opened(found, before.spent(*step, &found));
             let store = run.run(store, &ops).await?;
-            run.look(&store).await?;
+            run.check_contents(&store).await?;
             if !matches!(life.last(), Some(Step::Crash { .. })) {
-                world.heal();
+                backend.heal();
                 let closed = run.close(&store).await;
                 if closed.is_err() && !run.may_fail {
                     return Err(format!("closing: {closed:?}"));
@@ -196,7 +196,7 @@ impl Case {
         Ok((generation, store))
     }
 
-    /// A case that fails too, with as few steps as can be found.
+    /// A case that also fails, with as few steps as the search finds.
     pub fn shrunk(&self) -> Self {
         let (mut least, mut tries) = (self.clone(), 0);
         let mut len = (least.steps.len() / 2).max(1);
@@ -223,18 +223,18 @@ impl fmt::Display for Case {
     }
 }
 
-/// The case of `seed`.
+/// Runs the case of `seed`.
 pub fn run_case(seed: u64) -> Result<Totals, String> {
     run_named(&Case::from_seed(seed), || format!("RINGCASK_CASE={seed}"))
 }
 
-/// The case of `input`.
+/// Runs the case of `input`.
 pub fn run_input(input: &[u8]) -> Result<Totals, String> {
     let digits = || input.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     run_named(&Case::from_bytes(input), || format!("RINGCASK_INPUT={}", digits()))
 }
 
-/// Runs `case`; a failure is told with the smallest case that was found.
+/// Runs `case`. A failure is reported with the smallest case found.
 fn run_named(case: &Case, name: impl Fn() -> String) -> Result<Totals, String> {
     case.run().map_err(|error| {
         let least = case.shrunk();

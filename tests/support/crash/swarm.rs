@@ -1,33 +1,33 @@
 //! Swarm testing: every seed draws its own setup and its own mix of operations.
 //!
-//! A test that always does a little of everything never does much of one thing. Here most seeds leave out most
-//! operations and have more of the others; disk, timing, sizes and faults are drawn as well.
+//! A test that always does a little of everything never does a lot of one thing. Here most seeds leave out most
+//! operations and run the others more often. Disk, timing, sizes and faults are drawn as well.
 
 use ringcask::testing::sim::{FaultKind, OpClass, Rng};
 
 use super::workload::{Op, Setup, Workload, compacts, durability, pick, random_batch, random_compact, together};
 use crate::support::history_model::{COMMON_KEYS, KEYS};
 
-/// Workloads with seeds from here on are of the swarm; the even ones compact.
+/// Seeds from here on belong to the swarm. The even ones compact.
 pub const SWARM_SEEDS: u64 = 1 << 41;
 
-/// Whether the workload of `seed` is one of the swarm.
+/// Whether the workload of `seed` belongs to the swarm.
 pub fn is_swarm(seed: u64) -> bool {
     seed >= SWARM_SEEDS
 }
 
-/// Kinds of operations that have a weight.
+/// Number of operation kinds that have a weight.
 pub const OPS: usize = 14;
 
-/// What a seed does, how often, and what goes wrong.
+/// Which operations a seed runs, how often, and which faults it injects.
 #[derive(Clone, Debug)]
 pub struct Mix {
     weights: [usize; OPS],
     /// See [`durability`].
     durability: u8,
     keys: usize,
-    /// How many of a hundred runs meet trouble.
-    trouble_percent: u8,
+    /// Percentage of runs with an injected fault.
+    fault_percent: u8,
 }
 
 impl Mix {
@@ -36,7 +36,7 @@ impl Mix {
         for weight in &mut weights {
             *weight = pick(rng, &[0, 0, 1, 3, 10]);
         }
-        // Something must be written.
+        // At least some operations must write.
         weights[0] = weights[0].max(2);
         if !compacts {
             weights[OPS - 2..].fill(0);
@@ -44,14 +44,14 @@ impl Mix {
         Self {
             weights,
             durability: u8::try_from(rng.below(6)).unwrap(),
-            // The longest key there may be is rare: it makes every image large.
+            // The longest possible key is rare, because it makes every image large.
             keys: if rng.percent(6) { KEYS } else { 1 + rng.below(COMMON_KEYS) },
-            trouble_percent: pick(rng, &[0, 0, 30, 80]),
+            fault_percent: pick(rng, &[0, 0, 30, 80]),
         }
     }
 
     fn key(&self, rng: &mut Rng) -> usize {
-        // From the end, so that the longest is among them if all are.
+        // Keys count from the end, so the longest key is included only if all keys are.
         (if self.keys > COMMON_KEYS { KEYS } else { COMMON_KEYS }) - 1 - rng.below(self.keys)
     }
 
@@ -65,7 +65,7 @@ impl Mix {
         self.op_of(kind, rng)
     }
 
-    /// One operation of this kind, of [`OPS`].
+    /// One operation of kind `kind`, which is below [`OPS`].
     pub fn op_of(&self, kind: usize, rng: &mut Rng) -> Op {
         let (key, durability) = (self.key(rng), durability(rng, self.durability));
         match kind {
@@ -89,7 +89,7 @@ impl Mix {
         }
     }
 
-    /// Callers that each wait for one call before they make the next.
+    /// Concurrent callers. Each waits for its call before it makes the next one.
     fn callers(&self, rng: &mut Rng) -> Op {
         let mut deletes_left = 2;
         let mut call = |rng: &mut Rng| {
@@ -97,7 +97,8 @@ impl Mix {
             match rng.below(10) {
                 0..6 => Op::Put { key, durability },
                 6 => random_batch(rng, durability),
-                // Nobody is told where among the others a delete is: more of them, and everything would be possible.
+                // A delete returns no version, so its order among concurrent calls is unknown. With more deletes, every
+                // result would be possible.
                 7 if deletes_left > 0 => {
                     deletes_left -= 1;
                     Op::Delete { key, durability }
@@ -110,29 +111,29 @@ impl Mix {
         }
     }
 
-    /// `count` operations with, perhaps, trouble among them; whether they may fail.
+    /// `count` operations, possibly with faults among them. Also returns whether operations may fail.
     pub fn ops(&self, rng: &mut Rng, count: usize) -> (Vec<Op>, bool) {
         let mut ops: Vec<Op> = (0..count).map(|_| self.op(rng)).collect();
-        let may_fail = rng.percent(self.trouble_percent);
+        let may_fail = rng.percent(self.fault_percent);
         for _ in 0..if may_fail { 1 + rng.below(3) } else { 0 } {
             let at = rng.below(ops.len() + 1);
             let until = (at + 1 + rng.below(5)).min(ops.len() + 1);
-            let (trouble, end) = trouble(rng);
-            ops.insert(at, trouble);
+            let (fault, end) = fault_and_end(rng);
+            ops.insert(at, fault);
             ops.insert(until, end);
         }
         (ops, may_fail)
     }
 
-    /// What is done with a store that was recovered.
+    /// The operations to run on a recovered store.
     pub fn sequel(&self, rng: &mut Rng) -> (Vec<Op>, bool) {
         let count = 2 + rng.below(6);
         self.ops(rng, count)
     }
 }
 
-/// Something that goes wrong, and what ends it.
-pub fn trouble(rng: &mut Rng) -> (Op, Op) {
+/// A fault, and the operation that ends it.
+pub fn fault_and_end(rng: &mut Rng) -> (Op, Op) {
     if rng.percent(25) {
         let space = pick(rng, &[0, 100, 600, 2500, 9000]);
         return (Op::Space(Some(space)), Op::Space(None));
@@ -164,20 +165,20 @@ pub fn trouble(rng: &mut Rng) -> (Op, Op) {
     (Op::FailLater { class, after, kind, sticky: rng.percent(40) }, Op::Heal)
 }
 
-/// A setup with more extremes than that of the other workloads.
+/// A setup with more extreme values than that of other workloads.
 pub fn setup(rng: &mut Rng) -> Setup {
     let mut setup = Setup::random(rng);
     setup.segment_bytes = pick(rng, &[1024, 1500, 2048, 4096, 16 << 10, 64 << 10]);
     setup.reserve_bytes = pick(rng, &[0, 0, 1024, 8192, 32 << 10]);
     setup.staging_bytes = pick(rng, &[None, None, Some(64 << 10), Some(128 << 10)]);
-    setup.world.nowait_miss_percent = pick(rng, &[0, 10, 50, 100]);
-    setup.world.short_percent = pick(rng, &[0, 0, 0, 20, 60]);
-    setup.world.interrupt_percent = pick(rng, &[0, 0, 0, 10, 30]);
-    setup.world.late_percent = pick(rng, &[0, 0, 10, 50]);
+    setup.sim.nowait_miss_percent = pick(rng, &[0, 10, 50, 100]);
+    setup.sim.short_percent = pick(rng, &[0, 0, 0, 20, 60]);
+    setup.sim.interrupt_percent = pick(rng, &[0, 0, 0, 10, 30]);
+    setup.sim.late_percent = pick(rng, &[0, 0, 10, 50]);
     setup
 }
 
-/// The workload of a seed of the swarm.
+/// The workload of a swarm seed.
 pub fn workload(seed: u64) -> Workload {
     let mut rng = Rng::new(seed);
     let setup = setup(&mut rng);

@@ -1,4 +1,4 @@
-//! The check of a reopened store against the acknowledgments.
+//! Checks a reopened store against the acknowledgments.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -8,12 +8,12 @@ use ringcask::{Durability, Store};
 
 use super::{Acks, KEYS, Script, State, WRITERS, key_of};
 
-/// What was acknowledged and must outlive the stop.
+/// What survives the stop, and with it the acknowledged writes that must be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivors {
-    /// The process was killed: what the kernel had.
+    /// The process was killed: the data in the kernel survives.
     Kernel,
-    /// The power was cut: what was on stable storage.
+    /// The power was cut: the data on stable storage survives.
     Disk,
 }
 
@@ -32,9 +32,10 @@ fn fingerprint(key: &str, value: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// One writer's keys as they were before a generation, and what it was acknowledged in it.
+/// A writer's keys before a generation, and its acknowledged operations in that generation.
 struct Replay {
-    /// Fingerprints of the state after each number of operations; the last is that of the one perhaps in flight.
+    /// Fingerprints of the state after each number of operations. The last one includes the operation that may have
+    /// been in flight.
     prefixes: Vec<u64>,
     levels: Vec<Durability>,
 }
@@ -64,14 +65,14 @@ impl Replay {
     }
 }
 
-/// What was seen in all checks.
+/// Counts over all checks.
 #[derive(Default)]
 pub struct Totals {
     pub cycles: u64,
     pub during_open: u64,
     pub acks: u64,
     pub lost: u64,
-    /// Lost operations of levels that survive, which were in flight while the power was being cut.
+    /// Lost operations of surviving levels that were in flight during the power cut.
     pub doubtful: u64,
     pub in_flight_kept: u64,
     pub truncated: u64,
@@ -84,7 +85,7 @@ fn state_of(store: &Store, writer: usize) -> State {
     keys.filter_map(read).collect()
 }
 
-/// Checks a reopened store against what was acknowledged; returns the writers' states, for the next generation.
+/// Checks a reopened store against the acknowledgments. Returns the writers' states for the next generation.
 pub fn check(
     store: &Store,
     seed: u64,
@@ -97,13 +98,13 @@ pub fn check(
     assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");
     totals.truncated += u64::from(report.truncated_bytes > 0);
     let after: Vec<State> = (0..WRITERS).map(|writer| state_of(store, writer)).collect();
-    assert_eq!(store.len(), after.iter().map(BTreeMap::len).sum::<usize>(), "keys that nobody wrote");
+    assert_eq!(store.len(), after.iter().map(BTreeMap::len).sum::<usize>(), "the store has keys that no writer wrote");
 
     let versions = &acks.versions;
     let replay =
         |writer: usize| Replay::new(seed, writer, &before[writer], versions[writer].len(), acks.not_applied[writer]);
     let replays: Vec<Replay> = (0..WRITERS).map(replay).collect();
-    // The last acknowledged operation that must be there, by its version: all of the log before it must be, too.
+    // The acknowledged operation with the highest version that must survive. The whole log before it must survive, too.
     let is_doubtful = |writer: usize, index: usize| {
         let (asked, answered) = acks.times[writer][index];
         acks.cut.is_some_and(|(begin, end)| answered > begin && asked < end)
@@ -122,7 +123,7 @@ pub fn check(
         let count = versions[writer].len();
         let (Some(&least), Some(&most)) = (matching.first(), matching.last()) else {
             panic!(
-                "writer {writer}: no prefix of its {count} acknowledged operations explains {:?}",
+                "writer {writer}: no prefix of its {count} acknowledged operations leads to {:?}",
                 lens(&after[writer])
             );
         };
@@ -130,7 +131,7 @@ pub fn check(
             survives(writer, index) || versions[writer][index] != 0 && versions[writer][index] <= floor
         };
         let due = (0..count).filter(is_due).map(|index| index + 1).max().unwrap_or(0);
-        assert!(most >= due, "writer {writer}: {most} of {count} operations are there, {due} were safe");
+        assert!(most >= due, "writer {writer}: {most} of {count} operations survived, {due} had to");
         newest_kept = newest_kept.max(versions[writer][..least.min(count)].iter().copied().max().unwrap_or(0));
         totals.acks += count as u64;
         totals.lost += count.saturating_sub(most) as u64;
@@ -142,7 +143,7 @@ pub fn check(
     }
     for (writer, &most) in kept_at_most.iter().enumerate() {
         let lost = versions[writer].iter().skip(most).find(|&&version| version != 0 && version < newest_kept);
-        assert_eq!(lost, None, "writer {writer}: lost, while version {newest_kept} is there: a hole in the log");
+        assert_eq!(lost, None, "writer {writer}: lost, while version {newest_kept} survived: a hole in the log");
     }
     after
 }

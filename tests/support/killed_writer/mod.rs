@@ -1,22 +1,22 @@
 //! A child process that writes, a parent that stops it, and the check of the reopened store.
 //!
-//! The child is the test binary, running one test again: it opens the store, and four writers at different durabilities
-//! write an acknowledgment to a pipe after each resolved future. The parent stops it (with a kill, or by cutting the
-//! power of its disk), drains the pipe, reopens the store and checks it. The seed determines what a writer does, so the
-//! parent knows every value that was ever written.
+//! The child is the test binary, restarted with a single test. It opens the store, and four writers with different
+//! durability levels write an acknowledgment to a pipe after each resolved future. The parent stops the child by a kill
+//! or by cutting the power of its disk. Then it drains the pipe, reopens the store and checks it. The seed determines
+//! what a writer does, so the parent knows every value that was ever written.
 //!
-//! Checked after each reopening ([`check`]); `acked` are the acknowledgments that reached the pipe:
-//! - the keys of each writer are what some prefix of its operations leaves: no unknown value, no half batch, no
-//!   resurrected delete, and nothing of another writer;
-//! - that prefix includes every acknowledged operation of the levels that survive the stop, and everything with a lower
-//!   version, and ends at most one operation after the last acknowledged one;
-//! - the lost acknowledged operations of other levels are a suffix of the log, over all writers;
-//! - an operation that was answered as not applied is not there.
+//! [`check`] compares each reopened store with the acknowledgments that reached the pipe (`acked`):
+//! - The keys of each writer have the state after some prefix of its operations: no unknown value, no partial batch, no
+//!   resurrected delete, and nothing of another writer.
+//! - That prefix includes every acknowledged operation of the levels that survive the stop, and everything with a lower
+//!   version. It ends at most one operation after the last acknowledged one.
+//! - The lost acknowledged operations of other levels are a suffix of the log, over all writers.
+//! - An operation that was reported as not applied is absent.
 //!
-//! Operations in flight while the power is being cut are in doubt, whatever their answer: a sync that coincides with
-//! the shutdown of an ext4 may return success for data that is lost (plain `pwrite` and `fdatasync` show it in one of
-//! forty cuts). No real machine survives to see such an answer. An operation requested after the cut must not be
-//! acknowledged and lost.
+//! Operations in flight during a power cut are in doubt, whatever their result: a sync that coincides with the shutdown
+//! of an ext4 may return success for data that is lost (plain `pwrite` and `fdatasync` show this in one of forty cuts).
+//! No real machine survives to see such a result. An operation requested after the cut must not be acknowledged and
+//! lost.
 
 mod check;
 mod child;
@@ -34,10 +34,10 @@ pub use parent::{Acks, Running};
 
 pub const WRITERS: usize = 4;
 pub const KEYS: u64 = 12;
-/// After this long something is taken to hang.
+/// Time after which an operation counts as hung.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// SplitMix64: small, and the same everywhere.
+/// SplitMix64: small, and the same on every platform.
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -54,20 +54,20 @@ impl Rng {
     }
 }
 
-/// A writer's keys and what they hold.
+/// A writer's keys and their values.
 pub type State = BTreeMap<String, Vec<u8>>;
 
 pub fn key_of(writer: usize, key: u64) -> String {
     format!("writer-{writer}-key-{key}")
 }
 
-/// One operation: keys and their new values (`None` deletes). More than one key is a batch.
+/// One operation: keys and their new values. `None` deletes a key, several keys are a batch.
 pub struct Op {
     pub level: Durability,
     pub changes: Vec<(String, Option<Vec<u8>>)>,
 }
 
-/// What a writer does in one generation, operation after operation; the same in the child and in the parent.
+/// The operations of a writer in one generation, the same in the child and in the parent.
 pub struct Script {
     rng: Rng,
     writer: usize,
@@ -93,7 +93,7 @@ impl Script {
         Op { level, changes }
     }
 
-    /// A delete only where there is something: one that finds nothing writes nothing and would leave no trace to check.
+    /// Deletes only keys that exist: deleting an absent key writes nothing, so the check would find no trace of it.
     fn change(&mut self, key: u64) -> (String, Option<Vec<u8>>) {
         let was_present = std::mem::replace(&mut self.present[key as usize], true);
         if was_present && self.rng.below(4) == 0 {
@@ -109,12 +109,12 @@ impl Script {
     }
 }
 
-/// The store of one generation: its segments, intervals, compaction and write path follow from the seed.
+/// The store of one generation. The seed determines its segment size, intervals, compaction and write path.
 pub fn builder(engine: Engine, path: &Path, seed: u64) -> Builder {
     let interval = |ms| Duration::from_millis(ms);
     let builder =
         Store::builder(path).engine(engine).segment_bytes(16 << 10 << (2 * (seed % 4))).reserve_bytes(64 << 10);
-    // A stop should often hit a compaction: every second store is compacted all the time.
+    // Stops should often hit a compaction, so every second store is compacted all the time.
     let compaction = if seed.is_multiple_of(2) {
         Compaction::new().trigger(0.1).threshold(0.05).bytes_per_second(None)
     } else {
@@ -131,9 +131,9 @@ pub fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Why the kernel refuses a ring, asked independently of the store.
+/// The reason why the kernel refuses a ring, determined independently of the store.
 pub fn uring_refused() -> Option<String> {
     let ring: std::io::Result<io_uring::IoUring> =
         io_uring::IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(4);
-    ring.err().map(|error| format!("the kernel refuses an io_uring: {error}"))
+    ring.err().map(|error| format!("io_uring is unavailable: {error}"))
 }

@@ -1,4 +1,4 @@
-//! A child that runs, as its parent sees it.
+//! A running child, as seen by its parent.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -15,17 +15,17 @@ use super::{DEADLINE, WRITERS};
 /// The acknowledgments of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Acks {
-    /// The version of each writer's operations, in their order; of deletes 0.
+    /// The versions of each writer's operations, in order; 0 for deletes.
     pub versions: Vec<Vec<u64>>,
-    /// When each of them was asked for and answered, on the clock of [`now`](super::now).
+    /// The times of each request and its acknowledgment, on the clock of [`now`](super::now).
     pub times: Vec<Vec<(u64, u64)>>,
-    /// From when to when the power was cut, on the same clock.
+    /// Start and end of the power cut, on the same clock.
     pub cut: Option<(u64, u64)>,
-    /// Writers whose next operation was answered as not applied.
+    /// Writers whose next operation was reported as not applied.
     pub not_applied: Vec<bool>,
-    /// Writers whose next operation was answered with an error.
+    /// Writers whose next operation returned an error.
     pub refused: Vec<bool>,
-    /// What the child said when it could not open the store.
+    /// The child's message if it could not open the store.
     pub unopened: Option<String>,
 }
 
@@ -44,7 +44,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts this binary again, with only the test `test`.
+    /// Starts this binary again with the single test `test`.
     pub fn start(test: &str, engine: Engine, path: &Path, seed: u64) -> Self {
         Self::start_with(test, engine, path, seed, None)
     }
@@ -61,7 +61,7 @@ impl Running {
         let pipe = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // A last line that the kill cut short has no end, and may have lost digits of its number.
+            // A kill may cut the last line short. Such a line has no newline, and its number may lack digits.
             let whole = |line: &Vec<u8>| line.ends_with(b"\n");
             let mut pipe = pipe;
             loop {
@@ -78,11 +78,11 @@ impl Running {
 
     fn note(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
-        let number = |index: usize| words[index].parse::<u64>().unwrap_or_else(|_| panic!("the child said {line:?}"));
+        let number = |index: usize| words[index].parse::<u64>().unwrap_or_else(|_| panic!("the child wrote {line:?}"));
         match words[0] {
             "ack" => {
                 let acks = &mut self.acks.versions[number(1) as usize];
-                assert_eq!(acks.len() as u64, number(2), "acknowledgments of a writer come in order");
+                assert_eq!(acks.len() as u64, number(2), "the acknowledgments of a writer are out of order");
                 acks.push(number(3));
                 self.acks.times[number(1) as usize].push((number(4), number(5)));
             }
@@ -102,7 +102,8 @@ impl Running {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).unwrap_or_else(|error| panic!("no {prefixes:?}: {error}"));
+            let line =
+                self.lines.recv_timeout(left).unwrap_or_else(|error| panic!("no line with {prefixes:?}: {error}"));
             self.note(&line);
             if prefixes.iter().any(|prefix| line.starts_with(prefix)) {
                 return;
@@ -110,10 +111,10 @@ impl Running {
         }
     }
 
-    /// Kills the child and returns what it was told before.
+    /// Kills the child and returns its acknowledgments.
     ///
-    /// A child that could not open its store may have ended by itself; one that found something wrong has, too, and
-    /// fails the test.
+    /// A child that could not open its store may have exited already. A child that detected an error has exited as
+    /// well, and fails the test.
     pub fn kill(mut self) -> Acks {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
@@ -121,7 +122,7 @@ impl Running {
             self.note(&line);
         }
         let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL);
-        assert!(killed || status.success() && self.acks.unopened.is_some(), "the child: {status}");
+        assert!(killed || status.success() && self.acks.unopened.is_some(), "the child exited with {status}");
         self.acks
     }
 }

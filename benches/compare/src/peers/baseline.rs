@@ -1,7 +1,9 @@
-//! The same log as ours, as small as it can honestly be: one task appends what has come in, syncs once for all of it and
-//! answers; records have a checksum, reads verify it, the index is a `DashMap`. No segments, no recovery, no compaction.
-//! Once on `tokio-uring`, in a thread of its own because its files stay in one, and once on `tokio::fs`, whose calls go
-//! to tokio's blocking pool.
+//! A minimal log store with the same write path as ringcask: one task appends all queued puts, syncs once for all of
+//! them, and answers. Records have a checksum, reads verify it, and the index is a `DashMap`. It has no segments, no
+//! recovery and no compaction.
+//!
+//! There are two versions. One runs on `tokio-uring`, in its own thread because that library's files cannot leave
+//! theirs. The other runs on `tokio::fs`, whose calls go to tokio's blocking pool.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,13 +19,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{Awaited, Failure};
 
-/// Bytes before the key: checksum, length of the key, length of the value.
+/// Bytes before the key: checksum, key length, value length.
 const HEADER_LEN: usize = 12;
 
-/// What is taken from the queue for one write, at most.
+/// Maximum number of bytes that one write takes from the queue.
 const GROUP_BYTES: usize = 1 << 20;
 
-/// Where a record begins, and its length.
+/// The offset and the length of a record.
 type Location = (u64, usize);
 type Index = DashMap<Vec<u8>, Location>;
 type Answer<T> = oneshot::Sender<io::Result<T>>;
@@ -35,10 +37,10 @@ struct Put {
     answer: Answer<()>,
 }
 
-/// A key, where its record goes, and who waits for it.
+/// A key, the location of its record, and the caller to answer.
 type Placed = (Vec<u8>, Location, Answer<()>);
 
-/// Records that are written together, and who waits for them.
+/// Records that are written together, with their callers.
 #[derive(Default)]
 struct Group {
     bytes: Vec<u8>,
@@ -47,7 +49,7 @@ struct Group {
 }
 
 impl Group {
-    /// Everything that waits in `queue`, at least one.
+    /// Takes all puts that wait in `queue`, at least one.
     async fn collect(queue: &mut mpsc::UnboundedReceiver<Put>, end: u64) -> Option<Self> {
         let mut group = Self::default();
         group.add(queue.recv().await?, end);
@@ -85,7 +87,7 @@ impl Group {
     }
 }
 
-/// The value in a record, if the record is whole.
+/// The value of a record, if the record is intact.
 fn value_of(record: &[u8], key: &[u8]) -> Result<Vec<u8>, Failure> {
     let start = HEADER_LEN + key.len();
     let is_whole = record.len() >= start
@@ -106,7 +108,7 @@ async fn put(queue: &mpsc::UnboundedSender<Put>, key: &[u8], value: &[u8], durab
     Ok(answered.await??)
 }
 
-/// On `tokio::fs`.
+/// The log on `tokio::fs`.
 pub struct TokioFs {
     queue: mpsc::UnboundedSender<Put>,
     index: Arc<Index>,
@@ -124,7 +126,7 @@ impl TokioFs {
             while let Some(group) = Group::collect(&mut waiting, end).await {
                 let mut result = log.write_all(&group.bytes).await;
                 if result.is_ok() {
-                    // What `write_all` has done is in a buffer of its own until then.
+                    // `write_all` returns when the data is in a buffer of the `File`.
                     result = log.flush().await;
                 }
                 if group.durable && result.is_ok() {
@@ -148,7 +150,7 @@ impl Awaited for TokioFs {
     async fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
         let Some((offset, len)) = self.index.get(key).map(|place| *place) else { return Ok(None) };
         let file = Arc::clone(&self.file);
-        // As `tokio::fs` itself does; it has no positioned read.
+        // `tokio::fs` works the same way, but has no positioned read.
         let read = move || {
             let mut record = vec![0; len];
             file.read_exact_at(&mut record, offset).map(|()| record)
@@ -167,7 +169,7 @@ enum Request {
     Close,
 }
 
-/// On `tokio-uring`.
+/// The log on `tokio-uring`.
 pub struct TokioUring {
     requests: mpsc::UnboundedSender<Request>,
     index: Arc<Index>,
@@ -185,7 +187,7 @@ impl TokioUring {
     }
 }
 
-/// Starts a task for every read and hands puts to one that writes.
+/// Starts a task for each read, and hands puts to the writing task.
 async fn serve(file: File, mut requests: mpsc::UnboundedReceiver<Request>, index: Arc<Index>) -> io::Result<()> {
     let file = Rc::new(tokio_uring::fs::File::from_std(file));
     let (queue, waiting) = mpsc::unbounded_channel();

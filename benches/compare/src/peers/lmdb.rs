@@ -6,7 +6,7 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, WithTls};
 
 use super::{Blocking, Failure};
 
-/// LMDB by way of heed. One transaction a put.
+/// LMDB through heed, with one transaction per put.
 pub struct Lmdb {
     env: Env<WithTls>,
     database: Database<'static, Bytes, Bytes>,
@@ -18,8 +18,8 @@ impl Lmdb {
         fs::create_dir_all(&path)?;
         let mut options = EnvOpenOptions::new();
         options.map_size(64 << 30).max_readers(2048);
-        // SAFETY: nobody else maps the files of this fresh directory; without syncs it is a crash of the machine that
-        // would leave them damaged, after which nobody opens them.
+        // SAFETY: no other process maps the files of this fresh directory. Without syncs a crash of the machine may
+        // damage them, but they are never opened after a crash.
         let env = unsafe {
             if !durable {
                 options.flags(EnvFlags::NO_SYNC);
@@ -56,7 +56,7 @@ impl Blocking for Lmdb {
 
 impl Drop for Lmdb {
     fn drop(&mut self) {
-        // So that the same directory can be opened again with other flags.
+        // Lets the same directory be opened again with other flags.
         self.env.clone().prepare_for_closing();
     }
 }

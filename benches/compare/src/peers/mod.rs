@@ -1,4 +1,4 @@
-//! The stores that are compared, each at its best settings for what is asked of it.
+//! The compared stores, each with its best settings for the workload.
 
 pub mod baseline;
 mod fjall;
@@ -19,33 +19,33 @@ pub use surrealkv::Surrealkv;
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What every cache of a store may take, ours too: more than the data, so that reads are of memory.
+/// Cache size of every store, ringcask included. It exceeds the data size, so reads come from memory.
 pub const CACHE_BYTES: usize = 2 << 30;
 
-/// A store whose calls return when they are done.
+/// A store with blocking calls.
 pub trait Blocking: Send + Sync {
-    /// `durable`: returns when the record is on stable storage.
+    /// If `durable`, returns when the record is on stable storage.
     fn put(&self, key: &[u8], value: &[u8], durable: bool) -> Result<(), Failure>;
-    /// Shows the value, without a copy where the store has none to make; whether there is one.
+    /// Passes the value to `show`, without a copy where the store needs none. Returns whether the key exists.
     fn get(&self, key: &[u8], show: &mut dyn FnMut(&[u8])) -> Result<bool, Failure>;
-    /// Makes everything durable, so that what follows does not pay for it.
+    /// Makes everything durable, so that the next workload does not pay for it.
     fn settle(&self) -> Result<(), Failure>;
 }
 
-/// A store that is awaited.
+/// A store with async calls.
 pub trait Awaited: Send + Sync + 'static {
     type Value: AsRef<[u8]> + Send;
     fn put(&self, key: &[u8], value: &[u8], durable: bool) -> impl Future<Output = Result<(), Failure>> + Send;
     fn get(&self, key: &[u8]) -> impl Future<Output = Result<Option<Self::Value>, Failure>> + Send;
-    /// Makes everything durable, and stops in good order.
+    /// Makes everything durable and shuts down cleanly.
     fn close(&self) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-/// Whom to compare.
+/// A store to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     Ringcask,
-    /// With puts that are in the kernel's hands when they return, as most peers' unsynced ones are.
+    /// With `Written` puts: the kernel has the data when they return, as with the unsynced puts of most peers.
     RingcaskWritten,
     Redb,
     Fjall,
@@ -54,7 +54,7 @@ pub enum Peer {
     Surrealkv,
     #[cfg(feature = "rocksdb")]
     Rocksdb,
-    /// The same log, as small as it can honestly be, on `tokio-uring`.
+    /// A minimal log store on `tokio-uring`.
     TokioUring,
     /// The same on `tokio::fs`.
     TokioFs,
@@ -91,17 +91,17 @@ impl Peer {
         }
     }
 
-    /// Whether it is somebody else's store. Baselines show what the ring buys, and are none.
+    /// Whether this is an existing store to compare with. The baselines are not: they show what the engine contributes.
     pub fn is_rival(self) -> bool {
         !matches!(self, Self::Ringcask | Self::RingcaskWritten | Self::TokioUring | Self::TokioFs)
     }
 
-    /// Its `flush` is not one that can be relied on (spacejam/sled#1351), so durable puts are not compared with it.
+    /// Whether durable puts are compared. sled's `flush` is not reliable (spacejam/sled#1351).
     pub fn syncs(self) -> bool {
         self != Self::Sled
     }
 
-    /// Opens a store that blocks; `None` for those that are awaited. Its puts will all be durable, or none.
+    /// Opens a blocking store, or returns `None` for an async one. Its puts are either all durable or all not.
     pub fn open_blocking(self, path: &Path, durable: bool) -> Result<Option<Arc<dyn Blocking>>, Failure> {
         Ok(Some(match self {
             Self::Redb => Arc::new(redb::Redb::open(path)?),

@@ -6,7 +6,7 @@ use super::{Blocking, CACHE_BYTES, Failure};
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("table");
 
-/// One transaction a put: it has no other way to make one put durable.
+/// One transaction per put: redb has no other way to make a single put durable.
 pub struct Redb(Database);
 
 impl Redb {

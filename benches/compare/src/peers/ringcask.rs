@@ -5,8 +5,8 @@ use ringcask::{Durability, Store};
 
 use super::{Awaited, CACHE_BYTES, Failure};
 
-/// Ourselves, with default options but for a cache as large as every peer's. A put that need not be durable is `Buffered`, or `Written` where that is asked for:
-/// most peers hand an unsynced put to the kernel before they return.
+/// ringcask with default options, except for a cache as large as that of every peer. A put that need not be durable is
+/// `Buffered`, or `Written` if `open` asks for it: most peers hand an unsynced put to the kernel before they return.
 pub struct Ringcask {
     store: Store,
     relaxed: Durability,

@@ -4,7 +4,7 @@ use surrealkv::{Durability, Error, Mode, Tree, TreeBuilder};
 
 use super::{Awaited, CACHE_BYTES, Failure};
 
-/// One transaction a put, awaited; gets are its synchronous ones, which its authors call the fast path.
+/// One awaited transaction per put. Gets use the synchronous interface, which the authors call the fast path.
 pub struct Surrealkv(Tree);
 
 impl Surrealkv {
@@ -23,7 +23,7 @@ impl Awaited for Surrealkv {
             writing.set_durability(if durable { Durability::Immediate } else { Durability::Eventual });
             writing.set(key, value)?;
             match writing.commit().await {
-                // Two put the same key at once: one of them tries again.
+                // Two concurrent puts of the same key conflict: one of them retries.
                 Err(Error::TransactionWriteConflict | Error::TransactionRetry) => {}
                 committed => return Ok(committed?),
             }

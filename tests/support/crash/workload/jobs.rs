@@ -1,4 +1,4 @@
-//! Compactions, and the operations beside them.
+//! Compactions and the operations beside them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,14 +9,14 @@ use ringcask::{ErrorKind, Store};
 
 use super::{Op, Run};
 
-/// A compaction that was asked for.
+/// A requested compaction.
 pub(super) enum Running {
     Over(Result<(), ringcask::Error>),
     On(Pin<Box<dyn Future<Output = Result<(), ringcask::Error>>>>),
 }
 
 impl Run<'_> {
-    /// Asks for a compaction while the write `early` is under way, and then runs `ops`.
+    /// Requests a compaction while the write `early` is in flight, then runs `ops`.
     pub(super) async fn compact(
         &mut self,
         store: &Store,
@@ -25,13 +25,13 @@ impl Run<'_> {
         ops: &[Op],
     ) -> Result<Running, String> {
         let first = self.generation().writes.len();
-        let mut under_way = Vec::new();
+        let mut in_flight = Vec::new();
         if let Some(op) = early {
             let (mut future, record) = self.begin(store, op);
             self.generation().writes.push(record);
             match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => self.resolve(first, result)?,
-                Poll::Pending => under_way.push(Some(future)),
+                Poll::Pending => in_flight.push(Some(future)),
             }
         }
         let mut future = Box::pin(compact(store, which));
@@ -39,7 +39,7 @@ impl Run<'_> {
             Poll::Ready(result) => Some(result.map(drop)),
             Poll::Pending => None,
         };
-        self.drive(first, &mut under_way, usize::MAX, None).await?;
+        self.drive(first, &mut in_flight, usize::MAX, None).await?;
         for op in ops {
             self.call(store, op).await?;
         }
@@ -56,15 +56,15 @@ impl Run<'_> {
             Running::On(future) => future.await,
         };
         match result {
-            Ok(()) => self.look(store).await,
+            Ok(()) => self.check_contents(store).await,
             Err(_) if self.may_fail => Ok(()),
             Err(error) if self.is_unwatched && error.kind() == ErrorKind::InvalidInput => Ok(()),
-            Err(error) => Err(format!("a compaction failed without a fault: {error:?}")),
+            Err(error) => Err(format!("a compaction failed without an injected fault: {error:?}")),
         }
     }
 }
 
-/// A compaction of everything, or of the sealed segments whose bits are set.
+/// Compacts everything, or the sealed segments whose bits are set.
 fn compact(store: &Store, which: Option<u64>) -> Compact {
     let Some(bits) = which else { return store.compact() };
     let sealed: Vec<u64> = store.stats().segments.iter().filter(|it| it.sealed).map(|it| it.id).collect();

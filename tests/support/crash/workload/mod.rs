@@ -1,13 +1,13 @@
 //! Workloads: drawn from a seed, run against a store, and recorded as a history.
 //!
-//! | what | where |
+//! | job | module |
 //! |---|---|
-//! | operations, drawn at random | `ops` |
+//! | draws operations at random | `ops` |
 //! | the simulated backend and the options of the store | `setup` |
-//! | a run: one operation after the other, with its result | `run` |
-//! | its writes, one or several at once | `writes` |
-//! | its compactions, with other operations beside them | `jobs` |
-//! | what readers see | `views` |
+//! | runs operations in sequence and records their results | `run` |
+//! | runs one or several concurrent writes | `writes` |
+//! | runs compactions with other operations beside them | `jobs` |
+//! | checks what readers see | `views` |
 
 mod jobs;
 mod ops;
@@ -25,11 +25,11 @@ pub use self::setup::Setup;
 pub use self::views::{read_all, read_undamaged};
 pub use self::writes::WriteFuture;
 
-use self::ops::{beside_op, compacting_op, random_op};
+use self::ops::{compacting_op, concurrent_op, random_op};
 use crate::support::crash::swarm::{self, Mix, is_swarm};
 use crate::support::history_model::COMMON_KEYS;
 
-/// Workloads with seeds from here on compact, and delete more.
+/// Workloads with seeds from here on compact and delete more.
 pub const COMPACTING_SEEDS: u64 = 1 << 40;
 
 /// Whether the workload of `seed` compacts.
@@ -41,9 +41,9 @@ pub fn compacts(seed: u64) -> bool {
 pub struct Workload {
     pub setup: Setup,
     pub ops: Vec<Op>,
-    /// Operations may fail: faults or a full disk are among the ops.
+    /// Operations may fail: the operations include faults or a full disk.
     pub may_fail: bool,
-    /// Of the swarm, what is done after a crash, too.
+    /// For swarm seeds: the mix of operations, used after a crash as well.
     pub mix: Option<Mix>,
 }
 
@@ -55,7 +55,7 @@ impl Workload {
         let mut rng = Rng::new(seed);
         let setup = Setup::random(&mut rng);
         let count = 3 + rng.below(26);
-        let trouble = rng.below(10);
+        let fault = rng.below(10);
         let mix = u8::try_from(rng.below(6)).unwrap();
         let random_op = if compacts(seed) { compacting_op } else { random_op };
         let mut ops: Vec<Op> = (0..count).map(|_| random_op(&mut rng, mix)).collect();
@@ -63,7 +63,7 @@ impl Workload {
             let at = rng.below(ops.len() + 1);
             ops.insert(at, op);
         };
-        match trouble {
+        match fault {
             0 => {
                 for _ in 0..1 + rng.below(3) {
                     let space = rng.below(2500) as u64;
@@ -86,24 +86,24 @@ impl Workload {
             }
             _ => {}
         }
-        Self { setup, ops, may_fail: trouble < 3, mix: None }
+        Self { setup, ops, may_fail: fault < 3, mix: None }
     }
 
-    /// Synced writes that share their groups.
+    /// Synced writes that share commit groups.
     pub fn group(rng: &mut Rng) -> Op {
         together(rng, 0)
     }
 
-    /// A compaction beside other operations, which it is waited for after.
+    /// A compaction with other operations beside it. It is awaited after them.
     pub fn compaction(rng: &mut Rng) -> Op {
-        let ops = (0..2 + rng.below(3)).map(|_| beside_op(rng, 3)).collect();
-        // Of what is sealed, mostly: then nothing waits for the write that is under way.
+        let ops = (0..2 + rng.below(3)).map(|_| concurrent_op(rng, 3)).collect();
+        // Mostly compacts sealed segments only: such a compaction does not wait for the write in flight.
         let which = rng.percent(70).then_some(u64::MAX);
         let early = Op::Put { key: rng.below(COMMON_KEYS), durability: Durability::Synced };
         Op::Compact { which, early: Some(Box::new(early)), ops, end: End::Awaited }
     }
 
-    /// A few operations for a store that was just recovered; none of them may fail.
+    /// A few operations for a store that was just recovered. None of them may fail.
     pub fn sequel(rng: &mut Rng, compacts: bool) -> Vec<Op> {
         let mix = u8::try_from(rng.below(6)).unwrap();
         let count = 2 + rng.below(5);

@@ -1,11 +1,11 @@
-//! Operations, and how they are drawn.
+//! The operations, and how they are drawn.
 
 use ringcask::Durability;
 use ringcask::testing::sim::{FaultKind, OpClass, Rng};
 
 use crate::support::history_model::COMMON_KEYS;
 
-/// One call, or several at once.
+/// One call, or several concurrent ones.
 #[derive(Clone, Debug)]
 pub enum Op {
     Put {
@@ -20,12 +20,13 @@ pub enum Op {
         keys: Vec<(usize, bool)>,
         durability: Durability,
     },
-    /// Several puts and batches, polled once each in this order, this much simulated time apart; then awaited together.
+    /// Several puts and batches. Each is polled once, in this order, with this pause of simulated time between them;
+    /// then all are awaited together.
     Together {
         ops: Vec<Op>,
         apart_micros: u64,
     },
-    /// Several callers, each of which waits for one call before it makes the next; puts, deletes, batches and gets.
+    /// Several callers that make puts, deletes, batches and gets. Each waits for its call before it makes the next one.
     Callers {
         lists: Vec<Vec<Op>>,
     },
@@ -42,46 +43,46 @@ pub enum Op {
     Sleep {
         millis: u64,
     },
-    /// Time in which a compaction comes a few steps on.
+    /// Time in which a compaction advances by a few steps.
     Wait {
         micros: u64,
     },
-    /// A compaction of all segments, or of the sealed ones whose bit is set, beside other operations.
+    /// A compaction of all segments, or of the sealed ones whose bit is set, with other operations beside it.
     Compact {
         which: Option<u64>,
-        /// A write that is under way when the compaction is asked for.
+        /// A write that is in flight when the compaction is requested.
         early: Option<Box<Op>>,
         ops: Vec<Op>,
         end: End,
     },
-    /// Compaction is paused, or resumed.
+    /// Pauses or resumes compaction.
     Pause(bool),
-    /// Close and open again, without a crash.
+    /// Closes and reopens the store, without a crash.
     Reopen,
-    /// This much more than is used now, or no limit.
+    /// Limits the disk to the current use plus this number of bytes, or removes the limit.
     Space(Option<u64>),
-    /// The next operation of this class fails.
+    /// Makes the next operation of this class fail.
     Fail {
         class: OpClass,
         kind: FaultKind,
     },
-    /// The operation of this class behind this number of others fails, and perhaps all that follow.
+    /// Lets this number of operations of the class pass, then makes one fail, or all that follow.
     FailLater {
         class: OpClass,
         after: u64,
         kind: FaultKind,
         sticky: bool,
     },
-    /// Nothing fails from here on.
+    /// Ends all faults.
     Heal,
 }
 
-/// What becomes of a compaction when the operations beside it are done.
+/// What happens to the compaction after the operations beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Awaited,
     Dropped,
-    /// The store is closed and opened again while it runs.
+    /// The store is closed and reopened while the compaction runs.
     Closed,
 }
 
@@ -114,19 +115,19 @@ pub(super) fn random_op(rng: &mut Rng, mix: u8) -> Op {
     }
 }
 
-/// One operation of a workload that compacts.
+/// One operation of a compacting workload.
 pub(super) fn compacting_op(rng: &mut Rng, mix: u8) -> Op {
     match rng.below(100) {
         0..20 => random_compact(rng, mix),
         20..24 => Op::Reopen,
         24..26 => Op::Pause(rng.percent(50)),
         26..29 => together(rng, mix),
-        _ => beside_op(rng, mix),
+        _ => concurrent_op(rng, mix),
     }
 }
 
-/// One operation that may go on beside a compaction.
-pub(super) fn beside_op(rng: &mut Rng, mix: u8) -> Op {
+/// One operation that may run beside a compaction.
+pub(super) fn concurrent_op(rng: &mut Rng, mix: u8) -> Op {
     let key = rng.below(COMMON_KEYS);
     let durability = durability(rng, mix);
     match rng.below(100) {
@@ -144,13 +145,13 @@ pub(super) fn beside_op(rng: &mut Rng, mix: u8) -> Op {
 pub fn random_compact(rng: &mut Rng, mix: u8) -> Op {
     let which = rng.percent(60).then(|| rng.next_u64());
     let key = rng.below(COMMON_KEYS);
-    // Most of those that are under way when a job begins wait for the disk: their numbers are given out, and no more.
+    // Most writes that are in flight when a job starts wait for the disk: they have their versions, and nothing more.
     let durability = if rng.percent(60) { Durability::Synced } else { durability(rng, mix) };
     let early = rng
         .percent(45)
         .then(|| Box::new(if rng.percent(80) { Op::Delete { key, durability } } else { Op::Put { key, durability } }));
     let count = if rng.percent(50) { 0 } else { 1 + rng.below(5) };
-    let mut ops: Vec<Op> = (0..count).map(|_| beside_op(rng, mix)).collect();
+    let mut ops: Vec<Op> = (0..count).map(|_| concurrent_op(rng, mix)).collect();
     if rng.percent(10) {
         ops.insert(0, Op::Pause(true));
         ops.push(Op::Pause(false));

@@ -8,10 +8,10 @@ use ringcask::{Builder, Compaction, Recovery, Store};
 
 use super::pick;
 
-/// How a store is run.
+/// The configuration of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    pub world: SimConfig,
+    pub sim: SimConfig,
     pub segment_bytes: u64,
     pub cache_bytes: u64,
     pub reserve_bytes: u64,
@@ -29,7 +29,7 @@ impl Setup {
             compaction,
             is_automatic,
             staging_bytes: None,
-            world: SimConfig {
+            sim: SimConfig {
                 seed,
                 sector_bytes: pick(rng, &[512, 512, 4096]),
                 dir_order: pick(rng, &[DirOrder::Posix, DirOrder::Posix, DirOrder::Ext4Ordered]),
@@ -43,14 +43,14 @@ impl Setup {
                 journal: true,
             },
             segment_bytes: pick(rng, &[1024, 1500, 2048, 4096]),
-            // Derived from the seed without a draw, so that the other draws of a seed do not change.
+            // Derived from the seed without a draw: an additional draw would change all others of the seed.
             cache_bytes: [0, 1024, 8192][(seed % 3) as usize],
             reserve_bytes: pick(rng, &[0, 0, 1024, 8192]),
         }
     }
 
-    pub fn builder(&self, world: &SimBackend) -> Builder {
-        let io: Arc<dyn Io> = Arc::new(world.clone());
+    pub fn builder(&self, backend: &SimBackend) -> Builder {
+        let io: Arc<dyn Io> = Arc::new(backend.clone());
         let builder = match self.staging_bytes {
             Some(bytes) => Store::builder("/db").staging_bytes(bytes),
             None => Store::builder("/db"),
@@ -63,13 +63,13 @@ impl Setup {
             .compaction(self.compaction.clone())
     }
 
-    /// For a directory that has lost its MANIFEST.
-    pub fn salvaging(&self, world: &SimBackend) -> Builder {
-        self.builder(world).recovery(Recovery::Salvage)
+    /// Builder for a directory that lost its MANIFEST.
+    pub fn salvaging(&self, backend: &SimBackend) -> Builder {
+        self.builder(backend).recovery(Recovery::Salvage)
     }
 }
 
-/// Compaction as a store may be told to do it, and whether by itself.
+/// Draws compaction options, and whether compaction runs automatically.
 fn random_compaction(rng: &mut Rng) -> (Compaction, bool) {
     let is_automatic = rng.percent(50);
     let compaction = Compaction::new()

@@ -1,4 +1,4 @@
-//! What readers see of a store.
+//! What readers of a store see.
 
 use ringcask::bytes::Bytes;
 use ringcask::{Durability, ErrorKind, Store};
@@ -9,17 +9,18 @@ use crate::support::history_model::{COMMON_KEYS, EXTRA_KEY, Fate, State, identif
 impl Run<'_> {
     pub(super) async fn get(&mut self, store: &Store, key: usize) -> Result<(), String> {
         let result = store.get(key_name(key)).await;
-        self.saw(key, result)
+        self.observe(key, result)
     }
 
-    /// What a reader was told of `key` was written to it, and is durable if its writer asks for that.
-    pub fn saw(&mut self, key: usize, result: Result<Option<Bytes>, ringcask::Error>) -> Result<(), String> {
+    /// Checks that the value a reader got for `key` was written to it. Marks that write as durable if its durability
+    /// promises that for values that are read.
+    pub fn observe(&mut self, key: usize, result: Result<Option<Bytes>, ringcask::Error>) -> Result<(), String> {
         let found = match result {
             Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
             Err(_) if self.may_fail => return Ok(()),
             Err(error) => return Err(format!("a get failed: {error:?}")),
         };
-        let step = self.world.step();
+        let step = self.backend.step();
         let generation = self.generation();
         let mut possible = vec![generation.base[key]];
         for write in &generation.writes {
@@ -30,11 +31,11 @@ impl Run<'_> {
                 _ => possible.push(*id),
             }
         }
-        // Writes made together are ordered by their versions, which this does not look at.
+        // Concurrent writes are ordered by their versions. This check ignores that order.
         let together = generation.writes.iter().filter(|write| write.fate == Fate::Acked);
         let issued = together.flat_map(|write| &write.effects).any(|(changed, id)| *changed == key && *id == found);
         if !possible.contains(&found) && !issued {
-            return Err(format!("a get of key {key} showed {found:#x}, not one of {possible:x?}"));
+            return Err(format!("a get of key {key} returned {found:#x}, expected one of {possible:x?}"));
         }
         for write in &mut generation.writes {
             if write.durability == Durability::Synced
@@ -49,13 +50,13 @@ impl Run<'_> {
     }
 }
 
-/// Reads every key: each has what is `held` of it, or is reported as damaged.
+/// Reads every key: each returns the value in `held`, or an error that reports damage.
 pub async fn read_undamaged(store: &Store, held: &State) -> Result<(), String> {
     for (key, id) in held.iter().enumerate() {
         let found = match store.get(key_name(key)).await {
             Ok(found) => found.map_or(Ok(0), |bytes| identify(key, &bytes))?,
             Err(error) if error.kind() == ErrorKind::Corrupt => continue,
-            Err(error) => return Err(format!("get of key {key}: {error:?}")),
+            Err(error) => return Err(format!("a get of key {key}: {error:?}")),
         };
         if found != *id {
             return Err(format!("key {key} holds {found:#x} instead of {id:#x}"));
@@ -64,21 +65,22 @@ pub async fn read_undamaged(store: &Store, held: &State) -> Result<(), String> {
     Ok(())
 }
 
-/// Everything in the store, by all the ways there are to look at it.
+/// Reads the whole store through every read interface.
 pub async fn read_all(store: &Store) -> Result<State, String> {
     let mut state = State::default();
     let mut count = usize::from(store.contains_key(EXTRA_KEY));
     for (key, held) in state.iter_mut().enumerate() {
-        // Only the longest key is left. It takes as long to look up as all else takes together, and is not there.
+        // Only the longest key is left, and the number of keys shows that it is absent. Looking it up costs as much as
+        // all others.
         if key == COMMON_KEYS && store.len() == count {
             break;
         }
         let name = key_name(key);
-        let value = store.get(name).await.map_err(|error| format!("get of key {key}: {error:?}"))?;
+        let value = store.get(name).await.map_err(|error| format!("a get of key {key}: {error:?}"))?;
         if store.contains_key(name) != value.is_some()
             || store.value_len(name) != value.as_ref().map(|bytes| bytes.len() as u64)
         {
-            return Err(format!("the views of key {key} differ"));
+            return Err(format!("the read interfaces disagree on key {key}"));
         }
         *held = value.map_or(Ok(0), |bytes| identify(key, &bytes))?;
         count += usize::from(*held != 0);

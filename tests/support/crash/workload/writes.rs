@@ -1,4 +1,4 @@
-//! Puts, deletes and batches: begun, polled, and noted with their answers.
+//! Puts, deletes and batches: starts them, polls them, and records their results.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -14,9 +14,9 @@ use crate::support::history_model::{Fate, WriteRec, key_name, value_bytes, value
 pub type WriteFuture = Pin<Box<dyn Future<Output = Result<Option<u64>, ringcask::Error>>>>;
 
 impl Run<'_> {
-    /// Makes the future of a write and the note of it.
+    /// Makes the future of a write, and its record for the history.
     pub fn begin(&mut self, store: &Store, op: &Op) -> (WriteFuture, WriteRec) {
-        let started = self.world.step();
+        let started = self.backend.step();
         let mut new_value = |key: usize| {
             *self.numbers += 1;
             value_id(key, *self.numbers)
@@ -24,7 +24,7 @@ impl Run<'_> {
         match op {
             Op::Delete { key, durability } => {
                 let delete = store.delete(key_name(*key)).durability(*durability);
-                // Told apart from a write by having no version: `Some(0)` is "it existed".
+                // A delete returns no version. `Some(0)` means that the key existed.
                 let future = Box::pin(async move { Ok(delete.await?.then_some(0)) });
                 (future, WriteRec::new(vec![(*key, 0)], started, *durability))
             }
@@ -60,7 +60,7 @@ impl Run<'_> {
                 };
                 (future, WriteRec::new(vec![(*key, id)], started, *durability))
             }
-            other => unreachable!("{other:?} is no write"),
+            other => unreachable!("{other:?} is not a write"),
         }
     }
 
@@ -77,7 +77,7 @@ impl Run<'_> {
             let (mut future, record) = self.begin(store, op);
             self.generation().writes.push(record);
             let index = first + futures.len();
-            // A poll in the order of the calls gives them versions in this order, while there is room.
+            // Polling in call order assigns versions in this order, as long as no write waits for admission.
             let early = match polls {
                 Some(_) => Poll::Pending,
                 None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
@@ -90,7 +90,7 @@ impl Run<'_> {
                 Poll::Pending => futures.push(Some(future)),
             }
             if apart_micros > 0 {
-                let pause = self.world.sleep(Duration::from_micros(apart_micros));
+                let pause = self.backend.sleep(Duration::from_micros(apart_micros));
                 self.drive(first, &mut futures, usize::MAX, Some(pause)).await?;
             }
         }
@@ -104,8 +104,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Polls `futures`, the first of which is write `first`, until all are ready, or the pause is over, or they have
-    /// been polled often enough.
+    /// Polls `futures` until all are ready, the pause is over, or the polls are used up. The first future belongs to
+    /// write `first`.
     pub(super) async fn drive(
         &mut self,
         first: usize,
@@ -137,7 +137,7 @@ impl Run<'_> {
     }
 
     pub fn resolve(&mut self, index: usize, result: Result<Option<u64>, ringcask::Error>) -> Result<(), String> {
-        let step = self.world.step();
+        let step = self.backend.step();
         let may_fail = self.may_fail;
         let generation = self.generation();
         let highest = generation.highest_version;
@@ -145,7 +145,7 @@ impl Run<'_> {
         write.resolved = step;
         match result {
             Ok(None) => {
-                // There was nothing to delete, and nothing was written.
+                // The key was absent, so nothing was written.
                 write.fate = Fate::NotApplied;
                 write.resolved = 0;
                 write.effects.clear();
@@ -155,7 +155,7 @@ impl Run<'_> {
                 if version > 0 {
                     write.version = Some(version);
                     if version <= highest {
-                        return Err(format!("version {version} was given out before, when {highest} was the highest"));
+                        return Err(format!("version {version} was assigned again: {highest} was already the highest"));
                     }
                 }
                 if write.durability == Durability::Synced {
@@ -171,7 +171,7 @@ impl Run<'_> {
                     _ => Fate::Unknown,
                 };
             }
-            Err(error) => return Err(format!("a write failed without a fault: {error:?}")),
+            Err(error) => return Err(format!("a write failed without an injected fault: {error:?}")),
         }
         Ok(())
     }
