@@ -104,7 +104,7 @@ fn for_each_small_disk(test: impl Fn(&Env, &Mount)) {
 }
 
 #[test]
-fn deletes_work_right_after_an_open_on_a_full_disk_and_puts_when_space_returns() {
+fn a_full_disk_accepts_deletes_after_an_open_and_puts_when_space_returns() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let builder = || with_options(env.builder_at(&path));
@@ -141,7 +141,7 @@ fn deletes_work_right_after_an_open_on_a_full_disk_and_puts_when_space_returns()
 }
 
 #[test]
-fn deletes_go_on_beyond_the_end_of_the_active_segment_on_a_full_disk() {
+fn deletes_on_a_full_disk_continue_in_the_next_segment() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let store = open(with_options(env.builder_at(&path)));
@@ -201,8 +201,8 @@ fn deletes_beyond_the_reserve_are_refused_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_store_killed_on_a_full_disk_opens_on_it() {
-    const NAME: &str = "reserve::a_store_killed_on_a_full_disk_opens_on_it";
+fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
+    const NAME: &str = "reserve::a_store_killed_on_a_full_disk_reopens_on_the_full_disk";
     if is_child() {
         return fill_and_be_killed();
     }
@@ -266,7 +266,7 @@ fn fill_and_be_killed() {
 }
 
 #[test]
-fn a_disk_that_was_full_at_the_first_open_gets_its_reserve_later() {
+fn the_reserve_is_created_when_a_disk_that_was_full_at_open_has_space() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let builder = || with_options(env.builder_at(&path));
@@ -355,7 +355,7 @@ fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
 // ---- compaction --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
+fn compaction_on_the_reserve_frees_a_full_disk_for_puts() {
     for_each_small_disk(|env, mount| {
         for automatic in [false, true] {
             let path = mount.point.join("store");
@@ -396,7 +396,7 @@ fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
 }
 
 #[test]
-fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
+fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
     let world = world(3);
     let store = world.run_until(simulated(&world).reserve_bytes(0).open()).unwrap();
     let mut model = Model::new();
@@ -444,7 +444,7 @@ fn simulated(world: &SimBackend) -> Builder {
 /// Kills and power cuts of a store that lives on its reserve: whatever they leave opens on the full disk, holds what it
 /// must, and can delete again.
 #[test]
-fn a_full_simulated_disk_is_survived_by_crashes_too() {
+fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
     let (mut images, mut refused) = (0, 0);
     for seed in 0..40 {
         let world = world(seed);
@@ -507,7 +507,7 @@ fn a_full_simulated_disk_is_survived_by_crashes_too() {
 
 /// A delete waits while a put makes the task look for space; and the other way round. Neither gets the other's answer.
 #[test]
-fn writers_that_come_together_are_answered_each_by_its_own_rule() {
+fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
     for seed in 0..30 {
         let world = world(seed);
         world.run_until(async {
