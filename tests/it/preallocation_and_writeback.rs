@@ -27,7 +27,7 @@ fn no_put_waits_for_space_in_the_segment() {
         if store.stats().reserve_held_bytes == 0 {
             return skip("claiming ahead", "this file system cannot claim space");
         }
-        let before = gate.claims().len();
+        let before = gate.preallocated().len();
         let mut puts = 0;
         for round in 0..48 {
             for number in 0..15 {
@@ -38,9 +38,9 @@ fn no_put_waits_for_space_in_the_segment() {
             // Keeps the task in step, so that nobody waits for memory.
             put_at(&store, Durability::Written, "last", &value);
         }
-        let claims = gate.claims().split_off(before);
-        println!("{puts} puts, space claimed meanwhile: {claims:?}");
-        assert!(claims.len() >= 2, "48 MiB are several steps: {claims:?}");
+        let preallocated = gate.preallocated().split_off(before);
+        println!("{puts} puts, space claimed meanwhile: {preallocated:?}");
+        assert!(preallocated.len() >= 2, "48 MiB are several steps: {preallocated:?}");
         close(store);
     });
 }
@@ -55,11 +55,11 @@ fn no_space_is_preallocated_that_the_segment_cannot_use() {
         for number in 0..60 {
             put_at(&store, Durability::Written, format!("{number}"), &value);
         }
-        let claims = gate.claims();
+        let preallocated = gate.preallocated();
         // The first is that of the file RESERVE; the segment's own first step ends beyond its end by what comes before
         // it.
-        let end = claims[1..].iter().map(|claim| claim.end).max().unwrap();
-        println!("{claims:?}");
+        let end = preallocated[1..].iter().map(|claim| claim.end).max().unwrap();
+        println!("{preallocated:?}");
         assert!((4 * MIB..=5 * MIB + 4096).contains(&end), "claimed up to {end}");
         close(store);
     });

@@ -1,4 +1,4 @@
-//! Bugs that were fixed, each with the story of how it showed.
+//! Fixed bugs, each with a description of its symptom.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -18,7 +18,7 @@ async fn open(world: &SimBackend) -> Store {
     Store::builder("/db").backend(Arc::new(world.clone())).open().await.unwrap()
 }
 
-/// Lets the store's own tasks run for `turns`.
+/// Lets the store's own tasks run for `count` turns.
 async fn turns(count: u32) {
     let mut left = count;
     poll_fn(|cx| {
@@ -32,10 +32,10 @@ async fn turns(count: u32) {
     .await;
 }
 
-/// A `Synced` delete found the key gone and said so at once; but the delete that had removed it was only buffered, and
-/// a power cut brought the key back.
+/// A `Synced` delete of an absent key returned at once. The delete that had removed the key was only buffered, so a
+/// power cut restored the key.
 #[test]
-fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
+fn a_synced_delete_of_an_absent_key_makes_an_earlier_buffered_delete_durable() {
     let mut images = 0;
     for seed in 0..SEEDS {
         let world = world(seed);
@@ -58,10 +58,10 @@ fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
     assert!(images >= SEEDS);
 }
 
-/// A write failed while a `Buffered` put was staged behind it. The put had been acknowledged; from then on reading it
-/// was an error, because the failure had taken the place away by which readers find staged records.
+/// A write failed while a `Buffered` put was staged behind it. Reading the acknowledged put then returned an error,
+/// because the failure had removed the locations of staged records.
 #[test]
-fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
+fn acknowledged_buffered_writes_stay_readable_after_a_failed_write() {
     let mut poisoned = 0;
     for seed in 0..SEEDS {
         let world = world(seed);
@@ -87,10 +87,10 @@ fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
     assert!(poisoned > 0);
 }
 
-/// A write was rolled back, and its version spent. `sync` then named that version as durable, `durable_version` never
-/// got there, and a wait for it had no end.
+/// A failed write was rolled back and left its version unused. `sync` then returned that version, `durable_version`
+/// never reached it, and `wait_durable` never resolved.
 #[test]
-fn versions_that_were_spent_on_a_failed_write_are_not_waited_for() {
+fn wait_durable_skips_the_version_of_a_failed_write() {
     for seed in 0..SEEDS {
         let world = world(seed);
         world.run_until(async {

@@ -20,10 +20,10 @@ use crate::helpers::{
 
 const RESERVE_BYTES: u64 = 256 << 10;
 const SEGMENT_BYTES: u64 = 16 << 10;
-/// How many keys a store under test holds: their tombstones fill several segments.
+/// The number of keys in a store under test. Their tombstones fill several segments.
 const KEYS: u32 = 1200;
 
-/// Without compaction by itself, which would give the space back that these tests mean to run out of.
+/// Automatic compaction is off: it would free the space that these tests exhaust.
 fn with_options(builder: Builder) -> Builder {
     let builder = builder.compaction(Compaction::new().automatic(false));
     builder.segment_bytes(SEGMENT_BYTES).reserve_bytes(RESERVE_BYTES).durability(Durability::Written)
@@ -47,26 +47,26 @@ fn stock(store: &Store) -> Model {
 fn delete_some(store: &Store, model: &mut Model, keys: std::ops::Range<u32>) {
     for index in keys {
         let key = key_of(index);
-        let gone = block_on(store.delete(&key)).unwrap_or_else(|error| panic!("delete {index}: {error:?}"));
-        assert_eq!(gone, model.remove(&key).is_some(), "delete {index}");
+        let existed = block_on(store.delete(&key)).unwrap_or_else(|error| panic!("delete {index}: {error:?}"));
+        assert_eq!(existed, model.remove(&key).is_some(), "delete {index}");
     }
 }
 
 #[track_caller]
 fn assert_refused(store: &Store, key: &str) {
-    // Longer than what may be claimed in the segment already, which is for puts too.
+    // Longer than the space that may already be preallocated in the segment, which puts may use.
     let error = block_on(store.put(key, vec![7; 20_000])).unwrap_err();
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
     assert!(!store.stats().poisoned);
 }
 
-/// Another process that takes every block there is.
+/// A file that stands for another process and takes every free block.
 struct Ballast(PathBuf);
 
 impl Ballast {
     fn fill(mount: &Mount) -> Self {
         let path = mount.point.join("ballast");
-        // Blocks that a removed file has left may come back a moment later.
+        // Blocks of a removed file may become free a moment later.
         for _ in 0..3 {
             let mut file = fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
             for piece in [64 << 10, 4 << 10, 1 << 10] {
@@ -77,7 +77,7 @@ impl Ballast {
         Self(path)
     }
 
-    /// Gives `bytes` back.
+    /// Frees `bytes`.
     fn shrink(&self, bytes: u64) {
         let file = fs::OpenOptions::new().write(true).open(&self.0).unwrap();
         file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
@@ -124,7 +124,7 @@ fn a_full_disk_accepts_deletes_after_an_open_and_puts_when_space_returns() {
         let held = store.stats().reserve_held_bytes;
         assert!(held < RESERVE_BYTES && held > RESERVE_BYTES / 2, "{held} bytes are left");
         assert_holds(&store, &model);
-        // Less than the reserve lacks is for the reserve.
+        // The reserve takes freed space first, and 4 KiB is less than it lacks.
         ballast.shrink(4 << 10);
         assert_refused(&store, "too early");
         ballast.remove();
@@ -148,14 +148,14 @@ fn deletes_on_a_full_disk_continue_in_the_next_segment() {
         let mut model = stock(&store);
         let before = store.stats().segments.len();
         for round in 0..16 {
-            // What a sealed segment gives back is gone at once.
+            // The ballast takes the space that sealing a segment frees at once.
             Ballast::fill(mount);
             delete_some(&store, &mut model, round * 50..round * 50 + 50);
             assert_refused(&store, "between");
         }
         let stats = store.stats();
         assert!(stats.segments.len() >= before + 3, "{} segments before, {} after", before, stats.segments.len());
-        // After a kill, and with the disk as full as before, all of it is there.
+        // After a kill, all records are recovered although the disk is still full.
         drop(store);
         let store = open(with_options(env.builder_at(&path)));
         assert_holds(&store, &model);
@@ -207,8 +207,8 @@ fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
         return fill_and_be_killed();
     }
     for_each_small_disk(|env, mount| {
-        // Without the reserve's help there is what the killed store had claimed behind its log. After as many deletes
-        // as could be made there is little of that, and the part of the reserve that deletes leave alone.
+        // Without a reserve, recovery has only the space that the killed store had preallocated behind its log. After
+        // as many deletes as possible, little of that is left, plus the part of the reserve that deletes do not use.
         for (reserve_bytes, deletes) in [(RESERVE_BYTES, false), (0, false), (RESERVE_BYTES, true)] {
             let path = mount.point.join("store");
             let mut child = rerun(NAME, env);
@@ -219,14 +219,14 @@ fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
             let output = child.output().unwrap();
             assert_eq!(output.status.signal(), Some(9), "{}", text_of(&output));
             let text = text_of(&output);
-            let held = text.lines().find_map(|line| line.split_once("HELD ")).expect("the child's last words").1;
+            let held = text.lines().find_map(|line| line.split_once("HELD ")).expect("the child's report").1;
             let [gone, keys, claimed] =
                 held.split(' ').map(|word| word.parse::<u32>().unwrap()).collect::<Vec<_>>()[..]
             else {
                 panic!("{held}");
             };
             let mut model: Model = (gone..keys).map(|index| (key_of(index), vec![3; 500])).collect();
-            assert!(claimed > 0 || deletes, "space is claimed behind the log");
+            assert!(claimed > 0 || deletes, "no space is preallocated behind the log");
             assert_eq!(gone > 0, deletes);
             let store = open(with_options(env.builder_at(&path)).segment_bytes(512 << 10).reserve_bytes(reserve_bytes));
             assert_holds(&store, &model);
@@ -235,7 +235,7 @@ fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
                 assert_holds(&store, &model);
             }
             close(store);
-            println!("{keys} keys less {gone} after the kill, {claimed} blocks were claimed behind the log");
+            println!("{keys} keys minus {gone} after the kill, {claimed} blocks were preallocated behind the log");
             fs::remove_dir_all(&path).unwrap();
             fs::remove_file(mount.point.join("ballast")).unwrap();
         }
@@ -299,7 +299,7 @@ fn the_reserve_is_an_empty_private_file_that_is_removed_when_disabled() {
             assert_eq!(store.recovery_report().foreign_files, Vec::<String>::new());
             let metadata = fs::metadata(&reserve).unwrap();
             assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (0, 0o600));
-            // On a file system without `fallocate` nothing is held.
+            // On a file system without `fallocate`, the reserve holds nothing.
             assert_eq!(claimed_bytes(&reserve), store.stats().reserve_held_bytes);
             close(store);
         }
@@ -361,7 +361,7 @@ fn compaction_on_the_reserve_frees_a_full_disk_for_puts() {
             let path = mount.point.join("store");
             let store = open(with_options(env.builder_at(&path)));
             let mut model = Model::new();
-            // Every segment is left with about a quarter alive.
+            // About a quarter of every segment stays live.
             for round in 0..4_u32 {
                 for index in (0..KEYS).filter(|index| round == 0 || index % 4 != 0) {
                     put(&store, key_of(index), [round as u8; 60]);
@@ -412,7 +412,7 @@ fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
         let sealed = before.segments.iter().filter(|it| it.sealed && it.live_bytes > 0).map(|it| it.id);
         let refused = store.compact().segments(sealed).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
-        assert_eq!(store.stats().segments, before.segments, "nothing was lost, and nothing is left over");
+        assert_eq!(store.stats().segments, before.segments, "the failed compaction changed the segments");
         for (key, value) in &model {
             assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
         }
@@ -441,8 +441,8 @@ fn simulated(world: &SimBackend) -> Builder {
         .sync_interval(Duration::from_secs(60))
 }
 
-/// Kills and power cuts of a store that lives on its reserve: whatever they leave opens on the full disk, holds what it
-/// must, and can delete again.
+/// Kills and power cuts of a store that uses its reserve. Every crash image opens on the full disk, holds the
+/// acknowledged records, and accepts deletes.
 #[test]
 fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
     let (mut images, mut refused) = (0, 0);
@@ -505,7 +505,8 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
     println!("{images} crash images of a store on its reserve, {refused} puts refused before");
 }
 
-/// A delete waits while a put makes the task look for space; and the other way round. Neither gets the other's answer.
+/// A delete waits while the commit task looks for space for a put, and the other way round. Each gets the answer of its
+/// own rule.
 #[test]
 fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
     for seed in 0..30 {
@@ -530,7 +531,7 @@ fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
                 assert_eq!(put.unwrap_err().kind(), ErrorKind::NoSpace, "seed {seed}");
                 assert!(deleted.unwrap_or_else(|error| panic!("seed {seed}, delete {index}: {error:?}")));
             }
-            assert!(store.stats().segments.len() < 10, "refused puts start no segments: {:?}", store.stats().segments);
+            assert!(store.stats().segments.len() < 10, "refused puts started segments: {:?}", store.stats().segments);
             store.close().await.unwrap();
         });
         assert_eq!(world.panics(), Vec::<String>::new());
@@ -538,8 +539,8 @@ fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
     }
 }
 
-/// A new MANIFEST that there is no room for in the directory has not replaced the old one. The store used to be
-/// poisoned.
+/// Regression: a rename to MANIFEST failed because the directory had no room, and the store was poisoned. The old
+/// MANIFEST is still in place, so the store continues.
 #[test]
 fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
@@ -548,7 +549,7 @@ fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
         let left = world.run_until(async {
             let store = builder().open().await.unwrap();
             world.inject(Fault::once(OpClass::Rename, world.op_count(OpClass::Rename), kind));
-            // The first write starts a segment, which the MANIFEST has to list.
+            // The first write starts a segment, which the MANIFEST must list.
             let error = store.put("refused", "v").await.unwrap_err();
             assert_eq!(world.fault_count(), 1, "{kind:?}: {error:?}");
             let expected = if poisons { ErrorKind::Poisoned } else { ErrorKind::NoSpace };
