@@ -60,7 +60,10 @@ fn frequently_read_values_come_from_the_cache() {
         let (keys, before) = (model.keys().take(100), after);
         let values = block_on(store.multi_get(keys)).unwrap();
         assert!(values.iter().zip(model.values()).all(|(found, value)| found.as_deref() == Some(&value[..])));
-        assert!(store.stats().gets_from_block_cache - before.gets_from_block_cache >= 90, "multi_get does not use the cache");
+        assert!(
+            store.stats().gets_from_block_cache - before.gets_from_block_cache >= 90,
+            "multi_get does not use the cache"
+        );
         close(store);
     });
 }

@@ -141,8 +141,8 @@ fn a_write_dropped_after_its_group_is_submitted_runs_to_its_end() {
     for_each_engine(|env| {
         for held in [Kind::Write, Kind::Sync] {
             let path = env.dir.path().join(format!("{held:?}"));
-            let (world, gate) = GatedIo::around(env.engine);
-            let store = open(env.builder_at(&path).backend(world));
+            let (backend, gate) = GatedIo::around(env.engine);
+            let store = open(env.builder_at(&path).backend(backend));
             put(&store, "segment", "exists");
             let mut keys = Vec::new();
             for op in [Op::Put, Op::PutLarge, Op::Batch] {
@@ -174,9 +174,9 @@ fn a_write_dropped_after_its_group_is_submitted_runs_to_its_end() {
 fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
+        let (backend, gate) = GatedIo::around(env.engine);
         let long = Duration::from_secs(60);
-        let store = open(env.builder().backend(world).flush_interval(long).sync_interval(long));
+        let store = open(env.builder().backend(backend).flush_interval(long).sync_interval(long));
         put(&store, "k", "v");
         for polls in 0..=8 {
             gate.close(Kind::Sync);
@@ -189,7 +189,10 @@ fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
                 ("delete absent", boxed(store.delete("absent"))),
             ] {
                 let ready = poll_then_drop(future, polls, false);
-                assert!(!ready || what == "get" || what.ends_with("absent"), "{what} was ready while its sync was held");
+                assert!(
+                    !ready || what == "get" || what.ends_with("absent"),
+                    "{what} was ready while its sync was held"
+                );
                 points.set(points.get() + 1);
             }
             gate.open(Kind::Sync);
@@ -242,8 +245,8 @@ fn drop_page_cache(env: &Env) {
 fn a_write_dropped_while_it_waits_for_admission_never_happened() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).staging_bytes(64 << 10));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).staging_bytes(64 << 10));
         put(&store, "segment", "exists");
         for polls in 1..=10 {
             gate.close(Kind::Write);

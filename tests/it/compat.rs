@@ -32,9 +32,9 @@ fn model_of_v1() -> Model {
 
 /// The `v1` fixture, as 0.1.0 writes it. A kill leaves segment 1 sealed with a hint file, and segment 2 unsealed.
 fn write_v1() -> Image {
-    let world = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
-    let image = world.run_until(async {
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).segment_bytes(4096);
+    let backend = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
+    let image = backend.run_until(async {
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).segment_bytes(4096);
         let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
         let put = async |key: &[u8], value: &[u8]| store.put(key, value).await.map(drop).unwrap();
         put(b"overwritten", b"first").await;
@@ -61,9 +61,9 @@ fn write_v1() -> Image {
         while store.stats().hint_bytes == 0 {
             store.get("large").await.unwrap();
         }
-        world.kill_image(&mut Draws::new(1))
+        backend.kill_image(&mut Draws::new(1))
     });
-    world.shutdown();
+    backend.shutdown();
     image
 }
 

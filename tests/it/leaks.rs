@@ -35,8 +35,8 @@ fn builder(engine: Engine, path: &Path) -> Builder {
 }
 
 fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedIo::around(engine);
-    (open(builder(engine, path).backend(world)), gate)
+    let (backend, gate) = GatedIo::around(engine);
+    (open(builder(engine, path).backend(backend)), gate)
 }
 
 fn every_call(store: &Store) -> Vec<Boxed> {
@@ -204,9 +204,9 @@ fn futures_forgotten(engine: Engine, path: &Path) {
 
 /// An open whose future is dropped before it starts, and which starts long afterwards.
 fn opens_late(engine: Engine, path: &Path) {
-    let (world, gate) = GatedIo::around(engine);
+    let (backend, gate) = GatedIo::around(engine);
     gate.close(Kind::Start);
-    let mut opening = builder(engine, path).backend(world).open();
+    let mut opening = builder(engine, path).backend(backend).open();
     assert!(poll_once(&mut opening).is_pending());
     drop(opening);
     std::thread::spawn(move || {
@@ -339,7 +339,9 @@ fn repeat_life(life: &Life, allowed: Use, patience: Duration) {
     match warm.growth(warm.after(ROUNDS, allowed), patience) {
         Ok(more) => {
             let [(_, descriptors), (_, threads), (_, bytes)] = more;
-            println!("{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes of growth after {ROUNDS} lives");
+            println!(
+                "{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes of growth after {ROUNDS} lives"
+            );
         }
         Err(over_limit) => panic!("{name}, {ROUNDS} lives: {over_limit:?}"),
     }

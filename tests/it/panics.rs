@@ -106,9 +106,9 @@ fn all_calls(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
 /// did.
 fn panic_once(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let name = format!("{thread}-{kind:?}-{spared}");
-    let (world, gate) = GatedIo::around(env.engine);
+    let (backend, gate) = GatedIo::around(env.engine);
     stock(builder(env, &name));
-    let store = open(builder(env, &name).backend(world));
+    let store = open(builder(env, &name).backend(backend));
     gate.panic_in(kind, thread, spared);
     let mut acknowledged = Vec::new();
     for round in 0..3 {
@@ -186,13 +186,13 @@ fn a_panic_in_an_open_is_an_error_and_unlocks_the_directory() {
                     crate::helpers::files_with(&path, "hint").into_iter().for_each(|hint| {
                         std::fs::remove_file(hint).unwrap();
                     });
-                    let (world, gate) = GatedIo::around(env.engine);
+                    let (backend, gate) = GatedIo::around(env.engine);
                     gate.panic_in(kind, thread, spared);
                     if thread == "ringcask-load" {
                         // Otherwise the open may finish before its helper starts.
                         gate.let_read_first(thread);
                     }
-                    let opened = block_on(builder(env, &name).backend(world).open());
+                    let opened = block_on(builder(env, &name).backend(backend).open());
                     let has_panicked = gate.has_panicked(kind);
                     match opened {
                         Ok(store) => {
@@ -232,8 +232,8 @@ impl Stuck {
     const KINDS: usize = 9;
 
     fn new(env: &Env, name: &str) -> Self {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(builder(env, name).backend(world.clone()));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(builder(env, name).backend(backend.clone()));
         let version = put(&store, "k", "v");
         put(&store, "cold", vec![9; 3000]);
         gate.close(Kind::Read);
@@ -251,7 +251,7 @@ impl Stuck {
             ("wait_durable", boxed(store.wait_durable((version.get() + 2).into()))),
             ("sync", boxed(store.sync())),
             ("compact", boxed(store.compact())),
-            ("open", boxed(builder(env, &format!("{name}-second")).backend(world).open())),
+            ("open", boxed(builder(env, &format!("{name}-second")).backend(backend).open())),
         ]);
         assert_eq!(futures.len(), Self::KINDS);
         Self { store, gate, futures }
@@ -441,8 +441,8 @@ fn values_whose_memory_panics_or_owns_the_store_do_no_harm() {
         for owns_store in [false, true] {
             with_deadline(&format!("a value that owns the store: {owns_store}"), move || {
                 let env = Env::new(engine);
-                let (world, gate) = GatedIo::around(engine);
-                let store = open(env.builder().backend(world));
+                let (backend, gate) = GatedIo::around(engine);
+                let store = open(env.builder().backend(backend));
                 put(&store, "k", "v");
                 gate.close(Kind::Write);
                 let cursed = Bytes::from_owner(Cursed(vec![5; 100_000], owns_store.then(|| store.clone())));

@@ -7,8 +7,8 @@ use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
 const FILLER: u8 = 0xA5;
 
-fn builder(world: &SimBackend) -> Builder {
-    Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1 << 20)
+fn builder(backend: &SimBackend) -> Builder {
+    Store::builder("/db").backend(Arc::new(backend.clone())).segment_bytes(1 << 20)
 }
 
 fn config() -> SimConfig {
@@ -21,21 +21,21 @@ fn key(number: usize) -> String {
 
 /// Puts `values` and cuts the power. Returns the crash image and the store's stats.
 fn cut_off(
-    world: SimBackend,
+    backend: SimBackend,
     options: impl Fn(Builder) -> Builder,
     level: Durability,
     values: &[Vec<u8>],
 ) -> (Image, Stats) {
-    let left = world.run_until(async {
-        let store = options(builder(&world)).open().await.unwrap();
+    let left = backend.run_until(async {
+        let store = options(builder(&backend)).open().await.unwrap();
         for (number, value) in values.iter().enumerate() {
             store.put(key(number), value).durability(level).await.unwrap();
         }
         store.sync().await.unwrap();
-        let image = world.crash_images(1, &mut Draws::new(5)).swap_remove(0);
+        let image = backend.crash_images(1, &mut Draws::new(5)).swap_remove(0);
         (image, store.stats())
     });
-    world.shutdown();
+    backend.shutdown();
     left
 }
 
@@ -48,9 +48,9 @@ fn segment_of(image: &Image) -> (String, Vec<u8>) {
 /// Opens and closes `image`. Returns the number of intact keys, the number of bytes cut, whether the cut bytes were
 /// copied, and the image after the close.
 fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, bool, Image) {
-    let world = SimBackend::from_image(image, config());
-    let found = world.run_until(async {
-        let store = builder(&world).recovery(recovery).open().await.unwrap();
+    let backend = SimBackend::from_image(image, config());
+    let found = backend.run_until(async {
+        let store = builder(&backend).recovery(recovery).open().await.unwrap();
         let mut whole = 0;
         for (number, value) in values.iter().enumerate() {
             let found = store.get(key(number)).await.unwrap();
@@ -62,9 +62,9 @@ fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, 
         store.close().await.unwrap();
         (whole, report.truncated_bytes, report.cut_copy.is_some())
     });
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
-    (found.0, found.1, found.2, world.image())
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
+    (found.0, found.1, found.2, backend.image())
 }
 
 /// Some values end with the byte of prewritten space; one consists of it.
@@ -131,9 +131,9 @@ fn space_is_prewritten_only_for_small_synced_groups_and_only_where_it_helps() {
 
 #[test]
 fn a_segment_full_of_prewritten_space_is_sealed_at_its_last_record() {
-    let world = SimBackend::new(config());
-    world.run_until(async {
-        let store = builder(&world).segment_bytes(8 << 10).open().await.unwrap();
+    let backend = SimBackend::new(config());
+    backend.run_until(async {
+        let store = builder(&backend).segment_bytes(8 << 10).open().await.unwrap();
         for number in 0..200 {
             store.put(key(number), [3; 200]).await.unwrap();
         }
@@ -142,9 +142,9 @@ fn a_segment_full_of_prewritten_space_is_sealed_at_its_last_record() {
         assert!(stats.write_amplification() > 1.1, "prewritten space does not count: {stats:?}");
         store.close().await.unwrap();
     });
-    let image = world.image();
+    let image = backend.image();
     for name in image.names().filter(|name| name.ends_with(".seg")) {
         assert!(!image.bytes(name).unwrap().ends_with(&[FILLER]), "{name}");
     }
-    world.shutdown();
+    backend.shutdown();
 }

@@ -370,13 +370,16 @@ fn a_read_error_fails_the_open_and_changes_nothing() {
                         files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
                     }
                     let before = contents(&path);
-                    let (world, gate) = GatedIo::around(env.engine);
+                    let (backend, gate) = GatedIo::around(env.engine);
                     gate.fail_after(Kind::Read, spared, errno);
                     spared += 1;
-                    match block_on(env.builder().backend(world).open()) {
+                    match block_on(env.builder().backend(backend).open()) {
                         Err(error) => {
                             assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(errno)), "{error:?}");
-                            assert!(contents(&path) == before, "read {spared} failed, and the open changed the directory");
+                            assert!(
+                                contents(&path) == before,
+                                "read {spared} failed, and the open changed the directory"
+                            );
                             failed += 1;
                             assert_holds(&env.open(), &model);
                         }
@@ -538,17 +541,17 @@ fn a_segment_of_another_store_is_refused() {
 /// The image of a killed store with garbage behind its last record, the name of the copy that salvage makes, and the
 /// garbage.
 fn torn(seed: u64) -> (Image, String, Vec<u8>) {
-    let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
-    let (image, name) = world.run_until(async {
-        let store = Store::builder("/sim").backend(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
+    let backend = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
+    let (image, name) = backend.run_until(async {
+        let store = Store::builder("/sim").backend(Arc::new(backend.clone())).prewrite(false).open().await.unwrap();
         for number in 0..4 {
             store.put(format!("key-{number}"), "value").await.unwrap();
         }
-        let image = world.kill_image(&mut Draws::new(seed));
+        let image = backend.kill_image(&mut Draws::new(seed));
         let name = image.names().find(|name| name.ends_with(".seg")).unwrap().to_owned();
         (image, name)
     });
-    world.shutdown();
+    backend.shutdown();
     let (mut image, garbage) = (image, Rng::new(seed).bytes(20_000));
     assert!(image.edit(&name, |bytes| bytes.extend_from_slice(&garbage)));
     (image, format!("{name}.cut"), garbage)
@@ -556,9 +559,9 @@ fn torn(seed: u64) -> (Image, String, Vec<u8>) {
 
 /// Opens `image`, checks the store and closes it. Returns the backend, and the name of the copy from the report.
 fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimBackend, Option<String>) {
-    let world = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
-    let copy = world.run_until(async {
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).recovery(recovery);
+    let backend = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
+    let copy = backend.run_until(async {
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).recovery(recovery);
         let store = builder.open().await.unwrap();
         let report = store.recovery_report().clone();
         assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");
@@ -568,32 +571,32 @@ fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (
         store.close().await.unwrap();
         report.cut_copy
     });
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
-    (world, copy)
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
+    (backend, copy)
 }
 
 /// Regression: bytes behind the last whole record may have been acknowledged. Salvage discarded them.
 #[test]
 fn a_salvage_interrupted_at_any_step_keeps_a_copy_of_the_cut_bytes() {
     let (torn, name, garbage) = torn(5);
-    let (world, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
+    let (backend, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
     assert_eq!(copy.as_deref(), Some(&name[..]));
-    assert_eq!(world.image().bytes(&name), Some(&garbage[..]));
-    let (journal, mut rng, mut states, mut made_again) = (world.take_journal(), Draws::new(7), 0, 0);
+    assert_eq!(backend.image().bytes(&name), Some(&garbage[..]));
+    let (journal, mut rng, mut states, mut made_again) = (backend.take_journal(), Draws::new(7), 0, 0);
     for step in 0..=journal.len() {
         let mut left: Vec<_> = journal.crash_images(step, 6, &mut rng).collect();
         left.push(journal.kill_image(step, &mut rng));
         for image in left {
-            let (world, copy) = open_torn(image, Recovery::Salvage, None);
-            let image = world.image();
+            let (backend, copy) = open_torn(image, Recovery::Salvage, None);
+            let image = backend.image();
             assert!(image.bytes(&name) == Some(&garbage[..]), "step {step}, {}", journal.describe(step));
             assert!(!image.names().any(|name| name.ends_with(".tmp")), "step {step}");
             made_again += u64::from(copy.is_some());
             states += 1;
             // Later opens leave the copy alone.
-            let (world, copy) = open_torn(image, Recovery::Strict, None);
-            assert_eq!((copy, world.image().bytes(&name)), (None, Some(&garbage[..])));
+            let (backend, copy) = open_torn(image, Recovery::Strict, None);
+            assert_eq!((copy, backend.image().bytes(&name)), (None, Some(&garbage[..])));
         }
     }
     assert!(made_again > 20 && states > made_again, "{made_again} of {states} copied again");
@@ -602,11 +605,11 @@ fn a_salvage_interrupted_at_any_step_keeps_a_copy_of_the_cut_bytes() {
 #[test]
 fn a_strict_open_or_a_full_disk_makes_no_copy_of_the_cut_bytes() {
     let (torn, name, _) = torn(5);
-    let (world, copy) = open_torn(torn.clone(), Recovery::Strict, None);
-    assert_eq!((copy, world.image().bytes(&name)), (None, None));
+    let (backend, copy) = open_torn(torn.clone(), Recovery::Strict, None);
+    assert_eq!((copy, backend.image().bytes(&name)), (None, None));
     let used = torn.total_bytes();
-    let (world, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
-    let image = world.image();
+    let (backend, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
+    let image = backend.image();
     assert_eq!((copy, image.bytes(&name)), (None, None));
     assert!(!image.names().any(|name| name.ends_with(".tmp")));
 }

@@ -10,12 +10,12 @@ use ringcask::{Durability, Store};
 
 const SEEDS: u64 = 60;
 
-fn world(seed: u64) -> SimBackend {
+fn backend(seed: u64) -> SimBackend {
     SimBackend::new(SimConfig { seed, ..SimConfig::default() })
 }
 
-async fn open(world: &SimBackend) -> Store {
-    Store::builder("/db").backend(Arc::new(world.clone())).open().await.unwrap()
+async fn open(backend: &SimBackend) -> Store {
+    Store::builder("/db").backend(Arc::new(backend.clone())).open().await.unwrap()
 }
 
 /// Lets the store's own tasks run for `count` turns.
@@ -38,15 +38,15 @@ async fn turns(count: u32) {
 fn a_synced_delete_of_an_absent_key_makes_an_earlier_buffered_delete_durable() {
     let mut images = 0;
     for seed in 0..SEEDS {
-        let world = world(seed);
-        let store = world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        let store = backend.run_until(async {
+            let store = open(&backend).await;
             store.put("k", "v").await.unwrap();
             assert!(store.delete("k").durability(Durability::Buffered).await.unwrap());
             assert!(!store.delete("k").await.unwrap());
             store
         });
-        for image in world.crash_images(16, &mut Rng::new(seed)) {
+        for image in backend.crash_images(16, &mut Rng::new(seed)) {
             let after = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
             let found = after.run_until(async { open(&after).await.get("k").await.unwrap() });
             assert_eq!(found, None, "seed {seed}");
@@ -64,12 +64,12 @@ fn a_synced_delete_of_an_absent_key_makes_an_earlier_buffered_delete_durable() {
 fn acknowledged_buffered_writes_stay_readable_after_a_failed_write() {
     let mut poisoned = 0;
     for seed in 0..SEEDS {
-        let world = world(seed);
-        world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = open(&backend).await;
             store.put("first", "1").await.unwrap();
-            let nth = world.op_count(OpClass::Write);
-            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::EIO, sticky: false });
+            let nth = backend.op_count(OpClass::Write);
+            backend.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::EIO, sticky: false });
             let mut write = pin!(store.put("second", "2"));
             assert!(poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await.is_pending());
             turns(u32::try_from(seed % 6).unwrap()).await;
@@ -92,12 +92,12 @@ fn acknowledged_buffered_writes_stay_readable_after_a_failed_write() {
 #[test]
 fn wait_durable_skips_the_version_of_a_failed_write() {
     for seed in 0..SEEDS {
-        let world = world(seed);
-        world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = open(&backend).await;
             store.put("first", "1").await.unwrap();
-            let nth = world.op_count(OpClass::Write);
-            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::ENOSPC, sticky: false });
+            let nth = backend.op_count(OpClass::Write);
+            backend.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::ENOSPC, sticky: false });
             store.put("second", "2").await.unwrap_err();
             let version = store.sync().await.unwrap();
             store.wait_durable(version).await.unwrap();

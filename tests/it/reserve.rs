@@ -397,10 +397,10 @@ fn compaction_on_the_reserve_frees_a_full_disk_for_puts() {
 
 #[test]
 fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
-    let world = world(3);
-    let store = world.run_until(simulated(&world).reserve_bytes(0).open()).unwrap();
+    let backend = backend(3);
+    let store = backend.run_until(simulated(&backend).reserve_bytes(0).open()).unwrap();
     let mut model = Model::new();
-    world.run_until(async {
+    backend.run_until(async {
         for round in 0..4_u8 {
             for index in (0..60).filter(|index| round == 0 || index % 3 != 0) {
                 store.put(key_of(index), [round; 40]).await.unwrap();
@@ -408,7 +408,7 @@ fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
             }
         }
         let before = store.stats();
-        world.set_capacity(Some(world.used_bytes()));
+        backend.set_capacity(Some(backend.used_bytes()));
         let sealed = before.segments.iter().filter(|it| it.sealed && it.live_bytes > 0).map(|it| it.id);
         let refused = store.compact().segments(sealed).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
@@ -416,7 +416,7 @@ fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
         for (key, value) in &model {
             assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
         }
-        world.set_capacity(None);
+        backend.set_capacity(None);
         store.compact().await.unwrap();
         assert!(store.stats().disk_bytes < before.disk_bytes && store.stats().compaction_error.is_none());
         for (key, value) in &model {
@@ -425,17 +425,17 @@ fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
         store.close().await.unwrap();
     });
     drop(store);
-    world.shutdown();
+    backend.shutdown();
 }
 
 // ---- on a simulated disk ---------------------------------------------------------------------------------------------
 
-fn world(seed: u64) -> SimBackend {
+fn backend(seed: u64) -> SimBackend {
     SimBackend::new(SimConfig { seed, short_percent: 10, interrupt_percent: 10, ..SimConfig::default() })
 }
 
-fn simulated(world: &SimBackend) -> Builder {
-    with_options(Store::builder("/db").backend(Arc::new(world.clone())))
+fn simulated(backend: &SimBackend) -> Builder {
+    with_options(Store::builder("/db").backend(Arc::new(backend.clone())))
         .segment_bytes(2048)
         .reserve_bytes(8192)
         .sync_interval(Duration::from_secs(60))
@@ -447,17 +447,17 @@ fn simulated(world: &SimBackend) -> Builder {
 fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
     let (mut images, mut refused) = (0, 0);
     for seed in 0..40 {
-        let world = world(seed);
+        let backend = backend(seed);
         let said = |error: ringcask::Error| format!("seed {seed}: {error:?}");
         let key = |index: u32| format!("k{index}");
-        let store = world.run_until(async {
-            let store = simulated(&world).open().await.map_err(said)?;
+        let store = backend.run_until(async {
+            let store = simulated(&backend).open().await.map_err(said)?;
             for index in 0..60 {
                 store.put(key(index), [1; 40]).await.map_err(said)?;
             }
             store.close().await.map_err(said)?;
-            world.set_capacity(Some(world.used_bytes()));
-            let store = simulated(&world).open().await.map_err(said)?;
+            backend.set_capacity(Some(backend.used_bytes()));
+            let store = simulated(&backend).open().await.map_err(said)?;
             for index in 0..40 {
                 assert!(store.delete(key(index)).durability(Durability::Synced).await.map_err(said)?, "seed {seed}");
                 if index % 5 == 0 {
@@ -471,16 +471,16 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
         let store = store.unwrap();
         assert!(store.stats().reserve_held_bytes < 8192);
         let mut rng = SimRng::new(seed);
-        let mut left = world.crash_images(6, &mut rng);
-        left.push(world.kill_image(&mut rng));
-        world.shutdown();
+        let mut left = backend.crash_images(6, &mut rng);
+        left.push(backend.kill_image(&mut rng));
+        backend.shutdown();
         drop(store);
         for image in left {
             images += 1;
-            let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
-            world.set_capacity(Some(world.used_bytes() + 8192));
-            let after = world.run_until(async {
-                let store = simulated(&world).open().await.map_err(said)?;
+            let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
+            backend.set_capacity(Some(backend.used_bytes() + 8192));
+            let after = backend.run_until(async {
+                let store = simulated(&backend).open().await.map_err(said)?;
                 for index in 0..60 {
                     assert_eq!(
                         store.get(key(index)).await.map_err(said)?.is_some(),
@@ -488,18 +488,18 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
                         "seed {seed}: {index}"
                     );
                 }
-                world.set_capacity(Some(world.used_bytes()));
+                backend.set_capacity(Some(backend.used_bytes()));
                 for index in 40..60 {
                     assert!(store.delete(key(index)).await.map_err(said)?, "seed {seed}: {index}");
                 }
-                world.set_capacity(None);
+                backend.set_capacity(None);
                 store.put("new", "fits").await.map_err(said)?;
                 assert_eq!(store.stats().reserve_held_bytes, 8192, "seed {seed}");
                 store.close().await.map_err(said)
             });
             after.unwrap();
-            assert_eq!(world.panics(), Vec::<String>::new());
-            world.shutdown();
+            assert_eq!(backend.panics(), Vec::<String>::new());
+            backend.shutdown();
         }
     }
     println!("{images} crash images of a store on its reserve, {refused} puts refused before");
@@ -510,15 +510,15 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
 #[test]
 fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
     for seed in 0..30 {
-        let world = world(seed);
-        world.run_until(async {
-            let store = simulated(&world).open().await.unwrap();
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = simulated(&backend).open().await.unwrap();
             for index in 0..20_u32 {
                 store.put(index.to_le_bytes(), [1; 40]).await.unwrap();
             }
             store.close().await.unwrap();
-            world.set_capacity(Some(world.used_bytes()));
-            let store = simulated(&world).open().await.unwrap();
+            backend.set_capacity(Some(backend.used_bytes()));
+            let store = simulated(&backend).open().await.unwrap();
             for index in 0..20_u32 {
                 let (put, delete) = (store.put("new", [2; 3000]), store.delete(index.to_le_bytes()));
                 let (put, deleted) = match index % 2 {
@@ -534,8 +534,8 @@ fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
             assert!(store.stats().segments.len() < 10, "refused puts started segments: {:?}", store.stats().segments);
             store.close().await.unwrap();
         });
-        assert_eq!(world.panics(), Vec::<String>::new());
-        world.shutdown();
+        assert_eq!(backend.panics(), Vec::<String>::new());
+        backend.shutdown();
     }
 }
 
@@ -544,14 +544,14 @@ fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
 #[test]
 fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
-        let world = SimBackend::new(SimConfig::default());
-        let builder = || Store::builder("/sim").backend(Arc::new(world.clone())).reserve_bytes(0);
-        let left = world.run_until(async {
+        let backend = SimBackend::new(SimConfig::default());
+        let builder = || Store::builder("/sim").backend(Arc::new(backend.clone())).reserve_bytes(0);
+        let left = backend.run_until(async {
             let store = builder().open().await.unwrap();
-            world.inject(Fault::once(OpClass::Rename, world.op_count(OpClass::Rename), kind));
+            backend.inject(Fault::once(OpClass::Rename, backend.op_count(OpClass::Rename), kind));
             // The first write starts a segment, which the MANIFEST must list.
             let error = store.put("refused", "v").await.unwrap_err();
-            assert_eq!(world.fault_count(), 1, "{kind:?}: {error:?}");
+            assert_eq!(backend.fault_count(), 1, "{kind:?}: {error:?}");
             let expected = if poisons { ErrorKind::Poisoned } else { ErrorKind::NoSpace };
             assert_eq!((error.kind(), error.outcome()), (expected, Outcome::NotApplied), "{kind:?}: {error:?}");
             assert_eq!(store.stats().poisoned, poisons, "{kind:?}");
@@ -560,17 +560,17 @@ fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
                 store.close().await.unwrap();
             }
             drop(store);
-            world.image()
+            backend.image()
         });
-        world.shutdown();
+        backend.shutdown();
         assert!(!left.names().any(|name| name.ends_with(".tmp")) || poisons, "{:?}", left.names().collect::<Vec<_>>());
-        let world = SimBackend::from_image(left, SimConfig::default());
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone()));
-        world.run_until(async {
+        let backend = SimBackend::from_image(left, SimConfig::default());
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone()));
+        backend.run_until(async {
             let store = builder.open().await.unwrap();
             assert_eq!((store.contains_key("refused"), store.contains_key("fits")), (false, !poisons), "{kind:?}");
             store.close().await.unwrap();
         });
-        world.shutdown();
+        backend.shutdown();
     }
 }

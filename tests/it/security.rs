@@ -26,7 +26,10 @@ fn texts(error: &Error) -> [String; 3] {
 
 #[test]
 fn errors_and_debug_output_reveal_no_keys_or_values() {
-    assert!(reveals_secret(&format!("{:?}", SECRET_KEY.as_bytes())) && reveals_secret(SECRET_VALUE), "the check cannot fail");
+    assert!(
+        reveals_secret(&format!("{:?}", SECRET_KEY.as_bytes())) && reveals_secret(SECRET_VALUE),
+        "the check cannot fail"
+    );
     for_each_engine(|env| {
         let mut said: Vec<String> = Vec::new();
         let store = open(env.builder().max_value_bytes(100).segment_bytes(4096));

@@ -23,7 +23,7 @@ fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Pending
 
 /// A store whose first group is held on its way to the disk, and whose buffer is full.
 struct Crowded {
-    world: Arc<dyn Io>,
+    backend: Arc<dyn Io>,
     store: Store,
     gate: Arc<Gate>,
     /// A version that is not durable yet.
@@ -33,14 +33,14 @@ struct Crowded {
 
 impl Crowded {
     fn new(engine: Engine, path: &Path) -> Self {
-        let (world, gate) = GatedIo::around(engine);
-        let store = open(Store::builder(path).backend(world.clone()).staging_bytes(64 << 10));
+        let (backend, gate) = GatedIo::around(engine);
+        let store = open(Store::builder(path).backend(backend.clone()).staging_bytes(64 << 10));
         let version = put(&store, "k", "v");
         gate.close(Kind::Write);
         let mut first = boxed(store.put("k", vec![1; 60 << 10]));
         assert!(poll_once(&mut first).is_pending());
         gate.wait_for_held(Kind::Write, 1);
-        Self { world, store, gate, held: Version::from(version.get() + 1), first }
+        Self { backend, store, gate, held: Version::from(version.get() + 1), first }
     }
 }
 
@@ -142,11 +142,11 @@ fn futures_that_wait_at_a_fork_are_refused_in_the_child() {
 }
 
 fn fork_with_waiting_futures(engine: Engine, path: &Path) {
-    let Crowded { world, store, gate, held, first } = Crowded::new(engine, path);
+    let Crowded { backend, store, gate, held, first } = Crowded::new(engine, path);
     gate.close(Kind::Read);
     let mut batch = Batch::new();
     batch.put("a", vec![3; 60 << 10]);
-    let other: Builder = Store::builder(path.with_extension("other")).backend(world);
+    let other: Builder = Store::builder(path.with_extension("other")).backend(backend);
     let mut waiting = vec![
         ("an accepted put", first),
         ("a put that waits for admission", boxed(store.put("more", vec![2; 60 << 10]))),

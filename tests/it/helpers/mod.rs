@@ -83,7 +83,7 @@ impl Env {
     pub fn builder_at(&self, path: impl AsRef<Path>) -> Builder {
         let builder = Store::builder(path).engine(self.engine).tiny_sizes();
         match &self.simulated {
-            Some(world) => builder.backend(Arc::new(world.clone())),
+            Some(backend) => builder.backend(Arc::new(backend.clone())),
             None => builder,
         }
     }
@@ -131,12 +131,12 @@ pub fn for_each_backend(test: impl Fn(&Env)) {
 /// Runs `test` on the simulated backend of `seed`. Only this thread drives its futures.
 pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
     let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
-    let world = SimBackend::new(config);
-    SIMULATED.set(Some(world.clone()));
-    test(&Env { simulated: Some(world.clone()), ..Env::new(Engine::Auto) });
+    let backend = SimBackend::new(config);
+    SIMULATED.set(Some(backend.clone()));
+    test(&Env { simulated: Some(backend.clone()), ..Env::new(Engine::Auto) });
     SIMULATED.set(None);
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
 }
 
 /// Opens a store, or fails the test with the reason.
@@ -223,8 +223,8 @@ impl Parked {
 /// Runs `future` to completion on this thread.
 #[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    if let Some(world) = SIMULATED.with_borrow(Clone::clone) {
-        return world.run_until(future);
+    if let Some(backend) = SIMULATED.with_borrow(Clone::clone) {
+        return backend.run_until(future);
     }
     let mut future = pin!(future);
     let parked = Parked::new();
