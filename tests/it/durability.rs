@@ -314,14 +314,14 @@ fn a_failed_sync_fails_every_member_of_its_group() {
         gate.fail(Kind::Sync, Some(libc::EIO));
         gate.open(Kind::Write);
         block_on(leader).unwrap();
-        let mut told = 0;
+        let mut failed = 0;
         for (index, follower) in followers.into_iter().enumerate() {
             let error = block_on(follower).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io), "follower {index}: {error:?}");
             assert_eq!(error.outcome(), Outcome::Unknown, "follower {index}: {error:?}");
-            told += 1;
+            failed += 1;
         }
-        assert_eq!((told, store.len()), (50, 2), "all members failed, and none is visible");
+        assert_eq!((failed, store.len()), (50, 2), "all members failed, and none is visible");
     });
 }
 

@@ -323,27 +323,27 @@ fn repeat_life(life: &Life, allowed: Use, patience: Duration) {
     let (engine, path) = child_env();
     let (name, lead, keeps) = (life.name, life.lead, life.keeps);
     let idle = Use::now();
-    let one = |lives_before: usize| {
+    let one = |lifetimes_before: usize| {
         let path = path.clone();
         // Each lifetime runs in a new thread, whose pool of record buffers is freed when the thread ends.
         std::thread::spawn(move || lead(engine, &path)).join().unwrap();
-        let now = Use::after_settling(idle.after(lives_before + 1, keeps));
+        let now = Use::after_settling(idle.after(lifetimes_before + 1, keeps));
         // No task is left that could recreate the directory.
         fs::remove_dir_all(child_env().1).unwrap();
         now
     };
     let warm = (0..WARM_UP).map(&one).fold(idle, |_, after| after);
-    for lives_before in WARM_UP..WARM_UP + ROUNDS {
-        one(lives_before);
+    for lifetimes_before in WARM_UP..WARM_UP + ROUNDS {
+        one(lifetimes_before);
     }
     match warm.growth(warm.after(ROUNDS, allowed), patience) {
         Ok(more) => {
             let [(_, descriptors), (_, threads), (_, bytes)] = more;
             println!(
-                "{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes of growth after {ROUNDS} lives"
+                "{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes of growth after {ROUNDS} lifetimes"
             );
         }
-        Err(over_limit) => panic!("{name}, {ROUNDS} lives: {over_limit:?}"),
+        Err(over_limit) => panic!("{name}, {ROUNDS} lifetimes: {over_limit:?}"),
     }
 }
 

@@ -102,7 +102,7 @@ fn loss_before_prewritten_space_is_reported() {
     let (image, _) = cut_off(SimBackend::new(config()), |builder| builder, Durability::Synced, values);
     let (name, bytes) = segment_of(&image);
     let end = bytes.iter().rposition(|byte| *byte != FILLER).unwrap() + 1;
-    for (what, lost) in [("zeroes", 0), ("ones", 0xFF)] {
+    for (what, lost) in [("zeros", 0), ("ones", 0xFF)] {
         let mut image = image.clone();
         assert!(image.edit(&name, |bytes| bytes[end - 120..end].fill(lost)));
         let (whole, cut, has_copy, _) = reopen(image.clone(), values, Recovery::Salvage);

@@ -178,7 +178,7 @@ fn deletes_beyond_the_reserve_are_refused_and_nothing_is_lost() {
         for index in 0..KEYS {
             let key = key_of(index);
             match block_on(store.delete(&key)) {
-                Ok(gone) => assert!(gone && model.remove(&key).is_some()),
+                Ok(deleted) => assert!(deleted && model.remove(&key).is_some()),
                 Err(error) => {
                     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
                     refused += 1;
@@ -220,14 +220,14 @@ fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
             assert_eq!(output.status.signal(), Some(9), "{}", text_of(&output));
             let text = text_of(&output);
             let held = text.lines().find_map(|line| line.split_once("HELD ")).expect("the child's report").1;
-            let [gone, keys, claimed] =
+            let [deleted, keys, preallocated] =
                 held.split(' ').map(|word| word.parse::<u32>().unwrap()).collect::<Vec<_>>()[..]
             else {
                 panic!("{held}");
             };
-            let mut model: Model = (gone..keys).map(|index| (key_of(index), vec![3; 500])).collect();
-            assert!(claimed > 0 || deletes, "no space is preallocated behind the log");
-            assert_eq!(gone > 0, deletes);
+            let mut model: Model = (deleted..keys).map(|index| (key_of(index), vec![3; 500])).collect();
+            assert!(preallocated > 0 || deletes, "no space is preallocated behind the log");
+            assert_eq!(deleted > 0, deletes);
             let store = open(with_options(env.builder_at(&path)).segment_bytes(512 << 10).reserve_bytes(reserve_bytes));
             assert_holds(&store, &model);
             if reserve_bytes > 0 && !deletes {
@@ -235,7 +235,9 @@ fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
                 assert_holds(&store, &model);
             }
             close(store);
-            println!("{keys} keys minus {gone} after the kill, {claimed} blocks were preallocated behind the log");
+            println!(
+                "{keys} keys minus {deleted} after the kill, {preallocated} blocks were preallocated behind the log"
+            );
             fs::remove_dir_all(&path).unwrap();
             fs::remove_file(mount.point.join("ballast")).unwrap();
         }
@@ -251,16 +253,16 @@ fn fill_and_be_killed() {
     }
     let mount = std::mem::ManuallyDrop::new(Mount { point: path.parent().unwrap().to_path_buf() });
     Ballast::fill(&mount);
-    let mut gone = 0;
+    let mut deleted = 0;
     if std::env::var_os("RINGCASK_TEST_DELETES").is_some() {
-        while block_on(store.delete(key_of(gone))).is_ok() {
-            gone += 1;
+        while block_on(store.delete(key_of(deleted))).is_ok() {
+            deleted += 1;
         }
     }
     let active = files_with(&path, "seg").pop().unwrap();
     let metadata = fs::metadata(&active).unwrap();
-    let claimed = metadata.blocks().saturating_sub(metadata.len().div_ceil(4096) * 8);
-    println!("\nHELD {gone} {count} {claimed}");
+    let preallocated = metadata.blocks().saturating_sub(metadata.len().div_ceil(4096) * 8);
+    println!("\nHELD {deleted} {count} {preallocated}");
     std::io::stdout().flush().unwrap();
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
 }
@@ -285,7 +287,7 @@ fn the_reserve_is_created_when_a_disk_that_was_full_at_open_has_space() {
     });
 }
 
-fn claimed_bytes(path: &Path) -> u64 {
+fn allocated_bytes(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
@@ -300,7 +302,7 @@ fn the_reserve_is_an_empty_private_file_that_is_removed_when_disabled() {
             let metadata = fs::metadata(&reserve).unwrap();
             assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (0, 0o600));
             // On a file system without `fallocate`, the reserve holds nothing.
-            assert_eq!(claimed_bytes(&reserve), store.stats().reserve_held_bytes);
+            assert_eq!(allocated_bytes(&reserve), store.stats().reserve_held_bytes);
             close(store);
         }
         let store = open(with_options(env.builder()).reserve_bytes(0));
@@ -342,7 +344,7 @@ fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
                 (before.ino(), before.file_type(), before.len(), before.blocks()),
                 "{what}"
             );
-            assert_eq!(claimed_bytes(&outside), 0, "the link was followed");
+            assert_eq!(allocated_bytes(&outside), 0, "the link was followed");
             match after.is_dir() {
                 true => fs::remove_dir(&reserve).unwrap(),
                 false => fs::remove_file(&reserve).unwrap(),
@@ -352,7 +354,7 @@ fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
     });
 }
 
-// ---- compaction --------------------------------------------------------------------------------------------------------
+// ---- compaction ---------------------------------------------------------------------------------------------------
 
 #[test]
 fn compaction_on_the_reserve_frees_a_full_disk_for_puts() {
@@ -428,7 +430,7 @@ fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
     backend.shutdown();
 }
 
-// ---- on a simulated disk ---------------------------------------------------------------------------------------------
+// ---- on a simulated disk --------------------------------------------------------------------------------------------
 
 fn backend(seed: u64) -> SimBackend {
     SimBackend::new(SimConfig { seed, short_percent: 10, interrupt_percent: 10, ..SimConfig::default() })
@@ -444,22 +446,25 @@ fn simulated(backend: &SimBackend) -> Builder {
 /// Kills and power cuts of a store that uses its reserve. Every crash image opens on the full disk, holds the
 /// acknowledged records, and accepts deletes.
 #[test]
-fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
+fn a_store_on_its_reserve_survives_crashes() {
     let (mut images, mut refused) = (0, 0);
     for seed in 0..40 {
         let backend = backend(seed);
-        let said = |error: ringcask::Error| format!("seed {seed}: {error:?}");
+        let describe = |error: ringcask::Error| format!("seed {seed}: {error:?}");
         let key = |index: u32| format!("k{index}");
         let store = backend.run_until(async {
-            let store = simulated(&backend).open().await.map_err(said)?;
+            let store = simulated(&backend).open().await.map_err(describe)?;
             for index in 0..60 {
-                store.put(key(index), [1; 40]).await.map_err(said)?;
+                store.put(key(index), [1; 40]).await.map_err(describe)?;
             }
-            store.close().await.map_err(said)?;
+            store.close().await.map_err(describe)?;
             backend.set_capacity(Some(backend.used_bytes()));
-            let store = simulated(&backend).open().await.map_err(said)?;
+            let store = simulated(&backend).open().await.map_err(describe)?;
             for index in 0..40 {
-                assert!(store.delete(key(index)).durability(Durability::Synced).await.map_err(said)?, "seed {seed}");
+                assert!(
+                    store.delete(key(index)).durability(Durability::Synced).await.map_err(describe)?,
+                    "seed {seed}"
+                );
                 if index % 5 == 0 {
                     let error = store.put("new", [2; 10]).await.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::NoSpace, "seed {seed}: {error:?}");
@@ -480,22 +485,22 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
             let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
             backend.set_capacity(Some(backend.used_bytes() + 8192));
             let after = backend.run_until(async {
-                let store = simulated(&backend).open().await.map_err(said)?;
+                let store = simulated(&backend).open().await.map_err(describe)?;
                 for index in 0..60 {
                     assert_eq!(
-                        store.get(key(index)).await.map_err(said)?.is_some(),
+                        store.get(key(index)).await.map_err(describe)?.is_some(),
                         index >= 40,
                         "seed {seed}: {index}"
                     );
                 }
                 backend.set_capacity(Some(backend.used_bytes()));
                 for index in 40..60 {
-                    assert!(store.delete(key(index)).await.map_err(said)?, "seed {seed}: {index}");
+                    assert!(store.delete(key(index)).await.map_err(describe)?, "seed {seed}: {index}");
                 }
                 backend.set_capacity(None);
-                store.put("new", "fits").await.map_err(said)?;
+                store.put("new", "fits").await.map_err(describe)?;
                 assert_eq!(store.stats().reserve_held_bytes, 8192, "seed {seed}");
-                store.close().await.map_err(said)
+                store.close().await.map_err(describe)
             });
             after.unwrap();
             assert_eq!(backend.panics(), Vec::<String>::new());
@@ -508,7 +513,7 @@ fn a_store_on_its_reserve_survives_crashes_on_a_full_disk() {
 /// A delete waits while the commit task looks for space for a put, and the other way round. Each gets the answer of its
 /// own rule.
 #[test]
-fn a_put_is_refused_and_a_concurrent_delete_succeeds_on_a_full_disk() {
+fn a_put_is_refused_and_a_concurrent_delete_succeeds_without_space() {
     for seed in 0..30 {
         let backend = backend(seed);
         backend.run_until(async {

@@ -31,32 +31,32 @@ fn errors_and_debug_output_reveal_no_keys_or_values() {
         "the check cannot fail"
     );
     for_each_engine(|env| {
-        let mut said: Vec<String> = Vec::new();
+        let mut collected: Vec<String> = Vec::new();
         let store = open(env.builder().max_value_bytes(100).segment_bytes(4096));
         let too_long = SECRET_VALUE.repeat(10);
-        said.extend(texts(&block_on(store.put(SECRET_KEY, &too_long)).unwrap_err()));
-        said.extend(texts(&block_on(store.put(SECRET_KEY.repeat(5000), "v")).unwrap_err()));
+        collected.extend(texts(&block_on(store.put(SECRET_KEY, &too_long)).unwrap_err()));
+        collected.extend(texts(&block_on(store.put(SECRET_KEY.repeat(5000), "v")).unwrap_err()));
         let mut batch = Batch::new();
         batch.put(SECRET_KEY, SECRET_VALUE).put(SECRET_KEY, &too_long).delete(SECRET_KEY);
-        said.push(format!("{batch:?}"));
-        said.extend(texts(&block_on(store.write(batch)).unwrap_err()));
+        collected.push(format!("{batch:?}"));
+        collected.extend(texts(&block_on(store.write(batch)).unwrap_err()));
         for number in 0..40 {
             put(&store, format!("{SECRET_KEY}-{number}"), SECRET_VALUE);
         }
-        said.push(format!(
+        collected.push(format!(
             "{:?} {:?} {:?}",
             store.put(SECRET_KEY, SECRET_VALUE),
             store.get(SECRET_KEY),
             store.delete(SECRET_KEY)
         ));
-        said.push(format!("{store:?} {:?} {:?}", store.stats(), store.recovery_report()));
+        collected.push(format!("{store:?} {:?} {:?}", store.stats(), store.recovery_report()));
         close(store.clone());
-        said.extend(texts(&block_on(store.put(SECRET_KEY, SECRET_VALUE)).unwrap_err()));
-        said.extend(texts(&block_on(store.get(SECRET_KEY)).unwrap_err()));
-        said.extend(damaged(&env.path(), &env.dir.path().join("copy")));
-        println!("{} texts", said.len());
-        assert!(said.len() > 20);
-        for text in &said {
+        collected.extend(texts(&block_on(store.put(SECRET_KEY, SECRET_VALUE)).unwrap_err()));
+        collected.extend(texts(&block_on(store.get(SECRET_KEY)).unwrap_err()));
+        collected.extend(damaged(&env.path(), &env.dir.path().join("copy")));
+        println!("{} texts", collected.len());
+        assert!(collected.len() > 20);
+        for text in &collected {
             assert!(!reveals_secret(text), "{text}");
         }
     });
@@ -64,7 +64,7 @@ fn errors_and_debug_output_reveal_no_keys_or_values() {
 
 /// Damages copies of the store, one segment at a time. Returns the resulting errors and reports as text.
 fn damaged(path: &Path, copy: &Path) -> Vec<String> {
-    let mut said = Vec::new();
+    let mut collected = Vec::new();
     for segment in files_with(path, "seg") {
         let whole = fs::read(&segment).unwrap();
         for at in (600..whole.len()).step_by(397) {
@@ -75,13 +75,13 @@ fn damaged(path: &Path, copy: &Path) -> Vec<String> {
                 copy_store(path, copy);
                 fs::write(copy.join(segment.file_name().unwrap()), &bytes).unwrap();
                 match block_on(Store::builder(copy).recovery(recovery).open()) {
-                    Err(error) => said.extend(texts(&error)),
+                    Err(error) => collected.extend(texts(&error)),
                     Ok(store) => {
-                        said.push(format!("{:?}", store.recovery_report()));
+                        collected.push(format!("{:?}", store.recovery_report()));
                         let gets = (0..40).map(|number| block_on(store.get(format!("{SECRET_KEY}-{number}"))));
-                        said.extend(gets.filter_map(Result::err).flat_map(|error| texts(&error)));
+                        collected.extend(gets.filter_map(Result::err).flat_map(|error| texts(&error)));
                         if let Err(error) = block_on(store.compact()) {
-                            said.extend(texts(&error));
+                            collected.extend(texts(&error));
                         }
                         close(store);
                     }
@@ -89,7 +89,7 @@ fn damaged(path: &Path, copy: &Path) -> Vec<String> {
             }
         }
     }
-    said
+    collected
 }
 
 /// Links under names that the store uses, placed before the store creates its files.
@@ -153,7 +153,7 @@ fn compacted_segments_and_hint_files_are_private() {
 
 /// The directory holds 20,000 files that do not belong to the store.
 #[test]
-fn a_directory_with_many_foreign_files_opens() {
+fn a_crowded_directory_opens() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "k", "v");

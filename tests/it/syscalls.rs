@@ -82,16 +82,16 @@ fn phases() {
 
 /// The store's own counts for a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Said {
+struct StoreCounts {
     groups: usize,
     syncs: usize,
 }
 
-fn said(output: &str) -> BTreeMap<String, Said> {
+fn store_counts(output: &str) -> BTreeMap<String, StoreCounts> {
     let lines = output.lines().filter_map(|line| line.split_once("PHASE ")).map(|(_, rest)| rest);
     let parse = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
-        (words[0].to_owned(), Said { groups: words[1].parse().unwrap(), syncs: words[2].parse().unwrap() })
+        (words[0].to_owned(), StoreCounts { groups: words[1].parse().unwrap(), syncs: words[2].parse().unwrap() })
     };
     lines.map(parse).collect()
 }
@@ -142,18 +142,22 @@ fn is_prewrite(line: &str) -> bool {
 }
 
 /// Checks the costs that do not depend on how syncs were counted.
-fn assert_costs(syncs: &BTreeMap<String, usize>, said: &BTreeMap<String, Said>) {
-    println!("syncs by the kernel's count: {syncs:?}\nby the store's: {said:?}");
+fn assert_costs(syncs: &BTreeMap<String, usize>, counts: &BTreeMap<String, StoreCounts>) {
+    println!("syncs by the kernel's count: {syncs:?}\nby the store's: {counts:?}");
     assert_eq!(syncs["buffered"], 0, "a buffered write made a sync");
     assert_eq!(syncs["written"], 0, "a written write made a sync");
     assert_eq!(syncs["read"], 0, "a read made a sync");
     for phase in ["buffered", "written", "synced", "shared", "read"] {
-        assert_eq!(syncs[phase], said[phase].syncs, "{phase}: the kernel's count and the store's");
+        assert_eq!(syncs[phase], counts[phase].syncs, "{phase}: the kernel's count and the store's");
     }
-    assert_eq!(said["buffered"], Said { groups: 0, syncs: 0 });
-    assert_eq!(said["synced"], Said { groups: 50, syncs: 50 }, "with one writer, each write is a group with a sync");
-    assert!(said["shared"].syncs <= 200 && said["shared"].syncs >= 25, "{:?}", said["shared"]);
-    assert_eq!(said["shared"].groups, said["shared"].syncs);
+    assert_eq!(counts["buffered"], StoreCounts { groups: 0, syncs: 0 });
+    assert_eq!(
+        counts["synced"],
+        StoreCounts { groups: 50, syncs: 50 },
+        "with one writer, each write is a group with a sync"
+    );
+    assert!(counts["shared"].syncs <= 200 && counts["shared"].syncs >= 25, "{:?}", counts["shared"]);
+    assert_eq!(counts["shared"].groups, counts["shared"].syncs);
     assert!(syncs["created"] >= 2, "the new segment's name and the first record need a sync each");
 }
 
@@ -180,13 +184,13 @@ fn strace_sees_a_sync_per_synced_group_and_none_at_lower_levels() {
     let output = expect_success(rerun_traced(NAME, &env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
     let phases = by_phase(&fs::read_to_string(&trace).unwrap());
     let syncs = phases.iter().map(|(name, lines)| (name.clone(), count(lines, is_sync))).collect();
-    assert_costs(&syncs, &said(&output));
+    assert_costs(&syncs, &store_counts(&output));
 
     let writes: BTreeMap<_, _> =
         phases.iter().map(|(name, lines)| (name.as_str(), count(lines, is_record_write))).collect();
-    let fillings = phases.values().flatten().filter(|line| is_segment_write(line) && is_prewrite(line)).count();
-    println!("writes: {writes:?}, of them prewriting: {fillings}");
-    assert!(fillings <= 5, "prewritten space must serve many groups");
+    let prewrites = phases.values().flatten().filter(|line| is_segment_write(line) && is_prewrite(line)).count();
+    println!("writes: {writes:?}, of them prewriting: {prewrites}");
+    assert!(prewrites <= 5, "prewritten space must serve many groups");
     assert_eq!(writes["buffered"], 0, "a buffered write made a system call");
     assert!(
         (1..=51).contains(&writes["written"]),
@@ -229,7 +233,7 @@ fn strace_sees_no_system_call_in_a_buffered_write_on_the_ring() {
     assert_eq!(count(&phases["buffered"], is_segment_write), 0);
     assert_eq!(enters("buffered"), 0, "buffered writes entered the kernel");
     let calls = enters("synced") + count(&phases["synced"], |line| is_segment_write(line) || is_sync(line));
-    let groups = said(&output)["synced"].groups;
+    let groups = store_counts(&output)["synced"].groups;
     println!("{calls} system calls for {groups} synced groups");
     assert!(calls >= groups, "each group needs at least one system call");
     assert!(calls <= 6 * groups, "{calls} system calls for {groups} groups");
@@ -322,7 +326,7 @@ fn the_kernel_and_the_store_count_the_same_syncs_on_the_ring() {
         .collect();
     let requests: usize = phases.values().map(|lines| count(lines, is_request)).sum();
     println!("{requests} FSYNC requests on the ring; system calls traced: {}", trace.traces_system_calls());
-    assert_costs(&syncs, &said(&output));
+    assert_costs(&syncs, &store_counts(&output));
     let written = count(&phases["buffered"], |line| line.contains("io_uring_submit_req") && line.contains("WRITE"));
     assert_eq!(written, 0, "a buffered write submitted a request");
 }
@@ -416,10 +420,10 @@ fn large_written_values_are_written_back_before_a_sync() {
         let calls = "trace=sync_file_range,openat";
         expect_success(rerun_traced(NAME, env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
         let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
-        let begun = ["small", "large", "synced"]
+        let writebacks = ["small", "large", "synced"]
             .map(|phase| count(&phases[phase], |line| line.contains("sync_file_range(") && line.contains(".seg>")));
         assert_eq!(
-            begun,
+            writebacks,
             [0, VALUES, 0],
             "writeback of small groups, large groups, and large groups followed by a sync"
         );
@@ -473,7 +477,7 @@ fn multi_get_submits_its_reads_together() {
     let env = Env::new(Engine::Uring);
     let trace = env.dir.path().join("trace");
     let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_enter,openat"];
-    let said = said(&expect_success(rerun_traced(NAME, &env, &options)));
+    let counts = store_counts(&expect_success(rerun_traced(NAME, &env, &options)));
     let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
     // The second argument is the number of submitted requests. Requests of the doorbell may add a submission.
     let submissions = |phase: &str| {
@@ -483,7 +487,7 @@ fn multi_get_submits_its_reads_together() {
         })
     };
     let (single, many) = (submissions("single"), submissions("many"));
-    let misses = [said["single"].groups, said["many"].groups];
+    let misses = [counts["single"].groups, counts["many"].groups];
     println!("{single} submissions for {} single reads, {many} for {} reads of one call", misses[0], misses[1]);
     // Single reads may be served by read-ahead.
     assert!(misses[0] > 0 && misses[1] >= KEYS as usize / 2, "the page cache answered: {misses:?}");
