@@ -22,7 +22,7 @@ pub enum ErrorKind {
     /// [`Error::key`] says which key, where that is known. [`Recovery::Salvage`](crate::Recovery::Salvage) opens the store
     /// without the damaged records.
     Corrupt,
-    /// Another handle, in this process or another, has the directory open.
+    /// Another handle, in this process or another, has the directory open. The message names the process where it is known.
     Locked,
     /// The store was closed.
     Closed,
@@ -223,6 +223,11 @@ impl Error {
     pub(crate) fn with_path(self, path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         self.edit(|detail| detail.path = Some(path))
+    }
+
+    /// Adds the store's directory to an error that names a segment and no path.
+    pub(crate) fn in_directory(self, path: &Path) -> Self {
+        if self.0.segment.is_some() && self.0.path.is_none() { self.with_path(path) } else { self }
     }
 
     pub(crate) fn at_segment(self, segment: u64) -> Self {

@@ -269,3 +269,32 @@ pub struct Damage {
     /// What was wrong.
     pub reason: String,
 }
+
+#[cfg(test)]
+#[cfg(feature = "serde")]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    #[test]
+    fn stats_serialize_with_names_for_the_engine_and_text_for_errors() {
+        let error = Error::io("compact", std::io::Error::other("the cause"));
+        let stats = Stats {
+            engine: ActiveEngine::Threads,
+            segments: vec![SegmentStats { id: 3, sealed: true, ..SegmentStats::default() }],
+            compaction_error: Some(error.with_path("/db")),
+            ..Stats::default()
+        };
+        let json = serde_json::to_value(&stats).unwrap();
+        assert_eq!(json["engine"], "threads");
+        assert_eq!(json["segments"][0]["id"], 3);
+        assert_eq!(json["compaction_error"], "compact in /db: the cause");
+        assert_eq!(serde_json::to_value(Stats::default()).unwrap()["compaction_error"], serde_json::Value::Null);
+        assert_eq!(serde_json::to_value(Version(7)).unwrap(), 7);
+        assert_eq!(serde_json::to_value(ActiveEngine::Uring).unwrap(), "uring");
+        let locked = Error::new(ErrorKind::Locked, "open: another handle has it");
+        let report = Stats { compaction_error: Some(locked.clone()), ..Stats::default() };
+        assert_eq!(serde_json::to_value(&report).unwrap()["compaction_error"], locked.to_string());
+        assert!(serde_json::to_value(RecoveryReport::default()).unwrap()["duration"].is_object());
+    }
+}

@@ -1,16 +1,16 @@
-//! Keys, and values that follow from a key and its generation. Cheap enough not to show in the figures.
+//! Keys, and values that are computed from a key and its generation. They cost too little to affect the figures.
 
 use std::ops::Range;
 
-/// The key of number `index`.
+/// The key with number `index`.
 pub(crate) fn key(index: usize) -> [u8; 16] {
     let mut key = *b"load-key\0\0\0\0\0\0\0\0";
     key[8..].copy_from_slice(&(index as u64).to_be_bytes());
     key
 }
 
-/// Between two words of a value. Odd, so that no two words of a value are the same, and a value that lies eight bytes
-/// off its place shows.
+/// The difference between consecutive words of a value. It is odd, so that all words of a value differ and a value that
+/// is shifted by eight bytes is detected.
 const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Fills `value` with the bytes of `index` at `generation`.
@@ -25,7 +25,7 @@ pub(crate) fn fill(value: &mut [u8], index: usize, generation: u32) {
     rest.copy_from_slice(&word.to_le_bytes()[..rest.len()]);
 }
 
-/// Whether `value` is, to the last byte, what [`fill`] makes of `index` and `generation`.
+/// Whether `value` has exactly the bytes that [`fill`] makes from `index` and `generation`.
 pub(crate) fn matches(value: &[u8], len: usize, index: usize, generation: u32) -> bool {
     let mut word = first_word(index, generation);
     let words = value.chunks_exact(8);
@@ -39,7 +39,7 @@ pub(crate) fn matches(value: &[u8], len: usize, index: usize, generation: u32) -
         && *rest == word.to_le_bytes()[..rest.len()]
 }
 
-/// One to one: no two pairs share it.
+/// The first word of a value. It is different for every pair.
 fn first_word(index: usize, generation: u32) -> u64 {
     mix((index as u64) << 32 | u64::from(generation))
 }
@@ -51,8 +51,8 @@ fn mix(mut word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// Why `value` is not what key `index` may hold, or `None` if it is. `allowed` are generations; 0 stands for
-/// "no value".
+/// Describes why key `index` must not have `value`, or returns `None` if it may. `allowed` is a range of generations,
+/// in which 0 means "no value".
 pub(crate) fn fault(value: Option<&[u8]>, len: usize, index: usize, allowed: &Range<u32>) -> Option<String> {
     let right = match value {
         None => allowed.contains(&0),
@@ -63,23 +63,23 @@ pub(crate) fn fault(value: Option<&[u8]>, len: usize, index: usize, allowed: &Ra
             None => "nothing".to_owned(),
             Some(value) => match (1..allowed.end + 2).rev().find(|&old| matches(value, len, index, old)) {
                 Some(generation) => format!("generation {generation}"),
-                None => format!("{} bytes that were never put", value.len()),
+                None => format!("{} bytes that no task put", value.len()),
             },
         };
-        format!("key {index} must be at one of the generations {allowed:?}, found {found}")
+        format!("key {index} must have one of the generations {allowed:?}, found {found}")
     })
 }
 
-/// A xorshift generator: one task's choice of keys.
+/// A xorshift generator. It chooses the keys of one task.
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// Different for each `task`, the same in every run.
+    /// Its numbers differ between tasks and are the same in every run.
     pub(crate) fn new(task: usize) -> Self {
         Self(mix(task as u64 + STRIDE) | 1)
     }
 
-    /// A number below `bound`, which is at most 2³²: the product of two 32-bit numbers, shifted right by 32.
+    /// A number below `bound`, which is at most 2³²: a random 32-bit number times `bound`, shifted right by 32.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

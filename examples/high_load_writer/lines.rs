@@ -1,4 +1,4 @@
-//! `--file`: the lines of a file as values, stored under their numbers and read back after a reopening.
+//! `--file`: stores the lines of a file under their numbers, reopens the store, and reads them back.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::place::Place;
 use crate::report::{CpuTimes, Latency, Phase, Report};
 use crate::{Failure, open, or_hang};
 
-/// A file cut at its line feeds. The bytes between them are not looked at: any encoding, empty lines, carriage returns
-/// and a last line without an end are all right.
+/// The lines of a file, split at line feeds. Any other bytes are allowed: any encoding, empty lines, carriage returns,
+/// and a last line without a line feed.
 #[derive(Clone)]
 pub(crate) struct Lines(Arc<[Bytes]>);
 
@@ -37,12 +37,12 @@ impl Lines {
     }
 }
 
-/// The key of the line that stands at `index`: its number, counted from 1 as editors do.
+/// The key of the line at `index`: its number, counted from 1 as editors do.
 fn key(index: usize) -> String {
     (index + 1).to_string()
 }
 
-/// How one task ended.
+/// The result of one task.
 #[derive(Default)]
 struct TaskEnd {
     latency: Latency,
@@ -55,7 +55,7 @@ pub(crate) async fn run(options: &Options, place: &Place, lines: Lines) -> Resul
     let (before, cpu_before) = (store.stats(), CpuTimes::now());
     let (puts, put_ends) = in_parallel(&store, &lines, options.writers, put).await;
     let closed = or_hang("close", store.close()).await;
-    // Closing included: a small file at `buffered` is written by nothing else.
+    // Includes the close: with `buffered`, only the close writes a small file.
     let (after, cpu_after) = (store.stats(), CpuTimes::now());
     let mut report = Report::new(options, &before, &after);
     report.cpu_idle = CpuTimes::idle_percent(&cpu_before, &cpu_after);
@@ -66,7 +66,7 @@ pub(crate) async fn run(options: &Options, place: &Place, lines: Lines) -> Resul
     }
     drop(store);
 
-    eprintln!("{} lines stored; reopening to read them back", lines.0.len());
+    eprintln!("stored {} lines; reopening the store to read them back", lines.0.len());
     let store = open(options, place).await?;
     report.recovery = Some(store.recovery_report().clone());
     let (gets, get_ends) = in_parallel(&store, &lines, options.writers, get_and_compare).await;
@@ -76,13 +76,13 @@ pub(crate) async fn run(options: &Options, place: &Place, lines: Lines) -> Resul
     report.fault_all(get_ends.into_iter().flat_map(|end| end.faults));
     if store.len() != lines.0.len() {
         report.fault_count(1);
-        report.fault(format!("the store counts {} keys for {} lines", store.len(), lines.0.len()));
+        report.fault(format!("the store has {} keys for {} lines", store.len(), lines.0.len()));
     }
     or_hang("close", store.close()).await?;
     Ok(report)
 }
 
-/// Runs `work` in `tasks` tasks; task `t` does every `tasks`-th line from line `t` on.
+/// Runs `work` in `tasks` tasks. Task `t` processes line `t` and every `tasks`-th line after it.
 async fn in_parallel<F>(
     store: &Store,
     lines: &Lines,
@@ -137,7 +137,7 @@ async fn get_and_compare(store: Store, lines: Lines, first: usize, step: usize) 
         match result {
             Ok(Some(value)) if value == lines.0[index] => end.right += 1,
             Ok(Some(value)) => end.faults.push(format!(
-                "line {number}: read {} bytes that differ from the file's {}",
+                "line {number}: read {} bytes that differ from the {} bytes of the file",
                 value.len(),
                 lines.0[index].len()
             )),

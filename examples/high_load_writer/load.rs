@@ -16,46 +16,46 @@ use crate::options::Options;
 use crate::report::{Latency, Phase, Progress};
 use crate::{Failure, or_hang};
 
-/// Puts of a task between two yields. Futures that are ready at once never suspend their task, so without this a writer of
-/// `Buffered` puts would keep its thread, and every other task of it would starve.
+/// Puts of a task between two yields. A future that is ready at once never suspends its task. Without yields, a writer
+/// of `Buffered` puts would occupy its thread, and the other tasks of that thread would starve.
 const PUTS_PER_YIELD: u64 = 64;
 
-/// The same for puts without readers, and for gets without writers: tasks of one kind take turns, but need not do so
-/// often. A yield wakes another worker of the executor, which costs as much as dozens of operations.
+/// The largest number of puts between two yields without readers, and of gets without writers. Tasks of one kind must
+/// take turns, but rarely: a yield wakes another worker of the executor, which costs as much as dozens of operations.
 const OPS_PER_YIELD_ALONE: u64 = 512;
 
-/// Operations of all tasks of one kind between two turns of one of them. A put that had to wait queues behind every task
-/// that is ready, and with a thousand tasks of 512 puts each its latency would tell of that constant.
+/// Operations of all tasks of one kind between two turns of one task. A put that had to wait queues behind every task
+/// that is ready. With a thousand tasks of 512 puts each, that constant would determine its latency.
 const OPS_PER_ROUND: u64 = 8192;
 
 fn ops_per_yield_alone(tasks: usize) -> u64 {
     (OPS_PER_ROUND / (tasks as u64).max(1)).clamp(GETS_PER_YIELD, OPS_PER_YIELD_ALONE)
 }
 
-/// The same for gets beside writers. Fewer: a writer that is woken queues behind every reader that is ready, and with many readers the
-/// latency of its put would tell of this constant instead of the store.
+/// Gets of a task between two yields while there are writers. It is small because a writer that is woken queues behind
+/// every reader that is ready. With many readers, a larger number would determine the latency of a put.
 const GETS_PER_YIELD: u64 = 8;
 
-/// What all tasks of a run share.
+/// The state that all tasks of a run share.
 pub(crate) struct Run {
     store: Store,
-    /// By key: the generation that was acknowledged last, 0 for none. Only the owner of the key stores into it.
+    /// For each key, the last acknowledged generation, or 0. Only the owner of the key changes it.
     acknowledged: Vec<AtomicU32>,
     value_bytes: usize,
 }
 
-/// What came of a run.
+/// The result of a run.
 pub(crate) struct LoadOutcome {
     pub(crate) puts: Phase,
     pub(crate) gets: Phase,
-    /// Keys whose last put failed in a way that leaves open whether it happened.
+    /// Keys whose last put failed with an unknown outcome.
     pub(crate) undecided: HashSet<usize>,
     pub(crate) read_mismatches: u64,
-    /// Errors and examples of mismatches, for people.
+    /// Errors and examples of mismatches, for display.
     pub(crate) faults: Vec<String>,
 }
 
-/// How one task ended.
+/// The result of one task.
 #[derive(Default)]
 struct TaskEnd {
     latency: Latency,
@@ -64,7 +64,7 @@ struct TaskEnd {
     fault: Option<String>,
 }
 
-/// Operations of one task so far, on cache lines of its own.
+/// The number of operations of one task so far. Each counter has its own cache lines.
 #[derive(Default)]
 #[repr(align(128))]
 struct Counter(AtomicU64);
@@ -75,7 +75,7 @@ impl Run {
         Self { store, acknowledged, value_bytes: options.value_bytes }
     }
 
-    /// The generation acknowledged last, by key.
+    /// The last acknowledged generation of each key.
     pub(crate) fn acknowledged(&self) -> Vec<u32> {
         self.acknowledged.iter().map(|generation| generation.load(Ordering::Acquire)).collect()
     }
@@ -87,7 +87,7 @@ impl Run {
     }
 }
 
-/// Puts generation 1 of every key and waits until all of it is on disk.
+/// Puts generation 1 of every key and waits until all keys are durable.
 pub(crate) async fn preload(run: &Arc<Run>) -> Result<(), Failure> {
     eprintln!("storing {} keys before the run", run.acknowledged.len());
     let tasks = run.acknowledged.len().min(64);
@@ -115,7 +115,7 @@ pub(crate) async fn preload(run: &Arc<Run>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs all writers and readers for the time that the options say.
+/// Runs all writers and readers for the time in the options.
 pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
     let counters = |tasks: usize| -> Arc<[Counter]> { (0..tasks).map(|_| Counter::default()).collect() };
     let (put_counts, get_counts) = (counters(options.writers), counters(options.readers));
@@ -146,7 +146,7 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
         read_mismatches: 0,
         faults: Vec::new(),
     };
-    // A put may wait for a slow disk beyond the deadline; it is only ever cut by an error.
+    // On a slow disk, a put may take longer than the deadline. Only an error ends it early.
     let wrote = or_hang("a put", writers.join_all());
     outcome.puts = outcome.gather(wrote.await, begun);
     let got = or_hang("a get", readers.join_all());
@@ -159,7 +159,8 @@ pub(crate) async fn run(run: &Arc<Run>, options: &Options) -> LoadOutcome {
 }
 
 impl LoadOutcome {
-    /// Takes in how the tasks of one kind ended. A fault that many tasks met is told once, with how many had any.
+    /// Adds the results of the tasks of one kind. A fault that many tasks had is reported once, with the number of
+    /// tasks that had any fault.
     fn gather(&mut self, ends: Vec<TaskEnd>, begun: Instant) -> Phase {
         let mut phase = Phase { elapsed: begun.elapsed(), ..Phase::default() };
         let stopped = ends.iter().filter(|end| end.fault.is_some()).count();
@@ -175,7 +176,7 @@ impl LoadOutcome {
             }
         }
         if stopped > 1 {
-            self.faults.push(format!("{stopped} tasks met faults of this kind"));
+            self.faults.push(format!("{stopped} tasks had faults of this kind"));
         }
         phase
     }
@@ -203,7 +204,7 @@ async fn write(
         let resolved = Instant::now();
 
         if let Err(error) = result {
-            // Only an unknown outcome leaves the new value a right to be there after the reopening.
+            // Only after an unknown outcome may the reopened store have the new value.
             end.undecided = (error.outcome() == Outcome::Unknown).then_some(index);
             end.fault = Some(format!("put: {error}"));
             break;
@@ -237,7 +238,7 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64
                 break;
             }
         };
-        // The owner may be one put ahead of what it has been told.
+        // The owner may have put one generation more than was acknowledged.
         let newest = acknowledged.load(Ordering::Acquire) + 1;
         if let Some(fault) = data::fault(value.as_deref(), run.value_bytes, index, &(oldest..newest + 1)) {
             end.mismatches += 1;
@@ -252,8 +253,8 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64
     end
 }
 
-/// Prints what the last second brought, each second, until `stopped` hangs up. On a thread of its own: the load must
-/// not delay it.
+/// Prints the progress of the last second, each second, until the sender of `stopped` is dropped. Runs on its own
+/// thread, so that the load does not delay it.
 fn show_progress(store: &Store, puts: &[Counter], gets: &[Counter], stopped: &mpsc::Receiver<()>) {
     let total = |counts: &[Counter]| counts.iter().map(|count| count.0.load(Ordering::Relaxed)).sum::<u64>();
     let mut progress = Progress::begin(store.stats());

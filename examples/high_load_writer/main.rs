@@ -1,19 +1,20 @@
-//! Many tasks write and read one store for some seconds; then the store is closed, opened again, and every
-//! acknowledged write is checked, byte by byte.
+//! Many tasks write and read one store for some seconds. Then the store is closed and reopened, and every byte of every
+//! acknowledged write is checked.
 //!
 //! ```text
 //! cargo run --release --example high_load_writer -- --writers 256 --seconds 5
 //! cargo run --release --example high_load_writer -- --help
 //! ```
 //!
-//! Every writer owns a slice of the key space and puts to keys chosen uniformly in it. A value follows from its key and
-//! its generation (how many times that key was put), so that all of its bytes can be checked without keeping it, and
-//! four bytes per key remember which generation was acknowledged last.
+//! Every writer owns a part of the keys and puts random ones, chosen uniformly. A value is computed from its key and
+//! its generation: how many times that key was put. So all bytes can be checked without keeping the values; four bytes
+//! per key hold the last acknowledged generation.
 //!
-//! What the figures are: latency runs from the call to the resolved future (with `--rate`, from the request's arrival), and two clock readings per operation are
-//! the only ones; throughput is acknowledged operations over the time from the first call to the last answer. A task
-//! yields to its executor every 64 puts or 8 gets (up to 512 without the other kind), since operations that are ready at once (`Buffered` puts, cached gets)
-//! would otherwise never let another task of the same thread run.
+//! Latency is the time from the call, or with `--rate` from the arrival of the request, until the future resolves. The
+//! clock is read twice per operation. Throughput is the number of acknowledged operations divided by the time from the
+//! first call to the last result. A task yields to its executor every 64 puts or 8 gets, or up to 512 if all tasks are
+//! of one kind. Otherwise operations that are ready at once, such as `Buffered` puts and cached gets, would never let
+//! another task of the same thread run.
 
 mod arrivals;
 mod data;
@@ -40,7 +41,7 @@ use crate::report::{CpuTimes, Report};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A put, sync or close that takes longer than this is a hang, not a slow disk.
+/// An operation that takes longer than this is reported as a hang. No working disk is that slow.
 const STALL_LIMIT: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs what the options ask for. `Ok(false)`: it ran, and something was wrong with the answers.
+/// Runs the load or the file. Returns false if a result was wrong.
 fn run(options: &Options) -> Result<bool, Failure> {
     options.check()?;
     let lines = options.file.as_deref().map(lines::Lines::read).transpose()?;
@@ -91,14 +92,14 @@ async fn load_and_verify(options: &Options, place: &Place) -> Result<Report, Fai
     report.fault_count(outcome.read_mismatches);
     report.faults.extend(outcome.faults);
 
-    // Closing is where buffered writes become durable: what it says belongs into the verdict.
+    // The close makes buffered writes durable, so its error counts as a fault.
     if let Err(error) = or_hang("close", store.close()).await {
         report.fault(format!("close: {error}"));
     }
     let acknowledged = run.acknowledged();
     drop((store, run));
 
-    eprintln!("closed; reopening to check every acknowledged key");
+    eprintln!("closed the store; reopening it to check every acknowledged key");
     let store = open(options, place).await?;
     let verified = verify::verify(&store, acknowledged, outcome.undecided, options.value_bytes).await;
     report.recovery = Some(store.recovery_report().clone());
@@ -109,7 +110,7 @@ async fn load_and_verify(options: &Options, place: &Place) -> Result<Report, Fai
     Ok(report)
 }
 
-/// Opens the store at `place` the way the options say.
+/// Opens the store at `place` with the given options.
 async fn open(options: &Options, place: &Place) -> Result<Store, Failure> {
     let builder = Store::builder(place.path())
         .durability(options.durability)
@@ -120,7 +121,7 @@ async fn open(options: &Options, place: &Place) -> Result<Store, Failure> {
     Ok(or_hang("open", builder.open()).await?)
 }
 
-/// Waits for `future`, but ends the process if the store has plainly lost it: a hang must not look like a long run.
+/// Waits for `future`, but ends the process after [`STALL_LIMIT`], so that a hang does not look like a long run.
 async fn or_hang<F: Future>(what: impl Display, future: F) -> F::Output {
     match tokio::time::timeout(STALL_LIMIT, future).await {
         Ok(output) => output,

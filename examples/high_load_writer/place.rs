@@ -1,4 +1,4 @@
-//! Where the store lies, and what kind of file system that is.
+//! The directory of the store and the type of its file system.
 
 use std::fmt;
 use std::fs;
@@ -23,7 +23,7 @@ enum FileSystem {
 }
 
 impl Place {
-    /// `dir`, which must be new or empty, or a fresh directory that goes away at the end.
+    /// Prepares `dir`, which must be new or empty, or a temporary directory that is removed at the end.
     pub(crate) fn prepare(dir: Option<&Path>) -> Result<Self, Failure> {
         let (path, temporary) = match dir {
             Some(dir) => (given(dir)?, None),
@@ -43,7 +43,7 @@ impl Place {
         &self.path
     }
 
-    /// Removes a temporary directory, unless its contents show a fault.
+    /// Removes a temporary directory, or keeps it for inspection after a fault.
     pub(crate) fn clean_up(self, good: bool) {
         match self.temporary {
             Some(temporary) if good => {
@@ -51,7 +51,7 @@ impl Place {
                     eprintln!("note: cannot remove {:?}: {error}", self.path);
                 }
             }
-            Some(temporary) => eprintln!("the store is kept for inspection in {:?}", temporary.keep()),
+            Some(temporary) => eprintln!("the store was kept for inspection in {:?}", temporary.keep()),
             None => {}
         }
     }
@@ -64,14 +64,18 @@ fn given(dir: &Path) -> Result<PathBuf, Failure> {
     fs::create_dir_all(dir).map_err(|error| format!("cannot create --dir {dir:?}: {error}"))?;
     let mut entries = fs::read_dir(dir).map_err(|error| format!("cannot list --dir {dir:?}: {error}"))?;
     if entries.next().is_some() {
-        return Err(format!("--dir {dir:?} is not empty; every key of the store is checked, so name a new one").into());
+        return Err(format!(
+            "--dir {dir:?} is not empty; choose a new directory, because every key of the store is checked"
+        )
+        .into());
     }
     Ok(dir.to_path_buf())
 }
 
 impl FileSystem {
     fn of(path: &Path) -> Result<Self, Failure> {
-        let status = rustix::fs::statfs(path).map_err(|error| format!("cannot look at {path:?}: {error}"))?;
+        let status = rustix::fs::statfs(path)
+            .map_err(|error| format!("cannot find out the file system of {path:?}: {error}"))?;
         Ok(match status.f_type as u64 {
             0xEF53 => Self::Named("ext4"),
             0x5846_5342 => Self::Named("xfs"),
@@ -97,7 +101,7 @@ impl fmt::Display for Place {
         }
         match self.file_system {
             FileSystem::Memory(name) => {
-                write!(f, "\nnote: {name} is memory: these figures say nothing of a disk, and nothing here is durable")
+                write!(f, "\nnote: {name} is in memory: the figures do not apply to a disk, and nothing is durable")
             }
             _ => Ok(()),
         }

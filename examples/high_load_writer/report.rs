@@ -1,4 +1,4 @@
-//! Figures: gathered while the run lasts, printed when it is over.
+//! The figures: collected during the run and printed at its end.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -10,12 +10,12 @@ use ringcask::{RecoveryReport, Stats};
 
 use crate::options::Options;
 
-/// Latencies of one task or of many, to two significant digits: 36 KB a task, and an error under one percent.
+/// Latencies of one or more tasks, with two significant digits: 36 KB each, with an error below one percent.
 pub(crate) struct Latency(Option<Histogram<u64>>);
 
 impl Default for Latency {
     fn default() -> Self {
-        // An hour and the precision are valid bounds; without a histogram nothing is recorded, and 0 is shown.
+        // These bounds are valid. Without a histogram, nothing would be recorded and 0 would be shown.
         Self(Histogram::new_with_bounds(1, 3_600_000_000_000, 2).ok())
     }
 }
@@ -29,7 +29,7 @@ impl Latency {
 
     pub(crate) fn add(&mut self, other: &Self) {
         if let (Some(histogram), Some(other)) = (&mut self.0, &other.0) {
-            // Both have the same bounds, which is all that could be wrong.
+            // Adding fails only if the bounds differ, and all histograms have the same.
             let _ = histogram.add(other);
         }
     }
@@ -38,7 +38,7 @@ impl Latency {
         self.0.as_ref().map_or(0, Histogram::len)
     }
 
-    /// The latency, in microseconds, that `percent` of the operations did not exceed.
+    /// The latency in microseconds at the percentile `percent`.
     fn micros(&self, percent: f64) -> f64 {
         self.0.as_ref().filter(|histogram| !histogram.is_empty()).map_or(0.0, |histogram| {
             let nanos = if percent >= 100.0 { histogram.max() } else { histogram.value_at_percentile(percent) };
@@ -60,7 +60,7 @@ impl Phase {
     }
 }
 
-/// Everything that is told at the end.
+/// Everything that is printed at the end.
 pub(crate) struct Report {
     setting: String,
     engine: String,
@@ -79,7 +79,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// A report on what happened between the two views of the store.
+    /// A report on the time between two snapshots of the statistics.
     pub(crate) fn new(options: &Options, before: &Stats, after: &Stats) -> Self {
         let setting = match &options.file {
             Some(file) => format!("lines of {}, {} writers, {}", file.display(), options.writers, options.durability),
@@ -87,7 +87,7 @@ impl Report {
                 "{} writers, {} readers{}, {}, values of {} bytes, {} keys",
                 options.writers,
                 options.readers,
-                options.rate.map(|rate| format!(", {} requests a second", grouped(rate))).unwrap_or_default(),
+                options.rate.map(|rate| format!(", {} requests per second", grouped(rate))).unwrap_or_default(),
                 options.durability,
                 options.value_bytes,
                 grouped(options.keys as u64)
@@ -121,7 +121,7 @@ impl Report {
         self.faults.push(fault);
     }
 
-    /// Takes in the first few of many, each of them once.
+    /// Adds the first few distinct faults.
     pub(crate) fn fault_all(&mut self, faults: impl Iterator<Item = String>) {
         for fault in faults {
             if self.faults.len() < 8 && !self.faults.contains(&fault) {
@@ -134,12 +134,12 @@ impl Report {
         self.mismatches += mismatches;
     }
 
-    /// Whether all went well: no mismatch and no error.
+    /// Whether there was no mismatch and no error.
     pub(crate) fn is_good(&self) -> bool {
         self.mismatches == 0 && self.faults.is_empty()
     }
 
-    /// Prints the figures: on stdout, or, if stdout is to carry the line of JSON, on stderr.
+    /// Prints the figures to stdout. With `json`, prints them to stderr and the line of JSON to stdout.
     pub(crate) fn print(&self, json: bool) {
         for fault in &self.faults {
             eprintln!("fault: {fault}");
@@ -203,12 +203,12 @@ impl fmt::Display for Report {
             to_float(self.bytes_written) / 1e6
         )?;
         if let Some(idle) = self.cpu_idle {
-            writeln!(f, "cpu       {idle:.0} % idle, all cores of the machine")?;
+            writeln!(f, "cpu       {idle:.0} % idle, over all cores")?;
         }
         if let Some(recovery) = &self.recovery {
             writeln!(
                 f,
-                "reopened  in {:.3} s: {} keys; segments: {}, of them read through their hint files: {}",
+                "reopened  in {:.3} s: {} keys; {} segments, {} of them loaded from hint files",
                 recovery.duration.as_secs_f64(),
                 grouped(recovery.keys),
                 recovery.segments,
@@ -220,7 +220,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A time in a unit that suits it.
+/// A time, displayed in a suitable unit.
 struct Micros(f64);
 
 impl fmt::Display for Micros {
@@ -233,7 +233,7 @@ impl fmt::Display for Micros {
     }
 }
 
-/// One line a second while the run lasts.
+/// Prints one line per second during the run.
 pub(crate) struct Progress {
     begun: Instant,
     shown: Instant,
@@ -257,7 +257,7 @@ impl Progress {
         let groups = stats.groups - self.stats.groups;
         let records = stats.group_records - self.stats.group_records;
         let line = format!(
-            "{:>4.0} s {:>11} puts/s {:>11} gets/s {:>9} fsyncs/s, {:.1} records a group",
+            "{:>4.0} s {:>11} puts/s {:>11} gets/s {:>9} fsyncs/s, {:.1} records per group",
             self.begun.elapsed().as_secs_f64(),
             rate(puts, self.puts),
             rate(gets, self.gets),
@@ -265,7 +265,7 @@ impl Progress {
             if groups == 0 { 0.0 } else { to_float(records) / to_float(groups) },
         );
         if self.in_place {
-            // Back to the first column, and clear what the last line may have left.
+            // Returns to the first column and clears the rest of the previous line.
             eprint!("\r{line}\x1b[K");
         } else {
             eprintln!("{line}");
@@ -273,7 +273,7 @@ impl Progress {
         (self.puts, self.gets, self.stats) = (puts, gets, stats);
     }
 
-    /// Leaves the last line standing.
+    /// Ends the last line.
     pub(crate) fn end(&self) {
         if self.in_place {
             eprintln!();
@@ -281,20 +281,20 @@ impl Progress {
     }
 }
 
-/// Ticks of all cores together, from `/proc/stat`.
+/// The sum of the ticks of all cores, from `/proc/stat`.
 pub(crate) struct CpuTimes {
     idle: u64,
     total: u64,
 }
 
 impl CpuTimes {
-    /// `None` where `/proc` is not what it should be.
+    /// `None` if `/proc/stat` cannot be read or parsed.
     pub(crate) fn now() -> Option<Self> {
         let text = fs::read_to_string("/proc/stat").ok()?;
-        // user nice system idle iowait irq softirq steal; the two fields after it are parts of user and nice.
+        // user nice system idle iowait irq softirq steal. The two fields after them are parts of user and nice.
         let ticks: Vec<u64> =
             text.lines().next()?.split_whitespace().skip(1).take(8).map_while(|tick| tick.parse().ok()).collect();
-        // A core that waits for a disk is free to work.
+        // A core that waits for a disk is idle too.
         Some(Self { idle: ticks.get(3)? + ticks.get(4)?, total: ticks.iter().sum() })
     }
 
@@ -305,7 +305,7 @@ impl CpuTimes {
     }
 }
 
-/// Counters stay far below 2⁵³, where a float is exact.
+/// Exact, because counters stay far below 2⁵³.
 fn to_float(count: u64) -> f64 {
     count as f64
 }
@@ -314,7 +314,7 @@ fn rounded(number: f64) -> String {
     grouped(format!("{number:.0}").parse().unwrap_or(0))
 }
 
-/// Digits in threes.
+/// The number with a comma between groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The check after the reopening: every key, every byte.
+//! The check after the reopening: every byte of every key.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use tokio::task::{JoinSet, yield_now};
 use crate::data;
 use crate::or_hang;
 
-/// What the check found.
+/// The result of the check.
 #[derive(Default)]
 pub(crate) struct Verified {
-    /// Acknowledged keys that hold what they must.
+    /// Acknowledged keys with a correct value.
     pub(crate) keys: u64,
-    /// Keys of any kind that do not, and keys that nobody put.
+    /// Keys with a wrong value, and keys that no task put.
     pub(crate) mismatches: u64,
-    /// The first few mismatches, for people.
+    /// The first few mismatches, for display.
     pub(crate) samples: Vec<String>,
     present: u64,
 }
 
 struct Expected {
     store: Store,
-    /// By key: the generation acknowledged last, 0 for none.
+    /// For each key, the last acknowledged generation, or 0.
     acknowledged: Vec<u32>,
-    /// Keys that may be one generation further on.
+    /// Keys that may have one generation more.
     undecided: HashSet<usize>,
     value_bytes: usize,
 }
@@ -33,7 +33,7 @@ struct Expected {
 const TASKS: usize = 32;
 const SAMPLES: usize = 5;
 
-/// Gets every key of the key space, put or not, and compares.
+/// Gets every key, whether it was put or not, and compares the value.
 pub(crate) async fn verify(
     store: &Store,
     acknowledged: Vec<u32>,
@@ -55,7 +55,7 @@ pub(crate) async fn verify(
     verified.samples.truncate(SAMPLES);
     if store.len() as u64 != verified.present {
         verified.mismatches += 1;
-        verified.samples.push(format!("the store counts {} keys, gets found {}", store.len(), verified.present));
+        verified.samples.push(format!("the store has {} keys, but gets found {}", store.len(), verified.present));
     }
     verified
 }

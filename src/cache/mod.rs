@@ -22,7 +22,7 @@
 //! # Memory
 //!
 //! The cache reserves address space for all blocks at once, as one region of large pages ([`pages`](crate::io::pages)).
-//! Memory follows as blocks are cached: frames are created one after the other, up to the number that the configured
+//! Memory is used only as blocks are cached: frames are created one after the other, up to the number that the configured
 //! bytes allow. From then on the clock hand chooses frames to reuse. It skips, once, a frame that was read since it
 //! last passed. Each frame keeps its block of the region for good, so the frame's number gives the record's address,
 //! which can be prefetched before the frame is read.
@@ -32,7 +32,7 @@
 //!
 //! # Which misses fill a block
 //!
-//! Filling a block costs as much as about ten gets gain from it: a read of the whole block, and new memory. Where keys
+//! Filling a block costs about as much as ten hits save: a read of the whole block, and new memory. Where keys
 //! are overwritten as fast as they are read, records lie in blocks that are not read again. Where reads spread over a
 //! log that is much larger than the cache, blocks are evicted before they are read again. So one miss in
 //! [`ADMIT_ONE_IN`] always fills its block. While the cache has room, hits earn further fills: one per

@@ -40,12 +40,12 @@
 //!
 //! # Failure
 //!
-//! - **No space.** The write is refused before it is accepted: `NoSpace`, not applied. The store goes on.
+//! - **No space.** The write is refused before it is accepted: `NoSpace`, not applied. The store keeps working.
 //! - **A failed write.** The file is cut back and the cut is synced. The group's writers are told "not applied", and the
 //!   segment is sealed. If the group held acknowledged `Buffered` writes, the store is poisoned instead.
 //! - **A failed sync, or a failed cut.** The store is poisoned. Writers whose group was handed to the kernel get the
-//!   outcome "unknown": reopening decides. Writers that were only staged are told "not applied". Reads go on.
-//! - **A panic of the commit task** poisons the store, too.
+//!   outcome "unknown": reopening decides. Writers that were only staged are told "not applied". Reads continue.
+//! - **A panic of the commit task** also poisons the store.
 
 mod active;
 mod append;

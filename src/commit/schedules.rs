@@ -20,7 +20,7 @@ use crate::keydir::Keydir;
 use crate::options::Durability;
 use crate::segment::{Segment, SegmentSet};
 use crate::sync::waiters::Slot;
-use crate::testing::schedules::world::{Image, World};
+use crate::testing::schedules::backend::{ExplorerBackend, FileImage};
 
 fn failure() -> Error {
     Error::new(ErrorKind::Poisoned, "the sync failed")
@@ -65,13 +65,13 @@ impl Queue {
 
     /// A queue with a staging buffer of `staging_bytes`.
     fn with_staging_bytes(staging_bytes: u64) -> Self {
-        let world = World::new(&Image::new());
+        let backend = ExplorerBackend::new(&FileImage::new());
         let keydir = Arc::new(Keydir::new((1, 2), 2));
-        let segments = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
+        let segments = Arc::new(SegmentSet::new(backend.dir(), PathBuf::from("/db"), 8));
         let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
         segments.insert(Arc::clone(&segment));
         let limits = Limits { segment_bytes: 1 << 20, staging_bytes, reserve_bytes: 0 };
-        let log = Log::new(Arc::new(world), Arc::clone(&keydir), Arc::clone(&segments), limits, 1);
+        let log = Log::new(Arc::new(backend), Arc::clone(&keydir), Arc::clone(&segments), limits, 1);
         log.set_append_point(AppendPoint { segment, next_offset: 4096, next_ordinal: 0, preallocated_end: u64::MAX });
         Self { log, keydir, segments, synced: AtomicU64::new(0) }
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::constants::{CHECKSUM_CRC32, FORMAT_MAJOR, KNOWN_COMPAT, KNOWN_INCOMPAT};
+
 /// The reason for which a decoder refused its input.
 ///
 /// The error names only the kind of failure. The caller knows the file and the offset, and decides whether the failure
@@ -76,7 +78,9 @@ impl fmt::Display for DecodeError {
             Self::PayloadChecksum => f.write_str("bad payload checksum"),
             Self::Kind(kind) => write!(f, "record kind {kind} not allowed"),
             Self::Compression(tag) => write!(f, "unknown compression {tag}"),
-            Self::ChecksumTag(tag) => write!(f, "unknown checksum algorithm {tag}"),
+            Self::ChecksumTag(tag) => {
+                write!(f, "checksum algorithm {tag} not supported; this build knows {CHECKSUM_CRC32}")
+            }
             Self::Length => f.write_str("length out of range"),
             Self::Padding => f.write_str("padding not zero"),
             Self::Reserved => f.write_str("reserved field not zero"),
@@ -86,7 +90,11 @@ impl fmt::Display for DecodeError {
             Self::Sequence => f.write_str("sequence number out of range"),
             Self::Trailing => f.write_str("trailing bytes"),
             Self::Unsupported { found_major, found_minor, incompat, compat } => {
-                write!(f, "format {found_major}.{found_minor} with features {incompat:#x}, {compat:#x} not supported")
+                write!(
+                    f,
+                    "format {found_major}.{found_minor} with features {incompat:#x}, {compat:#x} not supported; "
+                )?;
+                write!(f, "this build reads format {FORMAT_MAJOR}, features {KNOWN_INCOMPAT:#x}, {KNOWN_COMPAT:#x}")
             }
         }
     }

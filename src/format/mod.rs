@@ -22,8 +22,9 @@
 //! # Files and versions
 //!
 //! A store has three types of file: segments, one manifest, and one hint file for each sealed segment. (The directory
-//! also holds `LOCK`, which carries the file lock, and `RESERVE`, which holds preallocated disk space. Both have length
-//! 0.) Every file starts with the same prelude:
+//! also holds `LOCK`, which carries the file lock, and `RESERVE`, which has length 0 and holds preallocated disk space.
+//! `LOCK` contains the PID of the last process that locked it, as decimal digits and a line feed. This is for people and
+//! error messages: readers accept any contents.) Every file starts with the same prelude:
 //!
 //! ```text
 //! offset  size  prelude

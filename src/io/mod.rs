@@ -16,7 +16,7 @@
 //!
 //! - An operation owns its buffers from the call until its completion. Dropping the future of an operation discards the
 //!   result but does not cancel the operation: it completes, and then its buffers are freed.
-//! - The call starts the operation. The first poll of its future does not.
+//! - The call itself starts the operation, not the first poll.
 //! - Results are raw: a read or write may be short, and `Interrupted` and `WouldBlock` may come back. The loops in
 //!   [`util`] handle them, so that the simulated disk can test those loops.
 //! - [`File::sync`] covers the writes whose completion was *delivered* before the call. It promises
@@ -183,7 +183,8 @@ pub trait Dir: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock on the file `name`, creating the file (mode 0600) if necessary.
     ///
     /// Returns `None` if this process or another one holds the lock. The lock is released when the guard is dropped or
-    /// the process ends. The file is never removed.
+    /// the process ends. The file is never removed. The real backends write the holder's PID into it, as decimal text
+    /// and a line feed, if they can.
     fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>>;
 }
 

@@ -360,7 +360,8 @@ impl Dir for OsDir {
 
     fn lock(&self, name: &str) -> io::Result<Option<Box<dyn DirLock>>> {
         for _ in 0..MAX_LOCK_TRIES {
-            let fd = self.open_regular(name, OFlags::RDWR | OFlags::CREATE)?;
+            // Write-only: a holder that may not read the file can still lock it and name itself.
+            let fd = self.open_regular(name, OFlags::WRONLY | OFlags::CREATE)?;
             match retry_on_intr(|| fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -371,6 +372,10 @@ impl Dir for OsDir {
             let held = fs::fstat(&fd)?;
             match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(named) if named.st_ino == held.st_ino && named.st_dev == held.st_dev => {
+                    // A hard link may be another user's file, which the store must not overwrite.
+                    if held.st_nlink == 1 {
+                        write_pid(&fd);
+                    }
                     return Ok(Some(Box::new(OsLock { _fd: fd })));
                 }
                 Ok(_) | Err(Errno::NOENT) => {}
@@ -379,6 +384,17 @@ impl Dir for OsDir {
         }
         Err(io::Error::other(format!("the lock file {} keeps being replaced", self.path.join(name).display())))
     }
+}
+
+/// Writes this process's PID into its lock file, for error messages. Best effort: nothing relies on the contents.
+///
+/// Overwrites first and truncates afterwards, because on a full disk an overwrite needs no new space. A concurrent
+/// reader takes the digits before the first line feed, so it never mixes the new PID with the rest of a longer old one.
+fn write_pid(lock_file: &OwnedFd) {
+    let line = format!("{}\n", std::process::id());
+    let is_written = rustix::io::pwrite(lock_file, line.as_bytes(), 0) == Ok(line.len());
+    // Without a PID the file must not name an earlier holder.
+    let _ = fs::ftruncate(lock_file, if is_written { line.len() as u64 } else { 0 });
 }
 
 /// Closes the descriptor on drop, which releases the lock.

@@ -1,7 +1,7 @@
 //! The maintenance task: all work on sealed segments, on its own thread, so that no writer waits for it.
 //!
-//! In the order of urgency, it serves the compactions that callers request, removes the files of obsolete segments,
-//! compacts when the picker says so, and writes hint files. It does one thing at a time. A compaction job runs to its
+//! In order of urgency, it serves the compactions that callers request, removes the files of obsolete segments,
+//! compacts what the picker selects, and writes hint files. It does one thing at a time. A compaction job runs to its
 //! end before the next thing, unless it is told to stop.
 //!
 //! Callers and the commit task reach it through [`Control`]. A failure of its work fails no write:

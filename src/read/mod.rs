@@ -1,4 +1,4 @@
-//! Reading one record: the keydir gives its location, and [`look_up`] tries the places that can have it, from the
+//! Reading one record: the keydir gives its location, and [`look_up`] tries the places that may hold it, from the
 //! nearest to the farthest.
 //!
 //! 1. A *staging buffer*, if the record is not yet written to its file.

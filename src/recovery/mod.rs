@@ -35,7 +35,7 @@
 //! the space of the reserve. The last step preallocates the reserve again, as far as there is space. A missing reserve
 //! never fails an open.
 //!
-//! The steps share one [`Opening`]. The files of this folder, from the lowest up: `opening`, `directory`, `checked`,
+//! The steps share one [`Opening`]. The files of this folder, bottom up: `opening`, `directory`, `checked`,
 //! `live_bytes`, `loaded`, `hint_load`, `jobs`, `load`, `tail`, `manifest`.
 
 mod checked;
@@ -56,7 +56,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format;
-use crate::io::{Dir, DirLock, Io};
+use crate::io::{Dir, DirLock, Io, OpenMode};
 use crate::keydir::Keydir;
 use crate::options::Options;
 use crate::seeded_bug::{self, SeededBug};
@@ -79,6 +79,8 @@ const _: () = assert!(NEXT_SEQ_MAX < format::MAX_SEQ / 2 + 2, "at least half of 
 /// After a process is killed, the kernel may keep its ring, and with it the lock, for a moment.
 const LOCK_ATTEMPTS: usize = 6;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How much of the lock file is read. A PID and its line feed are shorter.
+const MAX_PID_LINE_BYTES: usize = 20;
 
 /// The result of a recovery.
 pub(crate) struct Recovered {
@@ -128,7 +130,29 @@ async fn take_lock(io: &dyn Io, dir: &dyn Dir, path: &Path) -> Result<Box<dyn Di
             Err(error) => return Err(Error::io("take the lock", error).with_path(path.join(LOCK_FILE))),
         }
     }
-    Err(Error::new(ErrorKind::Locked, "open: another handle has the store open").with_path(path))
+    let holder = match holder_pid(dir).await {
+        Some(pid) if pid == std::process::id() => ", in this process,".to_owned(),
+        Some(pid) => format!(", in process {pid},"),
+        None => String::new(),
+    };
+    let message = format!("open: another handle{holder} has the store open");
+    Err(Error::new(ErrorKind::Locked, message).with_path(path))
+}
+
+/// The PID in the lock file, which another handle has locked. `None` if the file cannot be read or contains something
+/// else.
+async fn holder_pid(dir: &dyn Dir) -> Option<u32> {
+    let file = dir.open(LOCK_FILE, OpenMode::Read).ok()?;
+    let done = file.read_at(vec![0; MAX_PID_LINE_BYTES], 0, 0).await;
+    parse_pid_line(done.buf.get(..done.result.ok()?)?)
+}
+
+/// Parses decimal digits that a line feed ends.
+fn parse_pid_line(bytes: &[u8]) -> Option<u32> {
+    let digits = bytes.split(|&byte| byte == b'\n').next().filter(|digits| digits.len() < bytes.len())?;
+    // `parse` alone would also accept a plus sign.
+    let digits = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok()
 }
 
 impl Opening<'_> {

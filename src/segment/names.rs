@@ -1,6 +1,7 @@
 //! The names of the store's files. All names are made here; none comes from the contents of a file.
 
-/// Locked while the store is open. Its contents have no meaning.
+/// Locked while the store is open. Contains the PID of the last process that locked it, as text for error messages.
+/// Nothing relies on the contents.
 pub(crate) const LOCK_FILE: &str = "LOCK";
 /// The list of live segments.
 pub(crate) const MANIFEST_FILE: &str = "MANIFEST";

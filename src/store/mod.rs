@@ -1,7 +1,7 @@
 //! The handle: each operation as a method that returns a named future.
 //!
-//! A put reads downwards from here: `put` prepares the record, [`futures`] offers it to the log when it is polled, and
-//! `commit` does the rest. [`core`] has the parts of an open store and how it ends.
+//! To follow a put, read on from here: `put` prepares the record, [`futures`] offers it to the log when it is polled, and
+//! `commit` does the rest. [`core`] holds the parts of an open store and shuts it down.
 
 mod builder;
 pub(crate) mod core;

@@ -1,7 +1,7 @@
-//! What the crate's own tests reach beyond its public API: the simulated disk, the file format, the I/O layer, and the
+//! Internals for the crate's own tests: the simulated disk, the file format, the I/O layer, and the
 //! switch for seeded bugs.
 //!
-//! Compiled under the private feature `__testing` only. It is no part of the API, and may change in every version.
+//! Compiled under the private feature `__testing` only. It is not part of the API and may change in any version.
 
 #[cfg(test)]
 #[cfg(feature = "__shuttle")]
@@ -14,12 +14,12 @@ pub mod format {
     pub use crate::format::*;
 }
 
-/// The I/O layer and its implementations.
+/// The I/O layer and its backends.
 pub mod io {
     pub use crate::io::*;
 }
 
-/// The bugs that a test can switch on, to see that it fails.
+/// The bugs that a test switches on to check that it fails.
 pub mod seeded_bug {
     pub use crate::seeded_bug::*;
 }

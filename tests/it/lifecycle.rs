@@ -1,14 +1,14 @@
 //! Opening, closing, dropping, locking and forking: the guarantees of a handle over its lifetime.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
+use ringcask::{Batch, Builder, Durability, ErrorKind, Outcome, Store};
 
 use crate::bad_input::open_error;
 use crate::helpers::{
@@ -205,6 +205,87 @@ fn a_second_open_is_refused_until_the_first_store_is_gone() {
             close(open(env.builder()));
             drop(store);
         }
+    });
+}
+
+/// The message of the error that a second open returns.
+fn locked(builder: Builder) -> String {
+    let error = open_error(builder);
+    assert_eq!(error.kind(), ErrorKind::Locked, "{error:?}");
+    error.to_string()
+}
+
+#[test]
+fn a_locked_error_names_the_process_that_has_the_store_open() {
+    const NAME: &str = "lifecycle::a_locked_error_names_the_process_that_has_the_store_open";
+    if is_child() {
+        let (engine, path) = child_env();
+        let message = locked(Store::builder(path).engine(engine));
+        let parent = std::os::unix::process::parent_id();
+        return assert!(
+            message.starts_with(&format!("open: another handle, in process {parent}, has the store open in ")),
+            "{message}"
+        );
+    }
+    for_each_engine(|env| {
+        let store = env.open();
+        let pid = fs::read_to_string(env.path().join("LOCK")).unwrap();
+        assert_eq!(pid, format!("{}\n", std::process::id()));
+        let message = locked(env.builder());
+        assert!(message.starts_with("open: another handle, in this process, has the store open in "), "{message}");
+        expect_success(rerun(NAME, env));
+
+        let contents: [&[u8]; 9] = [
+            b"",
+            b"\n",
+            b"12",
+            b"+12\n",
+            b"12x\n",
+            b" 12\n",
+            b"99999999999999999999\n",
+            b"\xFF\x00\n",
+            &[b'7'; 10_000],
+        ];
+        for content in contents {
+            fs::write(env.path().join("LOCK"), content).unwrap();
+            let message = locked(env.builder());
+            assert!(message.starts_with("open: another handle has the store open in "), "{message}");
+        }
+        fs::write(env.path().join("LOCK"), "12\n3456789").unwrap();
+        assert!(locked(env.builder()).starts_with("open: another handle, in process 12, has the store open in "));
+        close(store);
+        // The next holder replaces the content.
+        close(env.open());
+        assert_eq!(fs::read_to_string(env.path().join("LOCK")).unwrap(), pid);
+    });
+}
+
+#[test]
+fn an_unreadable_lock_file_still_locks_the_directory() {
+    const NAME: &str = "lifecycle::an_unreadable_lock_file_still_locks_the_directory";
+    const NOBODY: u32 = 65_534;
+    if is_child() {
+        let (engine, path) = child_env();
+        // Permissions do not apply to root. The store's threads inherit the user of the thread that starts them.
+        if rustix::process::geteuid().is_root() {
+            rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(NOBODY)).unwrap();
+        }
+        let lock = path.join("LOCK");
+        let builder = || Store::builder(&path).engine(engine);
+        let store = open(builder());
+        assert!(locked(builder()).contains(", in this process, "));
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o200)).unwrap();
+        assert_eq!(fs::read(&lock).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        assert!(locked(builder()).starts_with("open: another handle has the store open in "));
+        close(store);
+        // Write permission is enough to take the lock.
+        return close(open(builder()));
+    }
+    for_each_engine(|env| {
+        if rustix::process::geteuid().is_root() {
+            chown(env.dir.path(), Some(NOBODY), None).unwrap();
+        }
+        expect_success(rerun(NAME, env));
     });
 }
 

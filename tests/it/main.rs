@@ -23,6 +23,7 @@ mod compat;
 mod concurrency;
 mod directory_changes;
 mod durability;
+mod error_messages;
 mod full_disk;
 mod helpers;
 mod leaks;

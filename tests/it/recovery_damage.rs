@@ -449,6 +449,7 @@ fn a_newer_format_is_refused_and_nothing_is_modified() {
                     let error = open_error(env.builder().recovery(recovery));
                     assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{at}, {target:?}: {error:?}");
                     assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
+                    assert!(error.to_string().contains("this build"), "no format of this build in: {error}");
                     assert!(contents(&path) == before, "{target:?} under {recovery}: the open changed the directory");
                 }
             }

@@ -19,7 +19,7 @@
 //!     util::write_all(&*file, vec![" perhaps".into()], 4).await
 //! })?;
 //!
-//! The power fails after the last step. Every possible disk contains the synced bytes.
+//! // The power fails after the last step. Every possible disk contains the synced bytes.
 //! let journal = world.journal();
 //! for image in journal.crash_images(journal.len(), 100, &mut Rng::new(1)) {
 //!     assert_eq!(&image.bytes("log").unwrap()[..4], b"kept");

@@ -1,18 +1,27 @@
-//! Tests under a schedule explorer: what may happen between any two steps of several threads.
+//! Models for a schedule explorer, which runs each of them under many interleavings of its threads.
 //!
-//! The whole store runs in [`world::World`], whose threads are the explorer's, and so do its parts in models of their
-//! own. At each use of a lock or an atomic, each wait and each start of a thread, the explorer decides who goes on: at
-//! random, or by priorities that change a few times (PCT), which finds what takes a few switches at the right places. A
-//! schedule in which everybody waits is a failure as much as a failed assertion is: so every lost wake-up shows.
+//! The whole store runs on [`backend::ExplorerBackend`], whose threads are the explorer's. Parts of the store have
+//! separate models. At each use of a lock or an atomic, each wait and each start of a thread, the explorer chooses
+//! the thread that runs next. It chooses at random, or by priorities that change a few times (PCT): these find bugs
+//! that need a few switches at the right places. A deadlock fails a schedule as a failed assertion does, so every lost
+//! wake-up is found.
 //!
-//! What is explored are interleavings. Every operation is sequentially consistent here, whatever ordering it names: a
-//! missing `Acquire` is not found.
+//! Only interleavings are explored. Every atomic operation is sequentially consistent here, whatever ordering it names,
+//! so a missing `Acquire` is not found.
 //!
-//! `cargo test --features __shuttle --lib schedules`. The environment may set `RINGCASK_SEED`, `RINGCASK_SCHEDULES` (how
-//! many), `RINGCASK_MODEL` (that one alone) and `RINGCASK_SEEDED_BUG` (that mistake built in). A failure prints
-//! its schedule; with that in `RINGCASK_SCHEDULE` and its model's name in `RINGCASK_MODEL`, the test `one_schedule_again`
-//! replays it.
+//! `cargo test --features __shuttle --lib schedules` runs them. Environment variables:
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `RINGCASK_SEED` | the seed of the schedules |
+//! | `RINGCASK_SCHEDULES` | the number of schedules |
+//! | `RINGCASK_MODEL` | run this model only |
+//! | `RINGCASK_SEEDED_BUG` | run with this seeded bug |
+//! | `RINGCASK_SCHEDULE` | replay this schedule of `RINGCASK_MODEL`, in the test `one_schedule_again` |
+//!
+//! A failure prints its schedule.
 
+pub(crate) mod backend;
 mod cancellation;
 mod history;
 mod parts;
@@ -20,7 +29,6 @@ mod parts;
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests in `tests/`; a part is used here")]
 mod stages;
 mod store;
-pub(crate) mod world;
 
 use std::any::Any;
 use std::fmt::Display;
@@ -37,44 +45,44 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use crate::commit::schedules as commit;
 use crate::seeded_bug::{SeededBug, activate};
 
-/// Something to be run under many schedules.
+/// A program that runs under many schedules.
 #[derive(Clone, Copy)]
-struct Model {
+struct ScheduleModel {
     name: &'static str,
     run: fn(),
-    /// What part of all schedules, in percent; half of these at random and half by priorities.
+    /// The model's share of all schedules, in percent. Half of them are chosen at random, half by priorities.
     percent: usize,
 }
 
-/// Those that take long first, so that all processors have something to do to the end.
-const MODELS: [Model; 15] = [
-    Model { name: "store/compaction", run: store::writes_against_compaction, percent: 15 },
-    Model { name: "store/batches", run: store::batches_against_compaction, percent: 5 },
-    Model { name: "store/rotation", run: store::rotation_against_everything, percent: 5 },
-    Model { name: "store/queue", run: store::the_commit_queue, percent: 5 },
-    Model { name: "store/close", run: store::close_against_everything, percent: 5 },
-    Model { name: "store/cancellation", run: cancellation::futures_that_are_dropped, percent: 5 },
-    Model { name: "store/room", run: cancellation::room_that_is_left, percent: 5 },
-    Model { name: "commit/log", run: commit::callers_against_the_task, percent: 10 },
-    Model { name: "commit/group", run: commit::one_outcome_for_all, percent: 5 },
-    Model { name: "commit/room", run: commit::space_for_writers_that_stay, percent: 10 },
-    Model { name: "segments/pins", run: parts::pins_against_unlinking, percent: 5 },
-    Model { name: "segments/moves", run: parts::a_record_that_moves, percent: 5 },
-    Model { name: "keydir/relocation", run: parts::records_against_relocation, percent: 10 },
-    Model { name: "keydir/batches", run: parts::batches_are_seen_whole, percent: 5 },
-    Model { name: "io/slot", run: cancellation::an_operation_and_its_future, percent: 5 },
+/// Long models come first, so that all processors are busy until the end.
+const MODELS: [ScheduleModel; 15] = [
+    ScheduleModel { name: "store/compaction", run: store::writes_against_compaction, percent: 15 },
+    ScheduleModel { name: "store/batches", run: store::batches_against_compaction, percent: 5 },
+    ScheduleModel { name: "store/rotation", run: store::rotation_against_everything, percent: 5 },
+    ScheduleModel { name: "store/queue", run: store::the_commit_queue, percent: 5 },
+    ScheduleModel { name: "store/close", run: store::close_against_everything, percent: 5 },
+    ScheduleModel { name: "store/cancellation", run: cancellation::dropped_futures, percent: 5 },
+    ScheduleModel { name: "store/admission", run: cancellation::space_left_by_dropped_writers, percent: 5 },
+    ScheduleModel { name: "commit/log", run: commit::callers_against_the_task, percent: 10 },
+    ScheduleModel { name: "commit/group", run: commit::one_outcome_for_all, percent: 5 },
+    ScheduleModel { name: "commit/admission", run: commit::space_for_writers_that_stay, percent: 10 },
+    ScheduleModel { name: "segments/pins", run: parts::pins_against_unlinking, percent: 5 },
+    ScheduleModel { name: "segments/moves", run: parts::a_lookup_of_a_record_that_moves, percent: 5 },
+    ScheduleModel { name: "keydir/relocation", run: parts::records_against_relocation, percent: 10 },
+    ScheduleModel { name: "keydir/batches", run: parts::batches_against_readers, percent: 5 },
+    ScheduleModel { name: "io/slot", run: cancellation::a_completion_and_its_future, percent: 5 },
 ];
 
-/// Changes of priority in a schedule of the second half.
+/// Changes of priority in one schedule by priorities.
 const PRIORITY_CHANGES: usize = 3;
 
-/// Where a mistake must show, and within how many schedules.
-const MISTAKES: [(SeededBug, &str, usize); 25] = [
+/// Each seeded bug with a model that must find it, and the number of schedules within which it must.
+const SEEDED_BUGS: [(SeededBug, &str, usize); 25] = [
     (SeededBug::WakerLost, "commit/group", 5_000),
     (SeededBug::FollowerErrorDropped, "commit/group", 5_000),
     (SeededBug::BellNotHeard, "commit/log", 5_000),
-    (SeededBug::RoomNotOffered, "commit/room", 5_000),
-    (SeededBug::WaiterKept, "commit/room", 5_000),
+    (SeededBug::RoomNotOffered, "commit/admission", 5_000),
+    (SeededBug::WaiterKept, "commit/admission", 5_000),
     (SeededBug::CompletionOverwritten, "io/slot", 5_000),
     (SeededBug::RelocateUnconditionally, "keydir/relocation", 5_000),
     (SeededBug::BatchEpochIgnored, "keydir/batches", 5_000),
@@ -89,7 +97,7 @@ const MISTAKES: [(SeededBug, &str, usize); 25] = [
     (SeededBug::BellNotHeard, "store/close", 10_000),
     (SeededBug::BatchEpochIgnored, "store/cancellation", 10_000),
     (SeededBug::InputsRetiredBeforeKeysMoved, "store/cancellation", 10_000),
-    (SeededBug::RoomNotOffered, "store/room", 10_000),
+    (SeededBug::RoomNotOffered, "store/admission", 10_000),
     (SeededBug::FollowerErrorDropped, "store/queue", 10_000),
     (SeededBug::AckBeforeSync, "store/queue", 10_000),
     (SeededBug::SyncCoversInFlight, "store/queue", 10_000),
@@ -97,7 +105,7 @@ const MISTAKES: [(SeededBug, &str, usize); 25] = [
     (SeededBug::BellNotHeard, "store/queue", 10_000),
 ];
 
-/// Mistakes and panic hooks are the whole process's: one test at a time.
+/// Held by each test, because seeded bugs and panic hooks are global to the process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn variable<T: FromStr>(name: &str) -> Option<T>
@@ -108,15 +116,15 @@ where
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-fn model(name: &str) -> Model {
+fn model(name: &str) -> ScheduleModel {
     MODELS.into_iter().find(|model| model.name == name).unwrap_or_else(|| panic!("there is no model {name:?}"))
 }
 
-/// `RINGCASK_SEEDED_BUG`, to look at one mistake alone.
-fn mistake() -> Option<SeededBug> {
+/// The bug that `RINGCASK_SEEDED_BUG` names.
+fn chosen_bug() -> Option<SeededBug> {
     let name: String = variable("RINGCASK_SEEDED_BUG")?;
-    let named = MISTAKES.iter().find(|(seeded_bug, _, _)| format!("{seeded_bug:?}") == name);
-    Some(named.unwrap_or_else(|| panic!("no schedule is known to show {name:?}")).0)
+    let named = SEEDED_BUGS.iter().find(|(seeded_bug, _, _)| format!("{seeded_bug:?}") == name);
+    Some(named.unwrap_or_else(|| panic!("no model is known to find {name:?}")).0)
 }
 
 fn config(failures: FailurePersistence) -> Config {
@@ -128,30 +136,31 @@ fn config(failures: FailurePersistence) -> Config {
     config
 }
 
-/// Runs `model` under as many schedules as `scheduler` has, or until it fails; returns how many.
-fn under(scheduler: impl Scheduler + 'static, model: impl Fn() + Send + Sync + 'static, config: &Config) -> usize {
+/// Runs `model` under all schedules of `scheduler`, or until it fails. Returns the number of schedules.
+fn run_with(scheduler: impl Scheduler + 'static, model: impl Fn() + Send + Sync + 'static, config: &Config) -> usize {
     Runner::new(scheduler, config.clone()).run(model)
 }
 
-/// The same, half of the schedules at random and half by priorities.
+/// Runs `model` under random schedules, and under as many by priorities, or until it fails.
 fn explore(model: impl Fn() + Clone + Send + Sync + 'static, seed: u64, schedules: usize, config: &Config) -> usize {
     let half = schedules.div_ceil(2);
-    under(RandomScheduler::new_from_seed(seed, half), model.clone(), config)
-        + under(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, half), model, config)
+    run_with(RandomScheduler::new_from_seed(seed, half), model.clone(), config)
+        + run_with(PctScheduler::new_from_seed(seed, PRIORITY_CHANGES, half), model, config)
 }
 
 fn text(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
-    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without words")
+    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }
 
-/// Prints a line whether the test passes or not. What the explorer prints for each mistake found is for nobody.
-fn say(line: impl Display) {
+/// Prints a line even if the test passes. The test harness captures what the explorer prints for each bug that is
+/// found.
+fn report(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Calls `each` with every item, on as many threads as there are processors; panics as the first one did.
-fn over<T: Sync>(items: &[T], each: impl Fn(&T) + Sync) {
+/// Calls `each` with every item, on one thread per processor. Resumes the first panic.
+fn for_each_in_parallel<T: Sync>(items: &[T], each: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
@@ -179,18 +188,18 @@ fn every_schedule_holds() {
     let (seed, schedules) = (variable("RINGCASK_SEED").unwrap_or_else(stages::first_seed), stage.floor());
     let share = |percent| usize::try_from(schedules).unwrap_or(usize::MAX).div_ceil(100) * percent;
     let only: Option<String> = variable("RINGCASK_MODEL");
-    let models: Vec<Model> =
+    let models: Vec<ScheduleModel> =
         MODELS.into_iter().filter(|model| only.as_ref().is_none_or(|only| only == model.name)).collect();
     let total = AtomicUsize::new(0);
     let config = config(FailurePersistence::Print);
     store::prepare();
-    activate(mistake());
-    over(&models, |model| {
+    activate(chosen_bug());
+    for_each_in_parallel(&models, |model| {
         let start = Instant::now();
         let explored = explore(model.run, seed, share(model.percent), &config);
         let seconds = start.elapsed().as_secs_f64();
         let per_second = explored as f64 / seconds;
-        say(format_args!("{}: {explored} schedules from seed {seed}, {per_second:.0} per second", model.name));
+        report(format_args!("{}: {explored} schedules from seed {seed}, {per_second:.0} per second", model.name));
         total.fetch_add(explored, Ordering::Relaxed);
     });
     let total = total.into_inner();
@@ -200,23 +209,27 @@ fn every_schedule_holds() {
 }
 
 #[test]
-fn every_model_has_a_mistake_to_find() {
+fn every_model_finds_a_seeded_bug() {
     for model in MODELS {
-        assert!(MISTAKES.iter().any(|(_, name, _)| *name == model.name), "nothing shows that {} can fail", model.name);
+        assert!(
+            SEEDED_BUGS.iter().any(|(_, name, _)| *name == model.name),
+            "no seeded bug shows that {} can fail",
+            model.name
+        );
     }
 }
 
 #[test]
-fn every_known_mistake_is_found() {
+fn every_seeded_bug_is_found() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let config = config(FailurePersistence::None);
     store::prepare();
-    // What fails here is meant to: nobody wants to read of every panic.
+    // These failures are expected, so their panics are not printed.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let only = mistake();
+    let only = chosen_bug();
     let mut missed = Vec::new();
-    for (seeded_bug, name, budget) in MISTAKES {
+    for (seeded_bug, name, budget) in SEEDED_BUGS {
         if only.is_some_and(|only| only != seeded_bug) {
             continue;
         }
@@ -237,7 +250,7 @@ fn every_known_mistake_is_found() {
             Err(panic) => {
                 let line = text(&*panic).lines().next().unwrap_or_default();
                 let tried = tried.load(Ordering::Relaxed);
-                say(format_args!("{seeded_bug:?}: found in schedule {tried} of {name}: {line:.160}"));
+                report(format_args!("{seeded_bug:?}: found in schedule {tried} of {name}: {line:.160}"));
             }
         }
     }
@@ -252,6 +265,6 @@ fn one_schedule_again() {
     let name: String = variable("RINGCASK_MODEL").expect("RINGCASK_MODEL names the model of RINGCASK_SCHEDULE");
     let config = config(FailurePersistence::None);
     store::prepare();
-    activate(mistake());
-    under(ReplayScheduler::new_from_encoded(schedule.trim()), model(&name).run, &config);
+    activate(chosen_bug());
+    run_with(ReplayScheduler::new_from_encoded(schedule.trim()), model(&name).run, &config);
 }

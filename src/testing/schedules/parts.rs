@@ -1,4 +1,4 @@
-//! The keydir and the registry of segments by themselves: a few steps each, so that nearly every order is tried.
+//! Models of the keydir and the segment set alone. Each has few steps, so the explorer tries nearly every order.
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use shuttle::future::block_on;
 use shuttle::thread;
 
-use super::world::{Image, World};
+use super::backend::{ExplorerBackend, FileImage};
 use crate::commit::{Limits, Log, Prepared};
 use crate::format::{ALIGN, FOOTER_LEN, RECORD_HEADER_LEN, patch_header, record_len};
 use crate::io::util::write_all;
@@ -29,7 +29,7 @@ fn seq_of(keydir: &Keydir, key: &[u8]) -> u64 {
     keydir.get(key).map_or(0, |entry| entry.seq)
 }
 
-/// Overwrites, a delete and its sweep, against a relocation and sweeps over all keys.
+/// An overwrite, a delete and its sweep run against a compaction that repoints keys, and against passes over all keys.
 pub(super) fn records_against_relocation() {
     let keydir = Arc::new(Keydir::new((1, 2), 2));
     for (key, seq) in [(&b"a"[..], 1), (b"b", 2), (b"c", 3)] {
@@ -43,14 +43,14 @@ pub(super) fn records_against_relocation() {
         }),
         thread::spawn(move || {
             deleter.bury(b"b", 11);
-            assert_eq!(deleter.get(b"b"), None, "it was deleted");
+            assert_eq!(deleter.get(b"b"), None, "b was deleted");
             deleter.sweep(b"b", 11);
             let mut keys = 0;
             deleter.for_each_location(|_, location| {
-                assert_ne!(location.offset(), at(INPUT, 2).offset(), "a sweep finds a deleted record");
+                assert_ne!(location.offset(), at(INPUT, 2).offset(), "a pass finds a deleted record");
                 keys += 1;
             });
-            assert_eq!(keys, 2, "a and c were there all the time");
+            assert_eq!(keys, 2, "a and c were never absent");
         }),
         thread::spawn(move || {
             for (key, seq) in [(&b"a"[..], 1), (b"b", 2), (b"c", 3)] {
@@ -75,8 +75,8 @@ pub(super) fn records_against_relocation() {
     assert_eq!((keydir.get(b"b"), keydir.len()), (None, 2));
 }
 
-/// Batches that publish two keys, one after the other, against readers of both and a relocation.
-pub(super) fn batches_are_seen_whole() {
+/// Batches that publish two keys run against readers of both keys and a compaction that repoints them.
+pub(super) fn batches_against_readers() {
     let keydir = Arc::new(Keydir::new((1, 2), 2));
     keydir.publish(b"a", 1, at(INPUT, 1));
     keydir.publish(b"b", 2, at(INPUT, 2));
@@ -100,7 +100,7 @@ pub(super) fn batches_are_seen_whole() {
         let reader = Arc::clone(&keydir);
         tasks.push(thread::spawn(move || {
             let (first, second) = (seq_of(&reader, b"a"), seq_of(&reader, b"b"));
-            assert!(second > first, "saw a of {first} and then b of {second}");
+            assert!(second > first, "read {first} for a and then {second} for b");
         }));
     }
     for task in tasks {
@@ -109,26 +109,26 @@ pub(super) fn batches_are_seen_whole() {
     assert_eq!((seq_of(&keydir, b"a"), seq_of(&keydir, b"b")), (20, 21));
 }
 
-fn registry_of(world: &World) -> Arc<SegmentSet> {
-    let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 1));
-    // The second one has tombstones that hide records of the first.
+fn three_segments(backend: &ExplorerBackend) -> Arc<SegmentSet> {
+    let segment_set = Arc::new(SegmentSet::new(backend.dir(), PathBuf::from("/db"), 1));
+    // The second segment has tombstones that hide records of the first.
     for (id, first_seq, max_seq, tombstone_bytes) in [(1, 10, 19, 0), (2, 20, 29, record_len(1, 0)), (3, 30, 39, 0)] {
-        let file = world.dir().create(&segment_file_name(id));
+        let file = backend.dir().create(&segment_file_name(id));
         let segment = Segment::new(id, 7, first_seq, 4096, Some(file));
         segment.set_sealed(Some(Facts { max_seq, tombstone_bytes }));
-        registry.insert(Arc::new(segment));
+        segment_set.insert(Arc::new(segment));
     }
-    registry
+    segment_set
 }
 
-/// How often a record moves within one look-up.
+/// How often a record moves during one lookup.
 const MOVES: u32 = 3;
 
-/// Segments with a copy of one record each.
-fn copies_of_a_record(world: &World, key: &[u8]) -> Vec<Arc<Segment>> {
+/// Segments that each contain a copy of the same record.
+fn copies_of_a_record(backend: &ExplorerBackend, key: &[u8]) -> Vec<Arc<Segment>> {
     let mut record = Prepared::put(Vec::new(), key, b"value").bytes;
     let copy = |id| {
-        let file = world.dir().create(&segment_file_name(id));
+        let file = backend.dir().create(&segment_file_name(id));
         let end = ALIGN + record.len() as u64 + FOOTER_LEN as u64;
         let segment = Segment::new(id, 7, 1, end, Some(Arc::clone(&file)));
         patch_header(&mut record[..RECORD_HEADER_LEN], &segment.binding, ALIGN, 1, 0);
@@ -139,19 +139,19 @@ fn copies_of_a_record(world: &World, key: &[u8]) -> Vec<Arc<Segment>> {
     (1..=MOVES + 1).map(copy).collect()
 }
 
-/// A look-up of a record that moves from segment to segment, each of which is retired when it has left: the last steps
-/// of several compactions without the work that lies between them.
-pub(super) fn a_record_that_moves() {
-    let world = World::new(&Image::new());
+/// A lookup of a record that moves from segment to segment. Each segment becomes obsolete when the record has left it.
+/// These are the last steps of several compactions, without the work between them.
+pub(super) fn a_lookup_of_a_record_that_moves() {
+    let backend = ExplorerBackend::new(&FileImage::new());
     let keydir = Arc::new(Keydir::new((1, 2), 1));
-    let registry = Arc::new(SegmentSet::new(world.dir(), PathBuf::from("/db"), 8));
+    let segment_set = Arc::new(SegmentSet::new(backend.dir(), PathBuf::from("/db"), 8));
     let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
-    let log = Log::new(Arc::new(world.clone()), Arc::clone(&keydir), Arc::clone(&registry), limits, 2);
+    let log = Log::new(Arc::new(backend.clone()), Arc::clone(&keydir), Arc::clone(&segment_set), limits, 2);
     let to = |id| Location::new(id, ALIGN, 5).unwrap();
-    let copies = copies_of_a_record(&world, b"k");
-    registry.insert(Arc::clone(&copies[0]));
+    let copies = copies_of_a_record(&backend, b"k");
+    segment_set.insert(Arc::clone(&copies[0]));
     keydir.publish(b"k", 1, to(1));
-    let (moved, segments) = (Arc::clone(&keydir), Arc::clone(&registry));
+    let (moved, segments) = (Arc::clone(&keydir), Arc::clone(&segment_set));
     let mover = thread::spawn(move || {
         for pair in copies.windows(2) {
             segments.insert(Arc::clone(&pair[1]));
@@ -163,61 +163,64 @@ pub(super) fn a_record_that_moves() {
     });
     let counters = Default::default();
     let sources =
-        Sources { io: &world, keydir: &keydir, registry: &registry, log: &log, cache: None, counters: &counters };
-    match look_up(sources, b"k").expect("the record is somewhere") {
+        Sources { io: &backend, keydir: &keydir, registry: &segment_set, log: &log, cache: None, counters: &counters };
+    match look_up(sources, b"k").expect("the record is never absent") {
         Lookup::Ready(value) => assert_eq!(value.as_deref(), Some(&b"value"[..])),
-        // It has its file, and would wait for it.
+        // The lookup has found the file and would wait for the read.
         Lookup::Disk(_) => {}
     }
     mover.join().unwrap();
 }
 
-/// Waits until it is told that a file can go, and unlinks it, as the maintenance task does.
-fn unlink_two(registry: &SegmentSet) -> Vec<u32> {
+/// Unlinks the files of two segments when the segment set allows it, as the maintenance task does.
+fn unlink_two(segment_set: &SegmentSet) -> Vec<u32> {
     let mut gone = Vec::new();
     while gone.len() < 2 {
         let next = block_on(poll_fn(|cx| {
-            registry.obsolete.register(cx.waker());
-            registry.obsolete.next().map_or(Poll::Pending, Poll::Ready)
+            segment_set.obsolete.register(cx.waker());
+            segment_set.obsolete.next().map_or(Poll::Pending, Poll::Ready)
         }));
-        registry.dir.unlink(&segment_file_name(next.id)).unwrap();
-        registry.obsolete.gone(next.id);
+        segment_set.dir.unlink(&segment_file_name(next.id)).unwrap();
+        segment_set.obsolete.gone(next.id);
         gone.push(next.id);
     }
     gone
 }
 
-/// Two segments are retired while others read them, with one descriptor for all.
+/// Two segments become obsolete while readers use them and share one descriptor.
 pub(super) fn pins_against_unlinking() {
-    let world = World::new(&Image::new());
-    let registry = registry_of(&world);
+    let backend = ExplorerBackend::new(&FileImage::new());
+    let segment_set = three_segments(&backend);
     let readers: Vec<_> = [[1, 2], [2, 1], [2, 3]]
         .map(|ids| {
-            let (registry, world) = (Arc::clone(&registry), world.clone());
+            let (segment_set, backend) = (Arc::clone(&segment_set), backend.clone());
             thread::spawn(move || {
                 for id in ids {
-                    let Some(segment) = registry.get(id) else { continue };
-                    registry.file(&segment).expect("the file of a segment that is being read");
+                    let Some(segment) = segment_set.get(id) else { continue };
+                    segment_set.file(&segment).expect("the file of a pinned segment");
                     thread::yield_now();
-                    assert!(world.dir().names().contains(&segment_file_name(id)), "{id} is gone, but being read");
+                    assert!(
+                        backend.dir().names().contains(&segment_file_name(id)),
+                        "the file of segment {id} was unlinked during a read"
+                    );
                 }
             })
         })
         .into_iter()
         .collect();
-    let retiring = Arc::clone(&registry);
-    let maintainer = thread::spawn(move || {
+    let remover = Arc::clone(&segment_set);
+    let maintenance = thread::spawn(move || {
         for id in [2, 1] {
-            let segment = retiring.get(id).unwrap();
-            retiring.remove(segment);
-            assert!(retiring.get(id).is_none(), "{id} is found after it was retired");
+            let segment = remover.get(id).unwrap();
+            remover.remove(segment);
+            assert!(remover.get(id).is_none(), "a lookup finds the obsolete segment {id}");
         }
-        unlink_two(&retiring)
+        unlink_two(&remover)
     });
     for reader in readers {
         reader.join().unwrap();
     }
-    let gone = maintainer.join().unwrap();
-    assert_eq!(registry.obsolete.bytes(), 0, "nothing is left to be unlinked");
-    assert_eq!(gone, [1, 2], "a tombstone went before what it hides");
+    let gone = maintenance.join().unwrap();
+    assert_eq!(segment_set.obsolete.bytes(), 0, "an obsolete segment was not unlinked");
+    assert_eq!(gone, [1, 2], "a tombstone was unlinked before the records that it hides");
 }

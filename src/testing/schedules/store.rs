@@ -1,4 +1,5 @@
-//! The whole store: callers, the commit task, the maintenance task, and compactions of what an earlier session left.
+//! Models of the whole store: callers, the commit task, the maintenance task, and compactions of segments that an
+//! earlier session left.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,29 +14,29 @@ use shuttle::scheduler::RandomScheduler;
 use shuttle::thread::{self, JoinHandle};
 use shuttle::{FailurePersistence, Runner};
 
-use super::history::{Event, History};
-use super::world::{Image, World};
+use super::backend::{ExplorerBackend, FileImage};
+use super::history::{KeyEvent, KeyHistories};
 use crate::format::record_len;
 use crate::{Batch, Builder, Compaction, Durability, ErrorKind, Outcome, Result, Store};
 
-/// Three sealed segments, in which three keys have the values below, and [`DELETED`] was deleted.
-static IMAGE: OnceLock<Image> = OnceLock::new();
+/// Three sealed segments. They have the values of [`BEFORE`], and [`DELETED`] was deleted.
+static IMAGE: OnceLock<FileImage> = OnceLock::new();
 
 const BEFORE: [(&str, u64); 3] = [("a", 1), ("b", 5), (UNTOUCHED, 3)];
 
-/// There all the time, and told from the others by its length.
+/// A key that no model writes. The length of its name distinguishes it from the others.
 pub(super) const UNTOUCHED: &str = "untouched";
 
-/// Not there at any time.
+/// A key that is absent in every model.
 const DELETED: &str = "deleted";
 
-/// Makes the image that models start from; not within a model.
+/// Makes the image that the models start from. Must be called outside a model.
 pub(super) fn prepare() {
     let sessions = || {
-        let world = World::new(&Image::new());
+        let backend = ExplorerBackend::new(&FileImage::new());
         for session in [&[("a", 1), ("b", 2), (UNTOUCHED, 3), (DELETED, 4)][..], &[("b", 5)], &[]] {
             block_on(async {
-                let store = open(&world).await;
+                let store = open(&backend).await;
                 for &(key, value) in session {
                     store.put(key, bytes(value)).await.unwrap();
                 }
@@ -45,7 +46,7 @@ pub(super) fn prepare() {
                 store.close().await.unwrap();
             });
         }
-        let _ = IMAGE.set(world.image());
+        let _ = IMAGE.set(backend.image());
     };
     if IMAGE.get().is_none() {
         let config = super::config(FailurePersistence::Print);
@@ -53,57 +54,59 @@ pub(super) fn prepare() {
     }
 }
 
-pub(super) fn image() -> &'static Image {
+pub(super) fn image() -> &'static FileImage {
     IMAGE.get().expect("`prepare` was called")
 }
 
-pub(super) async fn open(world: &World) -> Store {
-    open_with(world, |builder| builder).await
+pub(super) async fn open(backend: &ExplorerBackend) -> Store {
+    open_with(backend, |builder| builder).await
 }
 
-/// The same, with what `more` says.
-pub(super) async fn open_with(world: &World, more: impl FnOnce(Builder) -> Builder) -> Store {
+/// Opens the store with the options that `more` adds.
+pub(super) async fn open_with(backend: &ExplorerBackend, more: impl FnOnce(Builder) -> Builder) -> Store {
     let compaction = Compaction::new().automatic(false).bytes_per_second(None);
-    let builder = Store::builder("/db").backend(Arc::new(world.clone())).compaction(compaction);
+    let builder = Store::builder("/db").backend(Arc::new(backend.clone())).compaction(compaction);
     more(builder.max_open_files(8)).open().await.unwrap()
 }
 
-/// Long enough that a few fill a small segment.
+/// The bytes of a value. A few of them fill a small segment.
 pub(super) fn bytes(value: u64) -> String {
     format!("value {value:0240}")
 }
 
 fn number(value: &[u8]) -> u64 {
     let text = std::str::from_utf8(value).ok().and_then(|text| text.strip_prefix("value "));
-    text.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("a value nobody wrote: {value:?}"))
+    text.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no task wrote the value {value:?}"))
 }
 
 pub(super) fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     thread::spawn(move || block_on(task))
 }
 
-/// When an operation may begin. A compaction takes many more steps than a get: left to themselves, callers would be
-/// through long before it moves a key. So they wait for one of its renames, each time another, or for its end.
+/// Decides when an operation of a caller may start, relative to a compaction.
+///
+/// A compaction takes many more steps than a get, so callers would finish long before it repoints the first key. Each
+/// call therefore waits for a random one of the compaction's renames, or for its end.
 #[derive(Clone)]
-struct Pace {
-    world: World,
+struct CompactionPace {
+    backend: ExplorerBackend,
     first_rename: u64,
     is_over: Arc<AtomicBool>,
 }
 
-impl Pace {
-    fn new(world: &World) -> Self {
-        Self { world: world.clone(), first_rename: world.renames(), is_over: Arc::default() }
+impl CompactionPace {
+    fn new(backend: &ExplorerBackend) -> Self {
+        Self { backend: backend.clone(), first_rename: backend.renames(), is_over: Arc::default() }
     }
 
     fn wait(&self) {
         let until = self.first_rename + shuttle::rand::thread_rng().gen_range(0..8);
-        while self.world.renames() < until && !self.is_over.load(SeqCst) {
+        while self.backend.renames() < until && !self.is_over.load(SeqCst) {
             thread::yield_now();
         }
     }
 
-    /// Compacts everything, so many times.
+    /// Compacts the whole store `times` times.
     async fn compact(&self, store: &Store, times: usize) {
         for _ in 0..times {
             store.compact().await.unwrap();
@@ -112,52 +115,53 @@ impl Pace {
     }
 }
 
-/// A handle whose operations go into a history.
+/// A store handle that records its operations.
 #[derive(Clone)]
-struct Client {
+struct RecordingClient {
     store: Store,
-    history: Arc<History>,
-    pace: Pace,
+    history: Arc<KeyHistories>,
+    pace: CompactionPace,
 }
 
-impl Client {
-    fn new(store: &Store, world: &World) -> Self {
-        Self { store: store.clone(), history: Arc::default(), pace: Pace::new(world) }
+impl RecordingClient {
+    fn new(store: &Store, backend: &ExplorerBackend) -> Self {
+        Self { store: store.clone(), history: Arc::default(), pace: CompactionPace::new(backend) }
     }
 
     async fn get(&self, key: &str) -> Option<u64> {
-        let began = self.history.now();
+        let called = self.history.now();
         let seen = self.store.get(key).await.unwrap().map(|value| number(&value));
-        self.history.record(key, began, Event::Get(seen));
+        self.history.record(key, called, KeyEvent::Get(seen));
         seen
     }
 
     async fn put(&self, key: &str, value: u64, durability: Durability) {
         self.pace.wait();
-        let began = self.history.now();
+        let called = self.history.now();
         self.store.put(key, bytes(value)).durability(durability).await.unwrap();
-        self.history.record(key, began, Event::Put(value));
+        self.history.record(key, called, KeyEvent::Put(value));
     }
 
     async fn delete(&self, key: &str, durability: Durability) {
         self.pace.wait();
-        let began = self.history.now();
+        let called = self.history.now();
         let existed = self.store.delete(key).durability(durability).await.unwrap();
-        self.history.record(key, began, Event::Delete(existed));
+        self.history.record(key, called, KeyEvent::Delete(existed));
     }
 }
 
-/// A sweep over all keys finds the one that is there all the time, once, and not the one that is not.
-fn check_sweep(store: &Store) {
+/// Checks that a pass over all keys finds [`UNTOUCHED`] once and [`DELETED`] never.
+fn check_pass_over_all_keys(store: &Store) {
     let mut found = (0, 0);
     store.core().parts.keydir.for_each_location(|key_len, _| {
         found.0 += u32::from(key_len == UNTOUCHED.len());
         found.1 += u32::from(key_len == DELETED.len());
     });
-    assert_eq!(found, (1, 0), "how often a sweep found what is untouched, and what is deleted");
+    assert_eq!(found, (1, 0), "how often a pass found the untouched and the deleted key");
 }
 
-/// Every segment's live bytes are those of the records that the keydir points at, and every such segment is there.
+/// Checks that each segment's live bytes are those of the records that the keydir points to, and that the keydir points
+/// to no other segment.
 pub(super) fn check_live_bytes(store: &Store) {
     let core = store.core();
     let mut live = BTreeMap::<u32, u64>::new();
@@ -168,23 +172,23 @@ pub(super) fn check_live_bytes(store: &Store) {
         let expected = live.remove(&segment.id).unwrap_or(0);
         assert_eq!(segment.live_bytes(), expected, "live bytes of segment {}", segment.id);
     }
-    assert!(live.is_empty(), "keys point at segments that are gone: {live:?}");
+    assert!(live.is_empty(), "keys point to segments that do not exist: {live:?}");
 }
 
-/// After the close only the segments of the store are left.
-pub(super) fn check_files(store: &Store, world: &World) {
+/// Checks, after the close, that the directory has the files of the store's segments only, and is not locked.
+pub(super) fn check_files(store: &Store, backend: &ExplorerBackend) {
     let segments = store.core().parts.segments.all().len();
-    let names = world.dir().names();
+    let names = backend.dir().names();
     let files = names.iter().filter(|name| name.ends_with(".seg")).count();
-    assert_eq!(files, segments, "files of {segments} segments: {names:?}");
-    assert!(!world.is_locked(), "the directory is locked after the close");
+    assert_eq!(files, segments, "segment files, for {segments} segments: {names:?}");
+    assert!(!backend.is_locked(), "the directory is locked after the close");
 }
 
-/// Writers of three durabilities, a reader and a sweep over all keys, while everything is compacted twice.
+/// Writers of all three durability levels, a reader and passes over all keys run while the store is compacted twice.
 pub(super) fn writes_against_compaction() {
-    let world = World::new(image());
-    let store = block_on(open(&world));
-    let client = Client::new(&store, &world);
+    let backend = ExplorerBackend::new(image());
+    let store = block_on(open(&backend));
+    let client = RecordingClient::new(&store, &backend);
     let (first, second, reader, compactor) = (client.clone(), client.clone(), client.clone(), client.clone());
     let tasks = [
         spawn(async move {
@@ -203,9 +207,9 @@ pub(super) fn writes_against_compaction() {
                 for key in ["a", "b"] {
                     reader.get(key).await;
                 }
-                assert_eq!(reader.get(UNTOUCHED).await, Some(3), "nobody touches it");
-                assert_eq!(reader.get(DELETED).await, None, "it was deleted long ago");
-                check_sweep(&reader.store);
+                assert_eq!(reader.get(UNTOUCHED).await, Some(3), "no task writes it");
+                assert_eq!(reader.get(DELETED).await, None, "an earlier session deleted it");
+                check_pass_over_all_keys(&reader.store);
             }
         }),
         spawn(async move {
@@ -223,15 +227,16 @@ pub(super) fn writes_against_compaction() {
     client.history.check(&BTreeMap::from(BEFORE));
     check_live_bytes(&store);
     block_on(store.close()).unwrap();
-    check_files(&store, &world);
+    check_files(&store, &backend);
 }
 
-/// Batches that give two keys the same number: whoever reads one and then the other sees them grow.
+/// Batches give two keys the same, growing number. A reader of one and then the other never sees a smaller number
+/// second.
 pub(super) fn batches_against_compaction() {
-    let world = World::new(image());
-    let store = block_on(open(&world));
+    let backend = ExplorerBackend::new(image());
+    let store = block_on(open(&backend));
     let (writer, reader, compactor) = (store.clone(), store.clone(), store.clone());
-    let pace = Pace::new(&world);
+    let pace = CompactionPace::new(&backend);
     let (writing, reading, compacting) = (pace.clone(), pace.clone(), pace);
     let batch = |value: u64| {
         let mut batch = Batch::new();
@@ -251,7 +256,7 @@ pub(super) fn batches_against_compaction() {
                 reading.wait();
                 let first = number(&reader.get("a").await.unwrap().expect("a is never absent"));
                 let second = number(&reader.get("b").await.unwrap().expect("b is never absent"));
-                assert!(second >= first, "saw a of {first} and then b of {second}");
+                assert!(second >= first, "read {first} for a and then {second} for b");
             }
         }),
         spawn(async move {
@@ -263,11 +268,11 @@ pub(super) fn batches_against_compaction() {
     }
     check_live_bytes(&store);
     block_on(store.close()).unwrap();
-    check_files(&store, &world);
+    check_files(&store, &backend);
 }
 
-/// What a write may say of a store that is being closed.
-fn acknowledged<T>(result: Result<T>) -> bool {
+/// Whether a write was acknowledged. Otherwise its error must be that of a closed store.
+fn is_acknowledged<T>(result: Result<T>) -> bool {
     match result {
         Ok(_) => true,
         Err(error) => {
@@ -278,16 +283,17 @@ fn acknowledged<T>(result: Result<T>) -> bool {
     }
 }
 
-/// A close in the midst of writes, a compaction, and its pause. Everybody is answered; what was acknowledged is there.
+/// A close runs against writes, a compaction, and a pause of compaction. Every call completes, and acknowledged writes
+/// are durable.
 pub(super) fn close_against_everything() {
-    let world = World::new(image());
-    let store = block_on(open(&world));
+    let backend = ExplorerBackend::new(image());
+    let store = block_on(open(&backend));
     let (first, second, compactor, closer) = (store.clone(), store.clone(), store.clone(), store.clone());
     let writes = [
-        spawn(async move { acknowledged(first.put("a", bytes(10)).await) }),
+        spawn(async move { is_acknowledged(first.put("a", bytes(10)).await) }),
         spawn(async move {
             let buffered = Durability::Buffered;
-            acknowledged(second.put("b", bytes(20)).durability(buffered).await)
+            is_acknowledged(second.put("b", bytes(20)).durability(buffered).await)
         }),
     ];
     let compaction = spawn(async move {
@@ -306,42 +312,42 @@ pub(super) fn close_against_everything() {
     close.join().unwrap().unwrap();
     block_on(store.close()).unwrap();
     assert_eq!(block_on(store.get("a")).unwrap_err().kind(), ErrorKind::Closed);
-    check_files(&store, &world);
+    check_files(&store, &backend);
     for (was_written, value) in written.into_iter().zip([10, 20]) {
-        assert_eq!(world.is_durable(bytes(value).as_bytes()), was_written, "{value} after the close");
+        assert_eq!(backend.is_durable(bytes(value).as_bytes()), was_written, "{value} after the close");
     }
 }
 
-/// Polls `future` on behalf of nobody.
-pub(super) fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+/// Polls `future` with a waker that does nothing.
+pub(super) fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Begins what `future` does in one task and finishes it in another.
+/// Polls `future` once with a waker that does nothing, then awaits it, as a future does that moves to another task.
 pub(super) async fn moved<F: Future + Unpin>(mut future: F) -> F::Output {
-    match begin(&mut future) {
+    match poll_once(&mut future) {
         Poll::Ready(output) => output,
         Poll::Pending => future.await,
     }
 }
 
-/// Begins what `future` does and goes away.
+/// Polls `future` once and drops it.
 fn abandoned<F: Future + Unpin>(mut future: F) {
-    let _ = begin(&mut future);
+    let _ = poll_once(&mut future);
 }
 
 /// A writer of [`the_commit_queue`], on a disk that may fail.
 #[derive(Clone)]
-struct Writer {
+struct QueueWriter {
     store: Store,
-    world: World,
+    backend: ExplorerBackend,
 }
 
-impl Writer {
-    /// Puts `value`; what is said of it must be so at that moment. Tells whether the store has stopped.
+impl QueueWriter {
+    /// Puts `value` and checks that the result is true at this moment. Returns whether the store is poisoned.
     async fn put(&self, value: u64, durability: Durability) -> bool {
         let put = self.store.put(bytes(value), bytes(value)).durability(durability);
-        let is_durable = || self.world.is_durable(bytes(value).as_bytes());
+        let is_durable = || self.backend.is_durable(bytes(value).as_bytes());
         match moved(put).await {
             Ok(version) => {
                 let waited = match durability {
@@ -349,35 +355,35 @@ impl Writer {
                     Durability::Written => self.store.sync().await.map(drop),
                     _ => Ok(()),
                 };
-                // A sync shares the fate of the group it waits for: it fails with that group's writes.
+                // A sync that waits for a group fails with the writes of that group.
                 if let Err(error) = waited {
                     return error.kind() == ErrorKind::Poisoned;
                 }
-                assert!(is_durable(), "{value} ({durability:?}) was acknowledged and is not durable");
-                assert!(self.store.durable_version() >= version, "{value} is beyond the durable version");
+                assert!(is_durable(), "{value} ({durability:?}) was acknowledged but is not durable");
+                assert!(self.store.durable_version() >= version, "the durable version is below that of {value}");
                 false
             }
             Err(error) => {
                 let is_visible = self.store.contains_key(bytes(value));
                 if error.outcome() == Outcome::NotApplied {
-                    assert!(!is_visible, "{value} was said not to be applied, and is seen: {error}");
-                    assert!(!is_durable(), "{value} was said not to be applied, and will be found: {error}");
+                    assert!(!is_visible, "{value} was reported as not applied but is visible: {error}");
+                    assert!(!is_durable(), "{value} was reported as not applied but is durable: {error}");
                 }
                 let is_dirty = is_visible && durability == Durability::Synced;
-                assert!(!is_dirty, "{value} is seen and not durable: {error}");
+                assert!(!is_dirty, "{value} is visible but not durable: {error}");
                 error.kind() == ErrorKind::Poisoned
             }
         }
     }
 }
 
-/// Writers that wait for the log, for the kernel and for the disk, one of whom goes away, on a disk that may fail once.
+/// Writers of all three durability levels, one of which also drops a future, run on a disk that may fail once.
 pub(super) fn the_commit_queue() {
-    let world = World::new(&Image::new());
-    let store = block_on(open(&world));
+    let backend = ExplorerBackend::new(&FileImage::new());
+    let store = block_on(open(&backend));
     block_on(store.put("warm", "up")).unwrap();
-    world.fail_once(6);
-    let writer = Writer { store: store.clone(), world: world.clone() };
+    backend.fail_once(6);
+    let writer = QueueWriter { store: store.clone(), backend: backend.clone() };
     let writers = [Durability::Synced, Durability::Synced, Durability::Written, Durability::Buffered]
         .into_iter()
         .zip([10, 20, 30, 40])
@@ -385,11 +391,11 @@ pub(super) fn the_commit_queue() {
             let writer = writer.clone();
             spawn(async move {
                 if value == 20 {
-                    abandoned(writer.store.put("gone", "away"));
+                    abandoned(writer.store.put("dropped", "value"));
                 }
                 let first = writer.put(value, durability).await;
                 let second = writer.put(value + 1, durability).await;
-                assert!(second || !first, "{value} was acknowledged by a store that had stopped");
+                assert!(second || !first, "{value} was acknowledged by a poisoned store");
                 second
             })
         })
@@ -400,31 +406,37 @@ pub(super) fn the_commit_queue() {
         let mut last = (0, 0);
         for _ in 0..4 {
             let now = (log.durable_seq(), log.resolved_seq());
-            assert!(now.0 >= last.0 && now.1 >= last.1, "durable and resolved went from {last:?} to {now:?}");
+            assert!(
+                now.0 >= last.0 && now.1 >= last.1,
+                "the durable and resolved numbers went from {last:?} to {now:?}"
+            );
             last = now;
         }
     });
-    let have_stopped: Vec<bool> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+    let saw_poisoned: Vec<bool> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
     watcher.join().unwrap();
     let closed = block_on(store.close());
-    assert!(closed.is_err() || have_stopped.iter().all(|stopped| !stopped), "{have_stopped:?}, and yet {closed:?}");
+    assert!(
+        closed.is_err() || saw_poisoned.iter().all(|poisoned| !poisoned),
+        "writers saw a poisoned store ({saw_poisoned:?}), but close returned {closed:?}"
+    );
 }
 
-/// Segments of a few records, which are sealed and compacted by themselves while all this goes on.
+/// Writers and a reader run while the store seals and compacts segments of a few records automatically.
 pub(super) fn rotation_against_everything() {
-    let world = World::new(image());
+    let backend = ExplorerBackend::new(image());
     let compaction = Compaction::new().trigger(0.1).threshold(0.1).bytes_per_second(None);
-    let store = Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1024).compaction(compaction);
+    let store = Store::builder("/db").backend(Arc::new(backend.clone())).segment_bytes(1024).compaction(compaction);
     let store = block_on(store.max_open_files(8).open()).unwrap();
-    let client = Client::new(&store, &world);
-    // Here the callers keep the compactions going.
+    let client = RecordingClient::new(&store, &backend);
+    // The writes of the callers trigger the compactions, so the callers must not wait for them.
     client.pace.is_over.store(true, SeqCst);
     let mut tasks: Vec<_> = [("a", 10, Durability::Synced), ("b", 20, Durability::Buffered)]
         .into_iter()
         .map(|(key, first, durability)| {
             let client = client.clone();
             spawn(async move {
-                abandoned(client.store.put(format!("{key} of nobody"), [0; 300]));
+                abandoned(client.store.put(format!("{key} dropped"), [0; 300]));
                 for value in first..first + 3 {
                     client.put(key, value, durability).await;
                 }
@@ -435,7 +447,7 @@ pub(super) fn rotation_against_everything() {
     tasks.push(spawn(async move {
         for _ in 0..3 {
             reader.get("a").await;
-            assert_eq!(reader.get(UNTOUCHED).await, Some(3), "nobody touches it");
+            assert_eq!(reader.get(UNTOUCHED).await, Some(3), "no task writes it");
         }
         reader.delete("b", Durability::Written).await;
     }));
@@ -451,5 +463,5 @@ pub(super) fn rotation_against_everything() {
     });
     client.history.check(&BTreeMap::from(BEFORE));
     check_live_bytes(&store);
-    check_files(&store, &world);
+    check_files(&store, &backend);
 }

@@ -1,8 +1,14 @@
-//! A world in memory whose threads are the explorer's and whose operations take as long as the explorer likes.
+//! A backend in memory, for the schedule explorer: its threads are the explorer's.
 //!
-//! An operation takes effect at some time between its start and its completion; a timer fires at any time after it was
-//! armed, and then that late it is. A file keeps what was written apart from what a sync has made durable: a sync covers
-//! what was complete when it began. The locks in here are real ones, held over no point at which the explorer switches.
+//! # Invariants
+//!
+//! - An operation takes effect between its start and its completion. The explorer chooses how many polls find it
+//!   unfinished. An operation whose future is dropped takes effect too.
+//! - A timer may fire at any time after its start. The clock then advances to the time of the timer.
+//! - A file keeps its written bytes apart from its durable bytes. A sync covers the writes that were complete when it
+//!   started.
+//! - The locks in this file are those of the standard library. No thread holds one at a point where the explorer may
+//!   switch threads.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -25,26 +31,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An operation that is under way from the call that makes it; abandoned, it is done all the same.
-struct Op<T> {
+/// A started operation. If its future is dropped, it still takes effect.
+struct DelayedOp<T> {
     effect: Option<Box<dyn FnOnce() -> T + Send>>,
-    /// How often it is found unfinished.
-    delay: u32,
+    /// How many more polls find it unfinished.
+    delay_polls: u32,
 }
 
-impl<T: Send + 'static> Op<T> {
+impl<T: Send + 'static> DelayedOp<T> {
     fn start(effect: impl FnOnce() -> T + Send + 'static) -> OpFuture<T> {
-        let delay = shuttle::rand::thread_rng().gen_range(1..=3);
-        Box::pin(Self { effect: Some(Box::new(effect)), delay })
+        let delay_polls = shuttle::rand::thread_rng().gen_range(1..=3);
+        Box::pin(Self { effect: Some(Box::new(effect)), delay_polls })
     }
 }
 
-impl<T> Future for Op<T> {
+impl<T> Future for DelayedOp<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        if self.delay > 0 {
-            self.delay -= 1;
+        if self.delay_polls > 0 {
+            self.delay_polls -= 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -53,7 +59,7 @@ impl<T> Future for Op<T> {
     }
 }
 
-impl<T> Drop for Op<T> {
+impl<T> Drop for DelayedOp<T> {
     fn drop(&mut self) {
         if let Some(effect) = self.effect.take() {
             effect();
@@ -61,62 +67,65 @@ impl<T> Drop for Op<T> {
     }
 }
 
-/// The files of a directory as an open finds them.
-pub(crate) type Image = Vec<(String, Vec<u8>)>;
+/// Names and contents of the files that an open finds.
+pub(crate) type FileImage = Vec<(String, Vec<u8>)>;
 
+/// The backend, with one directory. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct World(Arc<Inner>);
+pub(crate) struct ExplorerBackend(Arc<BackendState>);
 
 #[derive(Debug)]
-struct Inner {
+struct BackendState {
     dir: Arc<MemDir>,
     now: Mutex<Duration>,
     random: AtomicU64,
 }
 
-impl World {
-    pub(crate) fn new(image: &Image) -> Self {
+impl ExplorerBackend {
+    pub(crate) fn new(image: &FileImage) -> Self {
         let dir = MemDir::default();
         for (name, bytes) in image {
             let (written, durable) = (bytes.clone(), bytes.clone());
-            let content = Mutex::new(Content { written, durable });
-            let file = MemFile(Arc::new(Inode { content, faults: Arc::clone(&dir.faults) }));
+            let content = Mutex::new(FileBytes { written, durable });
+            let file = MemFile(Arc::new(MemInode { content, faults: Arc::clone(&dir.faults) }));
             lock(&dir.files).insert(name.clone(), file);
         }
-        Self(Arc::new(Inner { dir: Arc::new(dir), now: Mutex::default(), random: AtomicU64::new(1) }))
+        Self(Arc::new(BackendState { dir: Arc::new(dir), now: Mutex::default(), random: AtomicU64::new(1) }))
     }
 
     pub(crate) fn dir(&self) -> Arc<MemDir> {
         Arc::clone(&self.0.dir)
     }
 
-    pub(crate) fn image(&self) -> Image {
+    /// The written bytes of all files.
+    pub(crate) fn image(&self) -> FileImage {
         let files = lock(&self.0.dir.files);
         files.iter().map(|(name, file)| (name.clone(), lock(&file.0.content).written.clone())).collect()
     }
 
-    /// Whether some file holds `needle` durably.
+    /// Whether the durable bytes of any file contain `needle`.
     pub(crate) fn is_durable(&self, needle: &[u8]) -> bool {
         let is_in = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
         lock(&self.0.dir.files).values().any(|file| is_in(&lock(&file.0.content).durable))
     }
 
-    /// Lets each write and sync from now on fail with a chance of one in `one_in`, until one has.
+    /// From now on, each write and sync fails with probability 1/`one_in`, until one has failed.
     pub(crate) fn fail_once(&self, one_in: u64) {
         self.0.dir.faults.one_in.store(one_in, SeqCst);
     }
 
-    /// How many files have been put in their place so far.
+    /// The number of renames so far.
     pub(crate) fn renames(&self) -> u64 {
         self.0.dir.renames.load(SeqCst)
     }
 
+    /// Whether a handle holds the directory's lock.
     pub(crate) fn is_locked(&self) -> bool {
         self.0.dir.locked.load(SeqCst)
     }
 }
 
-impl Io for World {
+impl Io for ExplorerBackend {
     fn kind(&self) -> IoKind {
         IoKind::Sim
     }
@@ -131,11 +140,11 @@ impl Io for World {
     }
 
     fn sleep(&self, duration: Duration) -> OpFuture<()> {
-        let world = self.clone();
+        let backend = self.clone();
         let until = self.now() + duration;
         Box::pin(async move {
             shuttle::future::yield_now().await;
-            let mut now = lock(&world.0.now);
+            let mut now = lock(&backend.0.now);
             *now = until.max(*now);
         })
     }
@@ -160,16 +169,18 @@ pub(crate) struct MemDir {
     files: Mutex<BTreeMap<String, MemFile>>,
     renames: AtomicU64,
     locked: Arc<AtomicBool>,
-    faults: Arc<Faults>,
+    faults: Arc<FaultOdds>,
 }
 
+/// Decides which write or sync fails. At most one does.
 #[derive(Debug, Default)]
-struct Faults {
-    /// A write or sync fails with a chance of one in so many; 0 = never.
+struct FaultOdds {
+    /// A write or sync fails with probability 1/`one_in`. 0 means never.
     one_in: AtomicU64,
 }
 
-impl Faults {
+impl FaultOdds {
+    /// Whether the operation that starts now fails.
     fn is_next(&self) -> bool {
         let one_in = self.one_in.load(SeqCst);
         let fails = one_in > 0 && shuttle::rand::thread_rng().gen_range(0..one_in) == 0;
@@ -181,25 +192,25 @@ impl Faults {
 }
 
 #[derive(Debug)]
-struct Held(Arc<AtomicBool>);
+struct MemLock(Arc<AtomicBool>);
 
-impl Drop for Held {
+impl Drop for MemLock {
     fn drop(&mut self) {
         self.0.store(false, SeqCst);
     }
 }
 
-impl DirLock for Held {}
+impl DirLock for MemLock {}
 
 impl MemDir {
-    /// The names of its files.
+    /// The names of all files.
     pub(crate) fn names(&self) -> Vec<String> {
         lock(&self.files).keys().cloned().collect()
     }
 
-    /// A new, empty file.
+    /// Creates the empty file `name`.
     pub(crate) fn create(&self, name: &str) -> Arc<dyn File> {
-        self.open(name, OpenMode::CreateNew).expect("a name that is not taken")
+        self.open(name, OpenMode::CreateNew).expect("the name is free")
     }
 }
 
@@ -214,7 +225,7 @@ impl Dir for MemDir {
             (Some(_), OpenMode::CreateNew) => Err(io::ErrorKind::AlreadyExists.into()),
             (Some(file), _) => Ok(Arc::new(file.clone())),
             (None, OpenMode::CreateNew) => {
-                let inode = Inode { content: Mutex::default(), faults: Arc::clone(&self.faults) };
+                let inode = MemInode { content: Mutex::default(), faults: Arc::clone(&self.faults) };
                 let file = MemFile(Arc::new(inode));
                 files.insert(name.into(), file.clone());
                 Ok(Arc::new(file))
@@ -241,27 +252,28 @@ impl Dir for MemDir {
 
     fn lock(&self, _name: &str) -> io::Result<Option<Box<dyn DirLock>>> {
         let is_free = !self.locked.swap(true, SeqCst);
-        Ok(is_free.then(|| Box::new(Held(Arc::clone(&self.locked))) as Box<dyn DirLock>))
+        Ok(is_free.then(|| Box::new(MemLock(Arc::clone(&self.locked))) as Box<dyn DirLock>))
     }
 }
 
 #[derive(Debug, Default)]
-struct Content {
+struct FileBytes {
     written: Vec<u8>,
     durable: Vec<u8>,
 }
 
+/// A file. It lives as long as its name, a handle or an operation.
 #[derive(Debug)]
-struct Inode {
-    content: Mutex<Content>,
-    faults: Arc<Faults>,
+struct MemInode {
+    content: Mutex<FileBytes>,
+    faults: Arc<FaultOdds>,
 }
 
-/// A handle; a file lives as long as its name, a handle or an operation.
+/// A handle of a file.
 #[derive(Clone, Debug)]
-struct MemFile(Arc<Inode>);
+struct MemFile(Arc<MemInode>);
 
-fn read(content: &Content, buf: &mut [u8], offset: u64) -> usize {
+fn read(content: &FileBytes, buf: &mut [u8], offset: u64) -> usize {
     let start = content.written.len().min(crate::io::util::to_usize(offset));
     let found = &content.written[start..];
     let len = found.len().min(buf.len());
@@ -283,13 +295,13 @@ impl File for MemFile {
 
     fn read_at(&self, mut buf: Vec<u8>, at: usize, offset: u64) -> OpFuture<ReadDone> {
         let file = Arc::clone(&self.0);
-        Op::start(move || ReadDone { result: Ok(read(&lock(&file.content), &mut buf[at..], offset)), buf })
+        DelayedOp::start(move || ReadDone { result: Ok(read(&lock(&file.content), &mut buf[at..], offset)), buf })
     }
 
     fn write_at(&self, bufs: Vec<Bytes>, offset: u64) -> OpFuture<io::Result<usize>> {
         let file = Arc::clone(&self.0);
         let fails = file.faults.is_next();
-        Op::start(move || {
+        DelayedOp::start(move || {
             let mut bytes = bufs.concat();
             if fails {
                 bytes.truncate(bytes.len() / 2);
@@ -306,7 +318,7 @@ impl File for MemFile {
         let fails = self.0.faults.is_next();
         let covered = lock(&self.0.content).written.clone();
         let file = Arc::clone(&self.0);
-        Op::start(move || {
+        DelayedOp::start(move || {
             if fails {
                 return Err(io::Error::other("the sync failed"));
             }
