@@ -65,7 +65,7 @@ impl Batch {
         self.push(RecordKind::Put, key.as_ref(), value.as_ref())
     }
 
-    /// Adds a put whose value is shared with the batch instead of copied into it.
+    /// Adds a put whose value is shared with the batch instead of copied into it. Writing the batch copies it once.
     pub fn put_bytes(&mut self, key: impl AsRef<[u8]>, value: Bytes) -> &mut Self {
         let (start, key) = (self.payload.len(), key.as_ref());
         self.payload.extend_from_slice(key);

@@ -40,6 +40,9 @@ pub enum ErrorKind {
     IncompatibleFormat,
     /// The host does not support what the options require, for example io_uring.
     Unsupported,
+    /// Too many bytes of submitted writes wait to be accepted. The write was not applied: await it instead of
+    /// submitting it.
+    Busy,
     /// The handle came through a `fork` and must not be used in the child.
     Forked,
 }
@@ -71,9 +74,9 @@ pub enum Outcome {
 /// An error of this crate.
 ///
 /// It is one word wide and cheap to clone, because one failed sync answers many writers. Its message is one line that names
-/// the operation, the value and the limit, or the file and the offset, and what to do next. The operating system's error, if
-/// there is one, is the [`source`](std::error::Error::source) and not part of the message. Messages contain no keys and no
-/// values.
+/// the operation, the value and the limit, or the file and the offset, and what to do next. The cause, such as an error of the
+/// operating system, is the [`source`](std::error::Error::source) and not part of the message; `{:#}` prints both in one line.
+/// Messages contain no keys and no values.
 #[derive(Clone)]
 pub struct Error(Arc<ErrorDetail>);
 
@@ -171,10 +174,19 @@ impl Error {
     /// The operating system's error code, if an operation of its failed.
     #[must_use]
     pub fn os_error(&self) -> Option<i32> {
+        self.find_io_error(io::Error::raw_os_error)
+    }
+
+    fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.find_io_error(|error| Some(error.kind()))
+    }
+
+    /// What `find` finds in the first source that is an [`io::Error`] and has it.
+    fn find_io_error<T>(&self, find: impl Fn(&io::Error) -> Option<T>) -> Option<T> {
         let mut source: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(self);
         while let Some(cause) = source {
-            if let Some(code) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-                return Some(code);
+            if let Some(found) = cause.downcast_ref::<io::Error>().and_then(&find) {
+                return Some(found);
             }
             source = cause.source();
         }
@@ -278,8 +290,11 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    /// One line: operation or fault, file, offset, and what to do next.
+    /// One line: operation or fault, file, offset, and what to do next. With `{:#}`, the causes too.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            return self.chain().fmt(f);
+        }
         self.fmt_message(f)?;
         self.fmt_remedy(f)
     }
@@ -321,10 +336,11 @@ impl fmt::Debug for Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind() {
-            ErrorKind::Io => error.os_error().map_or(io::ErrorKind::Other, |code| Self::from_raw_os_error(code).kind()),
-            ErrorKind::NoSpace => io::ErrorKind::StorageFull,
+            ErrorKind::Io => error.io_kind().unwrap_or(io::ErrorKind::Other),
+            ErrorKind::NoSpace => error.io_kind().unwrap_or(io::ErrorKind::StorageFull),
             ErrorKind::Corrupt => io::ErrorKind::InvalidData,
             ErrorKind::Locked => io::ErrorKind::ResourceBusy,
+            ErrorKind::Busy => io::ErrorKind::WouldBlock,
             ErrorKind::Closed => io::ErrorKind::NotConnected,
             ErrorKind::TooLarge | ErrorKind::InvalidInput | ErrorKind::InvalidConfig => io::ErrorKind::InvalidInput,
             ErrorKind::IncompatibleFormat | ErrorKind::Unsupported => io::ErrorKind::Unsupported,
@@ -359,6 +375,7 @@ mod tests {
         assert_eq!(error.to_string(), format!("get: bad payload checksum in {place}; {remedy}"));
         let error = error.with_path("/db").with_source(io::Error::other("the cause")).with_key(b"secret");
         assert_eq!(error.to_string(), format!("get: bad payload checksum in /db/{place}; {remedy}"));
+        assert_eq!(format!("{error:#}"), error.chain().to_string());
         assert_eq!(error.chain().to_string(), format!("get: bad payload checksum in /db/{place}: the cause; {remedy}"));
         assert!(!format!("{error} {error:?}").contains("secret"), "keys do not go to logs");
         assert_eq!(error.key(), Some(&b"secret"[..]));
@@ -372,8 +389,13 @@ mod tests {
         assert_eq!(converted.kind(), io::ErrorKind::PermissionDenied);
         let inner = converted.get_ref().and_then(|detail| detail.downcast_ref::<Error>());
         assert_eq!(inner.map(Error::os_error), Some(Some(libc::EACCES)));
-        let full = io::Error::from(Error::io("append", io::Error::from_raw_os_error(libc::ENOSPC)));
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        for (source, kind) in [
+            (io::Error::from_raw_os_error(libc::ENOSPC), io::ErrorKind::StorageFull),
+            (io::Error::from_raw_os_error(libc::EDQUOT), io::ErrorKind::QuotaExceeded),
+            (io::ErrorKind::UnexpectedEof.into(), io::ErrorKind::UnexpectedEof),
+        ] {
+            assert_eq!(io::Error::from(Error::io("append", source)).kind(), kind);
+        }
         let locked = io::Error::from(Error::new(ErrorKind::Locked, "open: another handle has it"));
         assert_eq!(locked.kind(), io::ErrorKind::ResourceBusy);
     }

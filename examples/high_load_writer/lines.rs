@@ -62,7 +62,7 @@ pub(crate) async fn run(options: &Options, place: &Place, lines: Lines) -> Resul
     report.puts = puts;
     report.fault_all(put_ends.into_iter().flat_map(|end| end.faults));
     if let Err(error) = closed {
-        report.fault(format!("close: {error}"));
+        report.fault(format!("close: {error:#}"));
     }
     drop(store);
 
@@ -115,7 +115,7 @@ async fn put(store: Store, lines: Lines, first: usize, step: usize) -> TaskEnd {
             Ok(_) => end.latency.record(called.elapsed()),
             Err(error) => {
                 let outcome = if error.outcome() == Outcome::Unknown { "outcome unknown" } else { "not applied" };
-                end.faults.push(format!("line {}: {error} ({outcome})", index + 1));
+                end.faults.push(format!("line {}: {error:#} ({outcome})", index + 1));
                 break;
             }
         }
@@ -142,7 +142,7 @@ async fn get_and_compare(store: Store, lines: Lines, first: usize, step: usize) 
                 lines.0[index].len()
             )),
             Ok(None) => end.faults.push(format!("line {number} is missing")),
-            Err(error) => end.faults.push(format!("line {number}: {error}")),
+            Err(error) => end.faults.push(format!("line {number}: {error:#}")),
         }
         if (index / step).is_multiple_of(64) {
             yield_now().await;

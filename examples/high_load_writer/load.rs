@@ -206,7 +206,7 @@ async fn write(
         if let Err(error) = result {
             // Only after an unknown outcome may the reopened store have the new value.
             end.undecided = (error.outcome() == Outcome::Unknown).then_some(index);
-            end.fault = Some(format!("put: {error}"));
+            end.fault = Some(format!("put: {error:#}"));
             break;
         }
         acknowledged.store(generation, Ordering::Release);
@@ -234,7 +234,7 @@ async fn read(run: Arc<Run>, counts: Arc<[Counter]>, task: usize, per_yield: u64
         let value = match result {
             Ok(value) => value,
             Err(error) => {
-                end.fault = Some(format!("get: {error}"));
+                end.fault = Some(format!("get: {error:#}"));
                 break;
             }
         };

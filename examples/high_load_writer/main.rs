@@ -94,7 +94,7 @@ async fn load_and_verify(options: &Options, place: &Place) -> Result<Report, Fai
 
     // The close makes buffered writes durable, so its error counts as a fault.
     if let Err(error) = or_hang("close", store.close()).await {
-        report.fault(format!("close: {error}"));
+        report.fault(format!("close: {error:#}"));
     }
     let acknowledged = run.acknowledged();
     drop((store, run));

@@ -71,7 +71,7 @@ async fn verify_some(expected: Arc<Expected>, task: usize) -> Verified {
                 verified.present += u64::from(value.is_some());
                 data::fault(value.as_deref(), expected.value_bytes, index, &(acknowledged..newest + 1))
             }
-            Err(error) => Some(format!("key {index}: {error}")),
+            Err(error) => Some(format!("key {index}: {error:#}")),
         };
         match fault {
             None => verified.keys += u64::from(acknowledged > 0),

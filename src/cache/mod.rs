@@ -16,7 +16,7 @@
 //! Bytes of a segment below its `written_end` never change. Appends go to the end, and `written_end` advances after the
 //! kernel has accepted them. A failed append is cut off at or above `written_end`. A footer is written at the end.
 //! Recovery cuts a torn tail before readers can see the segment, and compaction installs whole segments. A segment's id
-//! is never reused in the life of a store, and a cache lives from one open to the next close. So a block of a retired
+//! is never reused in the life of a store, and a cache lives from one open to the next close. So a block of an obsolete
 //! segment is useless but never mistaken for another, and the clock hand reclaims its frame.
 //!
 //! # Memory
@@ -28,7 +28,7 @@
 //! which can be prefetched before the frame is read.
 //!
 //! Slots take four bytes for each block of every segment that has had a block cached. They may take a fixed part of the
-//! cache. Beyond that, blocks of further segments are not cached until segments with slots are retired.
+//! cache. Beyond that, blocks of further segments are not cached until segments with slots become obsolete.
 //!
 //! # Which misses fill a block
 //!

@@ -190,7 +190,7 @@ impl Committer {
         self.resolve();
         let nothing_acknowledged = !taken.has_buffered && self.parts.log.abandon_staged(&error);
         if !nothing_acknowledged {
-            let message = format!("buffered writes could not be written: {error}");
+            let message = "buffered writes could not be written";
             return Err(Fatal(Error::new(ErrorKind::Poisoned, message).with_source(error)));
         }
         self.parts.log.release_run(&taken);

@@ -15,7 +15,8 @@
 //! 1. **Prepare.** The caller's thread copies the record and computes its checksum, outside all locks ([`prepared`]).
 //! 2. **Accept.** Polled for the first time, the write takes the log's lock. If there is space, it gets its sequence number
 //!    and its position in the log, and is copied into the staging buffer ([`log`], [`stage`]). From here on it runs to
-//!    its end without the caller. If there is no space, it waits in order of arrival and is not accepted yet.
+//!    its end without the caller. If there is no space, it waits in order of arrival and is not accepted yet. A submitted
+//!    write that finds no space waits in the log's own queue, and the commit task accepts it.
 //! 3. **Gather.** Writes staged between two takes of the commit task form a [`group`]. A `Buffered` write is published
 //!    on acceptance and is done; its caller waits for nothing.
 //! 4. **Write.** The commit task takes the group and writes it with one contiguous write ([`task`], [`append`]). Readers
@@ -67,7 +68,7 @@ mod task;
 
 pub(crate) use active::CommitOptions;
 pub(crate) use group::Ticket;
-pub(crate) use log::{Accepted, Limits, Log, OfferWait};
+pub(crate) use log::{Accepted, Limits, Log, OfferWait, Submission};
 pub(crate) use parts::Parts;
 pub(crate) use prepared::Prepared;
 pub(crate) use task::Committer;

@@ -25,11 +25,11 @@ const RESERVE_STEPS: u64 = 16;
 const RESERVE_KEPT: u64 = 4;
 
 /// The refusal for the waiting writers, if no space could be made.
-pub(super) type Answer = Option<(Refused, Error)>;
+pub(super) type SpaceAnswer = Option<(Refused, Error)>;
 
 impl Committer {
     /// Preallocates disk space for `wanted`.
-    pub(super) fn preallocate(&mut self, wanted: SpaceWanted) -> Answer {
+    pub(super) fn preallocate(&mut self, wanted: SpaceWanted) -> SpaceAnswer {
         let (next_offset, preallocated_end) = self.parts.log.append_range()?;
         let file = Arc::clone(&self.active.as_ref()?.file);
         let with_reserve = end_of(next_offset, wanted.bytes).saturating_add(self.options.reserve_bytes);

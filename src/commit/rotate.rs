@@ -26,25 +26,26 @@ use crc32fast::Hasher;
 use super::active::{ActiveSegment, Fatal};
 use super::log::{Refused, SpaceWanted};
 use super::parts::CommitCounters;
-use super::preallocate::{Answer, end_of};
+use super::preallocate::{SpaceAnswer, end_of};
 use super::stage::AppendPoint;
 use super::task::Committer;
 use crate::error::{Error, ErrorKind};
 use crate::format::{FOOTER_LEN, Footer, ManifestSegment, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::seeded_bug::{self, SeededBug};
-use crate::segment::{Facts, ManifestError, Reserve, Segment, lacks_space, segment_file_name};
+use crate::segment::{Facts, ManifestError, RESERVE_FILE, Reserve, Segment, lacks_space, segment_file_name};
 
 impl Committer {
     /// Makes space for the waiting writes, if possible.
-    pub(super) async fn make_space(&mut self, wanted: Option<SpaceWanted>) -> Result<Answer, Fatal> {
+    pub(super) async fn make_space(&mut self, wanted: Option<SpaceWanted>) -> Result<SpaceAnswer, Fatal> {
         let Some(wanted) = wanted else { return Ok(None) };
         if self.has_space(wanted) {
             return Ok(None);
         }
         let Err(error) = self.parts.reserve.hold() else { return self.make_space_for(wanted).await };
         // Nothing is done for puts: the available space belongs to deletes.
-        let refusal = (Refused::AllButDeletes, self.io_error("preallocate the reserve", error));
+        let error = Error::io("preallocate the reserve", error).with_path(self.parts.segments.path.join(RESERVE_FILE));
+        let refusal = (Refused::AllButDeletes, error);
         let answer = match wanted.delete_bytes {
             0 => None,
             bytes => self.make_space_for(SpaceWanted { bytes, ..wanted }).await?,
@@ -52,7 +53,7 @@ impl Committer {
         Ok(answer.or(Some(refusal)))
     }
 
-    async fn make_space_for(&mut self, wanted: SpaceWanted) -> Result<Answer, Fatal> {
+    async fn make_space_for(&mut self, wanted: SpaceWanted) -> Result<SpaceAnswer, Fatal> {
         // A delete that arrived meanwhile was not tried, so it is not refused.
         let whom = if wanted.delete_bytes > 0 { Refused::Everybody } else { Refused::AllButDeletes };
         let must_seal = self.must_seal() || self.is_full(wanted);

@@ -11,7 +11,7 @@ use shuttle::rand::Rng;
 use shuttle::thread;
 
 use super::group::{Group, Phase, WaitFor};
-use super::log::{Accepted, Limits, Log, OfferWait};
+use super::log::{Accepted, Limits, Log, OfferWait, Submission};
 use super::prepared::Prepared;
 use super::publish::publish;
 use super::stage::{AppendPoint, PublishWhen, Taken};
@@ -95,6 +95,24 @@ impl Queue {
         assert!(matches!(accepted, Poll::Ready(Ok(Accepted::Waiting(_)) | Err(_))), "a put is {accepted:?}");
     }
 
+    /// Submits a put of `key`.
+    fn submit(&self, key: &[u8], durability: Durability) -> Result<Submission> {
+        self.log.submit(Prepared::put(Vec::new(), key, b"value"), durability, false)
+    }
+
+    /// Waits for a submitted put; returns its sequence number once it is acknowledged.
+    fn finish(submission: Submission) -> Result<u64> {
+        let accepted = match submission {
+            Submission::Accepted(accepted, _) => accepted,
+            Submission::Queued(promise) => block_on(poll_fn(|cx| promise.poll(cx)))?,
+        };
+        match accepted {
+            Accepted::Waiting(ticket) => block_on(poll_fn(|cx| ticket.poll(cx))).map(|()| ticket.last_seq),
+            Accepted::Done(seq) => Ok(seq),
+            other => panic!("a put is {other:?}"),
+        }
+    }
+
     /// Offers a put of `key`. If it was not accepted, another thread withdraws the offer.
     fn offer_and_give_up(self: &Arc<Self>, key: &'static [u8]) -> Option<thread::JoinHandle<()>> {
         let op = Prepared::put(Vec::new(), key, b"value");
@@ -110,7 +128,7 @@ impl Queue {
         loop {
             let demand = self.log.demand(false, 0);
             let Some(taken) = self.log.take(false) else {
-                if demand.closing {
+                if demand.closing && !demand.has_queued {
                     return;
                 }
                 block_on(poll_fn(|cx| self.log.poll_notified(cx)));
@@ -228,4 +246,46 @@ pub(crate) fn space_for_writers_that_stay() {
     }
     queue.log.begin_close();
     task.join().unwrap();
+}
+
+/// Submitted writes that do not fit, behind a writer that leaves and before one that is polled, and a close that finds
+/// some of them queued.
+pub(crate) fn submitted_writes_in_order() {
+    let len = Prepared::put(Vec::new(), b"first 1", b"value").log_len();
+    let queue = Arc::new(Queue::with_staging_bytes(len + len / 2));
+    let task = Arc::clone(&queue);
+    let task = thread::spawn(move || task.serve());
+    let (first, second) = (Arc::clone(&queue), Arc::clone(&queue));
+    let callers = [
+        thread::spawn(move || {
+            let _ = first.submit(b"first 0", Durability::Written);
+            let leaves = first.offer_and_give_up(b"goes 1");
+            let one = first.submit(b"first 1", Durability::Synced);
+            let two = first.submit(b"first 2", Durability::Buffered);
+            let three = first.put(b"first 3", Durability::Written);
+            // In the other order, and on behalf of nobody but this thread.
+            let (two, one) = (two.and_then(Queue::finish), one.and_then(Queue::finish));
+            if let (Ok(one), Ok(two)) = (&one, &two) {
+                assert!(one < two, "two submitted writes changed places");
+            }
+            if let (Ok(two), Ok(three)) = (&two, &three) {
+                assert!(two < three, "a polled write overtook a submitted one");
+            }
+            leaves.into_iter().for_each(|leaves| leaves.join().unwrap());
+        }),
+        thread::spawn(move || {
+            let delete = second.log.submit(Prepared::tombstone(Vec::new(), b"first 1"), Durability::Written, true);
+            if let Ok(Submission::Queued(promise)) = delete {
+                let _ = block_on(poll_fn(|cx| promise.poll(cx)));
+            }
+        }),
+    ];
+    for caller in callers {
+        caller.join().unwrap();
+    }
+    let last = queue.submit(b"last", Durability::Synced);
+    queue.log.begin_close();
+    let last = last.and_then(Queue::finish);
+    task.join().unwrap();
+    assert!(last.is_ok() || queue.log.ended().is_some(), "a close refused a submitted write");
 }

@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use super::active::Fatal;
 use super::parts::CommitCounters;
-use super::task::{Committer, SyncInProgress};
+use super::task::{Committer, SegmentSync};
 use crate::io::SyncKind;
 use crate::seeded_bug::{self, SeededBug};
 
@@ -27,7 +27,7 @@ impl Committer {
         };
         self.unsynced_since = None;
         CommitCounters::add(&self.parts.commit_counters.syncs, 1);
-        self.sync = Some(SyncInProgress {
+        self.sync = Some(SegmentSync {
             started: self.parts.io.now(),
             op: if is_awaited { active.file.sync(SyncKind::Data) } else { active.file.sync_behind(SyncKind::Data) },
             seq: self.written_seq,

@@ -32,7 +32,7 @@ const DIED_DIVISOR: u64 = 4;
 
 /// Force a sync at this many unsynced bytes: sealing the segment has to wait for them.
 const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
-pub(super) struct SyncInProgress {
+pub(super) struct SegmentSync {
     pub(super) op: OpFuture<io::Result<()>>,
     /// What the sync covers: the groups written before it was submitted.
     pub(super) seq: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Committer {
     /// Written groups that are not resolved, oldest first.
     pub(super) written: VecDeque<Taken>,
     pub(super) written_seq: u64,
-    pub(super) sync: Option<SyncInProgress>,
+    pub(super) sync: Option<SegmentSync>,
     /// Since when a written group waits for a sync that no caller waits for.
     pub(super) unsynced_since: Option<Duration>,
     pub(super) delay: CommitDelay,
@@ -129,12 +129,12 @@ impl Committer {
                 }
                 continue;
             }
-            if demand.space.is_some() && !demand.closing {
+            if demand.space.is_some() && (!demand.closing || demand.has_queued) {
                 let answer = self.make_space(demand.space).await?;
                 self.parts.log.answer_admission(answer);
                 continue;
             }
-            if demand.closing && self.sync.is_none() {
+            if demand.closing && self.sync.is_none() && !demand.has_queued {
                 return self.seal_for_close().await;
             }
 

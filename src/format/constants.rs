@@ -1,7 +1,5 @@
 //! Versions, limits and lengths of the format.
 
-use super::error::DecodeError;
-
 /// Major version of the format that this code reads and writes.
 pub const FORMAT_MAJOR: u16 = 1;
 
@@ -50,8 +48,3 @@ pub const MAX_KEY_LEN: usize = 65_535;
 /// Bytes of the longest value: 4 GiB − 1 less the header, the longest key and the padding, so that the length of every
 /// record fits in 32 bits.
 pub const MAX_VALUE_LEN: u32 = 4_294_901_712;
-
-/// Refuses a sequence number that no store can reach.
-pub(super) const fn check_seq(seq: u64) -> Result<(), DecodeError> {
-    if seq <= MAX_SEQ { Ok(()) } else { Err(DecodeError::Sequence) }
-}

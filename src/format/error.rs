@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::constants::{CHECKSUM_CRC32, FORMAT_MAJOR, KNOWN_COMPAT, KNOWN_INCOMPAT};
+use super::constants::{CHECKSUM_CRC32, FORMAT_MAJOR, KNOWN_COMPAT, KNOWN_INCOMPAT, MAX_SEQ};
 
 /// The reason for which a decoder refused its input.
 ///
@@ -101,3 +101,8 @@ impl fmt::Display for DecodeError {
 }
 
 impl std::error::Error for DecodeError {}
+
+/// Refuses a sequence number that no store can reach.
+pub(super) const fn check_seq(seq: u64) -> Result<(), DecodeError> {
+    if seq <= MAX_SEQ { Ok(()) } else { Err(DecodeError::Sequence) }
+}

@@ -2,10 +2,9 @@
 //! [`Record`](super::record::Record) without a key and with a value of fixed length.
 
 use super::bytes::{Fields, put};
-use super::constants::check_seq;
 use super::constants::{ALIGN, BATCH_FRAME_LEN, FOOTER_LEN, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use super::crc::{Binding, payload_crc};
-use super::error::DecodeError;
+use super::error::{DecodeError, check_seq};
 use super::record::{COMPRESSION_NONE, RecordHeader, RecordKind, read_record};
 
 /// Starts an atomic batch. Its records follow directly, and readers apply all of them or none.

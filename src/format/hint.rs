@@ -4,9 +4,9 @@
 //! reader yields an entry only if the checksum of its block is correct and the entry points into the segment's data.
 
 use super::bytes::{Fields, put};
-use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, SEGMENT_HEADER_LEN, check_seq};
+use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, SEGMENT_HEADER_LEN};
 use super::crc::Binding;
-use super::error::DecodeError;
+use super::error::{DecodeError, check_seq};
 use super::prelude::{Prelude, magic};
 use super::record::{COMPRESSION_NONE, RecordKind, record_len};
 

@@ -1,8 +1,7 @@
 //! The manifest: the list of the live segments. A segment file that it does not list is not part of the store.
 
 use super::bytes::{Fields, put};
-use super::constants::check_seq;
-use super::error::DecodeError;
+use super::error::{DecodeError, check_seq};
 use super::prelude::{Prelude, magic};
 
 /// Bytes of the manifest's header.

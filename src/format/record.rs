@@ -4,9 +4,9 @@
 //! tail or corruption. Every decoder verifies the header's checksum before it uses any field of the header.
 
 use super::bytes::{Fields, is_zero, put};
-use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, check_seq};
+use super::constants::{ALIGN, MAX_KEY_LEN, MAX_VALUE_LEN, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN};
 use super::crc::{Binding, payload_crc};
-use super::error::DecodeError;
+use super::error::{DecodeError, check_seq};
 
 /// The kind of a record. 0 is not a kind; it means "never written".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

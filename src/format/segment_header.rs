@@ -1,8 +1,8 @@
 //! The header of a segment, which is its first sector.
 
 use super::bytes::put;
-use super::constants::{FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN, check_seq};
-use super::error::DecodeError;
+use super::constants::{FORMAT_MAJOR, FORMAT_MINOR, SEGMENT_HEADER_LEN};
+use super::error::{DecodeError, check_seq};
 use super::prelude::{Prelude, magic};
 
 /// Identifies a segment. It is written and made durable before the first record.

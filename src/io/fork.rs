@@ -21,6 +21,11 @@ pub(crate) fn fork_generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// The PID of this process. In the child of a fork it differs from the parent's.
+pub(crate) fn process_id() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()
+}
+
 /// Starts counting forks. Every backend calls this; only the first call has an effect.
 pub(crate) fn watch() {
     REGISTERED.call_once(|| {

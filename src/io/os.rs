@@ -27,6 +27,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::advice;
 use super::descriptor::FileDescriptor;
+use super::fork::process_id;
 use super::op::{Op, slot};
 use super::util::MAX_INTERRUPTIONS;
 use super::{Dir, DirEntry, DirLock, EntryKind, File, OpFuture, OpenMode, ReadDone, SyncKind};
@@ -391,7 +392,7 @@ impl Dir for OsDir {
 /// Overwrites first and truncates afterwards, because on a full disk an overwrite needs no new space. A concurrent
 /// reader takes the digits before the first line feed, so it never mixes the new PID with the rest of a longer old one.
 fn write_pid(lock_file: &OwnedFd) {
-    let line = format!("{}\n", std::process::id());
+    let line = format!("{}\n", process_id());
     let is_written = rustix::io::pwrite(lock_file, line.as_bytes(), 0) == Ok(line.len());
     // Without a PID the file must not name an earlier holder.
     let _ = fs::ftruncate(lock_file, if is_written { line.len() as u64 } else { 0 });

@@ -86,6 +86,10 @@ mod tests {
             (22, 4, 3, 0),
             (22, 4, 4, 18),
             (22, 4, 21, 1),
+            (0, 24, 23, 0),
+            (24, 5, 4, 0),
+            (24, 5, 6, 18),
+            (24, 24, 0, 24),
         ] {
             let hour = |hour: u64| Duration::from_secs(hour * 3600);
             let hours = Hours { from: TimeOfDay::utc(from, 0), to: TimeOfDay::utc(to, 0) };

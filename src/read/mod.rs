@@ -76,7 +76,7 @@ pub(crate) fn look_up(sources: Sources<'_>, key: &[u8]) -> Result<Lookup> {
                 if let Some(value) = read_cached(sources, key, entry, &cached) {
                     return Ok(Lookup::Ready(Some(value)));
                 }
-                // Evicted or damaged. The segment may have been retired since, so this starts over, without the block
+                // Evicted or damaged. The segment may have become obsolete since, so this starts over, without the block
                 // cache.
                 cache = None;
                 continue;
@@ -173,8 +173,8 @@ fn locate<'a>(
     }
 }
 
-/// Follows a key's entry to the segment it names. The segment may be retired between the two lookups, any number of
-/// times. But the keydir is changed before a segment is retired, so the next lookup gives another place. If it gives
+/// Follows a key's entry to the segment it names. The segment may become obsolete between the two lookups, any number of
+/// times. But the keydir is changed before a segment becomes obsolete, so the next lookup gives another place. If it gives
 /// the same place again, the segment is lost: the error is that entry.
 fn follow<T>(
     lookup: impl Fn() -> Option<Entry>,
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn lookups_follow_a_record_through_any_number_of_retired_segments() {
+    fn lookups_follow_a_record_through_any_number_of_obsolete_segments() {
         assert_eq!(follow_script(&[None], &[]), Ok(None));
         assert_eq!(follow_script(&[Some(1)], &[1]), Ok(Some(1)));
         assert_eq!(follow_script(&[Some(1), Some(2), Some(3), Some(4), Some(5)], &[5]), Ok(Some(5)));

@@ -56,6 +56,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format;
+use crate::io::fork::process_id;
 use crate::io::{Dir, DirLock, Io, OpenMode};
 use crate::keydir::Keydir;
 use crate::options::Options;
@@ -131,7 +132,7 @@ async fn take_lock(io: &dyn Io, dir: &dyn Dir, path: &Path) -> Result<Box<dyn Di
         }
     }
     let holder = match holder_pid(dir).await {
-        Some(pid) if pid == std::process::id() => ", in this process,".to_owned(),
+        Some(pid) if pid == process_id() => ", in this process,".to_owned(),
         Some(pid) => format!(", in process {pid},"),
         None => String::new(),
     };

@@ -18,14 +18,15 @@ use super::checked::CheckedSegment;
 use super::hint_load::read_header;
 use super::live_bytes::LiveByteCounter;
 use super::opening::Opening;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{Binding, FOOTER_LEN, Footer, HintHeader, PREWRITTEN_BYTE};
 use crate::io::{Dir, File, OpenMode, SyncKind, util};
 use crate::keydir::Keydir;
 use crate::options::Recovery;
 use crate::seeded_bug::{self, SeededBug};
 use crate::segment::{
-    Extent, Facts, Found, ManifestStore, Scan, Segment, Stop, cut_file_name, lacks_space, segment_file_name, tmp_name,
+    Extent, Facts, Found, ManifestStore, Scan, Segment, Stop, cut_file_name, hint_file_name, lacks_space,
+    segment_file_name, tmp_name,
 };
 
 /// Bytes per read when the end of the file is copied or searched.
@@ -73,7 +74,10 @@ impl Opening<'_> {
                 continue;
             }
             let was_sealed = was_sealed(&*self.dir, segment, &manifest.store_id()).await;
-            if !was_sealed.map_err(|error| self.io_error("read a hint", error, Some(segment.id)))? {
+            let was_sealed = was_sealed.map_err(|error| {
+                Error::io("open: read a hint", error).with_path(self.options.path.join(hint_file_name(segment.id)))
+            })?;
+            if !was_sealed {
                 return Ok(Some(segments.remove(index)));
             }
         }

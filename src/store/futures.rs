@@ -2,7 +2,8 @@
 //!
 //! Each is `Send + Unpin + 'static`, needs no runtime, and may be dropped at any time. For every write the same holds: dropped
 //! before the first poll, nothing happens; once accepted, the write continues without the caller; while it still waits to be
-//! accepted (for room in the buffer, or behind an earlier write of the same key), dropping it cancels it.
+//! accepted (for room in the buffer, or behind an earlier write of the same key), dropping it cancels it. A submitted
+//! write ([`Put::submit`]) needs no poll, and dropping its future does not cancel it.
 //!
 //! Options, such as the durability of a write, are set on the future before its first poll.
 //!
@@ -26,7 +27,7 @@ use super::core::Core;
 use super::polled_after_completion;
 use super::pool;
 use crate::batch::check_key;
-use crate::commit::{Accepted, OfferWait, Prepared, Ticket};
+use crate::commit::{Accepted, OfferWait, Prepared, Submission, Ticket};
 use crate::compaction::control::CompactionRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::OpFuture;
@@ -34,6 +35,7 @@ use crate::keydir::Key;
 use crate::options::Durability;
 use crate::read::{Lookup, look_up};
 use crate::stats::{CompactionReport, Version};
+use crate::sync::promise::Promise;
 use crate::sync::sharded::Share;
 use crate::sync::waiters::Slot;
 
@@ -49,6 +51,10 @@ pub(crate) struct WriteOp {
 enum WriteState {
     Invalid(Error),
     Offered(Prepared, OfferWait),
+    /// Submitted, and queued in the log.
+    Queued(Promise<Result<Accepted>>),
+    /// Submitted, and done with this result.
+    Ready(Option<u64>),
     Waiting(Ticket),
     /// A delete that found no key, until the absence is durable.
     WaitingAbsent(Ticket),
@@ -78,6 +84,27 @@ impl WriteOp {
             self.core.prefetch(member.key(&op.bytes));
         }
         self.durability = durability;
+    }
+
+    /// Accepts the write now, or queues it in the log. Without effect on a write that a poll has accepted already.
+    fn submit(mut self) -> Result<Self> {
+        self.core.check_fork()?;
+        match std::mem::replace(&mut self.state, WriteState::Done) {
+            WriteState::Invalid(error) => return Err(error),
+            WriteState::Offered(op, mut wait) => {
+                self.core.parts.log.withdraw(&mut wait);
+                self.core.check()?;
+                self.state = match self.core.parts.log.submit(op, self.durability, self.must_exist)? {
+                    Submission::Accepted(accepted, op) => {
+                        pool::give_back(op.bytes);
+                        WriteState::submitted(accepted)
+                    }
+                    Submission::Queued(promise) => WriteState::Queued(promise),
+                };
+            }
+            state => self.state = state,
+        }
+        Ok(self)
     }
 
     /// The sequence number of the write's last record, or `None` if there was nothing to delete.
@@ -112,6 +139,18 @@ impl WriteOp {
                     }
                 }
             }
+            WriteState::Queued(promise) => {
+                let Poll::Ready(accepted) = promise.poll(cx) else { return Poll::Pending };
+                self.state = WriteState::Done;
+                self.state = WriteState::submitted(accepted?);
+                // A ticket has no waker of this future yet.
+                self.poll(cx)
+            }
+            WriteState::Ready(seq) => {
+                let seq = *seq;
+                self.state = WriteState::Done;
+                Poll::Ready(Ok(seq))
+            }
             WriteState::Waiting(ticket) => {
                 let Poll::Ready(result) = ticket.poll(cx) else { return Poll::Pending };
                 let seq = ticket.last_seq;
@@ -124,6 +163,18 @@ impl WriteOp {
                 Poll::Ready(result.map(|()| None))
             }
             WriteState::Done => polled_after_completion(),
+        }
+    }
+}
+
+impl WriteState {
+    /// The state of a submitted write that the log has accepted.
+    fn submitted(accepted: Accepted) -> Self {
+        match accepted {
+            Accepted::Done(seq) => Self::Ready(Some(seq)),
+            Accepted::Absent => Self::Ready(None),
+            Accepted::AbsentOnce(ticket) => Self::WaitingAbsent(ticket),
+            Accepted::Waiting(ticket) => Self::Waiting(ticket),
         }
     }
 }
@@ -160,6 +211,54 @@ impl Put {
         self.0.set_durability(durability);
         self
     }
+
+    /// Accepts the write now and returns a future for its end.
+    ///
+    /// The other futures of this crate do nothing before their first poll, so the order in which two of them are spawned
+    /// decides nothing. The order of two calls of `submit` is the order of the two writes, whichever tasks make
+    /// the calls, if one call returns before the other begins.
+    ///
+    /// A [`sync`](crate::Store::sync) that begins after this call covers the write, too.
+    ///
+    /// A write that does not fit at once (the [staging buffer](crate::Builder::staging_bytes) is full, the store starts a
+    /// segment, a delete waits for an earlier write of its key) is queued in the store, and no later write overtakes it.
+    ///
+    /// # Durability
+    ///
+    /// As of the awaited write: the returned [`Submitted`] resolves when the write has reached its durability.
+    ///
+    /// # Errors
+    ///
+    /// What is known at once: [`InvalidInput`](ErrorKind::InvalidInput), [`TooLarge`](ErrorKind::TooLarge),
+    /// [`Closed`](ErrorKind::Closed), [`Poisoned`](ErrorKind::Poisoned), [`Forked`](ErrorKind::Forked), and
+    /// [`Busy`](ErrorKind::Busy) if more than [`staging_bytes`](crate::Builder::staging_bytes) of submitted writes
+    /// wait already: await a write instead. None of these was applied. Everything else, such as
+    /// [`NoSpace`](ErrorKind::NoSpace), comes from [`Submitted`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the [`Submitted`] does not cancel the write.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> ringcask::Result<()> {
+    /// # let dir = tempfile::tempdir().expect("a temporary directory");
+    /// # pollster::block_on(async {
+    /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
+    /// let first = store.put("state", "started").submit()?;
+    /// let second = store.put("state", "finished").submit()?;
+    /// // In any order, in any task.
+    /// let newer = second.await?;
+    /// assert!(first.await? < newer);
+    /// assert_eq!(store.get("state").await?.as_deref(), Some(&b"finished"[..]));
+    /// # store.close().await
+    /// # })
+    /// # }
+    /// ```
+    pub fn submit(self) -> Result<Submitted<Version>> {
+        Submitted::new(self.0, |seq| Version(seq.unwrap_or(0)))
+    }
 }
 
 impl Future for Put {
@@ -179,6 +278,13 @@ impl Delete {
     pub fn durability(mut self, durability: Durability) -> Self {
         self.0.set_durability(durability);
         self
+    }
+
+    /// Accepts the delete now and returns a future that tells whether the key existed. See [`Put::submit`].
+    ///
+    /// While the delete waits for an earlier write of its key to become visible, it holds up the writes after it.
+    pub fn submit(self) -> Result<Submitted<bool>> {
+        Submitted::new(self.0, |seq| seq.is_some())
     }
 }
 
@@ -208,6 +314,19 @@ impl Write {
         }
         self
     }
+
+    /// Accepts the batch now and returns a future for its end. See [`Put::submit`].
+    pub fn submit(self) -> Result<Submitted<Version>> {
+        let op = match self.0 {
+            WriteInner::Op(op) => op,
+            WriteInner::Empty(core) => {
+                core.check()?;
+                let state = WriteState::Ready(Some(core.parts.log.durable_seq()));
+                WriteOp { core, durability: Durability::Buffered, must_exist: false, state }
+            }
+        };
+        Submitted::new(op, |seq| Version(seq.unwrap_or(0)))
+    }
 }
 
 impl Future for Write {
@@ -218,6 +337,36 @@ impl Future for Write {
             WriteInner::Op(op) => op.poll(cx).map_ok(|seq| Version(seq.unwrap_or(0))),
             WriteInner::Empty(core) => Poll::Ready(core.check().map(|()| Version(core.parts.log.durable_seq()))),
         }
+    }
+}
+
+/// The future of a submitted write: see [`Put::submit`].
+///
+/// Resolves as the awaited write does: to the version of a put or a batch, or to whether the key of a delete existed.
+/// The write runs to its end whether this is polled, dropped or forgotten.
+pub struct Submitted<T> {
+    op: WriteOp,
+    output: fn(Option<u64>) -> T,
+}
+
+impl<T> Submitted<T> {
+    fn new(op: WriteOp, output: fn(Option<u64>) -> T) -> Result<Self> {
+        Ok(Self { op: op.submit()?, output })
+    }
+}
+
+impl<T> fmt::Debug for Submitted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submitted").finish_non_exhaustive()
+    }
+}
+
+impl<T> Future for Submitted<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let output = self.output;
+        self.op.poll(cx).map_ok(output)
     }
 }
 
@@ -281,12 +430,14 @@ impl Drop for Get {
 #[must_use = "futures do nothing unless polled"]
 pub struct Sync {
     core: Share<Core>,
+    /// Behind submitted writes that are queued.
+    queued: Option<Promise<Result<Accepted>>>,
     ticket: Option<Ticket>,
 }
 
 impl Sync {
     pub(crate) fn new(core: Share<Core>) -> Self {
-        Self { core, ticket: None }
+        Self { core, queued: None, ticket: None }
     }
 }
 
@@ -295,8 +446,19 @@ impl Future for Sync {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.core.check_fork()?;
-        if self.ticket.is_none() {
+        if self.ticket.is_none() && self.queued.is_none() {
             self.core.check()?;
+            self.queued = self.core.parts.log.submit_sync();
+        }
+        if let Some(promise) = &self.queued {
+            let Poll::Ready(accepted) = promise.poll(cx) else { return Poll::Pending };
+            self.queued = None;
+            match accepted? {
+                Accepted::AbsentOnce(ticket) => self.ticket = Some(ticket),
+                _ => return Poll::Ready(Ok(Version(self.core.parts.log.durable_seq()))),
+            }
+        }
+        if self.ticket.is_none() {
             match self.core.parts.log.request_sync(cx.waker())? {
                 Some(ticket) => self.ticket = Some(ticket),
                 None => return Poll::Ready(Ok(Version(self.core.parts.log.durable_seq()))),

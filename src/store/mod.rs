@@ -482,7 +482,8 @@ impl Store {
         }
     }
 
-    /// Returns sizes and counters of this moment. It visits every segment, so it does not belong on a hot path. In a forked child
+    /// Returns sizes and counters of this moment. It visits every segment and briefly locks each shard of the
+    /// index, so it does not belong on a hot path. In a forked child
     /// everything is 0 except the engine.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -555,4 +556,6 @@ const _: () = {
     assert_future::<WaitDurable>();
     assert_future::<Close>();
     assert_future::<Compact>();
+    assert_future::<futures::Submitted<Version>>();
+    assert_future::<futures::Submitted<bool>>();
 };

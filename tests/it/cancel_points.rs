@@ -22,7 +22,7 @@ use crate::support::stages;
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// The public calls that return a future, each with the future's name. Each is a [`Call`] or has a separate sweep.
-const CALLS: [(&str, &str); 12] = [
+const CALLS: [(&str, &str); 15] = [
     ("open", "Open"),
     ("open", "Open"),
     ("get", "Get"),
@@ -35,6 +35,10 @@ const CALLS: [(&str, &str); 12] = [
     ("wait_durable", "WaitDurable"),
     ("compact", "Compact"),
     ("close", "Close"),
+    // On the futures of a put, a delete and a batch.
+    ("submit", "Submitted"),
+    ("submit", "Submitted"),
+    ("submit", "Submitted"),
 ];
 
 #[test]
@@ -47,15 +51,20 @@ fn the_sweeps_cover_every_future_of_the_crate() {
     .concat();
     let named: BTreeSet<&str> = futures
         .lines()
-        .filter_map(|line| line.strip_prefix("impl Future for ")?.strip_suffix(" {"))
+        .filter_map(|line| {
+            line.strip_prefix("impl Future for ").or(line.strip_prefix("impl<T> Future for "))?.strip_suffix(" {")
+        })
+        .map(|name| name.trim_end_matches("<T>"))
         .filter(|name| futures.contains(&format!("pub struct {name}")))
         .collect();
     assert_eq!(named, CALLS.iter().map(|(_, future)| *future).collect());
-    let sources = [include_str!("../../src/store/mod.rs"), include_str!("../../src/store/builder.rs")].concat();
+    let sources =
+        [include_str!("../../src/store/mod.rs"), include_str!("../../src/store/builder.rs"), &futures].concat();
     let mut found: Vec<(&str, &str)> = Vec::new();
     for declaration in sources.split("\n    pub fn ").skip(1) {
         let head = declaration.split(" {").next().unwrap();
         let Some((_, returned)) = head.split_once("-> ") else { continue };
+        let returned = returned.trim_start_matches("Result<").split('<').next().unwrap();
         if named.contains(returned) || returned.contains("Future") {
             found.push((declaration.split(['(', '<']).next().unwrap(), returned));
         }
@@ -128,13 +137,16 @@ enum Call {
     Delete,
     DeleteAbsent,
     Write,
+    SubmitPut,
+    SubmitDelete,
+    SubmitWrite,
     Sync,
     WaitDurable,
     Compact,
 }
 
 impl Call {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Get,
         Self::MultiGet,
         Self::Put,
@@ -142,22 +154,31 @@ impl Call {
         Self::Delete,
         Self::DeleteAbsent,
         Self::Write,
+        Self::SubmitPut,
+        Self::SubmitDelete,
+        Self::SubmitWrite,
         Self::Sync,
         Self::WaitDurable,
         Self::Compact,
     ];
 
+    /// Whether the call submits a write, which then happens without a poll.
+    fn is_submitted(self) -> bool {
+        matches!(self, Self::SubmitPut | Self::SubmitDelete | Self::SubmitWrite)
+    }
+
     fn levels(self) -> &'static [Durability] {
-        let is_write = matches!(self, Self::Put | Self::Delete | Self::DeleteAbsent | Self::Write);
+        let is_write =
+            matches!(self, Self::Put | Self::Delete | Self::DeleteAbsent | Self::Write) || self.is_submitted();
         if is_write { &LEVELS } else { &[Durability::Synced] }
     }
 
     /// The value, or the absence, that the call leaves for `key`, if it changes the key.
     fn effect(self) -> Option<Option<Vec<u8>>> {
         match self {
-            Self::Put | Self::Write => Some(Some(b"new".to_vec())),
+            Self::Put | Self::Write | Self::SubmitPut | Self::SubmitWrite => Some(Some(b"new".to_vec())),
             Self::PutBytes => Some(Some(vec![7; 70_000])),
-            Self::Delete => Some(None),
+            Self::Delete | Self::SubmitDelete => Some(None),
             _ => None,
         }
     }
@@ -170,16 +191,21 @@ impl Call {
             Self::PutBytes => boxed(store.put_bytes(key, Bytes::from(vec![7; 70_000]))),
             Self::Delete => boxed(store.delete(key).durability(level)),
             Self::DeleteAbsent => boxed(store.delete(format!("{key}-absent")).durability(level)),
-            Self::Write => {
-                let mut batch = Batch::new();
-                batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new");
-                boxed(store.write(batch).durability(level))
-            }
+            Self::SubmitPut => boxed(store.put(key, "new").durability(level).submit().unwrap()),
+            Self::SubmitDelete => boxed(store.delete(key).durability(level).submit().unwrap()),
+            Self::SubmitWrite => boxed(store.write(batch_of_three(key)).durability(level).submit().unwrap()),
+            Self::Write => boxed(store.write(batch_of_three(key)).durability(level)),
             Self::Sync => boxed(store.sync()),
             Self::WaitDurable => boxed(store.wait_durable(put_at(store, Durability::Buffered, key, "old"))),
             Self::Compact => boxed(store.compact()),
         }
     }
+}
+
+fn batch_of_three(key: &str) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new");
+    batch
 }
 
 /// Activity beside the call.
@@ -263,10 +289,12 @@ impl Round {
         if let Some(after) = call.effect() {
             let allowed = self.allowed.get_mut(&key).unwrap();
             match (polls, ready.is_some()) {
+                _ if call.is_submitted() => *allowed = vec![after],
                 (0, _) => {}
                 (_, true) => *allowed = vec![after],
                 _ => allowed.push(after),
             }
+            self.puts.0 += u64::from(call == Call::SubmitPut);
             if matches!(call, Call::Put | Call::PutBytes) {
                 self.puts.0 += u64::from(ready.is_some());
                 self.puts.1 += u64::from(ready.is_none() && polls > 0);
@@ -291,7 +319,8 @@ impl Round {
             if both[0].is_some() {
                 assert_eq!(both[0], value, "half of {key}");
             }
-            let whole = key.starts_with("Write") && value.as_deref() == Some(b"new");
+            let whole =
+                (key.starts_with("Write") || key.starts_with("SubmitWrite")) && value.as_deref() == Some(b"new");
             assert!(!whole || both[0].is_some(), "half of {key}");
             found.extend(members.into_iter().zip(both));
             found.insert(key.clone(), value);

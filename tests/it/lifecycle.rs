@@ -338,6 +338,7 @@ fn fork_with_an_open_store() {
     let store = open(Store::builder(&path).engine(engine));
     put(&store, "before", "v");
     put_at(&store, Durability::Buffered, "buffered", "v");
+    let mut submitted = store.put("before", "v").submit().unwrap();
     // The child only polls futures of the handle. It exits without running destructors of the parent's threads.
     let status = crate::helpers::fork::in_child(|| {
         let refused = |poll: Poll<ringcask::Result<()>>| match poll {
@@ -348,6 +349,8 @@ fn fork_with_an_open_store() {
             refused(poll_once(&mut store.get("before")).map_ok(drop)),
             refused(poll_once(&mut store.delete("before")).map_ok(drop)),
             refused(poll_once(&mut store.sync()).map_ok(drop)),
+            refused(poll_once(&mut submitted).map_ok(drop)),
+            refused(Poll::Ready(store.put("child", "v").submit().map(drop))),
         ];
         for level in LEVELS {
             checks.push(refused(poll_once(&mut store.put("child", "v").durability(level)).map_ok(drop)));
@@ -356,6 +359,7 @@ fn fork_with_an_open_store() {
         i32::from(checks.contains(&false))
     });
     assert_eq!(status, 0, "an operation in the forked child was not refused");
+    block_on(submitted).unwrap();
     put(&store, "after", "v");
     assert!(!store.contains_key("child"));
     close(store);

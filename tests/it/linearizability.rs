@@ -135,7 +135,8 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
     let level = rng.level();
     match rng.below(10) {
         0..3 => {
-            block_on(store.put(key, unique.to_le_bytes()).durability(level)).unwrap();
+            let put = store.put(key, unique.to_le_bytes()).durability(level);
+            if rng.below(2) == 0 { block_on(put.submit().unwrap()) } else { block_on(put) }.unwrap();
             Op::Put(unique)
         }
         3 => {
@@ -145,7 +146,11 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
             block_on(store.write(batch).durability(level)).unwrap();
             Op::Put(unique)
         }
-        4..6 => Op::Delete { existed: block_on(store.delete(key).durability(level)).unwrap() },
+        4..6 => {
+            let delete = store.delete(key).durability(level);
+            let existed = if rng.below(2) == 0 { block_on(delete.submit().unwrap()) } else { block_on(delete) };
+            Op::Delete { existed: existed.unwrap() }
+        }
         _ => {
             let found = block_on(store.get(key)).unwrap();
             Op::Get { found: found.map(|value| u64::from_le_bytes(value[..].try_into().unwrap())) }

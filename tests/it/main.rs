@@ -38,6 +38,7 @@ mod regressions;
 mod reserve;
 mod security;
 mod small_histories;
+mod submit;
 mod syscalls;
 mod waiting_futures;
 

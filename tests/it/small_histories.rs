@@ -152,7 +152,8 @@ async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability),
     let name = |key: usize| format!("{label}-{key}");
     match rng.below(10) {
         0..2 => {
-            store.put(name(key), bytes(unique)).durability(level).await.unwrap();
+            let put = store.put(name(key), bytes(unique)).durability(level);
+            if rng.below(2) == 0 { put.submit().unwrap().await } else { put.await }.unwrap();
             Op::Put(key, unique)
         }
         2..4 => {

@@ -88,7 +88,7 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
 }
 
 /// Regression: writers without room raced with newcomers for it, and some lost for hundreds of milliseconds. The unit
-/// tests of `commit/log/room.rs` check the order of wake-ups.
+/// tests of `commit/log/admission.rs` check the order of wake-ups.
 #[test]
 fn a_new_writer_does_not_overtake_one_that_waits_for_admission() {
     for_each_engine(|env| {

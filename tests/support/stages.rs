@@ -1,7 +1,7 @@
 //! The stages: what the tests must explore, and a record of what they did.
 //!
 //! A stage is a test that injects one kind of fault and counts the injections. Its floor is the number that it must
-//! reach, which the test itself enforces. There are two floors: one for every `cargo test`, one for `./prove ci`. A
+//! reach, which the test itself enforces. There are two floors: one for `./prove`, one for `./prove ci`. A
 //! stage that cannot run on this machine prints that, and what it would have shown; if `RINGCASK_REQUIRE_ALL` is set,
 //! it fails instead.
 //!
@@ -21,7 +21,7 @@ pub struct Stage {
     pub name: &'static str,
     /// The environment variable that sets its floor.
     pub variable: &'static str,
-    /// The floor in every `cargo test`; 0 for a stage that needs a separate build and does not run there.
+    /// The floor of `./prove` at the small scale; 0 for a stage that needs a separate build and does not run there.
     pub small: u64,
     /// The floor in `./prove ci`.
     pub ci: u64,

@@ -13,7 +13,7 @@ use crate::commit::group::{Ticket, WaitFor};
 use crate::commit::prepared::{Prepared, PreparedRecord};
 use crate::commit::publish::{publish, publish_many};
 use crate::commit::stage::{Publication, PublishWhen, is_delete};
-use crate::error::{Outcome, Result};
+use crate::error::{Error, Outcome, Result};
 use crate::format::{FOOTER_LEN, RecordKind, SEGMENT_HEADER_LEN, WATERMARK_LEN};
 use crate::io::util::to_usize;
 use crate::options::Durability;
@@ -21,6 +21,23 @@ use crate::seeded_bug::{self, SeededBug};
 use crate::segment::Segment;
 use crate::sync::atomic::Ordering;
 use crate::sync::wake;
+
+/// Why a write cannot be accepted now.
+pub(super) enum Blocked {
+    /// A delete waits for an earlier write of its key.
+    Unresolved,
+    /// Earlier writers wait, or staged bytes have to be written first.
+    Turn(SpaceWanted),
+    /// The active segment lacks disk space, or there is none.
+    Disk(SpaceWanted),
+}
+
+impl SpaceWanted {
+    fn by(op: &Prepared) -> Self {
+        let bytes = op.log_len();
+        Self { bytes, delete_bytes: if op.only_deletes() { bytes } else { 0 } }
+    }
+}
 
 impl Log {
     /// Offers a write. `Pending` means that it was *not* accepted: there is no space yet, or a delete waits for an
@@ -33,46 +50,63 @@ impl Log {
         wait: &mut OfferWait,
         cx: &Context<'_>,
     ) -> Poll<Result<Accepted>> {
-        let replaced;
         if durability == Durability::Buffered
             && let [member] = op.members()
         {
             self.keydir.prefetch_entry(member.key(&op.bytes));
         }
         let mut state = self.lock();
-        match &state.status {
-            LogStatus::Open => {}
-            LogStatus::Closing => return Poll::Ready(Err(closed())),
-            LogStatus::Ended(error) => return Poll::Ready(Err(error.clone().with_outcome(Outcome::NotApplied))),
+        if let Err(error) = state.check_open() {
+            return Poll::Ready(Err(error));
         }
-        if must_exist {
-            match self.exists(&state, op) {
-                Some(true) => {}
-                Some(false) => {
-                    let absent = self.absent(&mut state, op, durability, cx);
-                    self.notify_if_due(state);
-                    return Poll::Ready(Ok(absent));
-                }
-                None => {
-                    replaced = state.resolve_waiters.wait(&mut wait.resolve, (), cx.waker());
-                    self.notify_if_due(state);
-                    drop(replaced);
-                    return Poll::Pending;
-                }
+        match self.offer(&mut state, op, durability, must_exist, wait, cx.waker()) {
+            Ok(accepted) => {
+                // Space kept for a delete that staged nothing goes to the next writers: see `withdraw`.
+                let is_staged = matches!(accepted, Accepted::Done(_) | Accepted::Waiting(_));
+                let left = (wait.has_waited() && is_staged).then(|| state.forget(wait, self.io.now()));
+                self.notify_if_due(state);
+                drop(left);
+                Poll::Ready(Ok(accepted))
+            }
+            Err(Blocked::Unresolved) => {
+                let replaced = state.resolve_waiters.wait(&mut wait.resolve, (), cx.waker());
+                self.notify_if_due(state);
+                drop(replaced);
+                Poll::Pending
+            }
+            Err(Blocked::Turn(wanted) | Blocked::Disk(wanted)) => {
+                let (poll, replaced) = state.wait_for_admission(wanted, wait, cx);
+                self.notify_if_due(state);
+                drop(replaced);
+                poll
             }
         }
-        if let Err(wanted) = self.fits(&state, op, wait) {
-            let poll;
-            (poll, replaced) = state.wait_for_admission(wanted, wait, cx);
-            self.notify_if_due(state);
-            drop(replaced);
-            return poll;
+    }
+
+    /// Accepts `op` if it can be accepted now. `waker` is registered with its group.
+    #[inline]
+    pub(super) fn offer(
+        &self,
+        state: &mut LogState,
+        op: &Prepared,
+        durability: Durability,
+        must_exist: bool,
+        wait: &OfferWait,
+        waker: &Waker,
+    ) -> std::result::Result<Accepted, Blocked> {
+        if must_exist {
+            // An earlier queued write may decide whether the key exists.
+            if !state.queue.is_empty() && !state.admission.has_turn(&wait.admission) {
+                return Err(Blocked::Turn(SpaceWanted::by(op)));
+            }
+            match self.exists(state, op) {
+                Some(true) => {}
+                Some(false) => return Ok(self.absent(state, op, durability, waker)),
+                None => return Err(Blocked::Unresolved),
+            }
         }
-        let accepted = self.stage(&mut state, op, durability, cx);
-        let left = wait.has_waited().then(|| state.forget(wait, self.io.now()));
-        self.notify_if_due(state);
-        drop(left);
-        Poll::Ready(Ok(accepted))
+        self.fits(state, op, wait)?;
+        Ok(self.stage(state, op, durability, waker))
     }
 
     /// Whether the key of a delete exists; `None` while an earlier write of the key is unresolved.
@@ -87,14 +121,14 @@ impl Log {
 
     /// The answer to a delete of an absent key. It is immediate, unless the caller asked for more than `Buffered` and
     /// the delete that removed the key could still be lost in a crash.
-    fn absent(&self, state: &mut LogState, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+    fn absent(&self, state: &mut LogState, op: &Prepared, durability: Durability, waker: &Waker) -> Accepted {
         let Some(member) = op.members().first() else { return Accepted::Absent };
         let newest_delete = state.last_delete[self.bucket(member.key(&op.bytes))];
         if durability == Durability::Buffered || newest_delete <= self.durable_seq() {
             return Accepted::Absent;
         }
         state.sync_wanted = true;
-        Accepted::AbsentOnce(state.await_group(cx.waker()))
+        Accepted::AbsentOnce(state.await_group(waker))
     }
 
     pub(super) fn bucket(&self, key: &[u8]) -> usize {
@@ -102,27 +136,27 @@ impl Log {
     }
 
     /// Whether `op` may be staged now.
-    fn fits(&self, state: &LogState, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), SpaceWanted> {
-        let len = op.log_len();
-        let wanted = SpaceWanted { bytes: len, delete_bytes: if op.only_deletes() { len } else { 0 } };
+    fn fits(&self, state: &LogState, op: &Prepared, wait: &OfferWait) -> std::result::Result<(), Blocked> {
+        let wanted = SpaceWanted::by(op);
+        let len = wanted.bytes;
         if !state.admission.has_turn(&wait.admission) {
-            return Err(wanted);
+            return Err(Blocked::Turn(wanted));
         }
         let taken = state.used_bytes() + state.admission.bytes_kept_from(&wait.admission);
         if taken > 0 && taken + len > self.limits.staging_bytes {
-            return Err(wanted);
+            return Err(Blocked::Turn(wanted));
         }
-        let Some(point) = &state.append_point else { return Err(wanted) };
+        let Some(point) = &state.append_point else { return Err(Blocked::Disk(wanted)) };
         let end = point.next_offset + WATERMARK_LEN as u64 + len + FOOTER_LEN as u64;
         let reserve = if wanted.delete_bytes == 0 { self.limits.reserve_bytes } else { 0 };
         let is_fresh = point.next_offset == SEGMENT_HEADER_LEN as u64;
         if (end > self.limits.segment_bytes && !is_fresh) || end.saturating_add(reserve) > point.preallocated_end {
-            return Err(wanted);
+            return Err(Blocked::Disk(wanted));
         }
         Ok(())
     }
 
-    fn stage(&self, state: &mut LogState, op: &Prepared, durability: Durability, cx: &Context<'_>) -> Accepted {
+    fn stage(&self, state: &mut LogState, op: &Prepared, durability: Durability, waker: &Waker) -> Accepted {
         // `fits` has checked that there is an append point.
         let LogState { append_point: Some(point), stage, .. } = state else { return Accepted::Absent };
         let first_seq = state.next_seq;
@@ -166,7 +200,7 @@ impl Log {
             WaitFor::Resolved => state.stage.sync_waiters += 1,
         }
         let group = Arc::clone(&state.stage.group);
-        Accepted::Waiting(Ticket::new(group, wait, cx.waker(), last_seq))
+        Accepted::Waiting(Ticket::new(group, wait, waker, last_seq))
     }
 
     /// Publishes a `Buffered` write under the log's lock.
@@ -220,10 +254,10 @@ impl Log {
             // Space that was kept for a withdrawn write goes to the next writers.
             let is_offered = !seeded_bug::is(SeededBug::RoomNotOffered);
             let wakers = if is_offered { self.admit_waiters(&mut state) } else { Vec::new() };
-            if wakers.is_empty() {
+            if wakers.is_empty() && !state.has_queued() {
                 self.notify_if_due(state);
             } else {
-                // The task must learn how long space is kept for them.
+                // The task must learn how long space is kept for them, and that a queued write may fit now.
                 self.notify(state);
             }
             drop(left);
@@ -234,8 +268,36 @@ impl Log {
 
 impl LogState {
     /// Removes an offered write from the lists it waits in. The caller drops the wakers outside the lock.
-    fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
+    pub(super) fn forget(&mut self, wait: &mut OfferWait, now: Duration) -> [Option<Waker>; 2] {
         [self.admission.leave(&mut wait.admission, now), self.resolve_waiters.leave(&mut wait.resolve)]
+    }
+
+    /// The error for new writes, unless the log is open.
+    pub(super) fn check_open(&self) -> Result<()> {
+        match &self.status {
+            LogStatus::Open => Ok(()),
+            LogStatus::Closing => Err(closed()),
+            LogStatus::Ended(error) => Err(error.clone().with_outcome(Outcome::NotApplied)),
+        }
+    }
+
+    /// The error for a write that has waited for an attempt to make space, if the attempt failed for it.
+    pub(super) fn refusal(&self, wanted: SpaceWanted, wait: &OfferWait) -> Option<Error> {
+        let (since, (attempt, whom, error)) = (wait.since_attempt?, self.admission.refusal.as_ref()?);
+        let concerns_it = *whom == Refused::Everybody || wanted.delete_bytes == 0;
+        (*attempt > since && concerns_it).then(|| error.clone())
+    }
+
+    /// Asks the commit task to make space.
+    pub(super) fn want_space(&mut self, wanted: SpaceWanted, wait: &mut OfferWait) {
+        wait.since_attempt = Some(self.admission.attempt);
+        self.admission.wanted = Some(match self.admission.wanted {
+            Some(other) => SpaceWanted {
+                bytes: other.bytes.max(wanted.bytes),
+                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
+            },
+            None => wanted,
+        });
     }
 
     /// Registers an offered write that found no space, or refuses it. Also returns the waker that it replaces.
@@ -245,20 +307,10 @@ impl LogState {
         wait: &mut OfferWait,
         cx: &Context<'_>,
     ) -> (Poll<Result<Accepted>>, Option<Waker>) {
-        if let (Some(since), Some((attempt, whom, error))) = (wait.since_attempt, &self.admission.refusal)
-            && *attempt > since
-            && (*whom == Refused::Everybody || wanted.delete_bytes == 0)
-        {
-            return (Poll::Ready(Err(error.clone())), None);
+        if let Some(error) = self.refusal(wanted, wait) {
+            return (Poll::Ready(Err(error)), None);
         }
-        wait.since_attempt = Some(self.admission.attempt);
-        self.admission.wanted = Some(match self.admission.wanted {
-            Some(other) => SpaceWanted {
-                bytes: other.bytes.max(wanted.bytes),
-                delete_bytes: other.delete_bytes.max(wanted.delete_bytes),
-            },
-            None => wanted,
-        });
+        self.want_space(wanted, wait);
         (Poll::Pending, self.admission.wait(&mut wait.admission, wanted.bytes, cx.waker()))
     }
 }

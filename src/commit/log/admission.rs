@@ -35,11 +35,18 @@ pub(in crate::commit) enum Refused {
     AllButDeletes,
 }
 
+/// A writer that waits to be admitted.
+struct WaitingWrite {
+    bytes: u64,
+    /// A queued write of [`submit`](super::submit): the commit task accepts it, and nothing is admitted past it.
+    is_queued: bool,
+}
+
 /// Writers that wait for space, and the result of the last attempt to make some.
 #[derive(Default)]
 pub(super) struct Admission {
     /// Writers that are not admitted, each with the bytes it needs.
-    waiters: Waiters<u64>,
+    waiters: Waiters<WaitingWrite>,
     /// Admitted writers that have not come back: bytes by slot number.
     admitted: BTreeMap<u64, u64>,
     /// The sum over `admitted`.
@@ -74,7 +81,7 @@ impl Admission {
     #[must_use = "to be dropped outside the lock"]
     pub(super) fn wait(&mut self, slot: &mut Slot, bytes: u64, waker: &Waker) -> Option<Waker> {
         self.unadmit(slot);
-        self.waiters.wait(slot, bytes, waker)
+        self.waiters.wait(slot, WaitingWrite { bytes, is_queued: false }, waker)
     }
 
     /// The owner of `slot` was accepted, or has given up.
@@ -82,6 +89,18 @@ impl Admission {
     pub(super) fn leave(&mut self, slot: &mut Slot, now: Duration) -> Option<Waker> {
         self.unadmit(slot);
         self.since = now;
+        self.waiters.leave(slot)
+    }
+
+    /// A queued write takes its slot.
+    pub(super) fn enqueue(&mut self, slot: &mut Slot, bytes: u64) {
+        // A new slot replaces no waker.
+        drop(self.waiters.wait(slot, WaitingWrite { bytes, is_queued: true }, Waker::noop()));
+    }
+
+    /// A queued write gives its slot up. Its waker does nothing.
+    #[must_use = "to be dropped outside the lock"]
+    pub(super) fn leave_queue(&mut self, slot: &mut Slot) -> Option<Waker> {
         self.waiters.leave(slot)
     }
 
@@ -93,9 +112,9 @@ impl Admission {
     /// alone.
     pub(super) fn admit(&mut self, used_bytes: u64, limit_bytes: u64, now: Duration) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        while let Some((number, bytes, waker)) = self.waiters.take_first_if(|bytes| {
+        while let Some((number, WaitingWrite { bytes, .. }, waker)) = self.waiters.take_first_if(|write| {
             let taken = used_bytes + self.kept_bytes;
-            taken == 0 || taken + bytes <= limit_bytes
+            !write.is_queued && (taken == 0 || taken + write.bytes <= limit_bytes)
         }) {
             self.admitted.insert(number, bytes);
             self.kept_bytes += bytes;
@@ -108,7 +127,7 @@ impl Admission {
     /// Wakes all writers, to hear an answer that concerns all of them.
     pub(super) fn admit_all(&mut self) -> Vec<Waker> {
         self.release_kept();
-        self.waiters.take_all()
+        self.waiters.take_if(|write| !write.is_queued)
     }
 
     /// When to release the kept space, if a writer waits because of it.

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use super::queue::Answered;
 use super::{Demand, Log, LogStatus, Refused, TaskView};
 use crate::commit::group::Phase;
 use crate::commit::stage::{AppendPoint, Run, Stage, Taken};
@@ -38,6 +39,10 @@ impl Log {
             state.admission.release_kept();
             wakers = self.admit_waiters(&mut state);
         }
+        let answered = if state.queue.is_empty() { Vec::new() } else { self.accept_queued(&mut state) };
+        if !answered.is_empty() {
+            wakers.append(&mut self.admit_waiters(&mut state));
+        }
         state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), notified: false, delay_writers };
         let demand = Demand {
             ready: state.is_ready(),
@@ -48,8 +53,10 @@ impl Log {
             seal: !state.seal_wanted.is_empty(),
             look_again: state.admission.kept_until(),
             sync_waiters: state.stage.sync_waiters,
+            has_queued: !state.queue.is_empty(),
         };
         drop(state);
+        answered.into_iter().for_each(Answered::deliver);
         wake::wake_all(wakers);
         demand
     }
@@ -144,6 +151,10 @@ impl Log {
             let mut state = self.lock();
             self.resolved_seq.store(seq, Ordering::Release);
             state.unresolved.pop_front();
+            // A queued delete may have waited for this.
+            if state.has_queued() {
+                self.notifier.is_set.store(true, Ordering::Release);
+            }
             state.resolve_waiters.take_all()
         };
         wake::wake_all(wakers);
@@ -218,17 +229,18 @@ impl Log {
 
     /// Stops the store: every waiting and every later write gets `error`. Staged records stay readable.
     pub(crate) fn end(&self, error: Error) {
-        let (groups, staged, wakers) = {
+        let (groups, staged, answered, wakers) = {
             let mut state = self.lock();
             if let LogStatus::Ended(_) = state.status {
                 return;
             }
             state.status = LogStatus::Ended(error.clone());
+            let answered = state.fail_queued(&error.clone().with_outcome(Outcome::NotApplied));
             let mut wakers = state.admission.admit_all();
             wakers.append(&mut state.resolve_waiters.take_all());
             wakers.append(&mut state.durable_waiters.take_all());
             let staged = Arc::clone(&state.stage.group);
-            (std::mem::take(&mut state.unresolved), staged, wakers)
+            (std::mem::take(&mut state.unresolved), staged, answered, wakers)
         };
         if error.kind() == ErrorKind::Poisoned {
             trace::poisoned(&self.segments.path, &error);
@@ -239,6 +251,7 @@ impl Log {
         }
         staged.fail(error.clone().with_outcome(Outcome::NotApplied));
         self.answer_seal(&Err(error));
+        answered.into_iter().for_each(Answered::deliver);
         wake::wake_all(wakers);
         self.notifier.is_set.store(true, Ordering::Release);
         self.notifier.waker.wake();

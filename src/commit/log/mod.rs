@@ -5,6 +5,7 @@
 //!
 //! - [`accept`]: a caller offers a write.
 //! - [`admission`]: the order in which writers that wait for space go on.
+//! - [`submit`]: the queue of submitted writes that do not fit yet.
 //! - [`requests`]: sync, wait, seal, read what is staged, close; and when to notify the commit task.
 //! - [`for_task`]: the commit task's side.
 //!
@@ -24,7 +25,10 @@
 mod accept;
 mod admission;
 mod for_task;
+mod offer;
+mod queue;
 mod requests;
+mod submit;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -35,6 +39,9 @@ use bytes::BytesMut;
 
 use self::admission::Admission;
 pub(in crate::commit) use self::admission::{Refused, SpaceWanted};
+pub(crate) use self::offer::{Accepted, OfferWait};
+pub(crate) use self::queue::Submission;
+use self::queue::SubmitQueue;
 use crate::commit::group::{Group, Ticket, WaitFor};
 use crate::commit::stage::{AppendPoint, Run, Stage};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +50,7 @@ use crate::keydir::Keydir;
 use crate::segment::SegmentSet;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::promise::Promise;
-use crate::sync::waiters::{Slot, Waiters};
+use crate::sync::waiters::Waiters;
 use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 
 /// While a sync is in flight, a group of this size is written without waiting for it.
@@ -88,6 +95,7 @@ pub(in crate::commit) struct LogState {
     last_delete: Vec<u64>,
     status: LogStatus,
     admission: Admission,
+    queue: SubmitQueue,
     resolve_waiters: Waiters<()>,
     /// Each with the sequence number it waits for.
     durable_waiters: Waiters<u64>,
@@ -135,35 +143,6 @@ struct Notifier {
     waker: AtomicWaker,
 }
 
-/// The answer to an offered write.
-#[derive(Debug)]
-pub(crate) enum Accepted {
-    /// Done, with this sequence number.
-    Done(u64),
-    Waiting(Ticket),
-    /// A delete of a key that does not exist.
-    Absent,
-    /// The same, but the delete that removed the key is not durable yet.
-    AbsentOnce(Ticket),
-}
-
-/// What an offered write has waited for so far.
-#[derive(Debug, Default)]
-pub(crate) struct OfferWait {
-    /// Its slot among the writers that wait for space, and the attempt to make space that was current when it began
-    /// to wait.
-    admission: Slot,
-    since_attempt: Option<u64>,
-    /// Its slot among the writes that wait for an earlier write of their key.
-    resolve: Slot,
-}
-
-impl OfferWait {
-    pub(crate) fn has_waited(&self) -> bool {
-        self.admission.was_used() || self.resolve.was_used()
-    }
-}
-
 /// What the commit task should do next, as far as the log knows.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::commit) struct Demand {
@@ -179,6 +158,8 @@ pub(in crate::commit) struct Demand {
     pub(in crate::commit) look_again: Option<Duration>,
     /// Staged writers that wait for a sync.
     pub(in crate::commit) sync_waiters: u32,
+    /// Submitted writes wait to be accepted.
+    pub(in crate::commit) has_queued: bool,
 }
 
 impl Log {
@@ -202,6 +183,7 @@ impl Log {
                 last_delete: vec![0; UNRESOLVED_BUCKETS],
                 status: LogStatus::Open,
                 admission: Admission::default(),
+                queue: SubmitQueue::default(),
                 resolve_waiters: Waiters::default(),
                 durable_waiters: Waiters::default(),
                 unresolved: VecDeque::new(),

@@ -55,7 +55,7 @@ struct ScheduleModel {
 }
 
 /// Long models come first, so that all processors are busy until the end.
-const MODELS: [ScheduleModel; 15] = [
+const MODELS: [ScheduleModel; 16] = [
     ScheduleModel { name: "store/compaction", run: store::writes_against_compaction, percent: 15 },
     ScheduleModel { name: "store/batches", run: store::batches_against_compaction, percent: 5 },
     ScheduleModel { name: "store/rotation", run: store::rotation_against_everything, percent: 5 },
@@ -65,7 +65,8 @@ const MODELS: [ScheduleModel; 15] = [
     ScheduleModel { name: "store/admission", run: cancellation::space_left_by_dropped_writers, percent: 5 },
     ScheduleModel { name: "commit/log", run: commit::callers_against_the_task, percent: 10 },
     ScheduleModel { name: "commit/group", run: commit::one_outcome_for_all, percent: 5 },
-    ScheduleModel { name: "commit/admission", run: commit::space_for_writers_that_stay, percent: 10 },
+    ScheduleModel { name: "commit/admission", run: commit::space_for_writers_that_stay, percent: 5 },
+    ScheduleModel { name: "commit/submit", run: commit::submitted_writes_in_order, percent: 5 },
     ScheduleModel { name: "segments/pins", run: parts::pins_against_unlinking, percent: 5 },
     ScheduleModel { name: "segments/moves", run: parts::a_lookup_of_a_record_that_moves, percent: 5 },
     ScheduleModel { name: "keydir/relocation", run: parts::records_against_relocation, percent: 10 },
@@ -77,12 +78,13 @@ const MODELS: [ScheduleModel; 15] = [
 const PRIORITY_CHANGES: usize = 3;
 
 /// Each seeded bug with a model that must find it, and the number of schedules within which it must.
-const SEEDED_BUGS: [(SeededBug, &str, usize); 25] = [
+const SEEDED_BUGS: [(SeededBug, &str, usize); 26] = [
     (SeededBug::WakerLost, "commit/group", 5_000),
     (SeededBug::FollowerErrorDropped, "commit/group", 5_000),
     (SeededBug::BellNotHeard, "commit/log", 5_000),
     (SeededBug::RoomNotOffered, "commit/admission", 5_000),
     (SeededBug::WaiterKept, "commit/admission", 5_000),
+    (SeededBug::QueueNotTriedAgain, "commit/submit", 5_000),
     (SeededBug::CompletionOverwritten, "io/slot", 5_000),
     (SeededBug::RelocateUnconditionally, "keydir/relocation", 5_000),
     (SeededBug::BatchEpochIgnored, "keydir/batches", 5_000),

@@ -163,7 +163,7 @@ pub(super) fn a_lookup_of_a_record_that_moves() {
     });
     let counters = Default::default();
     let sources =
-        Sources { io: &backend, keydir: &keydir, registry: &segment_set, log: &log, cache: None, counters: &counters };
+        Sources { io: &backend, keydir: &keydir, segments: &segment_set, log: &log, cache: None, counters: &counters };
     match look_up(sources, b"k").expect("the record is never absent") {
         Lookup::Ready(value) => assert_eq!(value.as_deref(), Some(&b"value"[..])),
         // The lookup has found the file and would wait for the read.

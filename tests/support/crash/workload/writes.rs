@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ringcask::testing::io::{Io, OpFuture};
-use ringcask::{Batch, Durability, Outcome, Store};
+use ringcask::{Batch, Durability, ErrorKind, Outcome, Store};
 
 use super::{Op, Run};
 use crate::support::history_model::{Fate, WriteRec, key_name, value_bytes, value_id};
@@ -47,8 +47,17 @@ impl Run<'_> {
             Op::Put { key, durability } => {
                 let id = new_value(*key);
                 let options = *durability;
-                let put = store.put(key_name(*key), value_bytes(id)).durability(options);
-                let future = Box::pin(async move { Ok(Some(put.await?.get())) });
+                let put = || store.put(key_name(*key), value_bytes(id)).durability(options);
+                // Some are submitted; where too much waits already, the write is awaited, as the error says.
+                let submitted = self.numbers.is_multiple_of(4).then(|| put().submit());
+                let future: WriteFuture = match submitted {
+                    Some(Ok(submitted)) => Box::pin(async move { Ok(Some(submitted.await?.get())) }),
+                    Some(Err(error)) if error.kind() != ErrorKind::Busy => Box::pin(std::future::ready(Err(error))),
+                    _ => {
+                        let put = put();
+                        Box::pin(async move { Ok(Some(put.await?.get())) })
+                    }
+                };
                 (future, WriteRec::new(vec![(*key, id)], started, *durability))
             }
             other => unreachable!("{other:?} is no write"),
