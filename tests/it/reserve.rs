@@ -510,8 +510,8 @@ fn a_store_on_its_reserve_survives_crashes() {
     println!("{images} crash images of a store on its reserve, {refused} puts refused before");
 }
 
-/// A delete waits while the commit task looks for space for a put, and the other way round. Each gets the answer of its
-/// own rule.
+/// A delete waits while the commit task looks for space for a put, and the other way round. Only the put is
+/// refused.
 #[test]
 fn a_put_is_refused_and_a_concurrent_delete_succeeds_without_space() {
     for seed in 0..30 {
