@@ -11,7 +11,7 @@ use crate::helpers::{
 };
 
 #[test]
-fn a_value_comes_back_until_it_is_overwritten_or_deleted() {
+fn a_value_is_readable_until_it_is_overwritten_or_deleted() {
     for_each_backend(|env| {
         let store = env.open();
         assert!(store.is_empty());
@@ -31,7 +31,7 @@ fn a_value_comes_back_until_it_is_overwritten_or_deleted() {
 }
 
 #[test]
-fn every_level_stores_deletes_and_batches() {
+fn puts_deletes_and_batches_work_at_every_level() {
     for_each_backend(|env| {
         let store = env.open();
         let mut model = Model::new();
@@ -56,7 +56,7 @@ fn a_delete_of_an_absent_key_writes_nothing() {
     for_each_backend(|env| {
         let store = env.open();
         assert!(!delete(&store, "never"));
-        assert_eq!(store.stats().bytes_written, 0, "the first segment is created by the first write");
+        assert_eq!(store.stats().bytes_written, 0, "a delete of an absent key created a segment");
         put(&store, "k", "v");
         assert!(delete(&store, "k"));
         block_on(store.sync()).unwrap();
@@ -72,7 +72,7 @@ fn a_delete_of_an_absent_key_writes_nothing() {
 }
 
 #[test]
-fn keys_of_one_byte_and_of_the_longest_length_are_distinct_and_exact() {
+fn the_shortest_and_longest_keys_are_distinct() {
     for_each_backend(|env| {
         let store = env.open();
         let mut model = Model::new();
@@ -114,11 +114,12 @@ fn an_empty_value_is_a_value() {
 }
 
 #[test]
-fn large_values_come_back_whole_at_every_level() {
+fn large_values_are_readable_at_every_level() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(4 << 20));
         let mut rng = Rng::new(7);
-        // Around the sizes at which something changes: a page, no more copying, a full buffer, a full segment.
+        // Sizes around the limits at which the code path changes: a page, shared instead of copied, a full buffer, a
+        // full segment.
         let sizes = [4095, 4096, 65_535, 65_536, 65_537, 1 << 20, (4 << 20) - 1, 4 << 20, (8 << 20) + 1, 64 << 20];
         let mut model = Model::new();
         for (index, size) in sizes.into_iter().enumerate() {
@@ -138,7 +139,7 @@ fn large_values_come_back_whole_at_every_level() {
 }
 
 #[test]
-fn put_bytes_and_put_store_the_same_at_every_level() {
+fn put_bytes_and_put_store_the_same_value_at_every_level() {
     for_each_backend(|env| {
         for level in LEVELS {
             let path = env.path().with_file_name(format!("put-bytes-{level}"));
@@ -199,7 +200,7 @@ fn an_empty_batch_is_accepted_and_writes_nothing() {
 }
 
 #[test]
-fn a_batch_may_be_larger_than_the_staging_buffer_and_the_segment() {
+fn a_batch_can_be_larger_than_the_staging_buffer_and_the_segment() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(64 << 10).staging_bytes(64 << 10));
         let mut model = Model::new();
@@ -221,13 +222,13 @@ fn a_batch_may_be_larger_than_the_staging_buffer_and_the_segment() {
 }
 
 #[test]
-fn versions_grow_with_every_write_and_across_reopenings() {
+fn versions_increase_with_every_write_and_across_reopens() {
     for_each_backend(|env| {
         let mut last = Version::from(0);
         let mut writes = 0;
         for _ in 0..5 {
             let store = env.open();
-            assert!(store.durable_version() >= last, "what was acknowledged before the reopening is durable");
+            assert!(store.durable_version() >= last, "a version from before the reopen is not durable");
             for level in LEVELS {
                 for index in 0..10_u32 {
                     let version = put_at(&store, level, index.to_le_bytes(), "v");
@@ -246,7 +247,7 @@ fn versions_grow_with_every_write_and_across_reopenings() {
 }
 
 #[test]
-fn every_view_agrees_with_a_model_through_random_operations_and_reopenings() {
+fn the_store_matches_a_model_through_random_operations_and_reopens() {
     let mut rng = Rng::seeded("model");
     let seed = rng.next();
     for_each_backend(|env| {
@@ -302,7 +303,7 @@ fn step(store: &Store, model: &mut Model, rng: &mut Rng) {
 }
 
 #[test]
-fn stats_count_what_was_done() {
+fn stats_count_the_operations() {
     for_each_backend(|env| {
         let store = env.open();
         for index in 0..10_u32 {
@@ -326,7 +327,7 @@ fn stats_count_what_was_done() {
         let live: u64 = stats.segments.iter().map(|segment| segment.live_bytes).sum();
         assert_eq!(live, stats.live_bytes);
         assert!(stats.live_bytes > 0 && stats.dead_bytes > 0, "{stats:?}");
-        assert!(stats.groups >= 13 && stats.syncs >= 13, "thirteen writes one after the other, all synced: {stats:?}");
+        assert!(stats.groups >= 13 && stats.syncs >= 13, "thirteen synced writes, one after the other: {stats:?}");
         assert!(stats.group_records >= 13 && !stats.poisoned, "{stats:?}");
         assert_eq!(stats.staged_bytes, 0);
         let path = env.path();
@@ -335,7 +336,7 @@ fn stats_count_what_was_done() {
 }
 
 #[test]
-fn live_bytes_are_the_same_after_a_reopening() {
+fn live_bytes_are_the_same_after_a_reopen() {
     for_each_backend(|env| {
         let mut rng = Rng::new(11);
         let mut model = Model::new();
@@ -361,7 +362,7 @@ fn handles_and_futures_can_be_shared_and_sent() {
     shared::<Error>();
     for_each_engine(|env| {
         let store = block_on(sent(Store::builder(env.path()).engine(env.engine).open())).unwrap();
-        // None of the futures borrows its arguments: the keys and values here are gone before they are awaited.
+        // No future borrows its arguments: these keys and values are dropped before the futures are awaited.
         let futures = {
             let (key, value) = (String::from("key"), vec![1, 2, 3]);
             let mut batch = Batch::new();
@@ -387,7 +388,7 @@ fn handles_and_futures_can_be_shared_and_sent() {
 }
 
 #[test]
-fn values_handed_out_stay_valid_after_overwrite_and_close() {
+fn returned_values_stay_valid_after_overwrite_and_close() {
     for_each_engine(|env| {
         let store = env.open();
         let mut kept = Vec::new();
@@ -403,7 +404,7 @@ fn values_handed_out_stay_valid_after_overwrite_and_close() {
 }
 
 #[test]
-fn names_of_levels_engines_and_recoveries_parse_back() {
+fn display_names_of_options_can_be_parsed() {
     for level in LEVELS {
         assert_eq!(level.to_string().parse::<Durability>().unwrap(), level);
     }
@@ -420,7 +421,7 @@ fn names_of_levels_engines_and_recoveries_parse_back() {
 }
 
 #[test]
-fn many_keys_are_read_in_one_call_in_their_order() {
+fn multi_get_returns_values_in_the_order_of_the_keys() {
     for_each_backend(|env| {
         let store = open(env.builder().segment_bytes(64 << 10));
         let key = |number: usize| format!("key-{number}");
@@ -429,7 +430,7 @@ fn many_keys_are_read_in_one_call_in_their_order() {
             put_at(&store, LEVELS[number % 3], key(number), value(number));
         }
         assert!(delete(&store, key(7)));
-        // More than are looked up in one poll, some twice, some that are not there.
+        // More keys than one poll looks up, some of them twice, some absent.
         let mut rng = Rng::new(3);
         let numbers: Vec<usize> = (0..1_000).map(|_| rng.below(420) as usize).collect();
         let values = block_on(store.multi_get(numbers.iter().map(|&number| key(number)))).unwrap();

@@ -31,7 +31,7 @@ fn assert_names(error: &Error, parts: &[&str]) {
 }
 
 #[test]
-fn an_empty_key_is_invalid_everywhere() {
+fn every_call_refuses_an_empty_key() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "k", "v");
@@ -53,7 +53,7 @@ fn an_empty_key_is_invalid_everywhere() {
             assert_names(&error, &["key"]);
         }
         assert_eq!((store.contains_key(""), store.value_len("")), (false, None));
-        assert_eq!(get(&store, "good"), None, "a batch with a bad member is refused whole");
+        assert_eq!(get(&store, "good"), None, "part of a refused batch is stored");
         assert!(store.contains_key("k"));
         block_on(store.sync()).unwrap();
         assert_eq!(store.stats().bytes_written, before);
@@ -61,7 +61,7 @@ fn an_empty_key_is_invalid_everywhere() {
 }
 
 #[test]
-fn a_key_over_the_limit_is_refused_with_both_numbers() {
+fn a_key_over_the_limit_is_refused_with_its_length_and_the_limit() {
     for_each_engine(|env| {
         let store = env.open();
         let long = vec![b'k'; MAX_KEY_LEN + 1];
@@ -81,7 +81,7 @@ fn a_key_over_the_limit_is_refused_with_both_numbers() {
 }
 
 #[test]
-fn a_value_over_the_limit_is_refused_with_both_numbers() {
+fn a_value_over_the_limit_is_refused_with_its_length_and_the_limit() {
     for_each_engine(|env| {
         let store = open(env.builder().max_value_bytes(1000));
         put(&store, "fits", [7; 1000]);
@@ -100,12 +100,16 @@ fn a_value_over_the_limit_is_refused_with_both_numbers() {
         assert_eq!((store.len(), get(&store, "fits").map(|value| value.len())), (1, Some(1000)));
         close(store);
         let smaller = open(env.builder().max_value_bytes(10));
-        assert_eq!(get(&smaller, "fits").map(|value| value.len()), Some(1000), "what is stored stays readable");
+        assert_eq!(
+            get(&smaller, "fits").map(|value| value.len()),
+            Some(1000),
+            "a stored value over the new limit is not readable"
+        );
     });
 }
 
 #[test]
-fn each_option_out_of_its_range_is_named_with_value_and_range() {
+fn an_option_out_of_range_is_refused_with_its_name_and_range() {
     for_each_engine(|env| {
         let fresh = || env.builder();
         let (ns, ms, s) = (Duration::from_nanos, Duration::from_millis, Duration::from_secs);
@@ -140,12 +144,12 @@ fn each_option_out_of_its_range_is_named_with_value_and_range() {
                 assert_names(&error, &["..="]);
             }
         }
-        assert!(!env.path().exists(), "a refused option leaves nothing behind");
+        assert!(!env.path().exists(), "a refused option created the directory");
     });
 }
 
 #[test]
-fn options_at_both_ends_of_their_ranges_work() {
+fn options_at_the_ends_of_their_ranges_are_accepted() {
     for_each_engine(|env| {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let smallest = env.builder().segment_bytes(1 << 10).flush_interval(ms(1)).sync_interval(ms(1));
@@ -169,13 +173,13 @@ fn options_at_both_ends_of_their_ranges_work() {
 }
 
 #[test]
-fn a_file_where_the_directory_should_be_is_an_error_with_its_path() {
+fn a_file_in_place_of_the_directory_is_an_error_with_its_path() {
     for_each_engine(|env| {
-        fs::write(env.path(), "I am a file").unwrap();
+        fs::write(env.path(), "a file").unwrap();
         let error = open_error(env.builder());
         assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
         assert_names(&error, &[&env.path().display().to_string()]);
-        assert_eq!(fs::read(env.path()).unwrap(), b"I am a file");
+        assert_eq!(fs::read(env.path()).unwrap(), b"a file");
         let error = open_error(env.builder_at(env.path().join("below")));
         assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
         assert_eq!(error.os_error(), Some(libc::ENOTDIR));
@@ -183,7 +187,7 @@ fn a_file_where_the_directory_should_be_is_an_error_with_its_path() {
 }
 
 #[test]
-fn a_missing_directory_is_created_only_when_asked() {
+fn a_missing_directory_is_created_only_on_request() {
     for_each_engine(|env| {
         let path = env.dir.path().join("a/b/c");
         let error = open_error(env.builder_at(&path).create(false));
@@ -199,8 +203,8 @@ fn a_missing_directory_is_created_only_when_asked() {
 }
 
 #[test]
-fn a_directory_without_write_permission_is_an_error_and_keeps_its_data() {
-    const NAME: &str = "bad_input::a_directory_without_write_permission_is_an_error_and_keeps_its_data";
+fn an_open_without_write_permission_is_an_error_and_keeps_the_data() {
+    const NAME: &str = "bad_input::an_open_without_write_permission_is_an_error_and_keeps_the_data";
     if is_child() {
         return open_as_nobody();
     }
@@ -224,7 +228,7 @@ fn a_directory_without_write_permission_is_an_error_and_keeps_its_data() {
 fn open_as_nobody() {
     let (engine, path) = child_env();
     let nobody = rustix::process::Uid::from_raw(65_534);
-    // This thread and those it starts from now on lose root's right to pass over permissions.
+    // This thread and the threads that it starts from now on lose root's right to bypass permissions.
     rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
     let error = open_error(Store::builder(&path).engine(engine));
     assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(libc::EACCES)), "{error:?}");
@@ -233,13 +237,13 @@ fn open_as_nobody() {
     assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(libc::EACCES)), "{error:?}");
 }
 
-/// A mounted file system that goes away with the value.
+/// A mounted file system that is unmounted when the value is dropped.
 pub struct Mount {
     pub point: std::path::PathBuf,
 }
 
 impl Mount {
-    /// A tmpfs of `size` at `point`; `None` (said loudly) where that is not allowed.
+    /// A tmpfs of `size` at `point`; reports a skip and returns `None` where mounting is not allowed.
     pub fn tmpfs(point: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(point).unwrap();
         Self::at(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], point)
@@ -271,14 +275,15 @@ impl Mount {
         }
     }
 
-    /// Mounts the file system of `image` anew, as after a restart.
+    /// Unmounts the file system and mounts `image` again, as after a restart.
     pub fn restart(&self, image: &Path) {
         let run = |command: &mut Command| command.output().unwrap().status.success();
         eventually("the mount is not busy", || run(Command::new("umount").arg(&self.point)));
-        assert!(run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point)), "mounting again");
+        assert!(run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point)), "mount {image:?} again");
     }
 
-    /// A store that was closed gives its descriptors back a moment later, and until then the mount is busy.
+    /// Remounts the file system with `option`. A closed store releases its descriptors a moment later, and until then
+    /// the mount is busy.
     pub fn remount(&self, option: &str) {
         let option = format!("remount,{option}");
         let mount = || Command::new("mount").args(["-o", &option]).arg(&self.point).output().unwrap();
@@ -288,13 +293,14 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: a store that was just dropped may hold a descriptor for a moment, that of a failed test for longer.
+        // Lazily: a store that was just dropped may hold a descriptor for a moment, and a store of a failed test for
+        // longer.
         let _ = Command::new("umount").arg("-l").arg(&self.point).status();
     }
 }
 
 #[test]
-fn a_read_only_mount_is_an_error_and_keeps_its_data() {
+fn an_open_on_a_read_only_mount_is_an_error_and_keeps_the_data() {
     for_each_engine(|env| {
         let Some(mount) = Mount::tmpfs(&env.dir.path().join("mount"), "16m") else { return };
         let path = mount.point.join("store");
@@ -317,18 +323,19 @@ fn a_read_only_mount_is_an_error_and_keeps_its_data() {
 }
 
 #[test]
-fn many_segments_need_few_descriptors() {
-    const NAME: &str = "bad_input::many_segments_need_few_descriptors";
+fn a_store_of_many_segments_works_with_few_descriptors() {
+    const NAME: &str = "bad_input::a_store_of_many_segments_works_with_few_descriptors";
     if is_child() {
-        return live_with_few_descriptors();
+        return run_store_of_many_segments();
     }
     for_each_engine(|env| {
         expect_success(rerun(NAME, env));
     });
 }
 
-/// Opens, writes and reads with a limit far below the number of segments, then with a limit below what an open needs.
-fn live_with_few_descriptors() {
+/// Opens, writes and reads with a limit far below the number of segments, then opens with a limit below what an open
+/// needs.
+fn run_store_of_many_segments() {
     let (engine, path) = child_env();
     let builder = || Store::builder(&path).engine(engine).segment_bytes(4 << 10).max_open_files(8);
     let (mut model, mut rng) = (Model::new(), Rng::new(1));
@@ -350,7 +357,7 @@ fn live_with_few_descriptors() {
         limit_descriptors(used_descriptors() + spare);
         match block_on(builder().open()) {
             Ok(store) => close(store),
-            // The engine itself needs descriptors: without a ring the required engine is unavailable.
+            // The engine itself needs descriptors: without one for the ring, io_uring is unsupported.
             Err(error) => {
                 assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Unsupported), "{error:?}");
                 assert_eq!(error.os_error(), Some(libc::EMFILE), "{error:?}");
@@ -365,7 +372,7 @@ fn live_with_few_descriptors() {
 }
 
 pub fn used_descriptors() -> u64 {
-    // The listing itself holds one.
+    // The listing itself uses one descriptor.
     fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1
 }
 
@@ -376,8 +383,8 @@ pub fn limit_descriptors(count: u64) {
 }
 
 #[test]
-fn a_get_when_descriptors_run_out_is_an_error_not_a_missing_key() {
-    const NAME: &str = "bad_input::a_get_when_descriptors_run_out_is_an_error_not_a_missing_key";
+fn a_get_without_free_descriptors_is_an_error_not_a_missing_key() {
+    const NAME: &str = "bad_input::a_get_without_free_descriptors_is_an_error_not_a_missing_key";
     if is_child() {
         return read_without_descriptors();
     }

@@ -9,7 +9,7 @@ use crate::helpers::{
     for_each_engine, get, is_child, open, put, rerun, rerun_traced, skip,
 };
 
-/// Every key once, in order.
+/// Gets every key once, in order.
 #[track_caller]
 fn get_all(store: &Store, model: &Model) {
     for (key, value) in model {
@@ -17,7 +17,7 @@ fn get_all(store: &Store, model: &Model) {
     }
 }
 
-/// Gets every key until the cache has what it can have: one miss in 64 brings its block, and some of the hits another.
+/// Gets every key until the cache is filled: one miss in 64 brings in its block, and so do some hits for another block.
 #[track_caller]
 fn warm_up(store: &Store, model: &Model) {
     (0..20).for_each(|_| get_all(store, model));
@@ -28,7 +28,7 @@ fn warm_up(store: &Store, model: &Model) {
 fn get_cached(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
     let before = store.stats().gets_from_block_cache;
     let mut values = (0..200).map(|_| get(store, key));
-    values.find(|_| store.stats().gets_from_block_cache > before).expect("one miss in 64 brings its block")
+    values.find(|_| store.stats().gets_from_block_cache > before).expect("one miss in 64 brings in its block")
 }
 
 fn fill(store: &Store, keys: u32, len: usize) -> Model {
@@ -47,26 +47,29 @@ fn frequently_read_values_come_from_the_cache() {
     for_each_engine(|env| {
         let store = open(env.builder().cache_bytes(4 << 20));
         let model = fill(&store, 500, 200);
-        assert_eq!(store.stats().cache_held_bytes, 0, "writes bring nothing");
+        assert_eq!(store.stats().cache_held_bytes, 0, "writes fill the cache");
         warm_up(&store, &model);
         let before = store.stats();
         assert!((32 << 10..4 << 20).contains(&before.cache_held_bytes), "{}", before.cache_held_bytes);
         get_all(&store, &model);
         let after = store.stats();
         let hits = after.gets_from_block_cache - before.gets_from_block_cache;
-        // 500 records of 250 bytes are seven whole blocks, and the end of the segment.
+        // 500 records of 250 bytes fill seven whole blocks and part of another.
         assert!((430..500).contains(&hits), "{hits} of 500");
         assert_eq!(after.gets - before.gets, 500);
         let (keys, before) = (model.keys().take(100), after);
         let values = block_on(store.multi_get(keys)).unwrap();
         assert!(values.iter().zip(model.values()).all(|(found, value)| found.as_deref() == Some(&value[..])));
-        assert!(store.stats().gets_from_block_cache - before.gets_from_block_cache >= 90, "multi_get uses it too");
+        assert!(
+            store.stats().gets_from_block_cache - before.gets_from_block_cache >= 90,
+            "multi_get does not use the cache"
+        );
         close(store);
     });
 }
 
 #[test]
-fn values_of_every_length_are_right_over_the_edges_of_blocks() {
+fn values_of_every_length_are_right_across_block_boundaries() {
     for_each_engine(|env| {
         let store = open(env.builder().cache_bytes(64 << 20));
         let mut model = Model::new();
@@ -83,15 +86,15 @@ fn values_of_every_length_are_right_over_the_edges_of_blocks() {
         let before = store.stats().gets_from_block_cache;
         get_all(&store, &model);
         let hits = store.stats().gets_from_block_cache - before;
-        // Of the eleven lengths the first eight fit three blocks wherever they lie.
+        // The first eight of the eleven lengths fit into three blocks at any offset.
         assert!((50..=63).contains(&hits), "{hits} of 77");
         close(store);
     });
 }
 
-/// Overwrites, deletes, rotations, compactions and reopenings under a cache of a few blocks.
+/// Overwrites, deletes, rotations, compactions and reopens with a cache of a few blocks.
 #[test]
-fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
+fn a_store_with_a_tiny_cache_matches_the_model() {
     for_each_backend(|env| {
         let mut rng = Rng::seeded("tiny cache");
         let (mut model, mut hits) = (Model::new(), 0);
@@ -122,22 +125,22 @@ fn a_store_with_a_tiny_cache_holds_what_the_model_holds() {
             hits += stats.gets_from_block_cache;
             close(store);
         }
-        // Simulated reads are short or interrupted now and then, and then most misses bring nothing for a while.
+        // Simulated reads are sometimes short or interrupted, and then most misses bring in no block for a while.
         let least = if env.engine_name() == "sim" { 10 } else { 100 };
         assert!(hits > least, "{hits}");
     });
 }
 
-/// What is in the cache is right although the file is damaged by now; what is not there is an error with its place.
+/// Cached values are right although the file is damaged. Other values are errors that name the position of the damage.
 #[test]
-fn damage_of_the_file_under_a_cached_store_is_never_a_wrong_value() {
+fn a_damaged_file_under_a_cache_never_gives_a_wrong_value() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(64 << 10).cache_bytes(64 << 10));
         let model = fill(&store, 1000, 100);
         warm_up(&store, &model);
         for path in files_with(&env.path(), "seg") {
             let mut bytes = fs::read(&path).unwrap();
-            // Behind the header, every byte of every second 512.
+            // Damage every byte of every second 512 bytes behind the header.
             for (offset, byte) in bytes.iter_mut().enumerate().skip(512) {
                 *byte ^= u8::from(offset / 512 % 2 == 0);
             }
@@ -165,9 +168,9 @@ fn damage_of_the_file_under_a_cached_store_is_never_a_wrong_value() {
     });
 }
 
-/// Damage that was brought into the cache is looked for in the file, which has been put right.
+/// After a damaged block was cached, a get reads the record from the file, which has been repaired.
 #[test]
-fn damage_in_a_cached_block_is_no_error_if_the_file_is_right() {
+fn damage_in_a_cached_block_is_not_an_error_if_the_file_is_intact() {
     for_each_engine(|env| {
         let store = open(env.builder().cache_bytes(1 << 20));
         let model = fill(&store, 200, 200);
@@ -177,24 +180,24 @@ fn damage_in_a_cached_block_is_no_error_if_the_file_is_right() {
             use std::os::unix::fs::FileExt;
             fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(bytes, 0).unwrap();
         };
-        // One record is damaged; reading its neighbour brings the block that both lie in.
+        // One record is damaged. Reading its neighbour caches the block that contains both.
         let (damaged, neighbour) = (b"key 000010".as_slice(), b"key 000012".as_slice());
         let mut bytes = pristine.clone();
         let at = bytes.windows(damaged.len()).position(|window| window == damaged).unwrap() + 50;
         bytes[at] ^= 1;
         write(&bytes);
         assert_eq!(get_cached(&store, neighbour).as_ref(), model.get(neighbour));
-        assert_eq!(block_on(store.get(damaged)).unwrap_err().kind(), ErrorKind::Corrupt, "the file is damaged too");
-        assert_eq!(get_cached(&store, neighbour).as_ref(), model.get(neighbour), "brings it once more");
+        assert_eq!(block_on(store.get(damaged)).unwrap_err().kind(), ErrorKind::Corrupt, "the file is damaged as well");
+        assert_eq!(get_cached(&store, neighbour).as_ref(), model.get(neighbour), "the damaged block is cached again");
         write(&pristine);
-        assert_eq!(get(&store, damaged).as_ref(), model.get(damaged), "the file is right");
-        assert_eq!(get_cached(&store, damaged).as_ref(), model.get(damaged), "and its block comes anew");
+        assert_eq!(get(&store, damaged).as_ref(), model.get(damaged), "the file is repaired");
+        assert_eq!(get_cached(&store, damaged).as_ref(), model.get(damaged), "the repaired block is cached");
         close(store);
     });
 }
 
 #[test]
-fn threads_that_read_while_everything_moves_see_right_values() {
+fn reads_during_writes_rotation_and_compaction_return_right_values() {
     for_each_engine(|env| {
         let compaction = Compaction::new().bytes_per_second(None).trigger(0.1).threshold(0.05);
         let store = open(env.builder().segment_bytes(32 << 10).cache_bytes(24 << 10).compaction(compaction));
@@ -244,8 +247,8 @@ fn a_cache_out_of_range_is_refused_with_its_range() {
 }
 
 #[test]
-fn a_cache_without_address_space_is_refused_before_anything_is_touched() {
-    const NAME: &str = "cache::a_cache_without_address_space_is_refused_before_anything_is_touched";
+fn a_cache_without_address_space_is_refused_before_the_directory_changes() {
+    const NAME: &str = "cache::a_cache_without_address_space_is_refused_before_the_directory_changes";
     const CACHE_BYTES: u64 = 1 << 38;
     if is_child() {
         let (engine, path) = child_env();
@@ -258,7 +261,7 @@ fn a_cache_without_address_space_is_refused_before_anything_is_touched() {
         assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(libc::ENOMEM)), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("cache_bytes") && text.contains(&CACHE_BYTES.to_string()), "{text}");
-        assert!(!path.exists(), "nothing was made");
+        assert!(!path.exists(), "the refused open created the directory");
         return close(open(builder().cache_bytes(1 << 20)));
     }
     for_each_engine(|env: &Env| {
@@ -295,6 +298,6 @@ fn strace_sees_no_system_call_in_a_get_from_the_cache() {
     let trace = fs::read_to_string(&trace).unwrap();
     let read = trace.split_once("/ringcask-begin").unwrap().1.split_once("/ringcask-end").unwrap().0;
     let reads = |text: &str| text.lines().filter(|line| line.contains("pread")).count();
-    assert!(reads(&trace) >= 300 / 60, "the first time it reads blocks");
+    assert!(reads(&trace) >= 300 / 60, "the first reads must fill the cache");
     assert_eq!(reads(read), 0, "{read}");
 }

@@ -1,11 +1,11 @@
 //! Every public future, dropped after each possible number of polls.
 //!
-//! A round uses one store on one backend. Each call is begun and dropped after every number of polls: with and without
+//! A round uses one store on one backend. Each call starts and is dropped after every number of polls: with and without
 //! waiting for its waker, on an idle store, among writers that wait for admission, and behind a write of the same key.
-//! At the end each write must have happened as a whole or not at all, before and after a reopening; calls beside it
-//! must have been answered; the counters must add up; and no waker may still be held.
+//! At the end, each write must have happened as a whole or not at all, before and after a reopen. Concurrent calls must
+//! have completed, the counters must add up, and no waker may still be held.
 //!
-//! [`every_future_of_the_crate_is_among_them`] reads the source, so that a new future cannot be left out.
+//! [`the_sweeps_cover_every_future_of_the_crate`] reads the source, so that a new future cannot be left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::support::stages;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// The public calls that return a future, and which; each is a [`Call`], or has a separate sweep.
+/// The public calls that return a future, each with the future's name. Each is a [`Call`] or has a separate sweep.
 const CALLS: [(&str, &str); 15] = [
     ("open", "Open"),
     ("open", "Open"),
@@ -35,14 +35,14 @@ const CALLS: [(&str, &str); 15] = [
     ("wait_durable", "WaitDurable"),
     ("compact", "Compact"),
     ("close", "Close"),
-    // Of the futures of a put, a delete and a batch.
+    // On the futures of a put, a delete and a batch.
     ("submit", "Submitted"),
     ("submit", "Submitted"),
     ("submit", "Submitted"),
 ];
 
 #[test]
-fn every_future_of_the_crate_is_among_them() {
+fn the_sweeps_cover_every_future_of_the_crate() {
     let futures = [
         include_str!("../../src/store/futures.rs"),
         include_str!("../../src/store/open.rs"),
@@ -73,7 +73,7 @@ fn every_future_of_the_crate_is_among_them() {
         calls.sort_unstable();
         calls
     };
-    assert_eq!(sorted(found), sorted(CALLS.to_vec()), "a future that no sweep drops");
+    assert_eq!(sorted(found), sorted(CALLS.to_vec()), "the futures of the crate and the futures that the sweeps drop");
 }
 
 /// Passes a wake-up on, and counts the holders of its waker.
@@ -162,7 +162,7 @@ impl Call {
         Self::Compact,
     ];
 
-    /// Submitted writes happen without a poll.
+    /// Whether the call submits a write, which then happens without a poll.
     fn is_submitted(self) -> bool {
         matches!(self, Self::SubmitPut | Self::SubmitDelete | Self::SubmitWrite)
     }
@@ -173,7 +173,7 @@ impl Call {
         if is_write { &LEVELS } else { &[Durability::Synced] }
     }
 
-    /// What it makes of `key`, if anything.
+    /// The value, or the absence, that the call leaves for `key`, if it changes the key.
     fn effect(self) -> Option<Option<Vec<u8>>> {
         match self {
             Self::Put | Self::Write | Self::SubmitPut | Self::SubmitWrite => Some(Some(b"new".to_vec())),
@@ -193,8 +193,8 @@ impl Call {
             Self::DeleteAbsent => boxed(store.delete(format!("{key}-absent")).durability(level)),
             Self::SubmitPut => boxed(store.put(key, "new").durability(level).submit().unwrap()),
             Self::SubmitDelete => boxed(store.delete(key).durability(level).submit().unwrap()),
-            Self::SubmitWrite => boxed(store.write(three(key)).durability(level).submit().unwrap()),
-            Self::Write => boxed(store.write(three(key)).durability(level)),
+            Self::SubmitWrite => boxed(store.write(batch_of_three(key)).durability(level).submit().unwrap()),
+            Self::Write => boxed(store.write(batch_of_three(key)).durability(level)),
             Self::Sync => boxed(store.sync()),
             Self::WaitDurable => boxed(store.wait_durable(put_at(store, Durability::Buffered, key, "old"))),
             Self::Compact => boxed(store.compact()),
@@ -202,34 +202,34 @@ impl Call {
     }
 }
 
-fn three(key: &str) -> Batch {
+fn batch_of_three(key: &str) -> Batch {
     let mut batch = Batch::new();
     batch.put(format!("{key}-a"), "new").put(key, "new").put(format!("{key}-b"), "new");
     batch
 }
 
-/// What goes on beside the call.
+/// Activity beside the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Beside {
     Nothing,
-    /// Writes that fill the buffer, and one that waits for room.
+    /// Writes that fill the buffer, and one that waits for admission.
     Crowd,
     /// A write of the same key that is not durable yet.
     SameKey,
 }
 
-/// Past these an impatient caller has seen all there is to see: nothing happens between its polls.
+/// An impatient caller needs no more polls: nothing happens between them.
 const IMPATIENT_POLLS: usize = 4;
-/// More polls than any call takes.
+/// An upper bound for the polls of any call.
 const MAX_POLLS: usize = 300;
 
 #[derive(Default)]
 struct Round {
-    /// What each key may hold.
+    /// The allowed values of each key.
     allowed: BTreeMap<String, Vec<Option<Vec<u8>>>>,
     wakers: Vec<Weak<Forward>>,
     points: u64,
-    /// Puts that certainly happened, and those that may have.
+    /// The number of puts that certainly happened, and of those that may have.
     puts: (u64, u64),
 }
 
@@ -247,8 +247,8 @@ impl Round {
         self.allowed.insert(key.into(), vec![Some(value.into())]);
     }
 
-    /// Begins `call` and gives it up after `polls`; whether it was ready.
-    fn give_up(
+    /// Starts `call` and drops it after `polls` polls. Returns whether it was ready.
+    fn drop_after(
         &mut self,
         store: &Store,
         (call, level, beside): (Call, Durability, Beside),
@@ -306,7 +306,7 @@ impl Round {
         ready.is_some()
     }
 
-    /// Everything must be as it may be; what it is.
+    /// Checks that every key holds an allowed value. Returns the values.
     fn check(&self, store: &Store) -> BTreeMap<String, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         for (key, allowed) in &self.allowed {
@@ -326,7 +326,7 @@ impl Round {
             found.insert(key.clone(), value);
         }
         let present = found.values().filter(|value| value.is_some()).count();
-        assert_eq!(store.len(), present, "keys counted and keys found");
+        assert_eq!(store.len(), present, "number of keys");
         found
     }
 }
@@ -338,7 +338,7 @@ fn builder(env: &Env) -> Builder {
     builder.flush_interval(quick).sync_interval(quick)
 }
 
-/// Every call but those that open and close, on one store. Returns the points.
+/// Runs all calls except `open` and `close` on one store. Returns the number of cancellation points.
 fn every_call(env: &Env) -> u64 {
     let store = open(builder(env));
     let mut round = Round::default();
@@ -348,7 +348,7 @@ fn every_call(env: &Env) -> u64 {
                 for patient in [true, false] {
                     let last = if patient { MAX_POLLS } else { IMPATIENT_POLLS };
                     let was_ready =
-                        (0..=last).any(|polls| round.give_up(&store, (call, level, beside), polls, patient));
+                        (0..=last).any(|polls| round.drop_after(&store, (call, level, beside), polls, patient));
                     assert!(was_ready || !patient, "{call:?} is not ready after {last} polls");
                 }
             }
@@ -359,20 +359,20 @@ fn every_call(env: &Env) -> u64 {
     let stats = store.stats();
     let (least, most) = (round.puts.0, round.puts.0 + round.puts.1);
     assert!((least..=most).contains(&stats.puts), "{} puts counted of {least} to {most}", stats.puts);
-    assert_eq!(stats.staged_bytes, 0, "of what nobody waits for");
+    assert_eq!(stats.staged_bytes, 0, "records of dropped writes are still staged");
     close(store.clone());
-    // The handle keeps all lists of the store.
+    // The handle keeps all lists of the store alive.
     let held = round.wakers.iter().filter(|waker| waker.strong_count() > 0).count();
     assert_eq!(held, 0, "wakers of dropped futures are held");
     drop(store);
     let reopened = open(builder(env));
-    assert_eq!(round.check(&reopened), found, "the reopening changed its mind");
-    assert_eq!(reopened.stats().live_bytes, stats.live_bytes, "bytes that are alive");
+    assert_eq!(round.check(&reopened), found, "the values after the reopen");
+    assert_eq!(reopened.stats().live_bytes, stats.live_bytes, "live bytes after the reopen");
     close(reopened);
     round.points
 }
 
-/// Opens and closes, given up at every poll. Returns the points.
+/// Drops opens and closes after every number of polls. Returns the number of cancellation points.
 fn opens_and_closes(env: &Env) -> u64 {
     let mut round = Round::default();
     for (patient, last) in [(true, MAX_POLLS), (false, IMPATIENT_POLLS)] {
@@ -402,7 +402,7 @@ fn opens_and_closes(env: &Env) -> u64 {
     round.points
 }
 
-/// A store that was opened for nobody closes in its own time.
+/// A store whose open was dropped closes a moment later.
 fn open_when_free(env: &Env) -> Store {
     let deadline = std::time::Instant::now() + crate::helpers::DEADLINE;
     loop {
@@ -417,12 +417,12 @@ fn open_when_free(env: &Env) -> Store {
 }
 
 #[test]
-fn every_future_may_be_dropped_after_any_poll() {
+fn every_future_can_be_dropped_after_any_poll() {
     let stage = stages::begin("cancellation points");
     let only = stages::number("RINGCASK_SEED");
     let (first, floor) = (only.unwrap_or_else(stages::first_seed), stage.floor());
     let (mut points, mut seed) = ([0_u64; 3], first);
-    // Most of the points in simulations, where every seed is another order of events.
+    // Most points are in simulations, where every seed gives another order of events.
     while seed == first || (only.is_none() && points.iter().sum::<u64>() < floor) {
         let is_due = seed == first || points[2] > 3 * (points[0] + points[1]);
         for (index, engine) in [Engine::Threads, Engine::Uring].into_iter().enumerate().filter(|_| is_due) {

@@ -1,8 +1,7 @@
 //! Futures dropped before their first poll, and after each poll until they are ready.
 //!
-//! Before the first poll, nothing has happened. After it, the operation is all or nothing: the store must show one of
-//! the two states once it is idle, and the same one after a reopening. If the future was ready, the operation
-//! happened.
+//! Before the first poll, nothing happens. After it, the operation is all or nothing: the idle store must show one of
+//! the two states, and the same one after a reopen. If the future was ready, the operation happened.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -26,10 +25,9 @@ pub fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Box
     Box::pin(async move { future.await.map(drop) })
 }
 
-/// Polls up to `polls` times, waiting for the waker in between if `patient`; whether the future was ready.
+/// Polls up to `polls` times, and waits for the waker in between if `patient`. Returns whether the future was ready.
 ///
-/// The wait of a patient caller is bounded by the engine's work, never by a timer: the last poll is not followed by
-/// one.
+/// The wait of a patient caller is bounded by the engine's work, never by a timer: no wait follows the last poll.
 pub fn poll_then_drop(mut future: Boxed, polls: usize, patient: bool) -> bool {
     let parked = Parked::new();
     let waker = parked.waker();
@@ -46,7 +44,7 @@ pub fn poll_then_drop(mut future: Boxed, polls: usize, patient: bool) -> bool {
     false
 }
 
-/// What a key may hold, the operation on it dropped at some point.
+/// The values that a key may hold after an operation on it was dropped.
 struct Expect {
     allowed: Vec<Option<Vec<u8>>>,
     point: String,
@@ -60,7 +58,7 @@ enum Op {
     Batch,
 }
 
-/// Starts `op` on `key`, whose value is `old`; the values the key may have after all and after nothing.
+/// Starts `op` on `key`. Returns the future, and the value of the key if the operation happens.
 fn start(store: &Store, op: Op, level: Durability, key: &str) -> (Boxed, Option<Vec<u8>>) {
     match op {
         Op::Put => (boxed(store.put(key, "new").durability(level)), Some(b"new".to_vec())),
@@ -87,7 +85,7 @@ fn check(store: &Store, expected: &BTreeMap<String, Expect>, settled: Option<&BT
         let short = found.as_ref().map(|value| value.len());
         assert!(expect.allowed.contains(&found), "{}: {key} holds {short:?} bytes", expect.point);
         if let Some(settled) = settled {
-            assert!(settled[key] == found, "{}: the reopening changed its mind about {key}", expect.point);
+            assert!(settled[key] == found, "{}: {key} has another value after the reopen", expect.point);
         }
         let members = [get(store, format!("{key}-a")), get(store, format!("{key}-b"))];
         assert_eq!(members[0], members[1], "{}: half a batch", expect.point);
@@ -138,13 +136,13 @@ fn a_write_dropped_at_any_poll_is_all_or_nothing() {
 }
 
 #[test]
-fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
+fn a_write_dropped_after_its_group_is_submitted_runs_to_its_end() {
     let points = Cell::new(0);
     for_each_engine(|env| {
         for held in [Kind::Write, Kind::Sync] {
             let path = env.dir.path().join(format!("{held:?}"));
-            let (world, gate) = GatedIo::around(env.engine);
-            let store = open(env.builder_at(&path).backend(world));
+            let (backend, gate) = GatedIo::around(env.engine);
+            let store = open(env.builder_at(&path).backend(backend));
             put(&store, "segment", "exists");
             let mut keys = Vec::new();
             for op in [Op::Put, Op::PutLarge, Op::Batch] {
@@ -152,13 +150,13 @@ fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
                     let key = format!("{op:?}-{polls}");
                     gate.close(held);
                     let (future, _) = start(&store, op, Durability::Synced, &key);
-                    assert!(!poll_then_drop(future, polls, false), "{key} cannot be ready: its {held:?} is held");
+                    assert!(!poll_then_drop(future, polls, false), "{key} is ready although its {held:?} is held");
                     gate.wait_for_held(held, 1);
-                    assert_eq!(get(&store, &key), None, "{key} is not durable yet");
+                    assert_eq!(get(&store, &key), None, "{key} is visible before it is durable");
                     gate.open(held);
-                    // It was accepted before this one, and is durable when this one is.
+                    // The dropped write was accepted before this put, and is durable when this put is.
                     put(&store, "behind", "it");
-                    assert!(store.contains_key(&key), "{key} was accepted and must run to its end");
+                    assert!(store.contains_key(&key), "the accepted {key} did not run to its end");
                     keys.push(key);
                     points.set(points.get() + 1);
                 }
@@ -176,9 +174,9 @@ fn a_write_dropped_while_its_group_is_on_the_way_runs_to_its_end() {
 fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
+        let (backend, gate) = GatedIo::around(env.engine);
         let long = Duration::from_secs(60);
-        let store = open(env.builder().backend(world).flush_interval(long).sync_interval(long));
+        let store = open(env.builder().backend(backend).flush_interval(long).sync_interval(long));
         put(&store, "k", "v");
         for polls in 0..=8 {
             gate.close(Kind::Sync);
@@ -191,7 +189,10 @@ fn reads_syncs_and_waits_can_be_dropped_at_any_poll() {
                 ("delete absent", boxed(store.delete("absent"))),
             ] {
                 let ready = poll_then_drop(future, polls, false);
-                assert!(!ready || what == "get" || what.ends_with("absent"), "{what} was ready with its sync held");
+                assert!(
+                    !ready || what == "get" || what.ends_with("absent"),
+                    "{what} was ready while its sync was held"
+                );
                 points.set(points.get() + 1);
             }
             gate.open(Kind::Sync);
@@ -231,7 +232,7 @@ fn a_cold_read_dropped_at_any_poll_leaves_no_trace() {
     });
 }
 
-/// Asks the kernel to forget the store's files, so that reads have to wait.
+/// Asks the kernel to evict the store's files, so that reads wait for the disk.
 fn drop_page_cache(env: &Env) {
     for segment in crate::helpers::files_with(&env.path(), "seg") {
         let file = fs::File::open(segment).unwrap();
@@ -244,8 +245,8 @@ fn drop_page_cache(env: &Env) {
 fn a_write_dropped_while_it_waits_for_admission_never_happened() {
     let points = Cell::new(0);
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).staging_bytes(64 << 10));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).staging_bytes(64 << 10));
         put(&store, "segment", "exists");
         for polls in 1..=10 {
             gate.close(Kind::Write);
@@ -257,7 +258,7 @@ fn a_write_dropped_while_it_waits_for_admission_never_happened() {
                     break (key, write);
                 }
                 accepted.push(key);
-                assert!(accepted.len() < 100, "2 MB in a buffer of 64 KiB");
+                assert!(accepted.len() < 100, "the store accepted 2 MB into a buffer of 64 KiB");
             };
             let (key, mut write) = waiting;
             for _ in 1..polls {
@@ -266,9 +267,9 @@ fn a_write_dropped_while_it_waits_for_admission_never_happened() {
             drop(write);
             gate.open(Kind::Write);
             block_on(store.sync()).unwrap();
-            assert!(!store.contains_key(&key), "{key} was never accepted");
+            assert!(!store.contains_key(&key), "{key} was not accepted, but is stored");
             assert!(accepted.iter().all(|key| store.contains_key(key)));
-            // Nobody is left behind by the one who went away.
+            // The dropped writer leaves no other writer waiting.
             put(&store, "behind", "it");
             points.set(points.get() + 1);
         }
@@ -292,7 +293,7 @@ fn an_open_dropped_at_any_poll_leaves_the_directory_usable() {
                     assert!(polls > 0 || !ready);
                     assert!(
                         polls > 0 || round > 0 || points > 0 || !env.path().exists(),
-                        "nothing before the first poll"
+                        "the directory exists before the first poll"
                     );
                     let store = open_when_free(env);
                     put(&store, format!("{points}"), vec![round; 200]);
@@ -310,7 +311,7 @@ fn an_open_dropped_at_any_poll_leaves_the_directory_usable() {
     });
 }
 
-/// An abandoned open may still hold the lock for a moment: it runs to its end.
+/// An abandoned open runs to its end, and may hold the lock for a moment.
 pub fn open_when_free(env: &Env) -> Store {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -323,7 +324,7 @@ pub fn open_when_free(env: &Env) -> Store {
 }
 
 #[test]
-fn a_close_dropped_at_any_poll_closes_all_the_same() {
+fn a_close_dropped_after_its_first_poll_still_closes_the_store() {
     for_each_engine(|env| {
         let mut points = 0;
         for patient in [true, false] {
@@ -334,7 +335,7 @@ fn a_close_dropped_at_any_poll_closes_all_the_same() {
                 points += 1;
                 let ready = poll_then_drop(boxed(store.close()), polls, patient);
                 if polls == 0 {
-                    put(&store, "0", "open: nothing happens before the first poll");
+                    put(&store, "0", "still open: nothing happens before the first poll");
                 } else {
                     assert_eq!(block_on(store.put("x", "y")).unwrap_err().kind(), ErrorKind::Closed);
                 }
@@ -353,7 +354,7 @@ fn a_close_dropped_at_any_poll_closes_all_the_same() {
 fn forgotten_futures_do_no_harm() {
     for_each_backend(|env| {
         let store = env.open();
-        // Writes are accepted in their first poll when there is a segment to go to.
+        // With a segment to go to, a write is accepted in its first poll.
         put(&store, "segment", "exists");
         for index in 0..200_u32 {
             let mut write = store.put(index.to_le_bytes(), vec![1; 3000]).durability(LEVELS[index as usize % 3]);
@@ -398,15 +399,15 @@ fn drop_many() {
         block_on(store.sync()).unwrap();
     };
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
-    // Twice, so that every buffer has found its size.
+    // Two runs let every buffer reach its final size.
     (0..2).for_each(|_| drop_ten_thousand());
     let (memory, open_files) = (resident_kib(), descriptors());
     (0..4).for_each(|_| drop_ten_thousand());
     let grown = resident_kib().saturating_sub(memory);
-    // A first read that has to wait may start the engine's read thread and its ring in between.
+    // The first read that waits for the disk may start the engine's read thread and its ring.
     assert!(descriptors() <= open_files + 8, "{} descriptors after {open_files}", descriptors());
-    assert!(grown < 8 << 10, "{grown} KiB more after 40,000 dropped writes and reads");
-    println!("40,000 dropped writes and reads: {grown} KiB more, {open_files} descriptors");
+    assert!(grown < 8 << 10, "{grown} KiB of growth after 40,000 dropped writes and reads");
+    println!("40,000 dropped writes and reads: {grown} KiB of growth, {open_files} descriptors");
     close(store);
 }
 

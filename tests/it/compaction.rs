@@ -41,7 +41,7 @@ fn sealed_ids(store: &Store) -> Vec<u64> {
 /// Random puts, deletes and batches.
 fn churn(store: &Store, model: &mut Model, rng: &mut Rng, count: usize) {
     for _ in 0..count {
-        // Now and then one that waits.
+        // A few writes wait for a write or a sync.
         let level = LEVELS[2_usize.saturating_sub(rng.below(16) as usize)];
         let key = format!("key-{}", rng.below(120)).into_bytes();
         match rng.below(10) {
@@ -65,27 +65,31 @@ fn churn(store: &Store, model: &mut Model, rng: &mut Rng, count: usize) {
 }
 
 #[test]
-fn forced_compaction_leaves_what_is_alive_and_next_to_nothing_else() {
+fn forced_compaction_leaves_only_live_records_and_segment_overhead() {
     for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let (mut model, mut rng) = (Model::new(), Rng::new(31));
         churn(&store, &mut model, &mut rng, 3000);
-        // What is staged has no place on the disk yet.
+        // Staged records have no location on the disk yet.
         block_on(store.sync()).unwrap();
         let before = store.stats();
         let report = compact(&store);
         let after = store.stats();
         assert_holds(&store, &model);
         assert!(before.disk_bytes > 4 * before.live_bytes, "{before:?}");
-        assert_eq!(after.live_bytes, before.live_bytes, "what is alive stays so");
-        // Header and footer of each segment are what is left beside it.
+        assert_eq!(after.live_bytes, before.live_bytes, "live bytes changed");
+        // Besides live records, only the header and footer of each segment are left.
         let overhead = after.disk_bytes - after.live_bytes;
         assert_eq!(overhead, 592 * after.segments.len() as u64, "{after:?}");
-        assert_eq!(report.bytes_freed, before.disk_bytes + 80 - after.disk_bytes, "{report:?}: and one more footer");
+        assert_eq!(
+            report.bytes_freed,
+            before.disk_bytes + 80 - after.disk_bytes,
+            "{report:?}: sealing the active segment adds a footer"
+        );
         assert!(report.segments_read > 0 && report.tombstones_dropped > 0, "{report:?}");
         assert_eq!(after.reclaimable_bytes, 0);
         let again = compact(&store);
-        assert_eq!(again, CompactionReport::default(), "there is nothing left to do");
+        assert_eq!(again, CompactionReport::default(), "a second compaction found work");
         churn(&store, &mut model, &mut rng, 100);
         assert_holds(&store, &model);
         close(store);
@@ -97,7 +101,7 @@ fn forced_compaction_leaves_what_is_alive_and_next_to_nothing_else() {
 }
 
 #[test]
-fn compaction_keeps_versions_and_new_ones_are_higher() {
+fn compaction_keeps_versions_and_new_versions_are_higher() {
     for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let first = put(&store, "a", "1");
@@ -143,7 +147,7 @@ fn a_deleted_key_stays_deleted_through_every_partial_compaction() {
 }
 
 #[test]
-fn space_comes_back_by_itself_within_the_bound() {
+fn automatic_compaction_keeps_the_log_within_its_bound() {
     for_each_engine(|env| {
         let compaction = Compaction::new().trigger(0.4).bytes_per_second(None);
         let store = open(builder(env, compaction));
@@ -159,7 +163,7 @@ fn space_comes_back_by_itself_within_the_bound() {
             let stats = store.stats();
             stats.disk_bytes as f64 <= stats.live_bytes as f64 / (1.0 - 0.4) + (2 * SEGMENT) as f64
         };
-        eventually("the log is within its bound", || bound(&store));
+        eventually("the log is within the bound", || bound(&store));
         let stats = store.stats();
         println!("{} compactions, write amplification {:.2}", stats.compactions, stats.write_amplification());
         assert!(
@@ -171,12 +175,12 @@ fn space_comes_back_by_itself_within_the_bound() {
         }
         close(store);
         let on_disk: u64 = files_with(&env.path(), "seg").iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-        assert!(on_disk <= stats.disk_bytes + SEGMENT, "files that went are gone: {on_disk}");
+        assert!(on_disk <= stats.disk_bytes + SEGMENT, "removed segments still have files: {on_disk}");
     });
 }
 
 #[test]
-fn segments_without_live_bytes_are_removed_unread() {
+fn segments_without_live_bytes_are_removed_without_reading_them() {
     for_each_backend(|env| {
         let store = open(builder(env, manual()));
         for _ in 0..3 {
@@ -196,7 +200,7 @@ fn segments_without_live_bytes_are_removed_unread() {
 }
 
 #[test]
-fn large_values_are_carried_in_pieces() {
+fn large_values_are_copied_in_pieces() {
     for_each_backend(|env| {
         let store = open(builder(env, manual()));
         let mut rng = Rng::new(9);
@@ -220,7 +224,7 @@ fn large_values_are_carried_in_pieces() {
 }
 
 #[test]
-fn reads_and_writes_go_on_while_everything_is_compacted_again_and_again() {
+fn reads_and_writes_are_right_during_repeated_compactions() {
     for_each_engine(|env| {
         let store = open(builder(env, Compaction::new().trigger(0.2).threshold(0.1).bytes_per_second(None)));
         let stop = Arc::new(AtomicBool::new(false));
@@ -278,10 +282,10 @@ fn reads_and_writes_go_on_while_everything_is_compacted_again_and_again() {
     });
 }
 
-/// A store of several segments, half of them dead, behind a gate.
+/// A store of several segments behind a gate. Half of the bytes are dead.
 fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::helpers::gated_io::Gate>, Model) {
-    let (world, gate) = GatedIo::around(env.engine);
-    let store = open(builder(env, compaction).backend(world));
+    let (backend, gate) = GatedIo::around(env.engine);
+    let store = open(builder(env, compaction).backend(backend));
     let (mut model, mut rng) = (Model::new(), Rng::new(77));
     churn(&store, &mut model, &mut rng, 600);
     block_on(store.sync()).unwrap();
@@ -292,11 +296,11 @@ fn gated(env: &Env, compaction: Compaction) -> (Store, Arc<crate::helpers::gated
 fn gets_use_random_access_advice_and_compaction_does_not() {
     for_each_engine(|env| {
         let (mut store, gate, model) = gated(env, manual());
-        // Nobody has got anything yet, but every sealed segment has been read for its hint.
+        // Before any get, every sealed segment has been read for its hint file.
         let sealed = sealed_ids(&store).len();
-        eventually("the hints", || files_with(&env.path(), "hint").len() == sealed);
+        eventually("the hint files are written", || files_with(&env.path(), "hint").len() == sealed);
         assert!(sealed > 1 && gate.asked(Kind::Read) >= sealed as u64);
-        assert_eq!(gate.random_reads(), 0, "hints");
+        assert_eq!(gate.random_reads(), 0, "reads for hint files");
         for opened in ["as written", "from its files"] {
             let before = gate.random_reads();
             model.keys().for_each(|key| drop(get(&store, key)));
@@ -304,7 +308,7 @@ fn gets_use_random_access_advice_and_compaction_does_not() {
             assert!(records >= model.len() as u64, "{opened}: {records} of {} records", model.len());
             let random = gate.random_reads();
             assert!(compact_only(&store, &sealed_ids(&store)).segments_read > 0);
-            assert_eq!(gate.random_reads(), random, "{opened}: reading ahead is for who reads on");
+            assert_eq!(gate.random_reads(), random, "{opened}: compaction used random-access advice");
             close(store);
             store = open(builder(env, manual()).backend(GatedIo::behind(env.engine, &gate)));
         }
@@ -315,8 +319,8 @@ fn gets_use_random_access_advice_and_compaction_does_not() {
 #[test]
 fn sequential_misses_trigger_read_ahead() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().compaction(manual()).backend(world));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().compaction(manual()).backend(backend));
         for key in ["a", "b", "c", "d", "e"] {
             put_at(&store, Durability::Synced, key, [7; 100]);
         }
@@ -328,7 +332,11 @@ fn sequential_misses_trigger_read_ahead() {
             gets.push(get);
             windows.push(gate.read_ahead().len());
         }
-        assert_eq!(windows, [0, 1, 1, 1], "the second goes on, and what is read ahead for it has the others");
+        assert_eq!(
+            windows,
+            [0, 1, 1, 1],
+            "the second get is sequential, and its read-ahead window contains the others"
+        );
         let window = &gate.read_ahead()[0];
         assert!(window.start >= 512 + 2 * 144 && window.end - window.start == 1 << 20, "{window:?}");
         gate.open(Kind::Read);
@@ -351,7 +359,7 @@ fn a_dropped_compaction_leaves_the_old_segments() {
         store.resume_compaction();
         assert_eq!(sealed_ids(&store), before);
         assert_holds(&store, &model);
-        // Dropped at any later moment it leaves the old ones or the new ones.
+        // A drop at any later time leaves either the old segments or the new ones.
         for polls in 0..12 {
             let mut compaction = store.compact();
             for _ in 0..polls {
@@ -368,7 +376,7 @@ fn a_dropped_compaction_leaves_the_old_segments() {
 }
 
 #[test]
-fn a_paused_compaction_goes_on_when_it_is_resumed() {
+fn a_paused_compaction_continues_when_resumed() {
     for_each_engine(|env| {
         let (store, _gate, model) = gated(env, manual());
         store.pause_compaction();
@@ -403,13 +411,17 @@ fn a_store_can_be_closed_during_a_compaction() {
         drop(store);
         let store = open(builder(env, manual()));
         assert_holds(&store, &model);
-        assert_eq!(store.recovery_report().removed_files, Vec::<String>::new(), "it has cleaned up behind itself");
+        assert_eq!(
+            store.recovery_report().removed_files,
+            Vec::<String>::new(),
+            "the interrupted compaction left files"
+        );
         close(store);
     });
 }
 
 #[test]
-fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
+fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_succeeds() {
     for_each_engine(|env| {
         for (kind, spared, errno, expected) in [
             (Kind::Write, 0, libc::ENOSPC, ErrorKind::NoSpace),
@@ -423,13 +435,13 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
             (Kind::Read, 1, libc::EIO, ErrorKind::Io),
         ] {
             let path = env.dir.path().join(format!("{kind:?}-{spared}-{errno}"));
-            let (world, gate) = GatedIo::around(env.engine);
-            let store = open(env.builder_at(&path).segment_bytes(SEGMENT).compaction(manual()).backend(world));
+            let (backend, gate) = GatedIo::around(env.engine);
+            let store = open(env.builder_at(&path).segment_bytes(SEGMENT).compaction(manual()).backend(backend));
             let (mut model, mut rng) = (Model::new(), Rng::new(77));
             churn(&store, &mut model, &mut rng, 400);
             block_on(store.sync()).unwrap();
             let ids = sealed_ids(&store);
-            eventually("hints are written", || files_with(&path, "hint").len() == ids.len());
+            eventually("the hint files are written", || files_with(&path, "hint").len() == ids.len());
             gate.fail_after(kind, spared, errno);
             let error = block_on(store.compact().segments(ids.iter().copied())).unwrap_err();
             gate.fail(kind, None);
@@ -439,7 +451,7 @@ fn a_failed_compaction_leaves_the_old_segments_and_the_next_one_works() {
             put_at(&store, Durability::Synced, "after", "it");
             model.insert(b"after".to_vec(), b"it".to_vec());
             let stats = store.stats();
-            // Where it is space that lacks, a second attempt on the reserve has failed as well.
+            // For lack of space, a second attempt with the reserve has failed as well.
             assert!((1..=2).contains(&stats.compaction_failures), "{stats:?}");
             assert_eq!(stats.compaction_error.map(|error| error.kind()), Some(expected));
             compact(&store);
@@ -470,8 +482,8 @@ fn damage_found_by_compaction_is_reported_and_not_copied() {
         let error = block_on(store.compact()).unwrap_err();
         assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(damaged)), "{error:?}");
         assert!(error.offset().is_some_and(|offset| offset <= middle as u64), "{error:?}");
-        assert!(path.exists(), "the only copy of whatever is whole in it");
-        // The others can still be compacted, and what is whole can be read.
+        assert!(path.exists(), "the damaged segment, the only copy of its intact records, was removed");
+        // The other segments can still be compacted, and intact records can be read.
         compact(&store);
         assert!(sealed_ids(&store).contains(&damaged) && path.exists());
         let mut lost = 0;
@@ -484,7 +496,7 @@ fn damage_found_by_compaction_is_reported_and_not_copied() {
                 }
             }
         }
-        assert!(lost <= 1, "{lost} keys for one bit");
+        assert!(lost <= 1, "one bit cost {lost} keys");
         let named = block_on(store.compact().segments([damaged])).unwrap_err();
         assert_eq!(named.kind(), ErrorKind::InvalidInput, "{named:?}");
         close(store);
@@ -492,11 +504,11 @@ fn damage_found_by_compaction_is_reported_and_not_copied() {
 }
 
 #[test]
-fn a_reader_keeps_the_segment_it_reads() {
+fn a_pending_read_keeps_its_segment() {
     for_each_engine(|env| {
         let (store, gate, model) = gated(env, manual());
         let key = model.keys().next().unwrap().clone();
-        // Readers that wait for the disk hold their segments.
+        // A reader that waits for the disk keeps its segment.
         gate.close(Kind::Read);
         let mut reading = store.get(&key);
         assert!(poll_once(&mut reading).is_pending());
@@ -510,7 +522,7 @@ fn a_reader_keeps_the_segment_it_reads() {
         gate.open(Kind::Read);
         block_on(compaction).unwrap();
         assert_eq!(block_on(reading).unwrap().as_deref(), model.get(&key).map(Vec::as_slice));
-        eventually("its file goes with it", || store.stats().obsolete_bytes == 0);
+        eventually("the file is removed after the read", || store.stats().obsolete_bytes == 0);
         let left = files_with(&env.path(), "seg");
         assert!(dead.iter().all(|id| !left.contains(&env.path().join(format!("{id:020}.seg")))), "{left:?}");
         close(store);
@@ -518,10 +530,10 @@ fn a_reader_keeps_the_segment_it_reads() {
 }
 
 #[test]
-fn automatic_compaction_keeps_to_its_hours() {
+fn automatic_compaction_runs_only_in_its_hours() {
     let midnight = TimeOfDay::utc(0, 0);
     for_each_engine(|env| {
-        // No hour at all: from midnight to midnight, before any time of day.
+        // An empty time window, from midnight to midnight.
         let never = Compaction::new().hours(midnight, midnight);
         let store = open(builder(env, never));
         for _ in 0..20 {
@@ -530,11 +542,11 @@ fn automatic_compaction_keeps_to_its_hours() {
             }
         }
         block_on(store.sync()).unwrap();
-        eventually("hints are written", || files_with(&env.path(), "hint").len() == sealed_ids(&store).len());
+        eventually("the hint files are written", || files_with(&env.path(), "hint").len() == sealed_ids(&store).len());
         assert_eq!(store.stats().compactions, 0);
         assert!(store.stats().reclaimable_bytes > store.stats().live_bytes);
         compact(&store);
-        assert!(store.stats().compactions > 0, "asked for, it works at any hour");
+        assert!(store.stats().compactions > 0, "a requested compaction must run at any hour");
         close(store);
         let always = Compaction::new().hours(midnight, TimeOfDay::utc(24, 0));
         let store = open(builder(env, always));
@@ -543,13 +555,13 @@ fn automatic_compaction_keeps_to_its_hours() {
                 put(&store, key.to_le_bytes(), [3; 200]);
             }
         }
-        eventually("it has compacted by itself", || store.stats().compactions > 0);
+        eventually("automatic compaction has run", || store.stats().compactions > 0);
         close(store);
     });
 }
 
 #[test]
-fn options_out_of_range_are_refused_with_their_range() {
+fn compaction_options_out_of_range_are_refused_with_their_name() {
     let env = Env::new(ringcask::Engine::Auto);
     for (compaction, name) in [
         (Compaction::new().trigger(0.0), "trigger"),

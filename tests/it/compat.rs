@@ -14,7 +14,7 @@ fn fixture(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version)
 }
 
-/// What `v1` holds.
+/// The contents of `v1`.
 fn model_of_v1() -> Model {
     let mut model = Model::from([
         (b"overwritten".to_vec(), b"second".to_vec()),
@@ -30,11 +30,11 @@ fn model_of_v1() -> Model {
     model
 }
 
-/// Written by 0.1.0: segment 1 sealed, with a hint; segment 2 not, as a kill leaves it.
+/// The `v1` fixture, as 0.1.0 writes it. A kill leaves segment 1 sealed with a hint file, and segment 2 unsealed.
 fn write_v1() -> Image {
-    let world = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
-    let image = world.run_until(async {
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).segment_bytes(4096);
+    let backend = SimBackend::new(SimConfig { seed: 1, ..SimConfig::default() });
+    let image = backend.run_until(async {
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).segment_bytes(4096);
         let store = builder.compaction(Compaction::new().automatic(false)).open().await.unwrap();
         let put = async |key: &[u8], value: &[u8]| store.put(key, value).await.map(drop).unwrap();
         put(b"overwritten", b"first").await;
@@ -48,7 +48,7 @@ fn write_v1() -> Image {
         store.write(batch).await.unwrap();
         put(b"overwritten", b"second").await;
         put(b"large", &[0xA5; 2000]).await;
-        // Begins segment 2.
+        // This put starts segment 2.
         put(b"dead", &[0x5A; 1000]).await;
         assert!(store.delete("dead").await.unwrap());
         put(b"overwritten across segments", b"in the tail").await;
@@ -57,13 +57,13 @@ fn write_v1() -> Image {
         batch.put("tail batch", "three").delete("no such key");
         store.write(batch).await.unwrap();
         store.put("tail written", "not synced by itself").durability(Durability::Written).await.unwrap();
-        // The hint of segment 1 is written behind the writers' backs.
+        // Maintenance writes the hint file of segment 1 in the background.
         while store.stats().hint_bytes == 0 {
             store.get("large").await.unwrap();
         }
-        world.kill_image(&mut Draws::new(1))
+        backend.kill_image(&mut Draws::new(1))
     });
-    world.shutdown();
+    backend.shutdown();
     image
 }
 
@@ -74,10 +74,10 @@ fn write_image(image: &Image, path: &Path) {
     }
 }
 
-/// While this is the version, what it writes is what the fixture holds. With `RINGCASK_WRITE_FIXTURE` the fixture is
-/// made anew: only while the version is not out.
+/// Checks that this version still writes what the fixture holds. With `RINGCASK_WRITE_FIXTURE` set, the fixture is
+/// rewritten; that is allowed only before the version is released.
 #[test]
-fn this_version_writes_what_the_fixture_holds() {
+fn this_version_writes_the_contents_of_the_fixture() {
     let image = write_v1();
     if std::env::var_os("RINGCASK_WRITE_FIXTURE").is_some() {
         let _ = fs::remove_dir_all(fixture("v1"));
@@ -85,19 +85,19 @@ fn this_version_writes_what_the_fixture_holds() {
     }
     for_each_engine(|env| {
         write_image(&image, &env.path());
-        opens_and_lives_on(env);
+        check_v1(env);
     });
 }
 
 #[test]
-fn a_directory_of_v1_opens_and_lives_on() {
+fn a_v1_directory_opens_and_accepts_writes() {
     for_each_engine(|env| {
         copy_store(&fixture("v1"), &env.path());
-        opens_and_lives_on(env);
+        check_v1(env);
     });
 }
 
-fn opens_and_lives_on(env: &Env) {
+fn check_v1(env: &Env) {
     assert_eq!((files_with(&env.path(), "seg").len(), files_with(&env.path(), "hint").len()), (2, 1));
     let mut model = model_of_v1();
     let store = open(env.builder());
@@ -119,9 +119,9 @@ fn opens_and_lives_on(env: &Env) {
     close(store);
 }
 
-/// The same without hints: the segment says it all.
+/// Without hint files, the segments hold all information.
 #[test]
-fn a_directory_of_v1_opens_without_its_hints() {
+fn a_v1_directory_opens_without_its_hint_files() {
     for_each_engine(|env| {
         copy_store(&fixture("v1"), &env.path());
         files_with(&env.path(), "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());

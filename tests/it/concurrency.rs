@@ -10,20 +10,20 @@ use ringcask::{Batch, Compaction, Durability, Store};
 
 use crate::helpers::{LEVELS, Rng, block_on, close, delete, for_each_engine, get, open, put};
 
-/// Each value names its writer and is long enough that a torn or mixed one would show.
+/// A value that names its writer and is long enough to show tearing or mixing.
 fn value_of(writer: u64, index: u64) -> Vec<u8> {
     let mut value = Rng::new(writer << 32 | index).bytes(40 + (index % 200) as usize);
     value[..8].copy_from_slice(&(writer << 32 | index).to_le_bytes());
     value
 }
 
-fn assert_is_one_of_ours(value: &[u8]) {
+fn assert_was_written(value: &[u8]) {
     let tag = u64::from_le_bytes(value[..8].try_into().unwrap());
-    assert!(value == value_of(tag >> 32, tag & 0xFFFF_FFFF), "a value nobody wrote: {tag:x}");
+    assert!(value == value_of(tag >> 32, tag & 0xFFFF_FFFF), "a value that was never written: {tag:x}");
 }
 
 #[test]
-fn sixty_four_tasks_with_mixed_operations_never_see_a_value_nobody_wrote() {
+fn sixty_four_tasks_with_mixed_operations_read_only_written_values() {
     let seed = Rng::seeded("64 tasks").next();
     for_each_engine(|env| {
         let builder = env.builder().segment_bytes(256 << 10).staging_bytes(64 << 10);
@@ -56,13 +56,13 @@ fn sixty_four_tasks_with_mixed_operations_never_see_a_value_nobody_wrote() {
         close(store);
         let store = env.open();
         for (key, value) in before {
-            assert_eq!(get(&store, key.to_le_bytes()), value, "key {key} changed across the reopening");
+            assert_eq!(get(&store, key.to_le_bytes()), value, "key {key} changed across the reopen");
         }
         println!("seed {seed}: {gets:?} gets, {writes:?} writes");
     });
 }
 
-/// Whether it was a write.
+/// Runs a random operation. Returns whether it was a write.
 async fn mixed_operation(store: &Store, task: u64, index: u64, rng: &mut Rng) -> bool {
     let key = rng.below(32).to_le_bytes();
     let level = rng.level();
@@ -83,7 +83,7 @@ async fn mixed_operation(store: &Store, task: u64, index: u64, rng: &mut Rng) ->
         }
         _ => {
             if let Some(value) = store.get(key).await.unwrap() {
-                assert_is_one_of_ours(&value);
+                assert_was_written(&value);
             }
             return false;
         }
@@ -92,7 +92,7 @@ async fn mixed_operation(store: &Store, task: u64, index: u64, rng: &mut Rng) ->
 }
 
 #[test]
-fn of_concurrent_deletes_of_one_key_exactly_one_finds_it() {
+fn exactly_one_of_several_concurrent_deletes_finds_the_key() {
     for_each_engine(|env| {
         let store = env.open();
         let mut rounds = 0;
@@ -123,7 +123,7 @@ fn of_concurrent_deletes_of_one_key_exactly_one_finds_it() {
 }
 
 #[test]
-fn a_delete_during_a_put_is_one_before_the_other() {
+fn a_concurrent_put_and_delete_are_ordered() {
     for_each_engine(|env| {
         let store = env.open();
         let (mut found, mut missed) = (0, 0);
@@ -136,7 +136,11 @@ fn a_delete_during_a_put_is_one_before_the_other() {
                 put.join().unwrap();
                 delete.join().unwrap()
             });
-            assert_eq!(store.contains_key(&key), !existed, "the delete found the put's value, or came before it");
+            assert_eq!(
+                store.contains_key(&key),
+                !existed,
+                "the delete must either find the put's value or come before the put"
+            );
             if existed {
                 found += 1;
                 assert!(!delete(&store, &key));
@@ -144,13 +148,13 @@ fn a_delete_during_a_put_is_one_before_the_other() {
                 missed += 1;
             }
         }
-        println!("{found} found the put, {missed} came first");
+        println!("{found} found the put, {missed} came before the put");
         assert_eq!(store.len(), missed);
     });
 }
 
 #[test]
-fn a_batch_is_never_seen_half() {
+fn a_batch_is_never_partly_visible() {
     for_each_engine(|env| {
         for level in LEVELS {
             let path = env.dir.path().join(level.to_string());
@@ -178,7 +182,7 @@ fn a_batch_is_never_seen_half() {
     });
 }
 
-/// Reads one key of the pair and then the other: the second can never be older than the first.
+/// Reads one key of the pair and then the other. The second value can never be older than the first.
 fn read_pairs(store: &Store, reader: usize, stop: &AtomicBool) -> u64 {
     let keys = if reader == 0 { ["first", "second"] } else { ["second", "first"] };
     let number =
@@ -187,14 +191,14 @@ fn read_pairs(store: &Store, reader: usize, stop: &AtomicBool) -> u64 {
     while !stop.load(Ordering::Acquire) || pairs == 0 {
         let earlier = number(keys[0]);
         let later = number(keys[1]);
-        assert!(later >= earlier, "{keys:?}: {earlier} of a batch was seen, then {later}");
+        assert!(later >= earlier, "{keys:?}: batch {earlier} was seen, then {later}");
         pairs += 1;
     }
     pairs
 }
 
 #[test]
-fn all_writers_that_wait_for_admission_are_admitted() {
+fn every_writer_that_waits_for_admission_is_admitted() {
     for_each_engine(|env| {
         let store = open(env.builder().staging_bytes(64 << 10).segment_bytes(1 << 20));
         let writers: Vec<_> = (0..16_u64)
@@ -202,7 +206,7 @@ fn all_writers_that_wait_for_admission_are_admitted() {
                 let store = store.clone();
                 thread::spawn(move || {
                     for index in 0..40_u64 {
-                        // Some fit, some are larger than the whole buffer.
+                        // Some values fit into the buffer, some are larger than it.
                         let len = if index % 10 == 0 { 100_000 } else { 20_000 };
                         let key = [writer.to_le_bytes(), index.to_le_bytes()].concat();
                         let level = LEVELS[(index % 3) as usize];
@@ -243,7 +247,7 @@ fn concurrent_synced_writers_share_syncs() {
         let stats = store.stats();
         println!("{} records in {} groups with {} syncs", stats.group_records, stats.groups, stats.syncs);
         assert_eq!(stats.puts, 1600);
-        // Sixteen writers that wait for each other's syncs cannot need one each: that would be no group commit at all.
+        // Group commit lets the sixteen writers share syncs.
         assert!(stats.syncs < 1600, "{} syncs for 1600 writes", stats.syncs);
         close(store);
         assert_eq!(env.open().len(), 1600);
@@ -251,9 +255,9 @@ fn concurrent_synced_writers_share_syncs() {
 }
 
 #[test]
-fn readers_of_every_place_see_the_newest_value_during_rotation() {
+fn reads_from_memory_and_disk_see_the_newest_value_during_rotation() {
     for_each_engine(|env| {
-        // Without compaction, so that there are more segments than may be open.
+        // Compaction is off, so that there are more segments than may be open.
         let compaction = Compaction::new().automatic(false);
         let store = open(env.builder().segment_bytes(8 << 10).max_open_files(8).compaction(compaction));
         let stop = Arc::new(AtomicBool::new(false));

@@ -1,6 +1,6 @@
 //! The order in which a store changes its directory: every write, sync and rename from an open to a close.
 //!
-//! The crash tests find a wrong order. This test shows the order itself, so that a change of it is noticed.
+//! The crash tests find wrong orders. This test pins the order itself, so that a change of it is noticed.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -9,30 +9,32 @@ use std::time::Duration;
 use ringcask::testing::sim::{Journal, SimBackend, SimConfig};
 use ringcask::{Compaction, Store};
 
-/// What the names of files become: `7.seg` for twenty digits.
+/// Shortens the twenty digits of a file name: `7.seg`.
 fn short(name: &str) -> &str {
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     let zeroes = name.bytes().take_while(|byte| *byte == b'0').count();
     if digits == 20 { &name[zeroes..] } else { name }
 }
 
-/// The steps `from..` of `journal`, one to a line; a write or sync that nothing came between is one of them.
+/// The steps from `from` on in `journal`, one per line. A write or sync that no other step interrupts is one line.
 fn lines(journal: &Journal, from: usize) -> String {
     let (steps, mut text, mut index) = (journal.steps(), String::new(), from);
     while let Some(step) = steps.get(index) {
-        let said = journal.describe(index);
+        let description = journal.describe(index);
         let name = step.name.as_deref().map(short).unwrap_or_default();
-        let is_begun = said.ends_with("submitted") || said.contains("submitted, without");
-        // "write 3 of ..", "write 3 to ..", "sync 3 (All) of ..", "sync 3 of ..": the number is the operation's.
-        let operation = |said: &str| said.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        let is_ended_next = index + 1 < journal.len() && operation(&journal.describe(index + 1)) == operation(&said);
+        let is_begun = description.ends_with("submitted") || description.contains("submitted, without");
+        // In "write 3 of ..", "write 3 to ..", "sync 3 (All) of .." and "sync 3 of ..", the number identifies the
+        // operation.
+        let operation = |text: &str| text.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        let is_ended_next =
+            index + 1 < journal.len() && operation(&journal.describe(index + 1)) == operation(&description);
         let what = match (is_begun, is_ended_next) {
             (true, true) => "",
             (true, false) => " begins",
             (false, _) => " ends",
         };
         index += if is_begun && is_ended_next { 2 } else { 1 };
-        match said.split([' ', '(']).next().unwrap() {
+        match description.split([' ', '(']).next().unwrap() {
             "write" => writeln!(text, "write {name} {}..{}{what}", step.offset, step.offset + step.data.len() as u64),
             "sync" => writeln!(text, "sync {name}{what}"),
             "DirCreated" => writeln!(text, "create the directory"),
@@ -41,24 +43,24 @@ fn lines(journal: &Journal, from: usize) -> String {
             "Renamed" => writeln!(text, "rename to {name}"),
             "Unlinked" => writeln!(text, "unlink {name}"),
             "Truncated" => writeln!(text, "truncate {name}"),
-            _ => writeln!(text, "{said}"),
+            _ => writeln!(text, "{description}"),
         }
         .unwrap();
     }
     text
 }
 
-/// Does `act`, lets everything that it set off come to rest, and says what happened to the disk.
-fn phase<T>(world: &SimBackend, name: &str, text: &mut String, act: impl Future<Output = T>) -> T {
-    let from = world.step();
-    let done = world.run_until(act);
-    world.run_to_idle(Duration::from_millis(100));
-    writeln!(text, "# {name}\n{}", lines(&world.journal(), from)).unwrap();
+/// Runs `act`, waits until the store is idle, and appends the resulting changes of the disk to `text`.
+fn phase<T>(backend: &SimBackend, name: &str, text: &mut String, act: impl Future<Output = T>) -> T {
+    let from = backend.step();
+    let done = backend.run_until(act);
+    backend.run_to_idle(Duration::from_millis(100));
+    writeln!(text, "# {name}\n{}", lines(&backend.journal(), from)).unwrap();
     done
 }
 
-/// The commit task and the maintenance task go on side by side; the seed is one with which a hint comes in the middle
-/// of a MANIFEST once, and nowhere else.
+/// The commit task and the maintenance task run concurrently. With this seed, a hint file is written in the middle of
+/// one MANIFEST write, and nowhere else.
 const SEED: u64 = 49;
 
 const EXPECTED: &str = "\
@@ -170,19 +172,19 @@ sync the directory
 ";
 
 #[test]
-fn writes_syncs_and_renames_come_in_this_order() {
-    let (world, mut text) = (SimBackend::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
-    let builder = Store::builder("/sim").backend(Arc::new(world.clone())).segment_bytes(2048);
+fn the_store_changes_its_directory_in_the_expected_order() {
+    let (backend, mut text) = (SimBackend::new(SimConfig { seed: SEED, ..SimConfig::default() }), String::new());
+    let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).segment_bytes(2048);
     let builder = builder.compaction(Compaction::new().automatic(false));
-    let store = phase(&world, "open an empty directory", &mut text, builder.open()).unwrap();
-    phase(&world, "the first put starts a segment", &mut text, store.put("key", [1; 1000])).unwrap();
-    phase(&world, "the second only writes and syncs", &mut text, store.put("key", [2; 100])).unwrap();
-    phase(&world, "the third rotates", &mut text, store.put("key", [3; 1000])).unwrap();
-    phase(&world, "compact", &mut text, store.compact()).unwrap();
-    phase(&world, "delete", &mut text, store.delete("key")).unwrap();
-    phase(&world, "close", &mut text, store.close()).unwrap();
+    let store = phase(&backend, "open an empty directory", &mut text, builder.open()).unwrap();
+    phase(&backend, "the first put starts a segment", &mut text, store.put("key", [1; 1000])).unwrap();
+    phase(&backend, "the second only writes and syncs", &mut text, store.put("key", [2; 100])).unwrap();
+    phase(&backend, "the third rotates", &mut text, store.put("key", [3; 1000])).unwrap();
+    phase(&backend, "compact", &mut text, store.compact()).unwrap();
+    phase(&backend, "delete", &mut text, store.delete("key")).unwrap();
+    phase(&backend, "close", &mut text, store.close()).unwrap();
     drop(store);
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
     assert!(text.trim_end() == EXPECTED.trim_end(), "the order is now:\n{text}");
 }

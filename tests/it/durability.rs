@@ -1,4 +1,4 @@
-//! What each durability level promises, and when a write becomes visible.
+//! The promises of each durability level, and the moment when a write becomes visible.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -15,14 +15,14 @@ use crate::helpers::{
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A store behind a gate, which neither flushes nor syncs unasked.
+/// A store behind a gate, whose intervals are too long for an automatic flush or sync.
 fn gated(env: &Env, builder: Builder) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedIo::around(env.engine);
-    (open(builder.backend(world).flush_interval(LONG).sync_interval(LONG)), gate)
+    let (backend, gate) = GatedIo::around(env.engine);
+    (open(builder.backend(backend).flush_interval(LONG).sync_interval(LONG)), gate)
 }
 
 #[test]
-fn a_resolved_write_is_seen_from_every_thread_at_every_level() {
+fn a_resolved_write_is_visible_to_every_thread_at_every_level() {
     for_each_engine(|env| {
         let store = env.open();
         for level in LEVELS {
@@ -45,12 +45,12 @@ fn a_resolved_write_is_seen_from_every_thread_at_every_level() {
 fn a_buffered_write_is_visible_before_any_io() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
-        // The first write of all creates the segment, and waits for that at every level.
+        // The first write of a store creates the segment, and waits for it at every level.
         put(&store, "segment", "exists");
         gate.close(Kind::Write);
         gate.close(Kind::Sync);
         let mut first = store.put("k", "v").durability(Durability::Buffered);
-        assert!(matches!(poll_once(&mut first), Poll::Ready(Ok(_))), "ready at its first poll, without another thread");
+        assert!(matches!(poll_once(&mut first), Poll::Ready(Ok(_))), "not ready at its first poll");
         assert_eq!(get(&store, "k").as_deref(), Some(&b"v"[..]));
         let mut batch = Batch::new();
         batch.put("b1", "1").put("b2", "2");
@@ -67,7 +67,7 @@ fn a_buffered_write_is_visible_before_any_io() {
 }
 
 #[test]
-fn a_written_write_resolves_only_after_the_kernel_has_it() {
+fn a_written_write_resolves_only_after_its_write_to_the_kernel() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
         put(&store, "first", "segment exists");
@@ -78,11 +78,11 @@ fn a_written_write_resolves_only_after_the_kernel_has_it() {
         assert!(poll_once(&mut write).is_pending());
         gate.open(Kind::Write);
         let version = block_on(write).unwrap();
-        // Nothing needs the process any more: a copy of the files holds it.
+        // The record no longer depends on the process: a copy of the files contains it.
         let copy = env.dir.path().join("copy");
         copy_store(&env.path(), &copy);
         assert_eq!(get(&open(env.builder_at(&copy)), "k").as_deref(), Some(&b"v"[..]));
-        assert!(store.durable_version() < version, "it was not synced");
+        assert!(store.durable_version() < version, "the write was synced");
     });
 }
 
@@ -124,7 +124,7 @@ fn a_synced_write_is_not_visible_before_its_sync_completes() {
 }
 
 #[test]
-fn a_buffered_write_over_a_pending_synced_one_stays_the_newer() {
+fn a_buffered_write_after_a_pending_synced_one_stays_the_newer_value() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
         put(&store, "k", "old");
@@ -136,7 +136,11 @@ fn a_buffered_write_over_a_pending_synced_one_stays_the_newer() {
         assert_eq!(get(&store, "k").as_deref(), Some(&b"buffered"[..]));
         gate.open(Kind::Sync);
         block_on(pending).unwrap();
-        assert_eq!(get(&store, "k").as_deref(), Some(&b"buffered"[..]), "order is the log's, not the syncs'");
+        assert_eq!(
+            get(&store, "k").as_deref(),
+            Some(&b"buffered"[..]),
+            "the order of the log decides, not the order of the syncs"
+        );
         close(store);
         assert_eq!(get(&env.open(), "k").as_deref(), Some(&b"buffered"[..]));
     });
@@ -162,14 +166,14 @@ fn writes_that_arrive_during_a_sync_share_the_next_one() {
             block_on(follower).unwrap();
         }
         let after = store.stats();
-        assert_eq!(after.groups - before.groups, 2, "the leader alone, then everybody");
+        assert_eq!(after.groups - before.groups, 2, "the leader alone, then all followers");
         assert_eq!(after.syncs - before.syncs, 2);
-        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "and the backend was asked for as many");
+        assert_eq!(gate.asked(Kind::Sync) - asked, 2, "syncs by the backend's count");
         assert!(after.group_records - before.group_records >= 201);
     });
 }
 
-/// A sync vouches for the writes that were complete when it began, and for no later one.
+/// A sync covers the writes that were complete when it began, and no later ones.
 #[test]
 fn a_written_write_during_a_sync_neither_waits_for_it_nor_is_covered_by_it() {
     for_each_engine(|env| {
@@ -204,17 +208,17 @@ fn sync_makes_everything_acknowledged_durable() {
             }
             assert!(store.durable_version() < last);
             let synced = block_on(store.sync()).unwrap();
-            assert!(synced >= last, "{synced} covers {last}");
+            assert!(synced >= last, "{synced} does not cover {last}");
             assert!(store.durable_version() >= synced);
         }
         let before = store.stats().syncs;
         assert!(block_on(store.sync()).unwrap() >= last);
-        assert_eq!(store.stats().syncs, before, "nothing is left to sync");
+        assert_eq!(store.stats().syncs, before, "a sync without unsynced writes reached the disk");
     });
 }
 
 #[test]
-fn a_synced_write_makes_all_earlier_ones_durable() {
+fn a_synced_write_makes_all_earlier_writes_durable() {
     for_each_engine(|env| {
         let (store, _gate) = gated(env, env.builder());
         let buffered = put_at(&store, Durability::Buffered, "a", "1");
@@ -260,7 +264,7 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
         let error = block_on(leader).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io), "{error:?}");
         assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
-        assert_eq!(error.os_error(), Some(libc::EIO), "the cause is in the chain: {error:?}");
+        assert_eq!(error.os_error(), Some(libc::EIO), "the cause is not in the chain: {error:?}");
         let asked = gate.asked(Kind::Sync);
         gate.fail(Kind::Sync, None);
         for level in LEVELS {
@@ -269,15 +273,11 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
         }
         assert_eq!(block_on(store.delete("k")).unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(block_on(store.sync()).unwrap_err().kind(), ErrorKind::Poisoned);
-        assert_eq!(get(&store, "k").as_deref(), Some(&b"durable"[..]), "reads go on");
+        assert_eq!(get(&store, "k").as_deref(), Some(&b"durable"[..]), "a read after the failed sync");
         assert_eq!(get(&store, "later"), None);
         assert!(store.stats().poisoned);
         drop(store);
-        assert_eq!(
-            gate.asked(Kind::Sync),
-            asked,
-            "a failed sync must not be followed by another that seems to succeed"
-        );
+        assert_eq!(gate.asked(Kind::Sync), asked, "a failed sync was followed by another one");
         let mut found = Vec::new();
         for _ in 0..2 {
             let store = env.open();
@@ -286,11 +286,11 @@ fn a_failed_sync_poisons_the_writer_and_is_never_retried() {
             close(store);
         }
         assert!(found[0] == b"durable" || found[0] == b"unknown");
-        assert_eq!(found[0], found[1], "the reopening decides once");
+        assert_eq!(found[0], found[1], "two reopens found different values");
     });
 }
 
-/// A group of fifty that is staged but not yet written, behind a leader that is durable.
+/// A group of fifty writes that is staged but not yet written, behind a durable leader.
 fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::futures::Put, Vec<ringcask::futures::Put>) {
     put(store, "k", "durable");
     gate.close(Kind::Sync);
@@ -301,32 +301,32 @@ fn group_of_fifty(store: &Store, gate: &Gate) -> (ringcask::futures::Put, Vec<ri
     followers.iter_mut().for_each(|follower| assert!(poll_once(follower).is_pending()));
     gate.close(Kind::Write);
     gate.open(Kind::Sync);
-    // The leader is told before the group's write is begun, or after it is done: that is not this test's to say.
+    // The leader may resolve before the write of the group begins or after it ends. Both orders are allowed here.
     gate.wait_for_held(Kind::Write, 1);
     (leader, followers)
 }
 
 #[test]
-fn every_member_of_a_group_learns_of_its_failed_sync() {
+fn a_failed_sync_fails_every_member_of_its_group() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
         let (leader, followers) = group_of_fifty(&store, &gate);
         gate.fail(Kind::Sync, Some(libc::EIO));
         gate.open(Kind::Write);
         block_on(leader).unwrap();
-        let mut told = 0;
+        let mut failed = 0;
         for (index, follower) in followers.into_iter().enumerate() {
             let error = block_on(follower).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io), "follower {index}: {error:?}");
             assert_eq!(error.outcome(), Outcome::Unknown, "follower {index}: {error:?}");
-            told += 1;
+            failed += 1;
         }
-        assert_eq!((told, store.len()), (50, 2), "and none of it is visible");
+        assert_eq!((failed, store.len()), (50, 2), "all members failed, and none is visible");
     });
 }
 
 #[test]
-fn every_member_of_a_group_learns_of_its_failed_write() {
+fn a_failed_write_fails_every_member_of_its_group() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
         let (leader, followers) = group_of_fifty(&store, &gate);
@@ -342,7 +342,7 @@ fn every_member_of_a_group_learns_of_its_failed_write() {
         put(&store, "after", "it");
         assert_eq!(store.len(), 3);
         close(store);
-        assert_eq!(env.open().len(), 3, "not applied means not after a reopening either");
+        assert_eq!(env.open().len(), 3, "a write that was not applied is stored after the reopen");
     });
 }
 
@@ -367,7 +367,7 @@ fn a_failed_write_is_not_acknowledged_and_not_visible() {
 }
 
 #[test]
-fn a_full_disk_under_the_ring_is_no_space_and_heals() {
+fn a_full_disk_is_no_space_and_writes_work_again_afterwards() {
     for_each_engine(|env| {
         let (store, gate) = gated(env, env.builder());
         put(&store, "k", "durable");
@@ -388,7 +388,7 @@ fn a_full_disk_under_the_ring_is_no_space_and_heals() {
 }
 
 #[test]
-fn the_flush_interval_is_kept_without_another_call() {
+fn the_flush_interval_is_kept_without_further_calls() {
     for_each_engine(|env| {
         for interval in [1, 20] {
             let builder = env.builder().flush_interval(Duration::from_millis(interval)).sync_interval(LONG);
@@ -407,14 +407,14 @@ fn the_flush_interval_is_kept_without_another_call() {
 }
 
 #[test]
-fn the_sync_interval_is_kept_without_another_call() {
+fn the_sync_interval_is_kept_without_further_calls() {
     for_each_engine(|env| {
         let ms = Duration::from_millis;
         for (flush, sync) in [(ms(1), ms(1)), (ms(5), ms(40)), (LONG, ms(20))] {
             let store = open(env.builder().flush_interval(flush).sync_interval(sync));
             for level in [Durability::Buffered, Durability::Written] {
                 let version = put_at(&store, level, "k", level.to_string());
-                // Far longer than the interval, and far shorter than the flush interval of the last case.
+                // Far longer than the sync interval, and far shorter than the flush interval of the last case.
                 let patience = LONG / 3;
                 eventually_within(patience, "the record reaches the disk", || store.durable_version() >= version);
                 block_on(store.wait_durable(version)).unwrap();
@@ -427,20 +427,20 @@ fn the_sync_interval_is_kept_without_another_call() {
 #[test]
 fn an_idle_store_neither_writes_nor_syncs() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
+        let (backend, gate) = GatedIo::around(env.engine);
         let quick = Duration::from_millis(1);
-        let store = open(env.builder().backend(world).flush_interval(quick).sync_interval(quick));
+        let store = open(env.builder().backend(backend).flush_interval(quick).sync_interval(quick));
         let version = put_at(&store, Durability::Buffered, "k", "v");
         block_on(store.wait_durable(version)).unwrap();
         let asked = (gate.asked(Kind::Write), gate.asked(Kind::Sync));
-        // A hundred intervals: not a proof, but a timer that goes on writing shows up at once.
+        // A hundred intervals are not a proof, but a timer that keeps writing is found at once.
         thread::sleep(quick * 100);
         assert_eq!((gate.asked(Kind::Write), gate.asked(Kind::Sync)), asked);
     });
 }
 
 #[test]
-fn a_copy_of_a_running_store_opens_with_all_that_was_acknowledged_as_written() {
+fn a_copy_of_a_running_store_contains_all_written_records() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(8 << 10).sync_interval(LONG));
         let mut model = crate::helpers::Model::new();

@@ -1,4 +1,5 @@
-//! What errors say: the value, the limit or the place, what to do next, and never a key or a value.
+//! The content of error messages: the value, the limit or the position, and the remedy; never a key or a value of the
+//! store.
 
 use std::error::Error as _;
 use std::fs;
@@ -10,7 +11,7 @@ use ringcask::{Batch, Error, ErrorKind, Outcome, Store};
 use crate::helpers::{block_on, close, files_with, for_each_engine, open, put};
 
 #[track_caller]
-fn assert_says(error: &Error, kind: ErrorKind, parts: &[&str]) {
+fn assert_message(error: &Error, kind: ErrorKind, parts: &[&str]) {
     let message = error.to_string();
     assert_eq!(error.kind(), kind, "{message}");
     for part in parts {
@@ -22,18 +23,18 @@ fn assert_says(error: &Error, kind: ErrorKind, parts: &[&str]) {
 }
 
 #[test]
-fn an_error_about_a_batch_names_the_operation() {
+fn an_error_of_a_batch_names_the_operation() {
     for_each_engine(|env| {
         let store = open(env.builder().max_value_bytes(10));
         let mut batch = Batch::new();
         batch.put("a", "1").delete("b").put("", "2");
         let error = block_on(store.write(batch)).unwrap_err();
-        assert_says(&error, ErrorKind::InvalidInput, &["operation 2 of the batch", "empty", "65535"]);
+        assert_message(&error, ErrorKind::InvalidInput, &["operation 2 of the batch", "empty", "65535"]);
         let mut batch = Batch::new();
         batch.put("a", "1").put_bytes("b", vec![0; 11].into());
         let error = block_on(store.write(batch)).unwrap_err();
-        assert_says(&error, ErrorKind::TooLarge, &["operation 1 of the batch", "11 bytes", "10"]);
-        assert!(store.is_empty(), "no operation of a refused batch is applied");
+        assert_message(&error, ErrorKind::TooLarge, &["operation 1 of the batch", "11 bytes", "10"]);
+        assert!(store.is_empty(), "an operation of a refused batch was applied");
         close(store);
     });
 }
@@ -62,18 +63,18 @@ fn a_shared_value_of_a_batch_is_written_like_a_copied_one() {
 }
 
 #[test]
-fn a_missing_directory_that_may_not_be_created_says_so() {
+fn a_missing_directory_with_create_off_is_an_error_with_its_path() {
     for_each_engine(|env| {
         let path = env.path().join("missing");
         let error = block_on(env.builder_at(&path).create(false).open()).map(drop).unwrap_err();
         let path = path.display().to_string();
-        assert_says(&error, ErrorKind::Io, &["the directory is missing", "create(false)", &path]);
+        assert_message(&error, ErrorKind::Io, &["the directory is missing", "create(false)", &path]);
         assert_eq!(error.os_error(), Some(libc::ENOENT));
     });
 }
 
 #[test]
-fn damage_names_the_file_the_offset_and_the_way_out_and_not_the_key() {
+fn a_damage_error_names_the_file_the_offset_and_the_remedy_but_not_the_key() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "secret-key", "the value of the secret key");
@@ -86,20 +87,20 @@ fn damage_names_the_file_the_offset_and_the_way_out_and_not_the_key() {
         fs::write(segment, bytes).unwrap();
         let error = block_on(store.get("secret-key")).unwrap_err();
         let file = segment.display().to_string();
-        assert_says(&error, ErrorKind::Corrupt, &["checksum", &file, "at offset", "Recovery::Salvage"]);
+        assert_message(&error, ErrorKind::Corrupt, &["checksum", &file, "at offset", "Recovery::Salvage"]);
         assert_eq!(error.key(), Some(&b"secret-key"[..]));
         assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
     });
 }
 
 #[test]
-fn a_poisoned_store_says_to_reopen_it() {
+fn a_poisoned_error_recommends_a_reopen() {
     let backend = SimBackend::new(SimConfig::default());
     let store = backend.run_until(Store::builder("/db").backend(Arc::new(backend.clone())).open()).unwrap();
     backend.run_until(store.put("k", "v")).unwrap();
     backend.inject(Fault::once(OpClass::Sync, backend.op_count(OpClass::Sync), FaultKind::EIO));
     let error = backend.run_until(store.put("k", "w")).unwrap_err();
-    assert_says(&error, ErrorKind::Poisoned, &["close the store and open it again"]);
+    assert_message(&error, ErrorKind::Poisoned, &["close the store and open it again"]);
     assert_eq!(error.outcome(), Outcome::Unknown);
     let converted = std::io::Error::from(error);
     assert!(converted.to_string().contains("close the store and open it again"), "{converted}");
@@ -114,7 +115,7 @@ fn option_errors_name_the_option_the_value_and_the_range() {
             (Store::builder(env.path()).max_open_files(7), ["max_open_files", "is 7,", "8..=1048576"]),
         ] {
             let error = block_on(builder.open()).map(drop).unwrap_err();
-            assert_says(&error, ErrorKind::InvalidConfig, &parts);
+            assert_message(&error, ErrorKind::InvalidConfig, &parts);
         }
     });
 }

@@ -1,7 +1,7 @@
-//! Disks that are really full: a small tmpfs and a small ext4, filled to the last block, and a file-size limit with
-//! its signal ignored or handled. Each round fills the disk, is refused, deletes, reopens, and continues when there is
-//! space. Also a file system that becomes read-only under an open store.
-#![allow(unsafe_code, reason = "a signal's handler cannot be set without; it is done here alone")]
+//! Full disks: a small tmpfs and a small ext4, filled to the last block, and a file-size limit whose signal is ignored
+//! or handled. Each round fills the disk, is refused, deletes, reopens, and continues when space is free. Also a file
+//! system that becomes read-only under an open store.
+#![allow(unsafe_code, reason = "setting a signal handler needs it; this file is the only place")]
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -22,13 +22,13 @@ fn builder(env: &Env, path: &Path) -> Builder {
     env.builder_at(path).segment_bytes(512 << 10).reserve_bytes(64 << 10).sync_interval(Duration::from_secs(60))
 }
 
-/// 16 KiB on average.
+/// A random value of 16 KiB on average.
 fn fill_value(rng: &mut Rng) -> Vec<u8> {
     let len = (8 << 10) + rng.below(16 << 10) as usize;
     rng.bytes(len)
 }
 
-/// Puts values at `level` until the disk refuses one; returns how many it refused of ten tries after that.
+/// Puts values at `level` until the disk has refused ten, and returns that number.
 fn fill(store: &Store, level: Durability, model: &mut Model, rng: &mut Rng) -> usize {
     let mut refused = 0;
     for index in 0_u32.. {
@@ -44,16 +44,16 @@ fn fill(store: &Store, level: Durability, model: &mut Model, rng: &mut Rng) -> u
                 }
             }
         }
-        assert!(index < 10_000, "160 MB on a disk of a few");
+        assert!(index < 10_000, "the disk of a few MB accepted 160 MB");
     }
     refused
 }
 
 #[test]
-fn full_disks_refuse_and_recover_and_lose_nothing() {
-    const NAME: &str = "full_disk::full_disks_refuse_and_recover_and_lose_nothing";
+fn a_full_disk_refuses_writes_and_loses_no_data() {
+    const NAME: &str = "full_disk::a_full_disk_refuses_writes_and_loses_no_data";
     if is_child() {
-        return meet_the_file_size_limit();
+        return fill_to_the_file_size_limit();
     }
     let stage = stages::begin("full disks");
     let (floor, first_seed) = (stage.floor(), stages::first_seed());
@@ -65,8 +65,8 @@ fn full_disks_refuse_and_recover_and_lose_nothing() {
                 let tmpfs = Mount::tmpfs(&point("tmpfs"), "6m");
                 let ext4 = Mount::ext4(&point("image"), 16 << 20, &point("ext4"));
                 let (Some(tmpfs), Some(ext4)) = (tmpfs, ext4) else { return refused_mount.set(true) };
-                survive_a_full_disk(env, &tmpfs, level, seed);
-                survive_a_full_disk(env, &ext4, level, seed);
+                check_full_disk(env, &tmpfs, level, seed);
+                check_full_disk(env, &ext4, level, seed);
                 rounds.set(rounds.get() + 2);
             }
             for rerun in [rerun_without_xfsz, rerun] {
@@ -74,7 +74,7 @@ fn full_disks_refuse_and_recover_and_lose_nothing() {
                 let mut child = rerun(NAME, &env);
                 child.env("RINGCASK_TEST_SEED", seed.to_string());
                 expect_success(child);
-                // Without the limit everything that was acknowledged is there.
+                // Without the limit, all acknowledged writes are found.
                 for level in LEVELS {
                     let store = open(env.builder_at(limited_path(&env.path(), level)));
                     let report = store.recovery_report();
@@ -94,12 +94,12 @@ fn full_disks_refuse_and_recover_and_lose_nothing() {
     }
 }
 
-fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
+fn check_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     let path = mount.point.join("store");
     let ballast = mount.point.join("ballast");
     let (mut model, mut rng) = (Model::new(), Rng::new(seed));
     let store = open(builder(env, &path));
-    // Space that comes back later.
+    // Space that is freed later.
     fs::write(&ballast, vec![1; 1 << 20]).unwrap();
     fill(&store, level, &mut model, &mut rng);
     let stored = model.len();
@@ -115,8 +115,8 @@ fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     let doomed: Vec<_> = model.keys().step_by(4).cloned().collect();
     let mut deleted = 0;
     for key in doomed {
-        let gone = block_on(store.delete(&key).durability(level));
-        assert!(gone.unwrap_or_else(|error| panic!("delete {deleted} on the full disk: {error:?}")));
+        let existed = block_on(store.delete(&key).durability(level));
+        assert!(existed.unwrap_or_else(|error| panic!("delete {deleted} on the full disk: {error:?}")));
         model.remove(&key);
         deleted += 1;
     }
@@ -128,7 +128,8 @@ fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
     fs::remove_file(&ballast).unwrap();
     for index in 0..10_u32 {
         let key = format!("after-{index}").into_bytes();
-        block_on(store.put(&key, &key).durability(level)).unwrap_or_else(|error| panic!("space is back: {error:?}"));
+        block_on(store.put(&key, &key).durability(level))
+            .unwrap_or_else(|error| panic!("put after space was freed: {error:?}"));
         model.insert(key.clone(), key);
     }
     assert_holds(&store, &model);
@@ -140,7 +141,7 @@ fn survive_a_full_disk(env: &Env, mount: &Mount, level: Durability, seed: u64) {
 }
 
 #[test]
-fn space_that_comes_back_is_used_without_a_reopening() {
+fn freed_space_is_used_without_a_reopen() {
     for_each_engine(|env| {
         let Some(mount) = Mount::tmpfs(&env.dir.path().join("mount"), "4m") else { return };
         let (mut model, mut rng) = (Model::new(), Rng::new(9));
@@ -153,7 +154,7 @@ fn space_that_comes_back_is_used_without_a_reopening() {
             let key = format!("round-{round}").into_bytes();
             put(&store, &key, "fits again");
             model.insert(key, b"fits again".to_vec());
-            // The next rounds write what the first one did, over it.
+            // In the next rounds, the fill overwrites the keys of the first round.
             let doomed: Vec<_> = model.keys().filter(|key| key.starts_with(b"fill")).take(3).cloned().collect();
             for key in doomed {
                 assert!(block_on(store.delete(&key)).unwrap());
@@ -166,10 +167,10 @@ fn space_that_comes_back_is_used_without_a_reopening() {
     });
 }
 
-/// `Buffered` writes were acknowledged before the disk could refuse them: the refusal must surface in `sync`, and may
-/// take away nothing but a suffix of them.
+/// `Buffered` writes are acknowledged before the disk can refuse them. A refusal must be reported by `sync`, and may
+/// lose only a suffix of them.
 #[test]
-fn buffered_writes_that_meet_a_full_disk_are_reported_and_end_in_a_suffix() {
+fn a_full_disk_under_buffered_writes_is_reported_and_loses_only_a_suffix() {
     for_each_engine(|env| {
         let Some(mount) = Mount::tmpfs(&env.dir.path().join("mount"), "4m") else { return };
         let path = mount.point.join("store");
@@ -190,7 +191,7 @@ fn buffered_writes_that_meet_a_full_disk_are_reported_and_end_in_a_suffix() {
                 Err(error) => refusal = Some(error),
             }
         }
-        let refusal = block_on(store.sync()).err().or(refusal).expect("somebody is told that the disk is full");
+        let refusal = block_on(store.sync()).err().or(refusal).expect("no call reported the full disk");
         assert!(matches!(refusal.kind(), ErrorKind::NoSpace | ErrorKind::Poisoned), "{refusal:?}");
         drop(store);
         let store = open(builder(env, &path));
@@ -199,7 +200,7 @@ fn buffered_writes_that_meet_a_full_disk_are_reported_and_end_in_a_suffix() {
         }
         let found: Vec<bool> = accepted.iter().map(|(key, value)| holds(&store, key, value)).collect();
         let kept = found.iter().take_while(|there| **there).count();
-        assert!(found[kept..].iter().all(|there| !there), "a hole: {found:?}");
+        assert!(found[kept..].iter().all(|there| !there), "a lost write before a kept one: {found:?}");
         println!("{kept} of {} buffered writes fitted", accepted.len());
         assert!(kept > 50 && kept < accepted.len() + 1);
     });
@@ -217,7 +218,7 @@ fn holds(store: &Store, key: &str, value: &[u8]) -> bool {
 
 extern "C" fn on_xfsz(_: libc::c_int) {}
 
-/// Where the child of [`meet_the_file_size_limit`] has its store for `level`.
+/// The directory of the store for `level` in the child that runs [`fill_to_the_file_size_limit`].
 fn limited_path(path: &Path, level: Durability) -> PathBuf {
     path.with_extension(level.to_string())
 }
@@ -228,14 +229,15 @@ fn limit_file_size(bytes: Option<u64>) {
     rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
 }
 
-/// Where the parent did not have the signal ignored it is handled.
-fn meet_the_file_size_limit() {
+/// Fills a store at each level under a file-size limit. Handles the signal unless the parent has made the child ignore
+/// it.
+fn fill_to_the_file_size_limit() {
     let (engine, path) = child_env();
     let seed = stages::number("RINGCASK_TEST_SEED").unwrap();
-    // SAFETY: the handler does nothing, which is safe at any moment.
+    // SAFETY: the handler does nothing, which is safe at any time.
     let before = unsafe { libc::signal(libc::SIGXFSZ, on_xfsz as *const () as libc::sighandler_t) };
     if before == libc::SIG_IGN {
-        // SAFETY: no handler.
+        // SAFETY: `SIG_IGN` installs no handler.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     }
     for level in LEVELS {
@@ -245,7 +247,7 @@ fn meet_the_file_size_limit() {
         let refused = fill(&store, level, &mut model, &mut rng);
         assert!(model.len() > 30, "{} values fit into a megabyte", model.len());
         assert_holds(&store, &model);
-        // What was accepted fits under the limit, whatever the file system lets a store claim beyond it.
+        // All accepted writes fit under the limit, even if the file system lets the store preallocate beyond it.
         block_on(store.sync()).unwrap_or_else(|error| panic!("{level}: {error:?}"));
         limit_file_size(None);
         put(&store, "last", "fits");
@@ -257,9 +259,9 @@ fn meet_the_file_size_limit() {
     }
 }
 
-/// What an ext4 does that finds itself damaged, or its disk failing: it refuses all writes from then on.
+/// An ext4 that finds itself damaged, or whose disk fails, refuses all writes from then on.
 #[test]
-fn an_ext4_that_turns_read_only_is_an_error_and_reads_go_on() {
+fn writes_to_an_ext4_that_turns_read_only_fail_and_reads_continue() {
     for_each_engine(|env| {
         let (image, point) = (env.dir.path().join("image"), env.dir.path().join("ext4"));
         let Some(mount) = Mount::ext4(&image, 32 << 20, &point) else { return };
@@ -287,7 +289,7 @@ fn an_ext4_that_turns_read_only_is_an_error_and_reads_go_on() {
             unknown.insert(key.into_bytes(), value);
         }
         for (key, value) in &model {
-            assert_eq!(get(&store, key).as_ref(), Some(value), "reads go on");
+            assert_eq!(get(&store, key).as_ref(), Some(value), "a read after the abort");
         }
         let sync_or_close = block_on(store.sync()).err().or(block_on(store.close()).err());
         drop(store);
@@ -296,9 +298,9 @@ fn an_ext4_that_turns_read_only_is_an_error_and_reads_go_on() {
         mount.restart(&image);
         let store = open(builder(env, &path));
         for (key, value) in &model {
-            assert_eq!(get(&store, key).as_ref(), Some(value), "after the repair");
+            assert_eq!(get(&store, key).as_ref(), Some(value), "a read after the remount");
         }
-        assert!(store.len() <= model.len() + unknown.len(), "what was not applied is there");
+        assert!(store.len() <= model.len() + unknown.len(), "a write that was not applied is stored");
         put_at(&store, Durability::Synced, "after", "it");
         println!("{} of 3 late writes unknown, {sync_or_close:?}", unknown.len());
         close(store);

@@ -1,7 +1,7 @@
-//! Descriptors, threads and memory: the same number after each store lifetime as before it.
+//! Descriptors, threads and memory: a store lifetime releases all that it used.
 //!
-//! Each kind of lifetime is repeated in a separate process, in which nothing else opens a file or allocates. What the
-//! first rounds allocate once (thread buffers, tables) is not counted.
+//! Each kind of lifetime is repeated in a separate process, in which nothing else opens a file or allocates.
+//! Allocations that only the first rounds make (thread buffers, tables) are not counted.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::helpers::{
     DEADLINE, Env, LEVELS, Model, Rng, assert_holds, block_on, child_env, close, eventually, expect_success,
     files_with, for_each_engine, get, is_child, open, poll_once, print_report, put, put_at, rerun, text_of,
 };
-use crate::panics::keep_quiet_about_panics_on_purpose;
+use crate::panics::silence_expected_panics;
 
 type Boxed = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -35,8 +35,8 @@ fn builder(engine: Engine, path: &Path) -> Builder {
 }
 
 fn gated(engine: Engine, path: &Path) -> (Store, Arc<Gate>) {
-    let (world, gate) = GatedIo::around(engine);
-    (open(builder(engine, path).backend(world)), gate)
+    let (backend, gate) = GatedIo::around(engine);
+    (open(builder(engine, path).backend(backend)), gate)
 }
 
 fn every_call(store: &Store) -> Vec<Boxed> {
@@ -77,7 +77,7 @@ fn dropped(engine: Engine, path: &Path) {
 
 fn refused(engine: Engine, path: &Path) {
     let refused = |builder: Builder, kind| {
-        let error = block_on(builder.open()).expect_err("it cannot be opened");
+        let error = block_on(builder.open()).expect_err("the open succeeded");
         assert_eq!(error.kind(), kind, "{error:?}");
     };
     let store = open(builder(engine, path));
@@ -170,7 +170,7 @@ fn compactions_dropped(engine: Engine, path: &Path) {
 }
 
 fn tasks_that_panic(engine: Engine, path: &Path) {
-    keep_quiet_about_panics_on_purpose();
+    silence_expected_panics();
     for thread in ["ringcask-commit", "ringcask-maint"] {
         let (store, gate) = gated(engine, path);
         fill(&store);
@@ -179,7 +179,8 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
         for call in calls {
             let _ = block_on(call);
         }
-        // Which thread writes which parts of a compaction, and when a hint is written, varies: continue until both happened.
+        // The thread that writes each part of a compaction varies, and so does the time of a hint write. Continue until
+        // both have happened.
         eventually("the store is poisoned", || {
             let _ = block_on(store.compact());
             block_on(store.put("once more", [6; 900])).is_err()
@@ -189,7 +190,7 @@ fn tasks_that_panic(engine: Engine, path: &Path) {
     }
 }
 
-/// Futures that are forgotten hold what a handle on the closed store does. Not its lock, and not its two tasks.
+/// Forgotten futures hold the same resources as a handle on the closed store, but neither its lock nor its two tasks.
 fn futures_forgotten(engine: Engine, path: &Path) {
     let store = open(builder(engine, path));
     fill(&store);
@@ -201,21 +202,21 @@ fn futures_forgotten(engine: Engine, path: &Path) {
     wait_until_free(engine, path);
 }
 
-/// An open whose future is dropped before it has begun, and that begins long afterwards.
+/// An open whose future is dropped before it starts, and which starts long afterwards.
 fn opens_late(engine: Engine, path: &Path) {
-    let (world, gate) = GatedIo::around(engine);
+    let (backend, gate) = GatedIo::around(engine);
     gate.close(Kind::Start);
-    let mut opening = builder(engine, path).backend(world).open();
+    let mut opening = builder(engine, path).backend(backend).open();
     assert!(poll_once(&mut opening).is_pending());
     drop(opening);
     std::thread::spawn(move || {
-        // Not to be right, but to be late.
+        // The sleep makes the start late; the result does not depend on it.
         std::thread::sleep(Duration::from_millis(80));
         gate.open(Kind::Start);
     });
 }
 
-/// What is in use, or may be.
+/// Resources in use, or a limit for them.
 #[derive(Clone, Copy, Debug)]
 struct Use {
     descriptors: usize,
@@ -229,7 +230,7 @@ impl Use {
         Self { descriptors: count("fd"), threads: count("task"), bytes: bytes_in_use() }
     }
 
-    /// This, and the resources that this number of lifetimes may keep.
+    /// This use, plus the resources that `lives` lifetimes may keep.
     fn after(self, lives: usize, keeps: Self) -> Self {
         Self {
             descriptors: self.descriptors + lives * keeps.descriptors,
@@ -238,12 +239,12 @@ impl Use {
         }
     }
 
-    /// What is in use when no more threads and descriptors are than `limit` allows.
+    /// The resources in use once threads and descriptors are within `limit`.
     ///
-    /// A lifetime may end for the caller long before its threads and the kernel's workers of its ring do: an
-    /// open whose future was dropped is still carried out, and on a busy machine has hardly begun. What is in use
-    /// after its threads have ended is what stays, however long that takes.
-    fn when_over(limit: Self) -> Self {
+    /// A lifetime may end for the caller long before its threads and the kernel's workers of its ring end. An open
+    /// whose future was dropped still runs to its end, and on a busy machine may barely have started. Only the
+    /// resources in use after its threads have ended are kept, however long that takes.
+    fn after_settling(limit: Self) -> Self {
         let mut now = Self::now();
         eventually("the threads end and the files are closed", || {
             now = Self::now();
@@ -252,8 +253,8 @@ impl Use {
         now
     }
 
-    /// What there is more than `self`, and more than `limit`, where that is still so when the patience is over.
-    fn too_much(self, limit: Self, patience: Duration) -> std::result::Result<[(&'static str, i64); 3], Vec<String>> {
+    /// The growth over `self`, or a message for each resource that is still over `limit` after `patience`.
+    fn growth(self, limit: Self, patience: Duration) -> std::result::Result<[(&'static str, i64); 3], Vec<String>> {
         let deadline = Instant::now() + patience;
         loop {
             let now = Self::now();
@@ -266,11 +267,11 @@ impl Use {
                 return Ok(all.map(|(what, now, before, _)| (what, now - before)));
             }
             if Instant::now() > deadline {
-                let too_many = all.iter().filter(|(_, now, _, limit)| now > limit);
-                let told = |&(what, now, before, limit): &(&str, i64, i64, i64)| {
-                    format!("{} {what} more, allowed are {}", now - before, limit - before)
+                let over_limit = all.iter().filter(|(_, now, _, limit)| now > limit);
+                let message = |&(what, now, before, limit): &(&str, i64, i64, i64)| {
+                    format!("{} more {what}, allowed are {}", now - before, limit - before)
                 };
-                return Err(too_many.map(told).collect());
+                return Err(over_limit.map(message).collect());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -279,7 +280,7 @@ impl Use {
 
 const NOTHING: Use = Use { descriptors: 0, threads: 0, bytes: 0 };
 
-/// A kind of life, and what each may keep for ever.
+/// A kind of lifetime, and the resources that each repetition may keep forever.
 struct Life {
     name: &'static str,
     lead: fn(Engine, &Path),
@@ -299,54 +300,56 @@ const LIVES: [Life; 10] = [
     life("futures dropped", futures_dropped, NOTHING),
     life("poisoned", poisoned, NOTHING),
     life("compactions dropped", compactions_dropped, NOTHING),
-    // What was thrown is never dropped: that could throw again.
+    // The payload of a panic is never dropped, because its drop could panic again.
     life("tasks that panic", tasks_that_panic, Use { bytes: 400, ..NOTHING }),
     life("futures forgotten", futures_forgotten, FORGOTTEN),
 ];
 
-/// A life that leaks on purpose, for those who allow none of it.
+/// A kind of lifetime that leaks on purpose, for the check that allows no leak.
 const CANARY: Life = life("canary", futures_forgotten, FORGOTTEN);
 
-/// As many segments as may be open, the directory, and the thread that reads with its eventfd and its ring.
+/// The maximum number of open segments, the directory, and the read thread with its eventfd and its ring.
 const FORGOTTEN: Use = Use { descriptors: 12, threads: 1, bytes: 1 << 20 };
 
-/// In all rounds together; a waker in each of them is more.
+/// For all rounds together. One waker leaked per round is more.
 const SLACK_BYTES: i64 = 400;
 
-/// Lives before the count, and counted ones.
+/// Lifetimes before the count, and counted lifetimes.
 const WARM_UP: usize = 3;
 const ROUNDS: usize = 12;
 
-/// Leads it, and fails if more stays of the counted ones than is `allowed` for each.
-fn lead_again_and_again(life: &Life, allowed: Use, patience: Duration) {
+/// Repeats a lifetime. Fails if the counted repetitions keep more than `allowed` each.
+fn repeat_life(life: &Life, allowed: Use, patience: Duration) {
     let (engine, path) = child_env();
     let (name, lead, keeps) = (life.name, life.lead, life.keeps);
     let idle = Use::now();
-    let one = |lives_before: usize| {
+    let one = |lifetimes_before: usize| {
         let path = path.clone();
-        // In a thread, which takes its pool of record buffers with it.
+        // Each lifetime runs in a new thread, whose pool of record buffers is freed when the thread ends.
         std::thread::spawn(move || lead(engine, &path)).join().unwrap();
-        let now = Use::when_over(idle.after(lives_before + 1, keeps));
-        // Nobody is left who could make it again.
+        let now = Use::after_settling(idle.after(lifetimes_before + 1, keeps));
+        // No task is left that could recreate the directory.
         fs::remove_dir_all(child_env().1).unwrap();
         now
     };
     let warm = (0..WARM_UP).map(&one).fold(idle, |_, after| after);
-    for lives_before in WARM_UP..WARM_UP + ROUNDS {
-        one(lives_before);
+    for lifetimes_before in WARM_UP..WARM_UP + ROUNDS {
+        one(lifetimes_before);
     }
-    match warm.too_much(warm.after(ROUNDS, allowed), patience) {
+    match warm.growth(warm.after(ROUNDS, allowed), patience) {
         Ok(more) => {
             let [(_, descriptors), (_, threads), (_, bytes)] = more;
-            println!("{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes more after {ROUNDS} lives");
+            println!(
+                "{name}: {descriptors} descriptors, {threads} threads, {bytes} bytes of growth after {ROUNDS} lifetimes"
+            );
         }
-        Err(too_many) => panic!("{name}, {ROUNDS} lives: {too_many:?}"),
+        Err(over_limit) => panic!("{name}, {ROUNDS} lifetimes: {over_limit:?}"),
     }
 }
 
 const LIFE: &str = "RINGCASK_TEST_LIFE";
 
-/// The test of this name again, leading the life of that name.
+/// A command that reruns the test `test` with the lifetime `life`.
 fn rerun_life(test: &str, env: &Env, life: &str) -> Command {
     let mut command = rerun(test, &Env::new(env.engine));
     command.env(LIFE, life);
@@ -359,7 +362,7 @@ fn every_store_lifetime_releases_its_resources() {
     if is_child() {
         let name = std::env::var(LIFE).unwrap();
         let life = LIVES.iter().find(|life| life.name == name).unwrap();
-        return lead_again_and_again(life, life.keeps, DEADLINE);
+        return repeat_life(life, life.keeps, DEADLINE);
     }
     for_each_engine(|env| {
         for life in LIVES {
@@ -369,25 +372,25 @@ fn every_store_lifetime_releases_its_resources() {
 }
 
 #[test]
-fn a_leaking_store_lifetime_is_found() {
-    const NAME: &str = "leaks::a_leaking_store_lifetime_is_found";
+fn a_leaking_store_lifetime_is_detected() {
+    const NAME: &str = "leaks::a_leaking_store_lifetime_is_detected";
     if is_child() {
-        // What is still in use when every life is over does not go away later: there is nothing to be patient for.
-        return lead_again_and_again(&CANARY, NOTHING, Duration::from_millis(200));
+        // Resources still in use after all lifetimes do not disappear later, so a long wait is useless.
+        return repeat_life(&CANARY, NOTHING, Duration::from_millis(200));
     }
     for_each_engine(|env| {
         let output = rerun_life(NAME, env, CANARY.name).output().unwrap();
         let text = text_of(&output);
         assert!(!output.status.success(), "not noticed: {text}");
-        // On the ring its reads were those of the two tasks, and there is no thread for the callers'.
+        // On the ring, the two tasks do the store's reads, so there is no separate read thread.
         let counted = ["descriptors", "bytes", "threads"];
-        let told = if env.engine == Engine::Threads { &counted[..] } else { &counted[..2] };
-        let is_told = |what: &&str| text.contains(&format!(" {what} more, allowed are "));
-        assert!(told.iter().all(is_told), "{text}");
+        let expected = if env.engine == Engine::Threads { &counted[..] } else { &counted[..2] };
+        let is_reported = |what: &&str| text.contains(&format!(" more {what}, allowed are "));
+        assert!(expected.iter().all(is_reported), "{text}");
     });
 }
 
-/// A store among so few descriptors that some operation always finds none.
+/// A store with too few descriptors for every operation to get one.
 struct Scarce {
     rng: Rng,
     model: Model,
@@ -396,8 +399,8 @@ struct Scarce {
 }
 
 impl Scarce {
-    /// An error for want of a descriptor, or what came of one.
-    fn is_refused(&mut self, error: &ringcask::Error) {
+    /// Checks for an error caused by a missing descriptor, directly or as a consequence.
+    fn check_refused(&mut self, error: &ringcask::Error) {
         self.refused += 1;
         let is_allowed = match error.kind() {
             ErrorKind::Poisoned => true,
@@ -407,20 +410,20 @@ impl Scarce {
         assert!(is_allowed, "{error:?}");
     }
 
-    /// Reads keys and writes them again: right, or refused.
-    fn use_it(&mut self, store: &Store, round: u32) {
+    /// Reads and rewrites keys. Each call returns the right result or is refused.
+    fn read_and_write(&mut self, store: &Store, round: u32) {
         for _ in 0..8 {
             let key = (self.rng.below(200) as u32).to_le_bytes().to_vec();
             match block_on(store.get(&key)) {
                 Ok(found) => assert_eq!(found.as_deref(), self.model.get(&key).map(|value| &value[..]), "{key:?}"),
-                Err(error) => self.is_refused(&error),
+                Err(error) => self.check_refused(&error),
             }
             let value = vec![round as u8; 700];
             match block_on(store.put(&key, &value).durability(Durability::Synced)) {
                 Ok(_) => drop(self.model.insert(key, value)),
                 Err(error) => {
                     assert_eq!(error.outcome(), Outcome::NotApplied, "{error:?}");
-                    self.is_refused(&error);
+                    self.check_refused(&error);
                 }
             }
             self.calls += 2;
@@ -428,14 +431,14 @@ impl Scarce {
         if round.is_multiple_of(5)
             && let Err(error) = block_on(store.compact())
         {
-            self.is_refused(&error);
+            self.check_refused(&error);
         }
         assert_eq!(store.len(), self.model.len());
     }
 }
 
-/// Errors where there is no descriptor, never a missing file or key.
-fn soak_among_few_descriptors() {
+/// A missing descriptor causes errors, never a missing file or key.
+fn run_with_few_descriptors() {
     let (engine, path) = child_env();
     let mut scarce =
         Scarce { rng: Rng::new(crate::support::stages::first_seed()), model: Model::new(), calls: 0, refused: 0 };
@@ -444,16 +447,16 @@ fn soak_among_few_descriptors() {
         limit_descriptors(1000);
         limit_descriptors(used_descriptors() + scarce.rng.below(12));
         if let Some(store) = &store {
-            scarce.use_it(store, round);
+            scarce.read_and_write(store, round);
         }
         if round.is_multiple_of(7) {
-            // A close may find none for its hints, and still loses nothing.
+            // A close may find no descriptor for its hint files, and still loses nothing.
             drop(store.take());
         }
         if store.is_none() {
             match block_on(builder(engine, &path).open()) {
                 Ok(opened) => store = Some(opened),
-                Err(error) => scarce.is_refused(&error),
+                Err(error) => scarce.check_refused(&error),
             }
         }
     }
@@ -462,7 +465,7 @@ fn soak_among_few_descriptors() {
     let store = open(builder(engine, &path));
     assert_holds(&store, &scarce.model);
     close(store);
-    println!("{} reads and writes, {} times no descriptor", scarce.calls, scarce.refused);
+    println!("{} reads and writes, {} refused for a missing descriptor", scarce.calls, scarce.refused);
     assert!(scarce.refused > 50, "{}", scarce.refused);
 }
 
@@ -470,7 +473,7 @@ fn soak_among_few_descriptors() {
 fn no_key_is_missing_when_descriptors_run_out() {
     const NAME: &str = "leaks::no_key_is_missing_when_descriptors_run_out";
     if is_child() {
-        return soak_among_few_descriptors();
+        return run_with_few_descriptors();
     }
     for_each_engine(|env| print_report(&expect_success(rerun(NAME, env))));
 }

@@ -1,4 +1,4 @@
-//! Opening, closing, dropping, locking and forking: what a handle guarantees over its whole lifetime.
+//! Opening, closing, dropping, locking and forking: the guarantees of a handle over its lifetime.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -17,7 +17,7 @@ use crate::helpers::{
 };
 
 #[test]
-fn close_is_idempotent_and_ends_every_operation() {
+fn close_is_idempotent_and_later_calls_are_refused() {
     for_each_backend(|env| {
         let store = env.open();
         let clone = store.clone();
@@ -39,10 +39,10 @@ fn close_is_idempotent_and_ends_every_operation() {
         ];
         refused.extend(LEVELS.map(|level| block_on(store.put("k", "w").durability(level)).map(drop)));
         for (index, result) in refused.into_iter().enumerate() {
-            let error = result.expect_err("the store is closed");
+            let error = result.expect_err("the call on a closed store succeeded");
             assert_eq!((error.kind(), error.outcome()), (ErrorKind::Closed, Outcome::NotApplied), "call {index}");
         }
-        // What is already true can still be said, and nothing panics.
+        // Getters still work and do not panic.
         assert!(store.durable_version() >= version);
         assert_eq!(store.path(), env.path());
         let _ = (store.stats(), store.recovery_report(), store.len(), store.contains_key("k"), store.value_len("k"));
@@ -53,7 +53,7 @@ fn close_is_idempotent_and_ends_every_operation() {
 }
 
 #[test]
-fn many_tasks_may_close_at_once() {
+fn several_tasks_can_close_a_store_at_once() {
     for_each_engine(|env| {
         for round in 0..20_u32 {
             let store = env.open();
@@ -73,7 +73,7 @@ fn many_tasks_may_close_at_once() {
 }
 
 #[test]
-fn a_close_among_writes_answers_each_of_them_and_keeps_what_it_acknowledged() {
+fn a_close_during_writes_resolves_them_and_keeps_the_acknowledged_ones() {
     for_each_engine(|env| {
         let (mut acknowledged, mut closed) = (0, 0);
         for round in 0..10 {
@@ -86,7 +86,7 @@ fn a_close_among_writes_answers_each_of_them_and_keeps_what_it_acknowledged() {
                     thread::spawn(move || write_until_closed(&store, writer, &started))
                 })
                 .collect();
-            eventually("the writers are at work", || started.load(Ordering::Relaxed) > 100 + 30 * round);
+            eventually("the writers have started", || started.load(Ordering::Relaxed) > 100 + 30 * round);
             block_on(store.close()).unwrap();
             let outcomes: Vec<_> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
             drop(store);
@@ -99,12 +99,13 @@ fn a_close_among_writes_answers_each_of_them_and_keeps_what_it_acknowledged() {
             assert!(get(&store, "0-0").is_some());
             close(store);
         }
-        println!("{acknowledged} acknowledged, {closed} answered with Closed");
+        println!("{acknowledged} acknowledged, {closed} refused with Closed");
         assert!(acknowledged > 1000 && closed == 60, "{acknowledged}, {closed}");
     });
 }
 
-/// Keys and whether their write was acknowledged; the last one was refused.
+/// Writes until the store is closed. Returns the keys, each with whether its write was acknowledged; the last one was
+/// refused.
 fn write_until_closed(store: &Store, writer: u32, started: &AtomicU64) -> Vec<(String, bool)> {
     let mut outcomes = Vec::new();
     for index in 0_usize.. {
@@ -123,7 +124,7 @@ fn write_until_closed(store: &Store, writer: u32, started: &AtomicU64) -> Vec<(S
 }
 
 #[test]
-fn the_last_drop_writes_buffered_data_without_any_runtime() {
+fn dropping_the_last_handle_writes_buffered_data_without_a_runtime() {
     for_each_backend(|env| {
         let hour = Duration::from_secs(60);
         let mut model = Model::new();
@@ -137,12 +138,16 @@ fn the_last_drop_writes_buffered_data_without_any_runtime() {
             }
             let clone = store.clone();
             drop(store);
-            assert!(clone.len() == model.len(), "one handle is left");
+            assert!(clone.len() == model.len(), "number of keys");
             drop(clone);
         }
         let store = env.open();
         assert_holds(&store, &model);
-        assert_eq!(store.recovery_report().segments_scanned, 0, "the drop sealed the segment and wrote its hint");
+        assert_eq!(
+            store.recovery_report().segments_scanned,
+            0,
+            "the drop did not seal the segment or write its hint file"
+        );
     });
 }
 
@@ -168,8 +173,8 @@ fn a_pending_write_outlives_the_last_handle() {
 }
 
 #[test]
-fn a_second_open_is_locked_out_until_the_first_is_gone() {
-    const NAME: &str = "lifecycle::a_second_open_is_locked_out_until_the_first_is_gone";
+fn a_second_open_is_refused_until_the_first_store_is_gone() {
+    const NAME: &str = "lifecycle::a_second_open_is_refused_until_the_first_store_is_gone";
     if is_child() {
         let (engine, path) = child_env();
         let error = open_error(Store::builder(path).engine(engine));
@@ -187,15 +192,15 @@ fn a_second_open_is_locked_out_until_the_first_is_gone() {
             assert!(error.to_string().contains("store") || error.to_string().contains("link"), "{error}");
         }
         expect_success(rerun(NAME, env));
-        put(&store, "k", "still ours");
+        put(&store, "k", "still held");
         let clone = store.clone();
         drop(store);
-        assert_eq!(open_error(env.builder()).kind(), ErrorKind::Locked, "a clone holds the lock");
+        assert_eq!(open_error(env.builder()).kind(), ErrorKind::Locked, "the clone does not hold the lock");
         drop(clone);
-        // Immediately, without waiting for anything.
+        // The lock is released at once.
         for path in [env.path(), link, detour] {
             let store = open(env.builder_at(path));
-            assert_eq!(get(&store, "k").as_deref(), Some(&b"still ours"[..]));
+            assert_eq!(get(&store, "k").as_deref(), Some(&b"still held"[..]));
             close(store.clone());
             close(open(env.builder()));
             drop(store);
@@ -249,15 +254,15 @@ fn a_locked_error_names_the_process_that_has_the_store_open() {
         fs::write(env.path().join("LOCK"), "12\n3456789").unwrap();
         assert!(locked(env.builder()).starts_with("open: another handle, in process 12, has the store open in "));
         close(store);
-        // The next holder replaces whatever was there.
+        // The next holder replaces the content.
         close(env.open());
         assert_eq!(fs::read_to_string(env.path().join("LOCK")).unwrap(), pid);
     });
 }
 
 #[test]
-fn an_unreadable_lock_file_still_locks() {
-    const NAME: &str = "lifecycle::an_unreadable_lock_file_still_locks";
+fn an_unreadable_lock_file_still_locks_the_directory() {
+    const NAME: &str = "lifecycle::an_unreadable_lock_file_still_locks_the_directory";
     const NOBODY: u32 = 65_534;
     if is_child() {
         let (engine, path) = child_env();
@@ -285,7 +290,7 @@ fn an_unreadable_lock_file_still_locks() {
 }
 
 #[test]
-fn a_store_can_be_opened_again_right_after_close_and_after_drop() {
+fn a_store_can_be_reopened_right_after_close_and_after_drop() {
     for_each_backend(|env| {
         for round in 0..60_u32 {
             let store = env.open();
@@ -300,7 +305,7 @@ fn a_store_can_be_opened_again_right_after_close_and_after_drop() {
 }
 
 #[test]
-fn a_failed_open_leaves_no_lock_behind() {
+fn a_failed_open_releases_the_lock() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "k", "v");
@@ -316,8 +321,8 @@ fn a_failed_open_leaves_no_lock_behind() {
 }
 
 #[test]
-fn a_child_of_a_fork_is_refused_and_does_no_harm() {
-    const NAME: &str = "lifecycle::a_child_of_a_fork_is_refused_and_does_no_harm";
+fn calls_in_a_forked_child_are_refused_and_do_no_harm() {
+    const NAME: &str = "lifecycle::calls_in_a_forked_child_are_refused_and_do_no_harm";
     if is_child() {
         return fork_with_an_open_store();
     }
@@ -334,7 +339,7 @@ fn fork_with_an_open_store() {
     put(&store, "before", "v");
     put_at(&store, Durability::Buffered, "buffered", "v");
     let mut submitted = store.put("before", "v").submit().unwrap();
-    // In the child: nothing but polls of the handle, and an exit that runs no destructors of the parent's threads.
+    // The child only polls futures of the handle. It exits without running destructors of the parent's threads.
     let status = crate::helpers::fork::in_child(|| {
         let refused = |poll: Poll<ringcask::Result<()>>| match poll {
             Poll::Ready(Err(error)) => error.kind() == ErrorKind::Forked,
@@ -353,7 +358,7 @@ fn fork_with_an_open_store() {
         drop(store.clone());
         i32::from(checks.contains(&false))
     });
-    assert_eq!(status, 0, "some operation in the child of the fork was not refused");
+    assert_eq!(status, 0, "an operation in the forked child was not refused");
     block_on(submitted).unwrap();
     put(&store, "after", "v");
     assert!(!store.contains_key("child"));
@@ -370,7 +375,7 @@ impl Wake for PanickingWaker {
 }
 
 #[test]
-fn a_panicking_waker_does_not_take_the_store_down() {
+fn a_panicking_waker_does_not_harm_the_store() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "k", "v");
@@ -402,12 +407,12 @@ fn a_panicking_waker_does_not_take_the_store_down() {
 fn all_descriptors_and_threads_are_released() {
     const NAME: &str = "lifecycle::all_descriptors_and_threads_are_released";
     if is_child() {
-        return count_over_fifty_cycles();
+        return compare_counts_over_fifty_cycles();
     }
     for_each_engine(|env| print_report(&expect_success(rerun(NAME, env))));
 }
 
-fn count_over_fifty_cycles() {
+fn compare_counts_over_fifty_cycles() {
     let (engine, path) = child_env();
     let count = |what: &str| fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
     let cycle = |round: u32| {
@@ -425,10 +430,10 @@ fn count_over_fifty_cycles() {
         }
     };
     cycle(0);
-    // A closed store's threads, and the kernel's workers of a closed ring, end in their own time.
+    // The threads of a closed store and the kernel's workers of a closed ring end a moment later.
     let calm = |what: &str| {
         let (mut last, mut since) = (count(what), 0);
-        eventually("the count stands still", || {
+        eventually("the count is stable", || {
             let now = count(what);
             since = if now == last { since + 1 } else { 0 };
             last = now;
@@ -444,7 +449,7 @@ fn count_over_fifty_cycles() {
 }
 
 #[test]
-fn a_store_may_be_dropped_inside_a_worker_of_a_runtime() {
+fn a_store_can_be_dropped_in_a_runtime_worker() {
     for_each_engine(|env| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
         for round in 0..10_u32 {
@@ -467,7 +472,7 @@ fn a_store_may_be_dropped_inside_a_worker_of_a_runtime() {
 }
 
 #[test]
-fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
+fn a_runtime_shutdown_under_load_loses_no_acknowledged_write() {
     for_each_engine(|env| {
         let mut acknowledged_in_all = 0;
         for round in 0..6_u64 {
@@ -485,9 +490,9 @@ fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
                     }
                 });
             }
-            eventually("the tasks are at work", || acknowledged.lock().unwrap().len() as u64 > 500 + 100 * round);
+            eventually("the tasks have started", || acknowledged.lock().unwrap().len() as u64 > 500 + 100 * round);
             drop(store);
-            // Drops every task at its next await, with writes in flight; the last of them drops the store.
+            // Drops every task at its next await, with writes in flight. The last task drops the store.
             drop(runtime);
             let store = env.open();
             let acknowledged = acknowledged.lock().unwrap();
@@ -502,7 +507,7 @@ fn a_runtime_that_is_shut_down_under_load_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn deletes_stay_deleted_through_many_reopenings() {
+fn deleted_keys_stay_deleted_through_many_reopens() {
     for_each_backend(|env| {
         for round in 0..12_u32 {
             let store = open(env.builder().segment_bytes(2 << 10));

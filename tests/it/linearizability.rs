@@ -1,10 +1,10 @@
 //! Histories of single keys on real threads, checked for linearizability.
 //!
-//! Threads put, delete and get a few keys; each operation notes a tick before it starts and one after it ends. A
+//! Threads put, delete and get a few keys. Each operation takes a tick before it starts and one after it ends. A
 //! history is linearizable if the operations of each key can be put in one order, each at a moment between its two
 //! ticks, in which every get returns the value of the last write, and every delete reports correctly whether the key
 //! existed. Keys are independent, so each is checked alone. The search is Wing and Gong's with Lowe's cache of visited
-//! states: since a thread has one operation at a time, a state is the progress of each thread, and the key's value.
+//! states. A thread has one operation at a time, so a state is the progress of each thread and the value of the key.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -35,7 +35,7 @@ struct Event {
     op: Op,
 }
 
-/// Each thread's operations on one key, in its order.
+/// The operations of each thread on one key, in order.
 type History = [Vec<Event>; THREADS];
 
 /// The state after `op`, if `op` can happen in `state`.
@@ -47,7 +47,7 @@ fn apply(state: Option<u64>, op: Op) -> Option<Option<u64>> {
     }
 }
 
-/// Whether some order explains the history of a key that starts absent.
+/// Whether some order explains the history, if the key starts absent.
 fn is_linearizable(history: &History) -> bool {
     let mut visited = HashSet::new();
     let mut open = vec![([0_usize; THREADS], None)];
@@ -56,7 +56,7 @@ fn is_linearizable(history: &History) -> bool {
             continue;
         }
         let next = |thread: usize| history[thread].get(done[thread]);
-        // What ended before another one started must come before it.
+        // An event that ended before another one started must come before it.
         let Some(first_end) = (0..THREADS).filter_map(next).map(|event| event.end).min() else {
             return true;
         };
@@ -73,34 +73,34 @@ fn is_linearizable(history: &History) -> bool {
 }
 
 #[test]
-fn the_checker_tells_good_histories_from_bad_ones() {
+fn the_checker_accepts_good_histories_and_rejects_bad_ones() {
     let event = |start, end, op| Event { start, end, op };
     let get = |found| Op::Get { found };
     let with = |threads: [Vec<Event>; 2]| {
         let [first, second] = threads;
         is_linearizable(&[first, second, Vec::new(), Vec::new()])
     };
-    // A get during a put may see it or not; after it, it must.
+    // A get during a put may see the value or not. A get after the put must see it.
     assert!(with([vec![event(1, 5, Op::Put(1))], vec![event(2, 3, get(None)), event(4, 6, get(Some(1)))]]));
     assert!(!with([vec![event(1, 2, Op::Put(1))], vec![event(3, 4, get(None))]]));
-    // Seen, and then gone again.
+    // A value that was seen must not disappear.
     assert!(!with([vec![event(1, 9, Op::Put(1))], vec![event(2, 3, get(Some(1))), event(4, 5, get(None))]]));
-    // Two deletes of one value cannot both have found it.
+    // Two deletes of one value cannot both find it.
     let both = |existed| {
         let put = event(1, 2, Op::Put(1));
         let delete = event(3, 6, Op::Delete { existed: true });
         with([vec![put, delete], vec![event(4, 5, Op::Delete { existed })]])
     };
     assert!(both(false) && !both(true));
-    // A delete that says "absent" while the value is there throughout.
+    // A delete must not report "absent" while the value exists.
     assert!(!with([vec![event(1, 2, Op::Put(1))], vec![event(3, 4, Op::Delete { existed: false })]]));
-    // A value nobody put; two puts seen in an order that no order of them explains.
+    // A value that was never put, and two puts seen in an impossible order.
     assert!(!with([vec![event(1, 2, Op::Put(1))], vec![event(3, 4, get(Some(2)))]]));
     let puts = vec![event(1, 2, Op::Put(1)), event(3, 4, Op::Put(2))];
     assert!(!with([puts, vec![event(5, 6, get(Some(1)))]]));
 }
 
-/// Runs the threads and returns a history per key.
+/// Runs the threads. Returns a history per key.
 fn record(store: &Store, keys: u64, seed: u64, label: &str) -> Vec<History> {
     let clock = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = (0..THREADS as u64)
@@ -140,7 +140,7 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
             Op::Put(unique)
         }
         3 => {
-            // As the only member that touches this key, a batch's put is a put.
+            // No other member of the batch touches this key, so the batch acts as a put of it.
             let mut batch = Batch::new();
             batch.put(format!("{key}-other"), "x").put(key, unique.to_le_bytes());
             block_on(store.write(batch).durability(level)).unwrap();
@@ -159,11 +159,11 @@ fn operate(store: &Store, key: &str, unique: u64, rng: &mut Rng) -> Op {
 }
 
 #[test]
-fn every_key_behaves_as_if_operations_happened_one_at_a_time() {
+fn every_key_is_linearizable() {
     let stage = stages::begin("histories");
     let (seed, histories, total) = (Rng::seeded("linearizability").next(), stage.floor().div_ceil(2), Cell::new(0));
     for_each_engine(|env| {
-        // Small segments: histories cross many rotations, and reads find their values in every place.
+        // Segments are small, so that histories cross many rotations and reads find values in all locations.
         let builder = env.builder().segment_bytes(32 << 10).flush_interval(Duration::from_millis(1));
         let store = open(builder.sync_interval(Duration::from_millis(3)));
         let (mut checked, mut operations) = (0, 0);

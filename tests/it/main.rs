@@ -1,9 +1,8 @@
 //! The behaviour of a store on real disks, with both engines, through the public API.
 //!
-//! One binary with a module per concern. `helpers` opens a store on every backend that runs here, and reports those
-//! that do not; `helpers::gated_io` wraps a real backend so that a test decides when a write or sync reaches it. Not
-//! tested here: what a power cut leaves (`tests/crash`, on the simulated disk), and kills at random moments
-//! (`tests/kill.rs`).
+//! The binary has one module per concern. `helpers` opens a store on every backend that runs here and reports those
+//! that do not. `helpers::gated_io` wraps a real backend so that a test controls when a write or sync reaches it. Power
+//! cuts are tested in `tests/crash` on the simulated disk, and kills at random moments in `tests/kill.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +10,7 @@
     clippy::cast_possible_truncation,
     unreachable_pub,
     missing_docs,
-    reason = "a test that meets something unforeseen should stop there; its helpers are nobody's API"
+    reason = "a test must stop at an unexpected result; its helpers are not a public API"
 )]
 
 mod api;

@@ -1,6 +1,6 @@
-//! Panics of the store's tasks, of wakers, and of callers that hold futures; and futures that are forgotten.
+//! Panics of the store's tasks, of wakers, and of callers that hold futures; and forgotten futures.
 //!
-//! After any panic, every waiting caller gets an answer, no acknowledged write is lost, and the store can be closed and
+//! After any panic, every waiting caller gets a result, no acknowledged write is lost, and the store can be closed and
 //! reopened.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,8 +25,8 @@ fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Boxed {
     Box::pin(async move { future.await.map(drop) })
 }
 
-/// Panics that are meant to be say so, and are not worth a backtrace.
-pub fn keep_quiet_about_panics_on_purpose() {
+/// Suppresses the backtraces of expected panics, whose messages contain "on purpose".
+pub fn silence_expected_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();
@@ -43,7 +43,7 @@ pub fn keep_quiet_about_panics_on_purpose() {
 
 /// Runs `body` on a separate thread, so that a hang is a failure.
 #[track_caller]
-fn in_time(what: &str, body: impl FnOnce() + Send + 'static) {
+fn with_deadline(what: &str, body: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::channel();
     let runner = thread::spawn(move || {
         body();
@@ -64,7 +64,7 @@ fn builder(env: &Env, name: &str) -> Builder {
     env.builder_at(env.dir.path().join(name)).staging_bytes(64 << 10).segment_bytes(256 << 10).compaction(compaction)
 }
 
-/// A store with some sealed segments that are worth a compaction by two threads.
+/// Creates a store with sealed segments that are worth a compaction by two threads.
 fn stock(builder: Builder) {
     let store = open(builder);
     for index in 0..60_u32 {
@@ -83,8 +83,8 @@ fn assert_stock(store: &Store) {
     }
 }
 
-/// Every kind of call, and what it wrote if it says so.
-fn everything(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
+/// One call of every kind, each with the key that it writes, if any.
+fn all_calls(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
     let mut calls = Vec::new();
     for level in LEVELS {
         let key = format!("{round}-{level}");
@@ -102,17 +102,18 @@ fn everything(store: &Store, round: usize) -> Vec<(Option<String>, Boxed)> {
     calls
 }
 
-/// Lets `thread` panic at its operation of `kind` number `spared`, with every kind of call under way. Whether it did.
-fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
+/// Makes `thread` panic after `spared` operations of `kind`, with calls of every kind in progress. Returns whether it
+/// did.
+fn panic_once(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let name = format!("{thread}-{kind:?}-{spared}");
-    let (world, gate) = GatedIo::around(env.engine);
+    let (backend, gate) = GatedIo::around(env.engine);
     stock(builder(env, &name));
-    let store = open(builder(env, &name).backend(world));
+    let store = open(builder(env, &name).backend(backend));
     gate.panic_in(kind, thread, spared);
     let mut acknowledged = Vec::new();
     for round in 0..3 {
-        let mut calls = everything(&store, round);
-        // All begin before the first is waited for.
+        let mut calls = all_calls(&store, round);
+        // All calls start before the first is awaited.
         let mut results: Vec<_> = calls.iter_mut().map(|(_, future)| poll_once(future)).collect();
         for ((key, future), result) in calls.into_iter().zip(&mut results) {
             let result = match std::mem::replace(result, Poll::Pending) {
@@ -128,11 +129,11 @@ fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let has_panicked = gate.has_panicked(kind);
     let is_fatal = has_panicked && thread != "ringcask-copy";
     if is_fatal {
-        // A task ends a moment after those that waited for it were told.
+        // A task ends a moment after its waiting callers get their results.
         eventually("the store is poisoned", || store.stats().poisoned);
         assert_eq!(block_on(store.put("k", "v")).unwrap_err().kind(), ErrorKind::Poisoned, "{name}");
         assert_stock(&store);
-        let second = block_on(builder(env, &name).open()).expect_err("the handle is still there");
+        let second = block_on(builder(env, &name).open()).expect_err("the open succeeded while a handle exists");
         assert_eq!(second.kind(), ErrorKind::Locked, "{name}: {second:?}");
     }
     let closed = block_on(store.close());
@@ -141,7 +142,7 @@ fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
     let store = open(builder(env, &name));
     assert_stock(&store);
     for key in acknowledged.iter().filter(|key| !is_fatal || !key.contains("buffered") && !key.contains("written")) {
-        assert!(store.contains_key(key), "{name}: {key} was acknowledged");
+        assert!(store.contains_key(key), "{name}: the acknowledged {key} is missing");
     }
     put(&store, "k", "v");
     close(store);
@@ -149,14 +150,14 @@ fn one_panic(env: &Env, kind: Kind, thread: &'static str, spared: u64) -> bool {
 }
 
 #[test]
-fn a_panic_in_a_task_poisons_the_store_and_answers_everybody() {
-    keep_quiet_about_panics_on_purpose();
+fn a_panic_in_a_task_poisons_the_store_and_resolves_every_call() {
+    silence_expected_panics();
     for_each_engine(|env| {
         for thread in ["ringcask-commit", "ringcask-maint", "ringcask-copy"] {
             let mut panics = 0;
             for kind in KINDS {
                 for spared in [0, 1, 2, 5, 11] {
-                    if !one_panic(env, kind, thread, spared) {
+                    if !panic_once(env, kind, thread, spared) {
                         break;
                     }
                     panics += 1;
@@ -169,8 +170,8 @@ fn a_panic_in_a_task_poisons_the_store_and_answers_everybody() {
 }
 
 #[test]
-fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
-    keep_quiet_about_panics_on_purpose();
+fn a_panic_in_an_open_is_an_error_and_unlocks_the_directory() {
+    silence_expected_panics();
     for_each_engine(|env| {
         let (mut panics, mut tries) = ([0, 0], 0);
         for (index, thread) in ["ringcask-open", "ringcask-load"].into_iter().enumerate() {
@@ -181,21 +182,21 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                     tries += 1;
                     stock(builder(env, &name));
                     let path = env.dir.path().join(&name);
-                    // Without hints, segments are read by several threads.
+                    // Without hint files, several threads read the segments.
                     crate::helpers::files_with(&path, "hint").into_iter().for_each(|hint| {
                         std::fs::remove_file(hint).unwrap();
                     });
-                    let (world, gate) = GatedIo::around(env.engine);
+                    let (backend, gate) = GatedIo::around(env.engine);
                     gate.panic_in(kind, thread, spared);
                     if thread == "ringcask-load" {
-                        // Else the opening may have done everything before its helper is there.
+                        // Otherwise the open may finish before its helper starts.
                         gate.let_read_first(thread);
                     }
-                    let opened = block_on(builder(env, &name).backend(world).open());
+                    let opened = block_on(builder(env, &name).backend(backend).open());
                     let has_panicked = gate.has_panicked(kind);
                     match opened {
                         Ok(store) => {
-                            assert!(!has_panicked, "{name} did as if nothing had happened");
+                            assert!(!has_panicked, "{name} succeeded after the panic");
                             close(store);
                         }
                         Err(error) => assert!(has_panicked, "{name}: {error:?}"),
@@ -211,16 +212,16 @@ fn a_panic_in_an_opening_is_an_error_and_frees_the_directory() {
                 }
             }
         }
-        println!("{panics:?} panics in the opening and its helpers");
+        println!("{panics:?} panics in the open and its helpers");
         assert!(panics[0] >= 3, "{panics:?}");
         match thread::available_parallelism() {
             Ok(processors) if processors.get() > 1 => assert!(panics[1] >= 10, "{panics:?}"),
-            _ => skip("panics in an opening's helpers", "it has none on one processor"),
+            _ => skip("panics in the helpers of an open", "an open has no helpers on one processor"),
         }
     });
 }
 
-/// A store on which one future of each kind waits, and will until the gate is opened.
+/// A store with one pending future of each kind. They stay pending until the gate is opened.
 struct Stuck {
     store: Store,
     gate: Arc<Gate>,
@@ -231,8 +232,8 @@ impl Stuck {
     const KINDS: usize = 9;
 
     fn new(env: &Env, name: &str) -> Self {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(builder(env, name).backend(world.clone()));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(builder(env, name).backend(backend.clone()));
         let version = put(&store, "k", "v");
         put(&store, "cold", vec![9; 3000]);
         gate.close(Kind::Read);
@@ -243,20 +244,20 @@ impl Stuck {
         let mut batch = Batch::new();
         batch.put("batch", vec![3; 30 << 10]).put("k", "batch");
         futures.extend([
-            ("put without room", boxed(store.put("more", vec![2; 60 << 10]))),
+            ("put that waits for admission", boxed(store.put("more", vec![2; 60 << 10]))),
             ("batch", boxed(store.write(batch))),
             ("delete", boxed(store.delete("k"))),
             ("get", boxed(store.get("cold"))),
             ("wait_durable", boxed(store.wait_durable((version.get() + 2).into()))),
             ("sync", boxed(store.sync())),
             ("compact", boxed(store.compact())),
-            ("open", boxed(builder(env, &format!("{name}-second")).backend(world).open())),
+            ("open", boxed(builder(env, &format!("{name}-second")).backend(backend).open())),
         ]);
         assert_eq!(futures.len(), Self::KINDS);
         Self { store, gate, futures }
     }
 
-    /// A read that was held is woken by the gate itself, on this thread.
+    /// Opening the gate wakes held reads on this thread.
     fn open_gate(gate: &Gate) {
         KINDS.into_iter().for_each(|kind| drop(catch_unwind(AssertUnwindSafe(|| gate.open(kind)))));
     }
@@ -264,11 +265,11 @@ impl Stuck {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ill {
-    /// Its `wake` panics.
+    /// `wake` panics.
     Panics,
-    /// Its `wake` drops the last handle.
+    /// `wake` drops the last handle.
     WakeDropsStore,
-    /// It owns the last handle, and goes when another waker takes its place.
+    /// The waker owns the last handle, and is dropped when another waker replaces it.
     OwnsStore,
 }
 
@@ -287,36 +288,36 @@ impl Wake for IllWaker {
 impl Drop for IllWaker {
     fn drop(&mut self) {
         if self.2.get_mut().unwrap().is_some() {
-            // Or the handle would wait for what the test holds back.
+            // Otherwise the drop of the handle would wait for operations that the test holds.
             Stuck::open_gate(&self.1);
         }
     }
 }
 
-/// Polls the future number `index` of a stuck store with an ill waker, the others with good ones, and lets them go on.
-fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
+/// Polls future `index` of a stuck store with an ill waker and the others with no-op wakers, then lets all of them run.
+fn poll_with_ill_waker(env: &Env, index: usize, ill: Ill) {
     let name = format!("{ill:?}-{index}");
     let Stuck { store, gate, mut futures } = Stuck::new(env, &name);
     let handle = (ill != Ill::Panics).then(|| store.clone());
     let waker = Waker::from(Arc::new(IllWaker(ill, gate.clone(), Mutex::new(handle))));
     for (at, (what, future)) in futures.iter_mut().enumerate() {
         let by = if at == index { &waker } else { Waker::noop() };
-        assert!(future.as_mut().poll(&mut Context::from_waker(by)).is_pending(), "{what} is not held");
+        assert!(future.as_mut().poll(&mut Context::from_waker(by)).is_pending(), "{what} is not pending");
     }
     drop(waker);
     let (what, mut victim) = futures.swap_remove(index);
     let mut last = None;
     if ill == Ill::OwnsStore {
         drop(store);
-        // The ill one is dropped here, and closes the store.
+        // This poll drops the ill waker, which closes the store.
         let _ = victim.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        // Or here, if it is a read: the gate keeps all the wakers it has seen.
+        // A read's waker is dropped here instead, because the gate keeps every waker that it has seen.
         Stuck::open_gate(&gate);
     } else {
         last = (ill == Ill::Panics).then_some(store);
         Stuck::open_gate(&gate);
         if let Some(store) = &last {
-            put(store, "works", "on");
+            put(store, "after", "panic");
             assert!(!store.stats().poisoned, "{what}");
         }
     }
@@ -330,7 +331,7 @@ fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
     let is_fine = result.as_ref().err().is_none_or(|error| ill != Ill::Panics && error.kind() == ErrorKind::Closed);
     assert!(is_fine, "{what} with {ill:?}: {result:?}");
     drop(last);
-    // The handle is gone, or will be soon.
+    // The last handle is gone or will be soon.
     eventually("the directory is free", || match block_on(builder(env, &name).open()) {
         Ok(store) => {
             assert_eq!(get(&store, "cold"), Some(vec![9; 3000]));
@@ -343,13 +344,13 @@ fn with_an_ill_waker(env: &Env, index: usize, ill: Ill) {
 
 #[test]
 fn wakers_that_panic_or_own_the_store_do_no_harm() {
-    keep_quiet_about_panics_on_purpose();
+    silence_expected_panics();
     for_each_engine(|env| {
         let engine = env.engine;
         for ill in [Ill::Panics, Ill::WakeDropsStore, Ill::OwnsStore] {
             for index in 0..Stuck::KINDS {
-                in_time(&format!("{ill:?} with future {index}"), move || {
-                    with_an_ill_waker(&Env::new(engine), index, ill);
+                with_deadline(&format!("{ill:?} with future {index}"), move || {
+                    poll_with_ill_waker(&Env::new(engine), index, ill);
                 });
             }
         }
@@ -357,12 +358,12 @@ fn wakers_that_panic_or_own_the_store_do_no_harm() {
 }
 
 #[test]
-fn forgotten_futures_of_every_kind_keep_no_store_from_closing() {
+fn a_store_with_forgotten_futures_of_every_kind_can_be_closed() {
     for_each_engine(|env| {
         let engine = env.engine;
         for index in 0..Stuck::KINDS {
             for is_dropped in [false, true] {
-                in_time(&format!("a store with future {index} forgotten"), move || {
+                with_deadline(&format!("a store with future {index} forgotten"), move || {
                     let env = Env::new(engine);
                     let Stuck { store, gate, mut futures } = Stuck::new(&env, "s");
                     futures.iter_mut().for_each(|(_, future)| drop(poll_once(future)));
@@ -384,12 +385,12 @@ fn forgotten_futures_of_every_kind_keep_no_store_from_closing() {
 }
 
 #[test]
-fn a_panic_of_the_caller_among_pending_futures_leaves_a_store_that_closes() {
-    keep_quiet_about_panics_on_purpose();
+fn a_caller_that_panics_with_pending_futures_leaves_a_store_that_closes() {
+    silence_expected_panics();
     for_each_engine(|env| {
         let engine = env.engine;
         for is_polled in [false, true] {
-            in_time("a caller that panics", move || {
+            with_deadline("a caller that panics", move || {
                 let env = Env::new(engine);
                 let caught = catch_unwind(AssertUnwindSafe(|| {
                     let Stuck { store, gate, mut futures } = Stuck::new(&env, "s");
@@ -397,20 +398,21 @@ fn a_panic_of_the_caller_among_pending_futures_leaves_a_store_that_closes() {
                         futures.iter_mut().for_each(|(_, future)| drop(poll_once(future)));
                     }
                     Stuck::open_gate(&gate);
-                    // The futures go first, the handle last, which closes the store while the thread unwinds.
+                    // The futures are dropped first. The handle is dropped last, and closes the store while the thread
+                    // unwinds.
                     let _all = (futures, store);
                     panic!("the caller's panic on purpose");
                 }));
                 assert!(caught.is_err());
                 let store = open(builder(&env, "s"));
                 assert_eq!(get(&store, "cold"), Some(vec![9; 3000]));
-                assert_eq!(get(&store, "k").map(|value| value.len() > 5), Some(true), "it was accepted");
+                assert_eq!(get(&store, "k").map(|value| value.len() > 5), Some(true), "the accepted put is missing");
             });
         }
     });
 }
 
-/// The memory of a value that does something foreign when it is given back.
+/// The memory of a value whose drop runs foreign code.
 struct Cursed(Vec<u8>, Option<Store>);
 
 impl AsRef<[u8]> for Cursed {
@@ -429,19 +431,18 @@ impl Drop for Cursed {
     }
 }
 
-/// Values of 64 KiB and more are shared, and given back by the thread that is through with them last. That once
-/// happened under the log's lock: memory that owned the last handle of the store stopped it for ever, and memory that
-/// panicked poisoned it.
+/// Values of 64 KiB and more are shared, and their last user frees them. Regression: that happened under the log's
+/// lock. Memory that owned the last handle of the store blocked it forever, and memory that panicked poisoned it.
 #[test]
 fn values_whose_memory_panics_or_owns_the_store_do_no_harm() {
-    keep_quiet_about_panics_on_purpose();
+    silence_expected_panics();
     for_each_engine(|env| {
         let engine = env.engine;
         for owns_store in [false, true] {
-            in_time(&format!("a value that owns the store: {owns_store}"), move || {
+            with_deadline(&format!("a value that owns the store: {owns_store}"), move || {
                 let env = Env::new(engine);
-                let (world, gate) = GatedIo::around(engine);
-                let store = open(env.builder().backend(world));
+                let (backend, gate) = GatedIo::around(engine);
+                let store = open(env.builder().backend(backend));
                 put(&store, "k", "v");
                 gate.close(Kind::Write);
                 let cursed = Bytes::from_owner(Cursed(vec![5; 100_000], owns_store.then(|| store.clone())));
@@ -452,7 +453,7 @@ fn values_whose_memory_panics_or_owns_the_store_do_no_harm() {
                 gate.open(Kind::Write);
                 assert!(block_on(write).is_ok() && block_on(beside).is_ok());
                 if let Some(store) = store {
-                    put(&store, "works", "on");
+                    put(&store, "after", "panic");
                     assert!(!store.stats().poisoned);
                     close(store);
                 }
@@ -470,7 +471,7 @@ fn values_whose_memory_panics_or_owns_the_store_do_no_harm() {
 }
 
 #[test]
-fn a_close_raced_with_everything_answers_everybody() {
+fn a_close_during_calls_of_every_kind_resolves_them_all() {
     for_each_engine(|env| {
         let (mut answered, mut refused) = (0, 0);
         for round in 0..20 {
@@ -479,7 +480,7 @@ fn a_close_raced_with_everything_answers_everybody() {
                 .map(|thread| {
                     let store = store.clone();
                     thread::spawn(move || {
-                        let calls = (0..4).flat_map(|turn| everything(&store, 100 * round + 10 * thread + turn));
+                        let calls = (0..4).flat_map(|turn| all_calls(&store, 100 * round + 10 * thread + turn));
                         let mut done = Vec::new();
                         for (key, future) in calls {
                             match block_on(future) {
@@ -494,9 +495,9 @@ fn a_close_raced_with_everything_answers_everybody() {
                     })
                 })
                 .collect();
-            // Each round a little later.
+            // Each round closes the store a little later.
             let len = store.len();
-            eventually("some have begun", || store.len() >= len + round / 2 || threads[0].is_finished());
+            eventually("the threads have started", || store.len() >= len + round / 2 || threads[0].is_finished());
             close(store.clone());
             drop(store);
             let done: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Work done before a caller would have to wait for it: preallocation, writeback, and early syncs.
+//! Work done early so that callers do not wait for it: preallocation, writeback, and early syncs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,50 +17,50 @@ const LONG: Duration = Duration::from_secs(60);
 const PAGE: u64 = 4096;
 
 #[test]
-fn no_put_waits_for_space_in_the_segment() {
+fn puts_do_not_wait_for_preallocation() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).segment_bytes(64 * MIB).sync_interval(LONG));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).segment_bytes(64 * MIB).sync_interval(LONG));
         let value = vec![7; 64 << 10];
-        // The first one finds no segment.
+        // The first put creates the segment.
         put_at(&store, Durability::Written, "first", &value);
         if store.stats().reserve_held_bytes == 0 {
-            return skip("claiming ahead", "this file system cannot claim space");
+            return skip("preallocation", "this file system does not support it");
         }
-        let before = gate.claims().len();
+        let before = gate.preallocated().len();
         let mut puts = 0;
         for round in 0..48 {
             for number in 0..15 {
                 let mut put = store.put(format!("{round}-{number}"), &value).durability(Durability::Buffered);
-                assert!(poll_once(&mut put).is_ready(), "{puts} puts of 64 KiB went before this one");
+                assert!(poll_once(&mut put).is_ready(), "the put after {puts} puts of 64 KiB is not ready");
                 puts += 1;
             }
-            // Keeps the task in step, so that nobody waits for memory.
+            // Waits for the commit task, so that no put waits for admission.
             put_at(&store, Durability::Written, "last", &value);
         }
-        let claims = gate.claims().split_off(before);
-        println!("{puts} puts, space claimed meanwhile: {claims:?}");
-        assert!(claims.len() >= 2, "48 MiB are several steps: {claims:?}");
+        let preallocated = gate.preallocated().split_off(before);
+        println!("{puts} puts, preallocated meanwhile: {preallocated:?}");
+        assert!(preallocated.len() >= 2, "48 MiB need several preallocations: {preallocated:?}");
         close(store);
     });
 }
 
 #[test]
-fn no_space_is_preallocated_that_the_segment_cannot_use() {
+fn preallocation_ends_at_the_end_of_the_segment() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let builder = env.builder().backend(world).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
+        let (backend, gate) = GatedIo::around(env.engine);
+        let builder = env.builder().backend(backend).segment_bytes(4 * MIB).reserve_bytes(MIB).sync_interval(LONG);
         let store = open(builder);
         let value = vec![7; 64 << 10];
         for number in 0..60 {
             put_at(&store, Durability::Written, format!("{number}"), &value);
         }
-        let claims = gate.claims();
-        // The first is that of the file RESERVE; the segment's own first step ends beyond its end by what comes before
-        // it.
-        let end = claims[1..].iter().map(|claim| claim.end).max().unwrap();
-        println!("{claims:?}");
-        assert!((4 * MIB..=5 * MIB + 4096).contains(&end), "claimed up to {end}");
+        let preallocated = gate.preallocated();
+        // The first range belongs to the file RESERVE. The first preallocation of the segment starts behind its first
+        // bytes, so it may end that much beyond the segment's size.
+        let end = preallocated[1..].iter().map(|range| range.end).max().unwrap();
+        println!("{preallocated:?}");
+        assert!((4 * MIB..=5 * MIB + 4096).contains(&end), "preallocated up to {end}");
         close(store);
     });
 }
@@ -68,15 +68,15 @@ fn no_space_is_preallocated_that_the_segment_cannot_use() {
 #[test]
 fn small_groups_are_written_back_before_a_sync() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).sync_interval(LONG));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).sync_interval(LONG));
         let value = vec![7; 100_000];
         put_at(&store, Durability::Synced, "first", &value);
         let (syncs, begun) = (gate.asked(Kind::Sync), gate.writebacks().len());
         for number in 0..100 {
             put_at(&store, Durability::Written, format!("{number}"), &value);
         }
-        assert_eq!(gate.asked(Kind::Sync), syncs, "nobody asked for one");
+        assert_eq!(gate.asked(Kind::Sync), syncs, "an unrequested sync was made");
         let ranges = gate.writebacks().split_off(begun);
         println!("10 MB in 100 groups: {ranges:?}");
         assert!(
@@ -91,40 +91,40 @@ fn small_groups_are_written_back_before_a_sync() {
     });
 }
 
-/// Otherwise sealing a segment would wait for all bytes written since the last interval.
+/// Without early syncs, sealing a segment would wait for all bytes written after the last interval.
 #[test]
-fn many_unsynced_bytes_are_synced_before_the_interval_ends() {
-    let world = SimBackend::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
-    world.run_until(async {
-        let store = Store::builder("/db").backend(Arc::new(world.clone())).sync_interval(LONG).open().await.unwrap();
+fn many_unsynced_bytes_are_synced_early() {
+    let backend = SimBackend::new(SimConfig { seed: 3, journal: false, ..SimConfig::default() });
+    backend.run_until(async {
+        let store = Store::builder("/db").backend(Arc::new(backend.clone())).sync_interval(LONG).open().await.unwrap();
         let value = vec![7; 1 << 20];
-        let began = world.now();
+        let began = backend.now();
         let mut versions = Vec::new();
         for number in 0..40 {
             versions.push(store.put(format!("{number}"), &value).durability(Durability::Written).await.unwrap());
         }
-        // Two times sixteen MiB; the rest has time.
+        // The first two times sixteen MiB are synced early. The rest waits for the interval.
         store.wait_durable(versions[30]).await.unwrap();
-        let took = world.now() - began;
+        let took = backend.now() - began;
         assert!(took < LONG / 2, "{took:?}");
         store.wait_durable(versions[39]).await.unwrap();
-        let took = world.now() - began;
-        assert!(took >= LONG / 2, "{took:?}: nobody asked for that one");
+        let took = backend.now() - began;
+        assert!(took >= LONG / 2, "{took:?}: the last bytes were synced early");
         store.close().await.unwrap();
     });
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
 }
 
-/// The task that writes is busy all the time, and still notices that the disk is done.
+/// The commit task always has something to write, and still notices that the sync has ended.
 #[test]
-fn a_sync_is_noticed_while_there_is_always_something_to_write() {
+fn a_finished_sync_is_noticed_during_continuous_writes() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).sync_interval(LONG).durability(Durability::Buffered));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).sync_interval(LONG).durability(Durability::Buffered));
         let early = put_at(&store, Durability::Synced, "first", "creates the segment");
         gate.close(Kind::Sync);
-        // Large enough to be written at once. Each write brings the next one, before it is done itself.
+        // Large enough to be written at once. Each write submits the next one before it ends.
         let value = Bytes::from(vec![7; 300 << 10]);
         let (writer, puts, noticed) = (store.clone(), AtomicU64::new(0), Arc::new(AtomicU64::new(0)));
         let opened = Arc::new(AtomicBool::new(false));
@@ -136,7 +136,7 @@ fn a_sync_is_noticed_while_there_is_always_something_to_write() {
                 return;
             }
             if number == 100 {
-                // The sync is begun by now. Who opens the gate may come to it late.
+                // The sync has started. Opening the gate may take a while.
                 eventually("the gate is opened", || is_open.load(Ordering::Relaxed));
             }
             if number < 700 {
@@ -148,22 +148,22 @@ fn a_sync_is_noticed_while_there_is_always_something_to_write() {
         gate.open(Kind::Sync);
         opened.store(true, Ordering::Relaxed);
         eventually("a sync is noticed", || store.durable_version() > early);
-        // A last write, for the hook to see it if none came since.
+        // A last write for the hook to record the sync, if no write has come after it.
         put_at(&store, Durability::Written, "ends", "value");
         let noticed = noticed.load(Ordering::Relaxed);
-        println!("noticed at write {noticed} of 700");
-        assert!(noticed < 700, "noticed when there was nothing more to write");
+        println!("the sync was noticed at write {noticed} of 700");
+        assert!(noticed < 700, "the sync was noticed only after the last write");
         gate.at_writes(None);
         close(store);
     });
 }
 
-/// Small writes alone do not bring the store to sync more often than it was told to.
+/// Small writes do not make the store sync earlier than the interval.
 #[test]
 fn few_unsynced_bytes_wait_for_the_interval() {
     for_each_engine(|env| {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(env.builder().backend(world).sync_interval(LONG));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(env.builder().backend(backend).sync_interval(LONG));
         put_at(&store, Durability::Synced, "first", "value");
         let syncs = gate.asked(Kind::Sync);
         for number in 0..1000 {

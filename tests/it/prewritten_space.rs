@@ -1,4 +1,4 @@
-//! Prewritten space behind the log: where it is written, and that recovery does not mistake it for anything else.
+//! Prewritten space behind the log: when it is written, and that recovery does not mistake it for records or damage.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use ringcask::{Builder, Durability, Recovery, Stats, Store};
 
 const FILLER: u8 = 0xA5;
 
-fn builder(world: &SimBackend) -> Builder {
-    Store::builder("/db").backend(Arc::new(world.clone())).segment_bytes(1 << 20)
+fn builder(backend: &SimBackend) -> Builder {
+    Store::builder("/db").backend(Arc::new(backend.clone())).segment_bytes(1 << 20)
 }
 
 fn config() -> SimConfig {
@@ -19,23 +19,23 @@ fn key(number: usize) -> String {
     format!("key-{number}")
 }
 
-/// Puts `values` and loses power; what is left, and what the store had counted.
+/// Puts `values` and cuts the power. Returns the crash image and the store's stats.
 fn cut_off(
-    world: SimBackend,
+    backend: SimBackend,
     options: impl Fn(Builder) -> Builder,
     level: Durability,
     values: &[Vec<u8>],
 ) -> (Image, Stats) {
-    let left = world.run_until(async {
-        let store = options(builder(&world)).open().await.unwrap();
+    let left = backend.run_until(async {
+        let store = options(builder(&backend)).open().await.unwrap();
         for (number, value) in values.iter().enumerate() {
             store.put(key(number), value).durability(level).await.unwrap();
         }
         store.sync().await.unwrap();
-        let image = world.crash_images(1, &mut Draws::new(5)).swap_remove(0);
+        let image = backend.crash_images(1, &mut Draws::new(5)).swap_remove(0);
         (image, store.stats())
     });
-    world.shutdown();
+    backend.shutdown();
     left
 }
 
@@ -45,12 +45,12 @@ fn segment_of(image: &Image) -> (String, Vec<u8>) {
     (name, bytes)
 }
 
-/// Opens `image`; how many keys are as they were, how much was cut, whether there is a copy of it, and what a close
-/// leaves.
+/// Opens and closes `image`. Returns the number of intact keys, the number of bytes cut, whether the cut bytes were
+/// copied, and the image after the close.
 fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, bool, Image) {
-    let world = SimBackend::from_image(image, config());
-    let found = world.run_until(async {
-        let store = builder(&world).recovery(recovery).open().await.unwrap();
+    let backend = SimBackend::from_image(image, config());
+    let found = backend.run_until(async {
+        let store = builder(&backend).recovery(recovery).open().await.unwrap();
         let mut whole = 0;
         for (number, value) in values.iter().enumerate() {
             let found = store.get(key(number)).await.unwrap();
@@ -62,12 +62,12 @@ fn reopen(image: Image, values: &[Vec<u8>], recovery: Recovery) -> (usize, u64, 
         store.close().await.unwrap();
         (whole, report.truncated_bytes, report.cut_copy.is_some())
     });
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
-    (found.0, found.1, found.2, world.image())
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
+    (found.0, found.1, found.2, backend.image())
 }
 
-/// Some of them end with the bytes of prewritten space, one consists of them.
+/// Some values end with the byte of prewritten space; one consists of it.
 fn values() -> Vec<Vec<u8>> {
     let mut values: Vec<Vec<u8>> = (0..20).map(|number| vec![number; 100]).collect();
     values.push(vec![FILLER; 1000]);
@@ -76,7 +76,7 @@ fn values() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn prewritten_space_after_a_power_cut_is_no_loss() {
+fn prewritten_space_after_a_power_cut_is_not_reported_as_loss() {
     for last in 20..=22 {
         let values = &values()[..last];
         let (image, stats) = cut_off(SimBackend::new(config()), |builder| builder, Durability::Synced, values);
@@ -90,7 +90,7 @@ fn prewritten_space_after_a_power_cut_is_no_loss() {
             let (_, closed) = segment_of(&closed);
             assert!(
                 closed.len() < bytes.len() - 50_000 && !closed.ends_with(&[FILLER]),
-                "the prewritten space was cut off"
+                "the prewritten space was not cut off"
             );
         }
     }
@@ -102,7 +102,7 @@ fn loss_before_prewritten_space_is_reported() {
     let (image, _) = cut_off(SimBackend::new(config()), |builder| builder, Durability::Synced, values);
     let (name, bytes) = segment_of(&image);
     let end = bytes.iter().rposition(|byte| *byte != FILLER).unwrap() + 1;
-    for (what, lost) in [("zeroes", 0), ("ones", 0xFF)] {
+    for (what, lost) in [("zeros", 0), ("ones", 0xFF)] {
         let mut image = image.clone();
         assert!(image.edit(&name, |bytes| bytes[end - 120..end].fill(lost)));
         let (whole, cut, has_copy, _) = reopen(image.clone(), values, Recovery::Salvage);
@@ -122,29 +122,29 @@ fn space_is_prewritten_only_for_small_synced_groups_and_only_where_it_helps() {
     let small = values();
     assert!(filled(config(), true, Durability::Synced, &small) > 0);
     assert_eq!(filled(config(), false, Durability::Synced, &small), 0, "switched off");
-    assert_eq!(filled(SimConfig { in_place: false, ..config() }, true, Durability::Synced, &small), 0, "of no use");
+    assert_eq!(filled(SimConfig { in_place: false, ..config() }, true, Durability::Synced, &small), 0, "not in place");
     let large = vec![vec![7; 100_000]; 3];
     assert_eq!(filled(config(), true, Durability::Synced, &large), 0, "large groups");
     let once = filled(config(), true, Durability::Written, &small);
-    assert!(once < 128 << 10, "one sync was awaited, and {once} bytes written for it");
+    assert!(once < 128 << 10, "{once} bytes prewritten after one awaited sync");
 }
 
 #[test]
 fn a_segment_full_of_prewritten_space_is_sealed_at_its_last_record() {
-    let world = SimBackend::new(config());
-    world.run_until(async {
-        let store = builder(&world).segment_bytes(8 << 10).open().await.unwrap();
+    let backend = SimBackend::new(config());
+    backend.run_until(async {
+        let store = builder(&backend).segment_bytes(8 << 10).open().await.unwrap();
         for number in 0..200 {
             store.put(key(number), [3; 200]).await.unwrap();
         }
         let stats = store.stats();
         assert!(stats.segments.len() > 5 && stats.bytes_prewritten > 5000, "{stats:?}");
-        assert!(stats.write_amplification() > 1.1, "prewritten space counts: {stats:?}");
+        assert!(stats.write_amplification() > 1.1, "prewritten space does not count: {stats:?}");
         store.close().await.unwrap();
     });
-    let image = world.image();
+    let image = backend.image();
     for name in image.names().filter(|name| name.ends_with(".seg")) {
         assert!(!image.bytes(name).unwrap().ends_with(&[FILLER]), "{name}");
     }
-    world.shutdown();
+    backend.shutdown();
 }

@@ -1,4 +1,4 @@
-//! What a reopening finds after a close, a drop and a kill: torn tails, and foreign files in the directory.
+//! The state that a reopen finds after a close, a drop and a kill: torn tails, and foreign files in the directory.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -14,17 +14,17 @@ use crate::helpers::{
     expect_success, files_with, for_each_engine, get, is_child, open, put, put_at, rerun,
 };
 
-/// One record of a segment file, as the format reads it.
+/// A record of a segment file, as decoded by the format.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub offset: u64,
     pub end: u64,
     pub kind: RecordKind,
-    /// What a watermark says.
+    /// The durable offset of a watermark; 0 for other records.
     pub durable_offset: u64,
 }
 
-/// All records of the segment in `path`, up to the first bytes that are none.
+/// All records of the segment in `path`, up to the first bytes that are not a record.
 pub fn records(path: &Path) -> Vec<Found> {
     let bytes = fs::read(path).unwrap();
     let header = SegmentHeader::decode(&bytes).unwrap();
@@ -44,12 +44,12 @@ pub fn records(path: &Path) -> Vec<Found> {
     found
 }
 
-/// The files a kill would have left, of a store with one unsealed segment whose last records were never synced.
+/// The files that a kill would leave of a store with one unsealed segment, whose last records were never synced.
 struct Unsealed {
     image: PathBuf,
     segment: PathBuf,
     records: Vec<Found>,
-    /// The store's contents after each write, the first one before any.
+    /// The store's contents before the first write and after each write.
     states: Vec<Model>,
     /// The end of each write's records.
     ends: Vec<u64>,
@@ -86,12 +86,12 @@ fn unsealed(env: &Env) -> Unsealed {
     close(store);
     let segment = files_with(&image, "seg").remove(0);
     let records = records(&segment);
-    assert!(records.iter().all(|record| record.kind != RecordKind::Footer), "the copy must not be sealed");
+    assert!(records.iter().all(|record| record.kind != RecordKind::Footer), "the copy is sealed");
     Unsealed { image, segment, records, states, ends }
 }
 
 impl Unsealed {
-    /// Opens a copy whose active segment is `bytes`.
+    /// Makes a copy of the store whose active segment contains `bytes`.
     fn with(&self, env: &Env, bytes: &[u8]) -> PathBuf {
         let path = env.path().with_file_name("work");
         let _ = fs::remove_dir_all(&path);
@@ -100,7 +100,7 @@ impl Unsealed {
         path
     }
 
-    /// The state after as many writes as end by `cut`.
+    /// The state after the writes whose records end by `cut`.
     fn state_at(&self, cut: u64) -> &Model {
         let whole = self.ends.iter().skip(1).take_while(|end| **end <= cut).count();
         &self.states[whole]
@@ -115,7 +115,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
         let end = unsealed.records.last().unwrap().end;
         let first = unsealed.ends[12];
         let mut cuts = 0;
-        // What is cut does not depend on the engine: every byte on one, every seventh on the other.
+        // The cut does not depend on the engine: test every byte on one, and every seventh on the other.
         for cut in (first..=end).step_by(if env.engine == Engine::Threads { 1 } else { 7 }) {
             let path = unsealed.with(env, &bytes[..cut as usize]);
             let store = open(env.builder_at(&path));
@@ -124,7 +124,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
             assert_holds(&store, expected);
             assert!(store.recovery_report().damage.is_empty());
             if cut % 14 == 0 {
-                // Life goes on behind the cut, and the next opening sees one history.
+                // Writes continue behind the cut, and the next open sees one history.
                 put(&store, "after", "the cut");
                 close(store);
                 let mut expected = expected.clone();
@@ -139,7 +139,7 @@ fn a_torn_tail_is_cut_at_every_byte() {
 }
 
 #[test]
-fn zeroes_and_garbage_behind_the_last_record_are_cut() {
+fn zeros_and_garbage_behind_the_last_record_are_cut() {
     for_each_engine(|env| {
         let unsealed = unsealed(env);
         let bytes = fs::read(&unsealed.segment).unwrap();
@@ -161,7 +161,7 @@ fn zeroes_and_garbage_behind_the_last_record_are_cut() {
 }
 
 #[test]
-fn a_cut_is_made_once_and_stays_the_same() {
+fn a_torn_tail_is_cut_once() {
     for_each_engine(|env| {
         let unsealed = unsealed(env);
         let bytes = fs::read(&unsealed.segment).unwrap();
@@ -180,7 +180,7 @@ fn a_cut_is_made_once_and_stays_the_same() {
 }
 
 #[test]
-fn a_reopening_after_close_drop_and_kill_finds_the_same() {
+fn a_reopen_after_close_drop_and_kill_finds_the_same_contents() {
     for_each_engine(|env| {
         let mut model = Model::new();
         let mut rng = Rng::new(17);
@@ -189,7 +189,7 @@ fn a_reopening_after_close_drop_and_kill_finds_the_same() {
             if round > 0 {
                 copy_store(&env.dir.path().join(format!("round-{}", round - 1)), &path);
             }
-            // The files are copied one after the other, so that no compaction may replace some meanwhile.
+            // The files are copied one after the other, so no compaction may replace any of them.
             let compaction = Compaction::new().automatic(false);
             let store = open(env.builder_at(&path).segment_bytes(4 << 10).compaction(compaction));
             assert_holds(&store, &model);
@@ -203,7 +203,7 @@ fn a_reopening_after_close_drop_and_kill_finds_the_same() {
             match ending {
                 "close" => close(store),
                 "drop" => drop(store),
-                // The next round opens a copy made while this one was open.
+                // The next round opens a copy made while this store was open.
                 _ => {
                     copy_store(&path, &env.dir.path().join("killed"));
                     close(store);
@@ -216,7 +216,7 @@ fn a_reopening_after_close_drop_and_kill_finds_the_same() {
 }
 
 #[test]
-fn the_report_says_what_an_opening_did() {
+fn the_recovery_report_describes_the_open() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(4 << 10));
         assert_eq!((store.recovery_report().segments, store.recovery_report().keys), (0, 0));
@@ -224,7 +224,7 @@ fn the_report_says_what_an_opening_did() {
             put(&store, index.to_le_bytes(), [1; 300]);
         }
         let copy = env.dir.path().join("copy");
-        // Maintenance writes the hints in its own time.
+        // Maintenance writes the hint files in the background.
         let count = |extension| files_with(&env.path(), extension).len();
         eventually("a hint beside every sealed segment", || count("hint") + 1 == count("seg"));
         copy_store(&env.path(), &copy);
@@ -237,13 +237,13 @@ fn the_report_says_what_an_opening_did() {
         close(store);
         let killed = open(env.builder_at(&copy));
         let report = killed.recovery_report();
-        assert_eq!((report.keys, report.segments_scanned), (60, 1), "only the unsealed one is scanned: {report:?}");
+        assert_eq!((report.keys, report.segments_scanned), (60, 1), "only the unsealed segment is scanned: {report:?}");
         assert!(report.records_scanned > 0);
     });
 }
 
 #[test]
-fn without_hints_or_with_broken_ones_the_answers_are_the_same() {
+fn missing_and_broken_hint_files_do_not_change_the_contents() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(4 << 10));
         let (mut model, mut rng) = (Model::new(), Rng::new(33));
@@ -268,7 +268,7 @@ fn without_hints_or_with_broken_ones_the_answers_are_the_same() {
             breakage(&env.path());
             let store = env.open();
             assert_holds(&store, &model);
-            assert!(store.recovery_report().damage.is_empty(), "{what}: a hint is derived data");
+            assert!(store.recovery_report().damage.is_empty(), "{what}: a broken hint file is reported as damage");
             close(store);
             assert_holds(&env.open(), &model);
             broken += 1;
@@ -301,14 +301,14 @@ fn without_hints_or_with_broken_ones_the_answers_are_the_same() {
 }
 
 #[test]
-fn foreign_files_are_reported_and_never_touched() {
+fn foreign_files_are_reported_and_not_changed() {
     for_each_engine(|env| {
         let store = env.open();
         put(&store, "k", "v");
         close(store);
         let path = env.path();
         let outside = env.dir.path().join("outside");
-        fs::write(&outside, "not ours").unwrap();
+        fs::write(&outside, "foreign").unwrap();
         let mut foreign = vec![".DS_Store", "._00000000000000000001.seg", "1.seg", "notes.tmp", "K", "lost+found"];
         for name in foreign.iter().filter(|name| **name != "lost+found") {
             fs::write(path.join(name), name).unwrap();
@@ -327,7 +327,7 @@ fn foreign_files_are_reported_and_never_touched() {
             reported.sort();
             foreign.sort_unstable();
             assert_eq!(reported, foreign);
-            put(&store, "k2", "goes on");
+            put(&store, "k2", "continues");
             close(store);
         }
         for name in &foreign {
@@ -336,13 +336,13 @@ fn foreign_files_are_reported_and_never_touched() {
                 assert_eq!(fs::read(path.join(name)).unwrap(), name.as_bytes());
             }
         }
-        assert_eq!(fs::read(&outside).unwrap(), b"not ours");
+        assert_eq!(fs::read(&outside).unwrap(), b"foreign");
         assert_eq!(fs::read(path.join("lost+found/00000000000000000001.seg")).unwrap(), b"inside");
     });
 }
 
 #[test]
-fn a_link_or_pipe_in_place_of_a_file_of_ours_is_refused_and_its_target_untouched() {
+fn a_link_or_pipe_in_place_of_a_store_file_is_refused_and_its_target_unchanged() {
     for_each_engine(|env| {
         let pristine = env.dir.path().join("pristine");
         let store = open(env.builder_at(&pristine));
@@ -393,8 +393,8 @@ fn leftovers_of_an_interrupted_step_are_removed_and_reported() {
 }
 
 #[test]
-fn files_are_private_whatever_the_umask() {
-    const NAME: &str = "recovery::files_are_private_whatever_the_umask";
+fn files_are_private_for_every_umask() {
+    const NAME: &str = "recovery::files_are_private_for_every_umask";
     if is_child() {
         rustix::process::umask(rustix::fs::Mode::empty());
         let (engine, path) = child_env();
@@ -435,9 +435,9 @@ fn the_content_of_the_lock_file_does_not_matter() {
 }
 
 #[test]
-fn opening_and_closing_changes_nothing() {
+fn an_open_and_a_close_change_no_file() {
     for_each_engine(|env| {
-        // Short segments would be compacted by an open that lasts long enough.
+        // An open that lasts long enough would compact short segments.
         let builder = || env.builder().segment_bytes(4 << 10).compaction(Compaction::new().automatic(false));
         let store = open(builder());
         for index in 0..60_u32 {
@@ -458,14 +458,14 @@ fn opening_and_closing_changes_nothing() {
 }
 
 #[test]
-fn an_empty_store_can_be_opened_again_and_again() {
+fn an_empty_store_can_be_reopened() {
     for_each_engine(|env| {
         for _ in 0..4 {
             let store = env.open();
             assert!(store.is_empty() && store.stats().segments.is_empty());
             close(store);
         }
-        assert!(files_with(&env.path(), "seg").is_empty(), "a segment is created by the first write");
+        assert!(files_with(&env.path(), "seg").is_empty(), "a segment was created before the first write");
         fs::create_dir(env.path().with_file_name("made")).unwrap();
         put(&open(env.builder_at(env.path().with_file_name("made"))), "k", "v");
     });

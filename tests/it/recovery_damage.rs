@@ -1,4 +1,4 @@
-//! Damage that no crash explains is found and reported with its place, and costs only the records that it touches.
+//! Damage that no crash explains is found and reported with its position, and costs only the records that it touches.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::helpers::{
 };
 use crate::recovery::records;
 
-/// A closed store of several sealed segments, and the segments' files.
+/// A closed store of several sealed segments: its directory, segment files and contents.
 fn sealed(env: &Env) -> (PathBuf, Vec<PathBuf>, Model) {
     let pristine = env.dir.path().join("pristine");
     let store = open(env.builder_at(&pristine).segment_bytes(2 << 10));
@@ -50,10 +50,11 @@ fn id_of(path: &Path) -> u64 {
     path.file_stem().unwrap().to_str().unwrap().parse().unwrap()
 }
 
-/// Each key: the right value, or an error that names the damaged segment. Returns how many were errors.
+/// Checks that each key returns the right value or an error that names the damaged segment. Returns the number of
+/// errors.
 #[track_caller]
 fn assert_right_or_refused(store: &Store, model: &Model, segment: u64) -> usize {
-    assert_eq!(store.len(), model.len(), "no key vanishes");
+    assert_eq!(store.len(), model.len(), "number of keys");
     let mut refused = 0;
     for (key, value) in model {
         match block_on(store.get(key)) {
@@ -95,13 +96,13 @@ fn a_flipped_bit_in_a_sealed_segment_is_never_read_as_data() {
                 place += 1 + rng.below(24);
             }
         }
-        println!("{at_open} found at open, {at_get} at get, {harmless} where no value lies");
+        println!("{at_open} found at open, {at_get} at get, {harmless} outside values");
         assert!(at_open + at_get + harmless > 150 && at_get > 50 && at_open > 10);
     });
 }
 
 #[test]
-fn without_its_hint_a_damaged_sealed_segment_is_corrupt_at_open_and_salvage_keeps_the_rest() {
+fn salvage_without_hint_files_keeps_the_undamaged_records_of_a_sealed_segment() {
     for_each_engine(|env| {
         let (pristine, segments, model) = sealed(env);
         let mut rng = Rng::seeded("salvage");
@@ -116,7 +117,8 @@ fn without_its_hint_a_damaged_sealed_segment_is_corrupt_at_open_and_salvage_keep
                 let before = contents(&path);
                 let error = match block_on(env.builder().open()) {
                     Err(error) => error,
-                    // Without its footer the newest segment looks as if a crash had come before the seal: no loss.
+                    // Without its footer, the newest segment looks like one whose seal a crash interrupted. Nothing is
+                    // lost.
                     Ok(store) if record.kind == RecordKind::Footer && Some(segment) == segments.last() => {
                         assert_holds(&store, &model);
                         continue;
@@ -124,9 +126,9 @@ fn without_its_hint_a_damaged_sealed_segment_is_corrupt_at_open_and_salvage_keep
                     Ok(_) => panic!("{segment:?}: damage at {place} in {record:?} went unnoticed"),
                 };
                 assert_eq!((error.kind(), error.segment()), (ErrorKind::Corrupt, Some(id_of(segment))), "{error:?}");
-                let offset = error.offset().expect("the place of the damage");
+                let offset = error.offset().expect("the offset of the damage");
                 assert!((record.offset..=record.end).contains(&offset), "{place} in {record:?}: {error:?}");
-                assert!(contents(&path) == before, "a refused open changes nothing");
+                assert!(contents(&path) == before, "a refused open changed the directory");
 
                 let store = open(env.builder().recovery(Recovery::Salvage));
                 let damage = &store.recovery_report().damage;
@@ -149,9 +151,9 @@ fn without_its_hint_a_damaged_sealed_segment_is_corrupt_at_open_and_salvage_keep
     });
 }
 
-/// Copies of a store with one unsealed segment: synced throughout, so that its watermarks cover nearly all of it.
+/// One unsealed segment, synced after every put, so that its watermarks cover nearly all of it.
 #[test]
-fn damage_below_the_watermark_of_the_active_segment_is_corrupt_and_above_it_a_torn_tail() {
+fn damage_below_the_watermark_is_corrupt_and_above_it_a_torn_tail() {
     for_each_engine(|env| {
         let pristine = env.dir.path().join("pristine");
         let store = open(env.builder().sync_interval(Duration::from_secs(60)));
@@ -183,7 +185,7 @@ fn damage_below_the_watermark_of_the_active_segment_is_corrupt_and_above_it_a_to
                         (ErrorKind::Corrupt, Some(id_of(&segment))),
                         "{error:?}"
                     );
-                    let offset = error.offset().expect("the place");
+                    let offset = error.offset().expect("the offset of the damage");
                     assert!((record.offset..=place).contains(&offset), "{place} in {record:?}: {error:?}");
                     corrupt += 1;
                 } else {
@@ -215,7 +217,7 @@ fn salvage_of_a_damaged_active_segment_keeps_every_other_record() {
         let puts: Vec<_> = records(&segment).into_iter().filter(|record| record.kind == RecordKind::Put).collect();
         for (index, record) in puts.iter().enumerate().take(18) {
             let path = fresh_copy(env, &pristine);
-            // Once in the header, where lengths are, and once in the value.
+            // Damage the header, which holds the lengths, and the value in turn.
             let place = if index % 2 == 0 { record.offset + 12 } else { record.end - 20 };
             flip(&path.join(segment.file_name().unwrap()), place, 3);
             assert_eq!(open_error(env.builder()).kind(), ErrorKind::Corrupt);
@@ -230,7 +232,7 @@ fn salvage_of_a_damaged_active_segment_keeps_every_other_record() {
 }
 
 #[test]
-fn a_damaged_segment_header_is_corrupt_and_not_somebody_elses_file() {
+fn a_damaged_segment_header_is_corrupt_and_not_a_foreign_file() {
     for_each_engine(|env| {
         let (pristine, segments, model) = sealed(env);
         for segment in &segments {
@@ -268,7 +270,7 @@ fn a_sealed_segment_cut_anywhere_is_corrupt() {
                 fs::write(path.join(segment.file_name().unwrap()), &bytes[..cut]).unwrap();
                 match block_on(env.builder().open()) {
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "cut at {cut}: {error:?}"),
-                    // Of the newest segment, a cut in the footer is what a crash while sealing leaves: nothing is lost.
+                    // A cut in the newest segment's footer is what a crash during the seal leaves. Nothing is lost.
                     Ok(store) => {
                         let lost = model.iter().filter(|(key, value)| get(&store, key).as_ref() != Some(value));
                         assert_eq!(lost.count(), 0, "{segment:?} cut at {cut} of {} bytes: silent loss", bytes.len());
@@ -334,7 +336,7 @@ fn a_missing_or_damaged_manifest_is_never_an_empty_store() {
                     }
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error:?}");
-                        assert!(contents(&path) == before, "{what}: a refused open changes nothing");
+                        assert!(contents(&path) == before, "{what}: a refused open changed the directory");
                         refused += 1;
                     }
                 }
@@ -345,9 +347,9 @@ fn a_missing_or_damaged_manifest_is_never_an_empty_store() {
     });
 }
 
-/// The n-th read fails, for every n: that is not the end of a log, and no reason to change anything.
+/// The n-th read fails, for every n. A read error is not the end of a log and no reason to change files.
 #[test]
-fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
+fn a_read_error_fails_the_open_and_changes_nothing() {
     for_each_engine(|env| {
         let (pristine, _, mut model) = sealed(env);
         let active = env.dir.path().join("active");
@@ -368,13 +370,16 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
                         files_with(&path, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
                     }
                     let before = contents(&path);
-                    let (world, gate) = GatedIo::around(env.engine);
+                    let (backend, gate) = GatedIo::around(env.engine);
                     gate.fail_after(Kind::Read, spared, errno);
                     spared += 1;
-                    match block_on(env.builder().backend(world).open()) {
+                    match block_on(env.builder().backend(backend).open()) {
                         Err(error) => {
                             assert_eq!((error.kind(), error.os_error()), (ErrorKind::Io, Some(errno)), "{error:?}");
-                            assert!(contents(&path) == before, "read {spared} failed, and something was changed");
+                            assert!(
+                                contents(&path) == before,
+                                "read {spared} failed, and the open changed the directory"
+                            );
                             failed += 1;
                             assert_holds(&env.open(), &model);
                         }
@@ -389,12 +394,12 @@ fn a_read_error_during_an_opening_is_an_error_and_changes_nothing() {
                 }
             }
         }
-        println!("{failed} openings failed, the last of {spared} reads went through");
+        println!("{failed} opens failed; with {spared} reads spared, the last one succeeded");
         assert!(failed > 20);
     });
 }
 
-/// Sets fields of the 40 bytes that every file of the store starts with, and makes the checksums right again.
+/// Sets fields of the 40-byte prelude that starts every file of the store, and recomputes the checksums.
 fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
     let (name, end) = (path.file_name().unwrap().to_str().unwrap(), bytes.len());
@@ -413,7 +418,7 @@ fn patch_prelude(path: &Path, at: usize, value: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Where the prelude says that another version wrote the file, and what it says then.
+/// Offsets of prelude fields, each with a value that a newer version would write.
 fn newer_formats() -> [(usize, Vec<u8>); 3] {
     let major = (ringcask::testing::format::FORMAT_MAJOR + 1).to_le_bytes().to_vec();
     let feature = (1_u32 << 31).to_le_bytes().to_vec();
@@ -435,7 +440,7 @@ fn a_newer_format_is_refused_and_nothing_is_modified() {
                 fs::write(path.join("MANIFEST.tmp"), "a leftover").unwrap();
                 let mut refusing = vec![Recovery::Strict, Recovery::Salvage];
                 if !has_manifest {
-                    // Made anew by a salvage alone, which must look before it writes.
+                    // Only salvage rebuilds the MANIFEST. It must check the segments before it writes.
                     fs::remove_file(path.join("MANIFEST")).unwrap();
                     refusing = vec![Recovery::Salvage];
                 }
@@ -444,19 +449,18 @@ fn a_newer_format_is_refused_and_nothing_is_modified() {
                     let error = open_error(env.builder().recovery(recovery));
                     assert_eq!(error.kind(), ErrorKind::IncompatibleFormat, "{at}, {target:?}: {error:?}");
                     assert!(error.path().is_some() || error.segment().is_some(), "{error:?}");
-                    assert!(error.to_string().contains("this build"), "it names what this build reads: {error}");
-                    assert!(contents(&path) == before, "{target:?} under {recovery}: something was modified");
+                    assert!(error.to_string().contains("this build"), "no format of this build in: {error}");
+                    assert!(contents(&path) == before, "{target:?} under {recovery}: the open changed the directory");
                 }
             }
         }
     });
 }
 
-/// A MANIFEST, under right checksums, may say that the next write is the last there can be. Such a store used to be
-/// opened, and its next writes got numbers that had been given out, or tombstones' marks, and were gone when it was
-/// opened again.
+/// Regression: a MANIFEST with valid checksums may hold a `next_seq` near the limit. An open accepted it; later writes
+/// got used sequence numbers or tombstone bits, and disappeared at the next open.
 #[test]
-fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
+fn a_store_without_free_sequence_numbers_is_refused_and_not_modified() {
     for_each_engine(|env| {
         let (pristine, _, model) = sealed(env);
         for (next_seq, is_refused) in [((1 << 62) - 1000, false), ((1 << 62) + 1, true), ((1 << 63) - 1, true)] {
@@ -469,7 +473,7 @@ fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
                 for recovery in [Recovery::Strict, Recovery::Salvage] {
                     let error = open_error(env.builder().recovery(recovery));
                     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
-                    assert!(contents(&path) == before, "{next_seq} under {recovery}: something was modified");
+                    assert!(contents(&path) == before, "{next_seq} under {recovery}: the open changed the directory");
                 }
                 continue;
             }
@@ -486,9 +490,9 @@ fn a_store_that_has_no_sequence_numbers_left_is_refused_and_not_modified() {
     });
 }
 
-/// Whatever its version, a hint says nothing that its segment does not.
+/// A hint file of any version holds only information that its segment also holds.
 #[test]
-fn a_hint_of_a_newer_format_is_passed_over_and_written_anew() {
+fn a_hint_file_of_a_newer_format_is_ignored_and_rewritten() {
     for_each_engine(|env| {
         let (pristine, segments, model) = sealed(env);
         for (at, value) in newer_formats() {
@@ -502,7 +506,7 @@ fn a_hint_of_a_newer_format_is_passed_over_and_written_anew() {
             assert_holds(&store, &model);
             close(store);
             let store = open(env.builder());
-            assert_eq!(store.recovery_report().hints_loaded, segments.len(), "{at}: written anew");
+            assert_eq!(store.recovery_report().hints_loaded, segments.len(), "{at}: hint files were not rewritten");
             assert_holds(&store, &model);
             close(store);
         }
@@ -535,29 +539,30 @@ fn a_segment_of_another_store_is_refused() {
     });
 }
 
-/// A store that was killed, and garbage behind its last record; the name for the copy of it, and the garbage.
+/// The image of a killed store with garbage behind its last record, the name of the copy that salvage makes, and the
+/// garbage.
 fn torn(seed: u64) -> (Image, String, Vec<u8>) {
-    let world = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
-    let (image, name) = world.run_until(async {
-        let store = Store::builder("/sim").backend(Arc::new(world.clone())).prewrite(false).open().await.unwrap();
+    let backend = SimBackend::new(SimConfig { seed, ..SimConfig::default() });
+    let (image, name) = backend.run_until(async {
+        let store = Store::builder("/sim").backend(Arc::new(backend.clone())).prewrite(false).open().await.unwrap();
         for number in 0..4 {
             store.put(format!("key-{number}"), "value").await.unwrap();
         }
-        let image = world.kill_image(&mut Draws::new(seed));
+        let image = backend.kill_image(&mut Draws::new(seed));
         let name = image.names().find(|name| name.ends_with(".seg")).unwrap().to_owned();
         (image, name)
     });
-    world.shutdown();
+    backend.shutdown();
     let (mut image, garbage) = (image, Rng::new(seed).bytes(20_000));
     assert!(image.edit(&name, |bytes| bytes.extend_from_slice(&garbage)));
     (image, format!("{name}.cut"), garbage)
 }
 
-/// Opens `image`, looks at the store, closes it; what a crash would find, and the name of the copy.
+/// Opens `image`, checks the store and closes it. Returns the backend, and the name of the copy from the report.
 fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (SimBackend, Option<String>) {
-    let world = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
-    let copy = world.run_until(async {
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone())).recovery(recovery);
+    let backend = SimBackend::from_image(image, SimConfig { seed: 3, capacity_bytes, ..SimConfig::default() });
+    let copy = backend.run_until(async {
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).recovery(recovery);
         let store = builder.open().await.unwrap();
         let report = store.recovery_report().clone();
         assert!(report.damage.is_empty() && report.foreign_files.is_empty(), "{report:?}");
@@ -567,45 +572,45 @@ fn open_torn(image: Image, recovery: Recovery, capacity_bytes: Option<u64>) -> (
         store.close().await.unwrap();
         report.cut_copy
     });
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
-    (world, copy)
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
+    (backend, copy)
 }
 
-/// What is behind the last whole record may have been acknowledged. A salvage used to throw it away.
+/// Regression: bytes behind the last whole record may have been acknowledged. Salvage discarded them.
 #[test]
-fn a_salvage_keeps_a_copy_of_what_it_cuts_whenever_it_is_cut_off_itself() {
+fn a_salvage_interrupted_at_any_step_keeps_a_copy_of_the_cut_bytes() {
     let (torn, name, garbage) = torn(5);
-    let (world, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
+    let (backend, copy) = open_torn(torn.clone(), Recovery::Salvage, None);
     assert_eq!(copy.as_deref(), Some(&name[..]));
-    assert_eq!(world.image().bytes(&name), Some(&garbage[..]));
-    let (journal, mut rng, mut states, mut made_again) = (world.take_journal(), Draws::new(7), 0, 0);
+    assert_eq!(backend.image().bytes(&name), Some(&garbage[..]));
+    let (journal, mut rng, mut states, mut made_again) = (backend.take_journal(), Draws::new(7), 0, 0);
     for step in 0..=journal.len() {
         let mut left: Vec<_> = journal.crash_images(step, 6, &mut rng).collect();
         left.push(journal.kill_image(step, &mut rng));
         for image in left {
-            let (world, copy) = open_torn(image, Recovery::Salvage, None);
-            let image = world.image();
+            let (backend, copy) = open_torn(image, Recovery::Salvage, None);
+            let image = backend.image();
             assert!(image.bytes(&name) == Some(&garbage[..]), "step {step}, {}", journal.describe(step));
             assert!(!image.names().any(|name| name.ends_with(".tmp")), "step {step}");
             made_again += u64::from(copy.is_some());
             states += 1;
-            // And it is nobody's business from then on.
-            let (world, copy) = open_torn(image, Recovery::Strict, None);
-            assert_eq!((copy, world.image().bytes(&name)), (None, Some(&garbage[..])));
+            // Later opens leave the copy alone.
+            let (backend, copy) = open_torn(image, Recovery::Strict, None);
+            assert_eq!((copy, backend.image().bytes(&name)), (None, Some(&garbage[..])));
         }
     }
-    assert!(made_again > 20 && states > made_again, "{made_again} of {states} cut once more");
+    assert!(made_again > 20 && states > made_again, "{made_again} of {states} copied again");
 }
 
 #[test]
-fn a_strict_open_and_a_full_disk_make_no_copy_of_what_is_cut() {
+fn a_strict_open_or_a_full_disk_makes_no_copy_of_the_cut_bytes() {
     let (torn, name, _) = torn(5);
-    let (world, copy) = open_torn(torn.clone(), Recovery::Strict, None);
-    assert_eq!((copy, world.image().bytes(&name)), (None, None));
+    let (backend, copy) = open_torn(torn.clone(), Recovery::Strict, None);
+    assert_eq!((copy, backend.image().bytes(&name)), (None, None));
     let used = torn.total_bytes();
-    let (world, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
-    let image = world.image();
+    let (backend, copy) = open_torn(torn, Recovery::Salvage, Some(used + 1000));
+    let image = backend.image();
     assert_eq!((copy, image.bytes(&name)), (None, None));
     assert!(!image.names().any(|name| name.ends_with(".tmp")));
 }

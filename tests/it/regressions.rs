@@ -1,4 +1,4 @@
-//! Bugs that were fixed, each with the story of how it showed.
+//! Fixed bugs, each with a description of its symptom.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -10,15 +10,15 @@ use ringcask::{Durability, Store};
 
 const SEEDS: u64 = 60;
 
-fn world(seed: u64) -> SimBackend {
+fn backend(seed: u64) -> SimBackend {
     SimBackend::new(SimConfig { seed, ..SimConfig::default() })
 }
 
-async fn open(world: &SimBackend) -> Store {
-    Store::builder("/db").backend(Arc::new(world.clone())).open().await.unwrap()
+async fn open(backend: &SimBackend) -> Store {
+    Store::builder("/db").backend(Arc::new(backend.clone())).open().await.unwrap()
 }
 
-/// Lets the store's own tasks run for `turns`.
+/// Lets the store's own tasks run for `count` turns.
 async fn turns(count: u32) {
     let mut left = count;
     poll_fn(|cx| {
@@ -32,21 +32,21 @@ async fn turns(count: u32) {
     .await;
 }
 
-/// A `Synced` delete found the key gone and said so at once; but the delete that had removed it was only buffered, and
-/// a power cut brought the key back.
+/// A `Synced` delete of an absent key returned at once. The delete that had removed the key was only buffered, so a
+/// power cut restored the key.
 #[test]
-fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
+fn a_synced_delete_of_an_absent_key_makes_an_earlier_buffered_delete_durable() {
     let mut images = 0;
     for seed in 0..SEEDS {
-        let world = world(seed);
-        let store = world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        let store = backend.run_until(async {
+            let store = open(&backend).await;
             store.put("k", "v").await.unwrap();
             assert!(store.delete("k").durability(Durability::Buffered).await.unwrap());
             assert!(!store.delete("k").await.unwrap());
             store
         });
-        for image in world.crash_images(16, &mut Rng::new(seed)) {
+        for image in backend.crash_images(16, &mut Rng::new(seed)) {
             let after = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
             let found = after.run_until(async { open(&after).await.get("k").await.unwrap() });
             assert_eq!(found, None, "seed {seed}");
@@ -58,18 +58,18 @@ fn a_synced_delete_that_finds_nothing_does_not_rest_on_a_buffered_one() {
     assert!(images >= SEEDS);
 }
 
-/// A write failed while a `Buffered` put was staged behind it. The put had been acknowledged; from then on reading it
-/// was an error, because the failure had taken the place away by which readers find staged records.
+/// A write failed while a `Buffered` put was staged behind it. Reading the acknowledged put then returned an error,
+/// because the failure had removed the locations of staged records.
 #[test]
-fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
+fn acknowledged_buffered_writes_stay_readable_after_a_failed_write() {
     let mut poisoned = 0;
     for seed in 0..SEEDS {
-        let world = world(seed);
-        world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = open(&backend).await;
             store.put("first", "1").await.unwrap();
-            let nth = world.op_count(OpClass::Write);
-            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::EIO, sticky: false });
+            let nth = backend.op_count(OpClass::Write);
+            backend.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::EIO, sticky: false });
             let mut write = pin!(store.put("second", "2"));
             assert!(poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await.is_pending());
             turns(u32::try_from(seed % 6).unwrap()).await;
@@ -87,17 +87,17 @@ fn what_was_acknowledged_as_buffered_stays_readable_after_a_failed_write() {
     assert!(poisoned > 0);
 }
 
-/// A write was rolled back, and its version spent. `sync` then named that version as durable, `durable_version` never
-/// got there, and a wait for it had no end.
+/// A failed write was rolled back and left its version unused. `sync` then returned that version, `durable_version`
+/// never reached it, and `wait_durable` never resolved.
 #[test]
-fn versions_that_were_spent_on_a_failed_write_are_not_waited_for() {
+fn wait_durable_skips_the_version_of_a_failed_write() {
     for seed in 0..SEEDS {
-        let world = world(seed);
-        world.run_until(async {
-            let store = open(&world).await;
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = open(&backend).await;
             store.put("first", "1").await.unwrap();
-            let nth = world.op_count(OpClass::Write);
-            world.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::ENOSPC, sticky: false });
+            let nth = backend.op_count(OpClass::Write);
+            backend.inject(Fault { class: OpClass::Write, nth, kind: FaultKind::ENOSPC, sticky: false });
             store.put("second", "2").await.unwrap_err();
             let version = store.sync().await.unwrap();
             store.wait_durable(version).await.unwrap();

@@ -20,10 +20,10 @@ use crate::helpers::{
 
 const RESERVE_BYTES: u64 = 256 << 10;
 const SEGMENT_BYTES: u64 = 16 << 10;
-/// How many keys a store under test holds: their tombstones fill several segments.
+/// The number of keys in a store under test. Their tombstones fill several segments.
 const KEYS: u32 = 1200;
 
-/// Without compaction by itself, which would give the space back that these tests mean to run out of.
+/// Automatic compaction is off: it would free the space that these tests exhaust.
 fn with_options(builder: Builder) -> Builder {
     let builder = builder.compaction(Compaction::new().automatic(false));
     builder.segment_bytes(SEGMENT_BYTES).reserve_bytes(RESERVE_BYTES).durability(Durability::Written)
@@ -47,26 +47,26 @@ fn stock(store: &Store) -> Model {
 fn delete_some(store: &Store, model: &mut Model, keys: std::ops::Range<u32>) {
     for index in keys {
         let key = key_of(index);
-        let gone = block_on(store.delete(&key)).unwrap_or_else(|error| panic!("delete {index}: {error:?}"));
-        assert_eq!(gone, model.remove(&key).is_some(), "delete {index}");
+        let existed = block_on(store.delete(&key)).unwrap_or_else(|error| panic!("delete {index}: {error:?}"));
+        assert_eq!(existed, model.remove(&key).is_some(), "delete {index}");
     }
 }
 
 #[track_caller]
 fn assert_refused(store: &Store, key: &str) {
-    // Longer than what may be claimed in the segment already, which is for puts too.
+    // Longer than the space that may already be preallocated in the segment, which puts may use.
     let error = block_on(store.put(key, vec![7; 20_000])).unwrap_err();
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
     assert!(!store.stats().poisoned);
 }
 
-/// Another process that takes every block there is.
+/// A file that stands for another process and takes every free block.
 struct Ballast(PathBuf);
 
 impl Ballast {
     fn fill(mount: &Mount) -> Self {
         let path = mount.point.join("ballast");
-        // Blocks that a removed file has left may come back a moment later.
+        // Blocks of a removed file may become free a moment later.
         for _ in 0..3 {
             let mut file = fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
             for piece in [64 << 10, 4 << 10, 1 << 10] {
@@ -77,7 +77,7 @@ impl Ballast {
         Self(path)
     }
 
-    /// Gives `bytes` back.
+    /// Frees `bytes`.
     fn shrink(&self, bytes: u64) {
         let file = fs::OpenOptions::new().write(true).open(&self.0).unwrap();
         file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
@@ -104,7 +104,7 @@ fn for_each_small_disk(test: impl Fn(&Env, &Mount)) {
 }
 
 #[test]
-fn deletes_work_right_after_an_open_on_a_full_disk_and_puts_when_space_returns() {
+fn a_full_disk_accepts_deletes_after_an_open_and_puts_when_space_returns() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let builder = || with_options(env.builder_at(&path));
@@ -124,7 +124,7 @@ fn deletes_work_right_after_an_open_on_a_full_disk_and_puts_when_space_returns()
         let held = store.stats().reserve_held_bytes;
         assert!(held < RESERVE_BYTES && held > RESERVE_BYTES / 2, "{held} bytes are left");
         assert_holds(&store, &model);
-        // Less than the reserve lacks is for the reserve.
+        // The reserve takes freed space first, and 4 KiB is less than it lacks.
         ballast.shrink(4 << 10);
         assert_refused(&store, "too early");
         ballast.remove();
@@ -141,21 +141,21 @@ fn deletes_work_right_after_an_open_on_a_full_disk_and_puts_when_space_returns()
 }
 
 #[test]
-fn deletes_go_on_beyond_the_end_of_the_active_segment_on_a_full_disk() {
+fn deletes_on_a_full_disk_continue_in_the_next_segment() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let store = open(with_options(env.builder_at(&path)));
         let mut model = stock(&store);
         let before = store.stats().segments.len();
         for round in 0..16 {
-            // What a sealed segment gives back is gone at once.
+            // The ballast takes the space that sealing a segment frees at once.
             Ballast::fill(mount);
             delete_some(&store, &mut model, round * 50..round * 50 + 50);
             assert_refused(&store, "between");
         }
         let stats = store.stats();
         assert!(stats.segments.len() >= before + 3, "{} segments before, {} after", before, stats.segments.len());
-        // After a kill, and with the disk as full as before, all of it is there.
+        // After a kill, all records are recovered although the disk is still full.
         drop(store);
         let store = open(with_options(env.builder_at(&path)));
         assert_holds(&store, &model);
@@ -178,7 +178,7 @@ fn deletes_beyond_the_reserve_are_refused_and_nothing_is_lost() {
         for index in 0..KEYS {
             let key = key_of(index);
             match block_on(store.delete(&key)) {
-                Ok(gone) => assert!(gone && model.remove(&key).is_some()),
+                Ok(deleted) => assert!(deleted && model.remove(&key).is_some()),
                 Err(error) => {
                     assert_eq!((error.kind(), error.outcome()), (ErrorKind::NoSpace, Outcome::NotApplied), "{error:?}");
                     refused += 1;
@@ -201,14 +201,14 @@ fn deletes_beyond_the_reserve_are_refused_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_store_killed_on_a_full_disk_opens_on_it() {
-    const NAME: &str = "reserve::a_store_killed_on_a_full_disk_opens_on_it";
+fn a_store_killed_on_a_full_disk_reopens_on_the_full_disk() {
+    const NAME: &str = "reserve::a_store_killed_on_a_full_disk_reopens_on_the_full_disk";
     if is_child() {
         return fill_and_be_killed();
     }
     for_each_small_disk(|env, mount| {
-        // Without the reserve's help there is what the killed store had claimed behind its log. After as many deletes
-        // as could be made there is little of that, and the part of the reserve that deletes leave alone.
+        // Without a reserve, recovery has only the space that the killed store had preallocated behind its log. After
+        // as many deletes as possible, little of that is left, plus the part of the reserve that deletes do not use.
         for (reserve_bytes, deletes) in [(RESERVE_BYTES, false), (0, false), (RESERVE_BYTES, true)] {
             let path = mount.point.join("store");
             let mut child = rerun(NAME, env);
@@ -219,15 +219,15 @@ fn a_store_killed_on_a_full_disk_opens_on_it() {
             let output = child.output().unwrap();
             assert_eq!(output.status.signal(), Some(9), "{}", text_of(&output));
             let text = text_of(&output);
-            let held = text.lines().find_map(|line| line.split_once("HELD ")).expect("the child's last words").1;
-            let [gone, keys, claimed] =
+            let held = text.lines().find_map(|line| line.split_once("HELD ")).expect("the child's report").1;
+            let [deleted, keys, preallocated] =
                 held.split(' ').map(|word| word.parse::<u32>().unwrap()).collect::<Vec<_>>()[..]
             else {
                 panic!("{held}");
             };
-            let mut model: Model = (gone..keys).map(|index| (key_of(index), vec![3; 500])).collect();
-            assert!(claimed > 0 || deletes, "space is claimed behind the log");
-            assert_eq!(gone > 0, deletes);
+            let mut model: Model = (deleted..keys).map(|index| (key_of(index), vec![3; 500])).collect();
+            assert!(preallocated > 0 || deletes, "no space is preallocated behind the log");
+            assert_eq!(deleted > 0, deletes);
             let store = open(with_options(env.builder_at(&path)).segment_bytes(512 << 10).reserve_bytes(reserve_bytes));
             assert_holds(&store, &model);
             if reserve_bytes > 0 && !deletes {
@@ -235,7 +235,9 @@ fn a_store_killed_on_a_full_disk_opens_on_it() {
                 assert_holds(&store, &model);
             }
             close(store);
-            println!("{keys} keys less {gone} after the kill, {claimed} blocks were claimed behind the log");
+            println!(
+                "{keys} keys minus {deleted} after the kill, {preallocated} blocks were preallocated behind the log"
+            );
             fs::remove_dir_all(&path).unwrap();
             fs::remove_file(mount.point.join("ballast")).unwrap();
         }
@@ -251,22 +253,22 @@ fn fill_and_be_killed() {
     }
     let mount = std::mem::ManuallyDrop::new(Mount { point: path.parent().unwrap().to_path_buf() });
     Ballast::fill(&mount);
-    let mut gone = 0;
+    let mut deleted = 0;
     if std::env::var_os("RINGCASK_TEST_DELETES").is_some() {
-        while block_on(store.delete(key_of(gone))).is_ok() {
-            gone += 1;
+        while block_on(store.delete(key_of(deleted))).is_ok() {
+            deleted += 1;
         }
     }
     let active = files_with(&path, "seg").pop().unwrap();
     let metadata = fs::metadata(&active).unwrap();
-    let claimed = metadata.blocks().saturating_sub(metadata.len().div_ceil(4096) * 8);
-    println!("\nHELD {gone} {count} {claimed}");
+    let preallocated = metadata.blocks().saturating_sub(metadata.len().div_ceil(4096) * 8);
+    println!("\nHELD {deleted} {count} {preallocated}");
     std::io::stdout().flush().unwrap();
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
 }
 
 #[test]
-fn a_disk_that_was_full_at_the_first_open_gets_its_reserve_later() {
+fn the_reserve_is_created_when_a_disk_that_was_full_at_open_has_space() {
     for_each_small_disk(|env, mount| {
         let path = mount.point.join("store");
         let builder = || with_options(env.builder_at(&path));
@@ -285,7 +287,7 @@ fn a_disk_that_was_full_at_the_first_open_gets_its_reserve_later() {
     });
 }
 
-fn claimed_bytes(path: &Path) -> u64 {
+fn allocated_bytes(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
@@ -299,8 +301,8 @@ fn the_reserve_is_an_empty_private_file_that_is_removed_when_disabled() {
             assert_eq!(store.recovery_report().foreign_files, Vec::<String>::new());
             let metadata = fs::metadata(&reserve).unwrap();
             assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (0, 0o600));
-            // On a file system without `fallocate` nothing is held.
-            assert_eq!(claimed_bytes(&reserve), store.stats().reserve_held_bytes);
+            // On a file system without `fallocate`, the reserve holds nothing.
+            assert_eq!(allocated_bytes(&reserve), store.stats().reserve_held_bytes);
             close(store);
         }
         let store = open(with_options(env.builder()).reserve_bytes(0));
@@ -342,7 +344,7 @@ fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
                 (before.ino(), before.file_type(), before.len(), before.blocks()),
                 "{what}"
             );
-            assert_eq!(claimed_bytes(&outside), 0, "the link was followed");
+            assert_eq!(allocated_bytes(&outside), 0, "the link was followed");
             match after.is_dir() {
                 true => fs::remove_dir(&reserve).unwrap(),
                 false => fs::remove_file(&reserve).unwrap(),
@@ -352,16 +354,16 @@ fn a_foreign_file_named_like_the_reserve_is_reported_and_left_alone() {
     });
 }
 
-// ---- compaction --------------------------------------------------------------------------------------------------------
+// ---- compaction ---------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
+fn compaction_on_the_reserve_frees_a_full_disk_for_puts() {
     for_each_small_disk(|env, mount| {
         for automatic in [false, true] {
             let path = mount.point.join("store");
             let store = open(with_options(env.builder_at(&path)));
             let mut model = Model::new();
-            // Every segment is left with about a quarter alive.
+            // About a quarter of every segment stays live.
             for round in 0..4_u32 {
                 for index in (0..KEYS).filter(|index| round == 0 || index % 4 != 0) {
                     put(&store, key_of(index), [round as u8; 60]);
@@ -396,11 +398,11 @@ fn a_full_disk_is_compacted_on_the_reserve_and_takes_puts_again() {
 }
 
 #[test]
-fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
-    let world = world(3);
-    let store = world.run_until(simulated(&world).reserve_bytes(0).open()).unwrap();
+fn a_compaction_without_space_keeps_its_inputs_and_can_be_retried() {
+    let backend = backend(3);
+    let store = backend.run_until(simulated(&backend).reserve_bytes(0).open()).unwrap();
     let mut model = Model::new();
-    world.run_until(async {
+    backend.run_until(async {
         for round in 0..4_u8 {
             for index in (0..60).filter(|index| round == 0 || index % 3 != 0) {
                 store.put(key_of(index), [round; 40]).await.unwrap();
@@ -408,15 +410,15 @@ fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
             }
         }
         let before = store.stats();
-        world.set_capacity(Some(world.used_bytes()));
+        backend.set_capacity(Some(backend.used_bytes()));
         let sealed = before.segments.iter().filter(|it| it.sealed && it.live_bytes > 0).map(|it| it.id);
         let refused = store.compact().segments(sealed).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
-        assert_eq!(store.stats().segments, before.segments, "nothing was lost, and nothing is left over");
+        assert_eq!(store.stats().segments, before.segments, "the failed compaction changed the segments");
         for (key, value) in &model {
             assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&value[..]));
         }
-        world.set_capacity(None);
+        backend.set_capacity(None);
         store.compact().await.unwrap();
         assert!(store.stats().disk_bytes < before.disk_bytes && store.stats().compaction_error.is_none());
         for (key, value) in &model {
@@ -425,41 +427,44 @@ fn a_compaction_that_finds_no_space_leaves_its_inputs_and_is_tried_again() {
         store.close().await.unwrap();
     });
     drop(store);
-    world.shutdown();
+    backend.shutdown();
 }
 
-// ---- on a simulated disk ---------------------------------------------------------------------------------------------
+// ---- on a simulated disk --------------------------------------------------------------------------------------------
 
-fn world(seed: u64) -> SimBackend {
+fn backend(seed: u64) -> SimBackend {
     SimBackend::new(SimConfig { seed, short_percent: 10, interrupt_percent: 10, ..SimConfig::default() })
 }
 
-fn simulated(world: &SimBackend) -> Builder {
-    with_options(Store::builder("/db").backend(Arc::new(world.clone())))
+fn simulated(backend: &SimBackend) -> Builder {
+    with_options(Store::builder("/db").backend(Arc::new(backend.clone())))
         .segment_bytes(2048)
         .reserve_bytes(8192)
         .sync_interval(Duration::from_secs(60))
 }
 
-/// Kills and power cuts of a store that lives on its reserve: whatever they leave opens on the full disk, holds what it
-/// must, and can delete again.
+/// Kills and power cuts of a store that uses its reserve. Every crash image opens on the full disk, holds the
+/// acknowledged records, and accepts deletes.
 #[test]
-fn a_full_simulated_disk_is_survived_by_crashes_too() {
+fn a_store_on_its_reserve_survives_crashes() {
     let (mut images, mut refused) = (0, 0);
     for seed in 0..40 {
-        let world = world(seed);
-        let said = |error: ringcask::Error| format!("seed {seed}: {error:?}");
+        let backend = backend(seed);
+        let describe = |error: ringcask::Error| format!("seed {seed}: {error:?}");
         let key = |index: u32| format!("k{index}");
-        let store = world.run_until(async {
-            let store = simulated(&world).open().await.map_err(said)?;
+        let store = backend.run_until(async {
+            let store = simulated(&backend).open().await.map_err(describe)?;
             for index in 0..60 {
-                store.put(key(index), [1; 40]).await.map_err(said)?;
+                store.put(key(index), [1; 40]).await.map_err(describe)?;
             }
-            store.close().await.map_err(said)?;
-            world.set_capacity(Some(world.used_bytes()));
-            let store = simulated(&world).open().await.map_err(said)?;
+            store.close().await.map_err(describe)?;
+            backend.set_capacity(Some(backend.used_bytes()));
+            let store = simulated(&backend).open().await.map_err(describe)?;
             for index in 0..40 {
-                assert!(store.delete(key(index)).durability(Durability::Synced).await.map_err(said)?, "seed {seed}");
+                assert!(
+                    store.delete(key(index)).durability(Durability::Synced).await.map_err(describe)?,
+                    "seed {seed}"
+                );
                 if index % 5 == 0 {
                     let error = store.put("new", [2; 10]).await.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::NoSpace, "seed {seed}: {error:?}");
@@ -471,53 +476,54 @@ fn a_full_simulated_disk_is_survived_by_crashes_too() {
         let store = store.unwrap();
         assert!(store.stats().reserve_held_bytes < 8192);
         let mut rng = SimRng::new(seed);
-        let mut left = world.crash_images(6, &mut rng);
-        left.push(world.kill_image(&mut rng));
-        world.shutdown();
+        let mut left = backend.crash_images(6, &mut rng);
+        left.push(backend.kill_image(&mut rng));
+        backend.shutdown();
         drop(store);
         for image in left {
             images += 1;
-            let world = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
-            world.set_capacity(Some(world.used_bytes() + 8192));
-            let after = world.run_until(async {
-                let store = simulated(&world).open().await.map_err(said)?;
+            let backend = SimBackend::from_image(image, SimConfig { seed, ..SimConfig::default() });
+            backend.set_capacity(Some(backend.used_bytes() + 8192));
+            let after = backend.run_until(async {
+                let store = simulated(&backend).open().await.map_err(describe)?;
                 for index in 0..60 {
                     assert_eq!(
-                        store.get(key(index)).await.map_err(said)?.is_some(),
+                        store.get(key(index)).await.map_err(describe)?.is_some(),
                         index >= 40,
                         "seed {seed}: {index}"
                     );
                 }
-                world.set_capacity(Some(world.used_bytes()));
+                backend.set_capacity(Some(backend.used_bytes()));
                 for index in 40..60 {
-                    assert!(store.delete(key(index)).await.map_err(said)?, "seed {seed}: {index}");
+                    assert!(store.delete(key(index)).await.map_err(describe)?, "seed {seed}: {index}");
                 }
-                world.set_capacity(None);
-                store.put("new", "fits").await.map_err(said)?;
+                backend.set_capacity(None);
+                store.put("new", "fits").await.map_err(describe)?;
                 assert_eq!(store.stats().reserve_held_bytes, 8192, "seed {seed}");
-                store.close().await.map_err(said)
+                store.close().await.map_err(describe)
             });
             after.unwrap();
-            assert_eq!(world.panics(), Vec::<String>::new());
-            world.shutdown();
+            assert_eq!(backend.panics(), Vec::<String>::new());
+            backend.shutdown();
         }
     }
     println!("{images} crash images of a store on its reserve, {refused} puts refused before");
 }
 
-/// A delete waits while a put makes the task look for space; and the other way round. Neither gets the other's answer.
+/// A delete waits while the commit task looks for space for a put, and the other way round. Only the put is
+/// refused.
 #[test]
-fn writers_that_come_together_are_answered_each_by_its_own_rule() {
+fn a_put_is_refused_and_a_concurrent_delete_succeeds_without_space() {
     for seed in 0..30 {
-        let world = world(seed);
-        world.run_until(async {
-            let store = simulated(&world).open().await.unwrap();
+        let backend = backend(seed);
+        backend.run_until(async {
+            let store = simulated(&backend).open().await.unwrap();
             for index in 0..20_u32 {
                 store.put(index.to_le_bytes(), [1; 40]).await.unwrap();
             }
             store.close().await.unwrap();
-            world.set_capacity(Some(world.used_bytes()));
-            let store = simulated(&world).open().await.unwrap();
+            backend.set_capacity(Some(backend.used_bytes()));
+            let store = simulated(&backend).open().await.unwrap();
             for index in 0..20_u32 {
                 let (put, delete) = (store.put("new", [2; 3000]), store.delete(index.to_le_bytes()));
                 let (put, deleted) = match index % 2 {
@@ -530,27 +536,27 @@ fn writers_that_come_together_are_answered_each_by_its_own_rule() {
                 assert_eq!(put.unwrap_err().kind(), ErrorKind::NoSpace, "seed {seed}");
                 assert!(deleted.unwrap_or_else(|error| panic!("seed {seed}, delete {index}: {error:?}")));
             }
-            assert!(store.stats().segments.len() < 10, "refused puts start no segments: {:?}", store.stats().segments);
+            assert!(store.stats().segments.len() < 10, "refused puts started segments: {:?}", store.stats().segments);
             store.close().await.unwrap();
         });
-        assert_eq!(world.panics(), Vec::<String>::new());
-        world.shutdown();
+        assert_eq!(backend.panics(), Vec::<String>::new());
+        backend.shutdown();
     }
 }
 
-/// A new MANIFEST that there is no room for in the directory has not replaced the old one. The store used to be
-/// poisoned.
+/// Regression: a rename to MANIFEST failed because the directory had no room, and the store was poisoned. The old
+/// MANIFEST is still in place, so the store continues.
 #[test]
 fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
     for (kind, poisons) in [(FaultKind::ENOSPC, false), (FaultKind::EDQUOT, false), (FaultKind::EIO, true)] {
-        let world = SimBackend::new(SimConfig::default());
-        let builder = || Store::builder("/sim").backend(Arc::new(world.clone())).reserve_bytes(0);
-        let left = world.run_until(async {
+        let backend = SimBackend::new(SimConfig::default());
+        let builder = || Store::builder("/sim").backend(Arc::new(backend.clone())).reserve_bytes(0);
+        let left = backend.run_until(async {
             let store = builder().open().await.unwrap();
-            world.inject(Fault::once(OpClass::Rename, world.op_count(OpClass::Rename), kind));
-            // The first write starts a segment, which the MANIFEST has to list.
+            backend.inject(Fault::once(OpClass::Rename, backend.op_count(OpClass::Rename), kind));
+            // The first write starts a segment, which the MANIFEST must list.
             let error = store.put("refused", "v").await.unwrap_err();
-            assert_eq!(world.fault_count(), 1, "{kind:?}: {error:?}");
+            assert_eq!(backend.fault_count(), 1, "{kind:?}: {error:?}");
             let expected = if poisons { ErrorKind::Poisoned } else { ErrorKind::NoSpace };
             assert_eq!((error.kind(), error.outcome()), (expected, Outcome::NotApplied), "{kind:?}: {error:?}");
             assert_eq!(store.stats().poisoned, poisons, "{kind:?}");
@@ -559,17 +565,17 @@ fn a_rename_that_fails_for_lack_of_space_changes_nothing() {
                 store.close().await.unwrap();
             }
             drop(store);
-            world.image()
+            backend.image()
         });
-        world.shutdown();
+        backend.shutdown();
         assert!(!left.names().any(|name| name.ends_with(".tmp")) || poisons, "{:?}", left.names().collect::<Vec<_>>());
-        let world = SimBackend::from_image(left, SimConfig::default());
-        let builder = Store::builder("/sim").backend(Arc::new(world.clone()));
-        world.run_until(async {
+        let backend = SimBackend::from_image(left, SimConfig::default());
+        let builder = Store::builder("/sim").backend(Arc::new(backend.clone()));
+        backend.run_until(async {
             let store = builder.open().await.unwrap();
             assert_eq!((store.contains_key("refused"), store.contains_key("fits")), (false, !poisons), "{kind:?}");
             store.close().await.unwrap();
         });
-        world.shutdown();
+        backend.shutdown();
     }
 }

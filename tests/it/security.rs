@@ -1,4 +1,4 @@
-//! An attacker who controls a key, a value, a file name or an account on the machine gains nothing.
+//! An attacker with control over a key, a value, a file name or an account on the machine gains nothing.
 //!
 //! Modes and links are tested in `recovery`, hostile contents in `tests/corruption` and `tests/fuzz`.
 
@@ -13,8 +13,8 @@ use crate::helpers::{block_on, close, copy_store, files_with, for_each_engine, g
 const SECRET_KEY: &str = "secret-key-that-nobody-may-see";
 const SECRET_VALUE: &str = "secret-value-that-nobody-may-see";
 
-/// Whether the text, or its bytes written as numbers, has something of the secrets.
-fn betrays(text: &str) -> bool {
+/// Whether `text` contains part of a secret, as text or as a list of byte values.
+fn reveals_secret(text: &str) -> bool {
     let as_numbers = |secret: &str| format!("{:?}", &secret.as_bytes()[..8]).trim_matches(['[', ']']).to_owned();
     [SECRET_KEY, SECRET_VALUE].iter().any(|secret| text.contains(secret) || text.contains(&as_numbers(secret)))
 }
@@ -25,43 +25,46 @@ fn texts(error: &Error) -> [String; 3] {
 }
 
 #[test]
-fn keys_and_values_are_in_no_error_and_no_debug_output() {
-    assert!(betrays(&format!("{:?}", SECRET_KEY.as_bytes())) && betrays(SECRET_VALUE), "the check can fail");
+fn errors_and_debug_output_reveal_no_keys_or_values() {
+    assert!(
+        reveals_secret(&format!("{:?}", SECRET_KEY.as_bytes())) && reveals_secret(SECRET_VALUE),
+        "the check cannot fail"
+    );
     for_each_engine(|env| {
-        let mut said: Vec<String> = Vec::new();
+        let mut collected: Vec<String> = Vec::new();
         let store = open(env.builder().max_value_bytes(100).segment_bytes(4096));
         let too_long = SECRET_VALUE.repeat(10);
-        said.extend(texts(&block_on(store.put(SECRET_KEY, &too_long)).unwrap_err()));
-        said.extend(texts(&block_on(store.put(SECRET_KEY.repeat(5000), "v")).unwrap_err()));
+        collected.extend(texts(&block_on(store.put(SECRET_KEY, &too_long)).unwrap_err()));
+        collected.extend(texts(&block_on(store.put(SECRET_KEY.repeat(5000), "v")).unwrap_err()));
         let mut batch = Batch::new();
         batch.put(SECRET_KEY, SECRET_VALUE).put(SECRET_KEY, &too_long).delete(SECRET_KEY);
-        said.push(format!("{batch:?}"));
-        said.extend(texts(&block_on(store.write(batch)).unwrap_err()));
+        collected.push(format!("{batch:?}"));
+        collected.extend(texts(&block_on(store.write(batch)).unwrap_err()));
         for number in 0..40 {
             put(&store, format!("{SECRET_KEY}-{number}"), SECRET_VALUE);
         }
-        said.push(format!(
+        collected.push(format!(
             "{:?} {:?} {:?}",
             store.put(SECRET_KEY, SECRET_VALUE),
             store.get(SECRET_KEY),
             store.delete(SECRET_KEY)
         ));
-        said.push(format!("{store:?} {:?} {:?}", store.stats(), store.recovery_report()));
+        collected.push(format!("{store:?} {:?} {:?}", store.stats(), store.recovery_report()));
         close(store.clone());
-        said.extend(texts(&block_on(store.put(SECRET_KEY, SECRET_VALUE)).unwrap_err()));
-        said.extend(texts(&block_on(store.get(SECRET_KEY)).unwrap_err()));
-        said.extend(damaged(&env.path(), &env.dir.path().join("copy")));
-        println!("{} texts", said.len());
-        assert!(said.len() > 20);
-        for text in &said {
-            assert!(!betrays(text), "{text}");
+        collected.extend(texts(&block_on(store.put(SECRET_KEY, SECRET_VALUE)).unwrap_err()));
+        collected.extend(texts(&block_on(store.get(SECRET_KEY)).unwrap_err()));
+        collected.extend(damaged(&env.path(), &env.dir.path().join("copy")));
+        println!("{} texts", collected.len());
+        assert!(collected.len() > 20);
+        for text in &collected {
+            assert!(!reveals_secret(text), "{text}");
         }
     });
 }
 
-/// Damages copies of the store, every segment in turn; what is said of it.
+/// Damages copies of the store, one segment at a time. Returns the resulting errors and reports as text.
 fn damaged(path: &Path, copy: &Path) -> Vec<String> {
-    let mut said = Vec::new();
+    let mut collected = Vec::new();
     for segment in files_with(path, "seg") {
         let whole = fs::read(&segment).unwrap();
         for at in (600..whole.len()).step_by(397) {
@@ -72,13 +75,13 @@ fn damaged(path: &Path, copy: &Path) -> Vec<String> {
                 copy_store(path, copy);
                 fs::write(copy.join(segment.file_name().unwrap()), &bytes).unwrap();
                 match block_on(Store::builder(copy).recovery(recovery).open()) {
-                    Err(error) => said.extend(texts(&error)),
+                    Err(error) => collected.extend(texts(&error)),
                     Ok(store) => {
-                        said.push(format!("{:?}", store.recovery_report()));
+                        collected.push(format!("{:?}", store.recovery_report()));
                         let gets = (0..40).map(|number| block_on(store.get(format!("{SECRET_KEY}-{number}"))));
-                        said.extend(gets.filter_map(Result::err).flat_map(|error| texts(&error)));
+                        collected.extend(gets.filter_map(Result::err).flat_map(|error| texts(&error)));
                         if let Err(error) = block_on(store.compact()) {
-                            said.extend(texts(&error));
+                            collected.extend(texts(&error));
                         }
                         close(store);
                     }
@@ -86,12 +89,12 @@ fn damaged(path: &Path, copy: &Path) -> Vec<String> {
             }
         }
     }
-    said
+    collected
 }
 
-/// Names of the store's own that somebody else has put there first.
+/// Links under names that the store uses, placed before the store creates its files.
 #[test]
-fn a_link_under_any_name_of_ours_is_never_followed() {
+fn a_link_under_a_name_that_the_store_uses_is_never_followed() {
     for_each_engine(|env| {
         let victim = env.dir.path().join("victim");
         fs::write(&victim, "precious").unwrap();
@@ -109,7 +112,7 @@ fn a_link_under_any_name_of_ours_is_never_followed() {
                 } else {
                     symlink(&victim, &link).unwrap()
                 }
-                // Refused, or worked around; never written through.
+                // The open may be refused or work around the link, but nothing is written through it.
                 if let Ok(store) = block_on(env.builder_at(&path).segment_bytes(4096).open()) {
                     for number in 0..30_u32 {
                         let _ = block_on(store.put(number.to_le_bytes(), [7; 300]));
@@ -126,9 +129,9 @@ fn a_link_under_any_name_of_ours_is_never_followed() {
     });
 }
 
-/// Everything that is written in a store's life is its owner's alone, whatever the umask of the process allows.
+/// Every file that the store writes is private to its owner, whatever the umask of the process.
 #[test]
-fn compacted_copies_and_hints_are_as_private_as_what_they_were_made_from() {
+fn compacted_segments_and_hint_files_are_private() {
     for_each_engine(|env| {
         let store = open(env.builder().segment_bytes(4096));
         for number in 0..60_u32 {
@@ -148,7 +151,7 @@ fn compacted_copies_and_hints_are_as_private_as_what_they_were_made_from() {
     });
 }
 
-/// Twenty thousand files that are none of the store's.
+/// The directory holds 20,000 files that do not belong to the store.
 #[test]
 fn a_crowded_directory_opens() {
     for_each_engine(|env| {

@@ -1,13 +1,13 @@
 //! Short histories of several keys, checked as a whole for linearizability.
 //!
 //! The check per key in `linearizability.rs` cannot see that two keys of a batch changed at different times. Here a
-//! history is short enough to search all keys together: a few threads with a few operations each (puts, deletes, gets
-//! and batches over two or three keys) while compaction runs again and again. On the real engines the threads are
-//! real; in simulations they are futures on one thread, and a seed replays the run.
+//! history is short enough to search all keys together. A few threads run a few operations each (puts, deletes, gets
+//! and batches over two or three keys) while compactions run one after the other. On the real engines the threads are
+//! real. In simulations they are futures on one thread, and a seed replays the run.
 //!
-//! All writes of a history have the same durability. Between levels there is no such order: a `Buffered` put over a
-//! `Synced` batch that waits for the disk is visible at once and stays the newer of the two, so the batch becomes visible
-//! without that key. Each key alone still has an order.
+//! All writes of a history have the same durability, because writes of different levels have no common order across
+//! keys. A `Buffered` put over a `Synced` batch that waits for the disk is visible at once and stays the newer of the
+//! two, so the batch becomes visible without that key. Each key alone still has an order.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -33,7 +33,7 @@ type State = [Option<Value>; KEYS];
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Op {
     Put(usize, Value),
-    /// What the batch leaves of each key that it touches.
+    /// The value, or the absence, that the batch leaves for each key that it changes.
     Batch([Option<Option<Value>>; KEYS]),
     Delete {
         key: usize,
@@ -52,7 +52,7 @@ struct Event {
     op: Op,
 }
 
-/// Each client's operations, in its order.
+/// The operations of each client, in order.
 type History = Vec<Vec<Event>>;
 
 /// The state after `op`, if `op` can happen in `state`.
@@ -75,7 +75,7 @@ fn apply(mut state: State, op: &Op) -> Option<State> {
     Some(state)
 }
 
-/// Whether some order explains the history of keys that start absent.
+/// Whether some order explains the history, if all keys start absent.
 fn is_linearizable(history: &History) -> bool {
     let mut visited = HashSet::new();
     let mut open = vec![(vec![0_usize; history.len()], [None; KEYS])];
@@ -84,7 +84,7 @@ fn is_linearizable(history: &History) -> bool {
             continue;
         }
         let next = |client: usize| history[client].get(done[client]);
-        // What ended before another one started must come before it.
+        // An event that ended before another one started must come before it.
         let Some(first_end) = (0..history.len()).filter_map(next).map(|event| event.end).min() else {
             return true;
         };
@@ -101,28 +101,28 @@ fn is_linearizable(history: &History) -> bool {
 }
 
 #[test]
-fn the_checker_of_whole_histories_tells_good_ones_from_bad_ones() {
+fn the_checker_of_short_histories_accepts_good_and_rejects_bad_ones() {
     let event = |start, end, op| Event { start, end, op };
     let get = |key, found| Op::Get { key, found };
     let batch = |value| Op::Batch([Some(value), Some(value), None]);
-    // A get during a batch may see it or not; once a part is seen, all of it is there.
+    // A get during a batch may see it or not. Once part of the batch is seen, all of it is visible.
     let seen_then = |found| {
         let reader = vec![event(2, 3, get(0, Some(1))), event(4, 5, get(1, found))];
         is_linearizable(&vec![vec![event(1, 9, batch(Some(1)))], reader])
     };
     assert!(seen_then(Some(1)) && !seen_then(None), "half a batch");
-    // Two batches at the same time: either may win, but not each of them a key.
+    // One of two concurrent batches wins all keys.
     let winners = |first, second| {
         let batches = [1, 2].map(|value| vec![event(1, 9, batch(Some(value)))]);
         let reader = vec![event(10, 11, get(0, Some(first))), event(12, 13, get(1, Some(second)))];
         is_linearizable(&batches.into_iter().chain([reader]).collect())
     };
     assert!(winners(1, 1) && winners(2, 2) && !winners(1, 2) && !winners(2, 1), "batches mixed up");
-    // A delete tells truly whether the key existed, and is seen.
+    // A delete reports correctly whether the key existed, and is visible.
     let put_then = |op| is_linearizable(&vec![vec![event(1, 2, Op::Put(2, 7))], vec![event(3, 4, op)]]);
     assert!(put_then(Op::Delete { key: 2, existed: true }) && !put_then(Op::Delete { key: 2, existed: false }));
     assert!(put_then(get(2, Some(7))) && !put_then(get(2, None)) && !put_then(get(2, Some(8))));
-    // A batch that deletes.
+    // The same for a batch that deletes.
     let deleted_then = |found| {
         let first = vec![event(1, 2, batch(Some(7))), event(3, 4, batch(None))];
         is_linearizable(&vec![first, vec![event(5, 6, get(0, found))]])
@@ -130,7 +130,7 @@ fn the_checker_of_whole_histories_tells_good_ones_from_bad_ones() {
     assert!(deleted_then(None) && !deleted_then(Some(7)));
 }
 
-/// Long enough that segments fill and are compacted.
+/// Values are long enough that segments fill and are compacted.
 fn bytes(value: Value) -> Vec<u8> {
     let mut bytes = vec![0; 120];
     bytes[..4].copy_from_slice(&value.to_le_bytes());
@@ -138,7 +138,7 @@ fn bytes(value: Value) -> Vec<u8> {
 }
 
 fn level(rng: &mut Rng) -> Durability {
-    // A sync takes as long as a hundred other operations: few, or there is little to see.
+    // A sync takes as long as a hundred other operations. Few are synced, so that operations overlap.
     match rng.below(12) {
         0 => Durability::Synced,
         1..4 => Durability::Written,
@@ -146,7 +146,7 @@ fn level(rng: &mut Rng) -> Durability {
     }
 }
 
-/// One client's next operation.
+/// Runs the next operation of a client.
 async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability), unique: Value, rng: &mut Rng) -> Op {
     let key = rng.below(keys as u64) as usize;
     let name = |key: usize| format!("{label}-{key}");
@@ -179,7 +179,7 @@ async fn operate(store: &Store, label: &str, (keys, level): (usize, Durability),
     }
 }
 
-/// The part of one client in the history number `history`.
+/// Runs the operations of one client in history number `history`.
 async fn client(store: &Store, clock: &AtomicU64, seed: u64, history: u64, client: usize) -> Vec<Event> {
     let mut shape = Rng::new(seed ^ history << 20);
     let (clients, keys, level) = (3 + shape.below(2) as usize, 2 + shape.below(2) as usize, level(&mut shape));
@@ -204,7 +204,7 @@ fn builder(env: &Env) -> Builder {
     env.builder().segment_bytes(8 << 10).compaction(compaction).flush_interval(quick).sync_interval(quick)
 }
 
-/// As many histories as asked for, on real threads.
+/// Runs and checks `histories` histories on real threads.
 fn on_threads(env: &Env, seed: u64, histories: u64) {
     let store = open(builder(env));
     let (clock, barrier) = (Arc::new(AtomicU64::new(0)), Arc::new(Barrier::new(CLIENTS)));
@@ -238,7 +238,7 @@ fn on_threads(env: &Env, seed: u64, histories: u64) {
     }
 }
 
-/// Histories of one simulated store.
+/// The number of histories per simulated store.
 const OF_A_SIMULATION: u64 = 10;
 
 fn simulated(seed: u64) {
@@ -267,7 +267,7 @@ fn simulated(seed: u64) {
 }
 
 #[test]
-fn short_histories_of_all_keys_together_have_an_order() {
+fn short_histories_are_linearizable_over_all_keys() {
     let stage = stages::begin("small histories");
     let only = stages::number("RINGCASK_SEED");
     let first = only.unwrap_or_else(stages::first_seed);
@@ -276,27 +276,27 @@ fn short_histories_of_all_keys_together_have_an_order() {
         on_threads(env, first, each);
         total.set(total.get() + each);
     });
-    // What a real engine has not explored, for want of a ring, simulations do.
+    // Simulations fill in for a real engine that cannot run here.
     let (real, missing) = (total.get(), stage.floor().saturating_sub(total.get()));
-    let worlds = if only.is_some() { 1 } else { missing.div_ceil(OF_A_SIMULATION) };
-    (first..first + worlds).for_each(simulated);
-    let simulated = worlds * OF_A_SIMULATION;
+    let seeds = if only.is_some() { 1 } else { missing.div_ceil(OF_A_SIMULATION) };
+    (first..first + seeds).for_each(simulated);
+    let simulated = seeds * OF_A_SIMULATION;
     stage.end(real + simulated, &format!("{real} on real threads, {simulated} simulated, from seed {first}"));
 }
 
-/// Simulations in which a seeded bug must show.
+/// The number of simulations in which a seeded bug must be found.
 const SEEDS_WITH_A_BUG: u64 = 2_000;
 
 #[test]
-fn short_histories_show_a_seeded_bug() {
-    const NAME: &str = "small_histories::short_histories_show_a_seeded_bug";
+fn short_histories_find_a_seeded_bug() {
+    const NAME: &str = "small_histories::short_histories_find_a_seeded_bug";
     if is_child() {
         activate(Some(SeededBug::RelocateUnconditionally));
         return (1..SEEDS_WITH_A_BUG).for_each(simulated);
     }
     let output = rerun(NAME, &Env::new(Engine::Threads)).output().unwrap();
     let text = text_of(&output);
-    assert!(!output.status.success() && text.contains("RINGCASK_SEED="), "not noticed: {text}");
+    assert!(!output.status.success() && text.contains("RINGCASK_SEED="), "the seeded bug was not found: {text}");
     let seed = text.split("RINGCASK_SEED=").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
-    println!("a compaction that moves what was overwritten shows in the simulation of seed {seed}");
+    println!("a compaction that repoints overwritten keys was found in the simulation of seed {seed}");
 }

@@ -1,4 +1,4 @@
-//! Submitted writes: their order is the order of the calls, and each is answered through its future.
+//! Submitted writes: their order is the order of the calls, and each future resolves with the result of its write.
 
 use std::sync::Arc;
 use std::thread;
@@ -23,8 +23,8 @@ struct Full {
 
 impl Full {
     fn new(env: &Env) -> Self {
-        let (world, gate) = GatedIo::around(env.engine);
-        let store = open(Store::builder(env.path()).backend(world).staging_bytes(64 << 10));
+        let (backend, gate) = GatedIo::around(env.engine);
+        let store = open(Store::builder(env.path()).backend(backend).staging_bytes(64 << 10));
         put(&store, "key", "before");
         gate.close(Kind::Write);
         let first = submit(&store, "key", vec![1; 60 << 10]);
@@ -36,14 +36,14 @@ impl Full {
 #[test]
 fn the_order_of_two_submits_is_the_order_of_the_writes() {
     for_each_engine(|env| {
-        // The first two writes of a fresh store: there is no active segment yet.
+        // The first two writes find no active segment.
         let store = env.open();
         for level in LEVELS {
             for round in 0..20 {
                 let key = format!("{level}-{round}");
                 let first = store.put(&key, "first").durability(level).submit().unwrap();
                 let second = store.put(&key, "second").durability(level).submit().unwrap();
-                // Awaited in the other order, on other threads.
+                // The futures are awaited in the opposite order, on other threads.
                 let second = thread::spawn(move || block_on(second).unwrap());
                 let second = second.join().unwrap();
                 let first = thread::spawn(move || block_on(first).unwrap()).join().unwrap();
@@ -98,7 +98,7 @@ fn a_full_buffer_queues_submitted_writes_and_nothing_overtakes_them() {
 }
 
 #[test]
-fn a_close_drains_the_queue() {
+fn a_close_writes_the_queued_writes() {
     for_each_engine(|env| {
         let Full { store, gate, first } = Full::new(env);
         let queued: Vec<_> = (0..10).map(|index| submit(&store, &format!("queued-{index}"), [4; 1000])).collect();
@@ -122,7 +122,7 @@ fn a_close_drains_the_queue() {
 }
 
 #[test]
-fn a_poisoned_store_answers_the_queue() {
+fn a_poisoned_store_refuses_the_queued_writes() {
     for_each_engine(|env| {
         let Full { store, gate, first } = Full::new(env);
         let queued = [submit(&store, "second", vec![2; 40 << 10]), submit(&store, "third", "value")];
@@ -175,24 +175,24 @@ fn invalid_input_is_refused_at_once() {
 }
 
 #[test]
-fn a_full_disk_answers_submitted_puts_and_admits_deletes() {
-    let world = SimBackend::new(SimConfig::default());
-    let builder = Store::builder("/sim").backend(Arc::new(world.clone())).reserve_bytes(64 << 10);
-    let store = world.run_until(builder.segment_bytes(512 << 10).open()).unwrap();
-    world.run_until(store.put("key", "value")).unwrap();
-    world.set_capacity(Some(world.used_bytes()));
-    // Enough for what is preallocated to be used up.
+fn submitted_puts_are_refused_without_space_and_deletes_succeed() {
+    let backend = SimBackend::new(SimConfig::default());
+    let builder = Store::builder("/sim").backend(Arc::new(backend.clone())).reserve_bytes(64 << 10);
+    let store = backend.run_until(builder.segment_bytes(512 << 10).open()).unwrap();
+    backend.run_until(store.put("key", "value")).unwrap();
+    backend.set_capacity(Some(backend.used_bytes()));
+    // Enough puts to use up the preallocated space.
     let puts: Vec<_> = (0..40).map(|index| submit(&store, &format!("{index}"), [5; 20 << 10])).collect();
     let delete = store.delete("key").submit().unwrap();
-    let results: Vec<_> = puts.into_iter().map(|put| world.run_until(put)).collect();
+    let results: Vec<_> = puts.into_iter().map(|put| backend.run_until(put)).collect();
     let refused = results.iter().filter_map(|result| result.as_ref().err());
-    assert!(refused.clone().count() > 0, "40 puts of 20 KiB fit on a full disk");
+    assert!(refused.clone().count() > 0, "no put was refused on the full disk");
     assert!(refused.clone().all(|error| error.kind() == ErrorKind::NoSpace), "{:?}", refused.collect::<Vec<_>>());
-    assert!(world.run_until(delete).unwrap());
-    world.set_capacity(None);
-    world.run_until(submit(&store, "space", "is back")).unwrap();
-    world.run_until(store.close()).unwrap();
+    assert!(backend.run_until(delete).unwrap());
+    backend.set_capacity(None);
+    backend.run_until(submit(&store, "space", "is back")).unwrap();
+    backend.run_until(store.close()).unwrap();
     drop(store);
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
 }

@@ -1,7 +1,8 @@
-//! The system calls of each durability level, counted from outside the process: by `strace`, and for the ring, whose
-//! requests `strace` does not see, by the kernel's trace events.
+//! The system calls of each durability level, counted outside the process. `strace` counts them for threads; for the
+//! ring, whose requests `strace` does not see, the kernel's trace events do.
 //!
-//! Counters inside the store could be wrong in the same way as the code that they count; the kernel's are independent.
+//! A counter inside the store could have the same error as the code that it counts; the kernel's counts are
+//! independent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,7 @@ use crate::helpers::{
 
 const MARK: &str = "ringcask-mark/";
 
-/// Says in the trace where a phase ends: a name that does not exist, or a line in the kernel's trace.
+/// Marks the end of a phase in the trace: by opening a path that does not exist, or by a line in the kernel's trace.
 fn mark(phase: &str) {
     match std::env::var_os("RINGCASK_TEST_MARKER") {
         Some(marker) => fs::OpenOptions::new()
@@ -33,7 +34,7 @@ fn mark(phase: &str) {
     }
 }
 
-/// The phases a traced child goes through; it prints what the store's own counters say of each.
+/// Runs the phases of a traced child, and prints the store's own counts for each.
 fn phases() {
     let (engine, path) = child_env();
     let long = Duration::from_secs(60);
@@ -79,30 +80,30 @@ fn phases() {
     mark("closed");
 }
 
-/// What the store said of a phase.
+/// The store's own counts for a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Said {
+struct StoreCounts {
     groups: usize,
     syncs: usize,
 }
 
-fn said(output: &str) -> BTreeMap<String, Said> {
+fn store_counts(output: &str) -> BTreeMap<String, StoreCounts> {
     let lines = output.lines().filter_map(|line| line.split_once("PHASE ")).map(|(_, rest)| rest);
     let parse = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
-        (words[0].to_owned(), Said { groups: words[1].parse().unwrap(), syncs: words[2].parse().unwrap() })
+        (words[0].to_owned(), StoreCounts { groups: words[1].parse().unwrap(), syncs: words[2].parse().unwrap() })
     };
     lines.map(parse).collect()
 }
 
-/// Cuts the trace of [`phases`] at its marks.
+/// Splits the trace of [`phases`] at its marks.
 fn by_phase(trace: &str) -> BTreeMap<String, Vec<String>> {
     let phases = cut_at_marks(trace);
     assert_eq!(phases.len(), 8, "phases {:?}", phases.keys());
     phases
 }
 
-/// Cuts a trace at its marks; what comes before a mark goes by its name.
+/// Splits a trace at its marks. The lines before a mark belong to the phase with the mark's name.
 fn cut_at_marks(trace: &str) -> BTreeMap<String, Vec<String>> {
     let (mut phases, mut current) = (BTreeMap::new(), Vec::new());
     for line in trace.lines() {
@@ -125,38 +126,42 @@ fn is_sync(line: &str) -> bool {
     line.contains("fdatasync(") || line.contains("fsync(")
 }
 
-/// Calls that put bytes into a segment.
+/// Whether the call writes to a segment.
 fn is_segment_write(line: &str) -> bool {
     (line.contains("write(") || line.contains("pwrite64(") || line.contains("writev") || line.contains("pwritev"))
         && line.contains(".seg>")
 }
 
 fn is_record_write(line: &str) -> bool {
-    is_segment_write(line) && !is_filler(line)
+    is_segment_write(line) && !is_prewrite(line)
 }
 
-/// Prewritten space for later groups: the bytes 0xA5, as strace writes them.
-fn is_filler(line: &str) -> bool {
+/// Whether the call prewrites space for later groups: strace shows the bytes 0xA5.
+fn is_prewrite(line: &str) -> bool {
     line.contains(r"\245\245\245\245")
 }
 
-/// The costs that hold however the syncs were counted.
-fn assert_costs(syncs: &BTreeMap<String, usize>, said: &BTreeMap<String, Said>) {
-    println!("syncs the kernel saw: {syncs:?}\nthe store said: {said:?}");
-    assert_eq!(syncs["buffered"], 0, "a buffered write asks for no sync");
-    assert_eq!(syncs["written"], 0, "a written write asks for no sync");
-    assert_eq!(syncs["read"], 0, "a read asks for no sync");
+/// Checks the costs that do not depend on how syncs were counted.
+fn assert_costs(syncs: &BTreeMap<String, usize>, counts: &BTreeMap<String, StoreCounts>) {
+    println!("syncs by the kernel's count: {syncs:?}\nby the store's: {counts:?}");
+    assert_eq!(syncs["buffered"], 0, "a buffered write made a sync");
+    assert_eq!(syncs["written"], 0, "a written write made a sync");
+    assert_eq!(syncs["read"], 0, "a read made a sync");
     for phase in ["buffered", "written", "synced", "shared", "read"] {
-        assert_eq!(syncs[phase], said[phase].syncs, "{phase}: counted by the kernel and by the store");
+        assert_eq!(syncs[phase], counts[phase].syncs, "{phase}: the kernel's count and the store's");
     }
-    assert_eq!(said["buffered"], Said { groups: 0, syncs: 0 });
-    assert_eq!(said["synced"], Said { groups: 50, syncs: 50 }, "one writer: a group and a sync for each write");
-    assert!(said["shared"].syncs <= 200 && said["shared"].syncs >= 25, "{:?}", said["shared"]);
-    assert_eq!(said["shared"].groups, said["shared"].syncs);
-    assert!(syncs["created"] >= 2, "the new segment's name and the first record");
+    assert_eq!(counts["buffered"], StoreCounts { groups: 0, syncs: 0 });
+    assert_eq!(
+        counts["synced"],
+        StoreCounts { groups: 50, syncs: 50 },
+        "with one writer, each write is a group with a sync"
+    );
+    assert!(counts["shared"].syncs <= 200 && counts["shared"].syncs >= 25, "{:?}", counts["shared"]);
+    assert_eq!(counts["shared"].groups, counts["shared"].syncs);
+    assert!(syncs["created"] >= 2, "the new segment's name and the first record need a sync each");
 }
 
-fn strace_is_here() -> bool {
+fn is_strace_installed() -> bool {
     let here = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
     if !here {
         skip("system calls", "strace is not installed");
@@ -165,12 +170,12 @@ fn strace_is_here() -> bool {
 }
 
 #[test]
-fn strace_sees_no_sync_below_synced_and_one_per_group_at_it() {
-    const NAME: &str = "syscalls::strace_sees_no_sync_below_synced_and_one_per_group_at_it";
+fn strace_sees_a_sync_per_synced_group_and_none_at_lower_levels() {
+    const NAME: &str = "syscalls::strace_sees_a_sync_per_synced_group_and_none_at_lower_levels";
     if is_child() {
         return phases();
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
     let env = Env::new(Engine::Threads);
@@ -179,28 +184,31 @@ fn strace_sees_no_sync_below_synced_and_one_per_group_at_it() {
     let output = expect_success(rerun_traced(NAME, &env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
     let phases = by_phase(&fs::read_to_string(&trace).unwrap());
     let syncs = phases.iter().map(|(name, lines)| (name.clone(), count(lines, is_sync))).collect();
-    assert_costs(&syncs, &said(&output));
+    assert_costs(&syncs, &store_counts(&output));
 
     let writes: BTreeMap<_, _> =
         phases.iter().map(|(name, lines)| (name.as_str(), count(lines, is_record_write))).collect();
-    let fillings = phases.values().flatten().filter(|line| is_segment_write(line) && is_filler(line)).count();
-    println!("writes: {writes:?}, of prewritten space: {fillings}");
-    assert!(fillings <= 5, "space is prewritten once for many groups");
-    assert_eq!(writes["buffered"], 0, "a buffered write makes no system call");
-    assert!((1..=51).contains(&writes["written"]), "each written write is one write, and the first takes the buffered");
+    let prewrites = phases.values().flatten().filter(|line| is_segment_write(line) && is_prewrite(line)).count();
+    println!("writes: {writes:?}, of them prewriting: {prewrites}");
+    assert!(prewrites <= 5, "prewritten space must serve many groups");
+    assert_eq!(writes["buffered"], 0, "a buffered write made a system call");
+    assert!(
+        (1..=51).contains(&writes["written"]),
+        "each written write is one system call; the first also writes the buffered records"
+    );
     assert_eq!(writes["synced"], 50, "a group is one contiguous write");
     assert_creation_order(&phases["created"], &env.path());
 }
 
-/// The new segment's name is durable before its first record is acknowledged.
+/// Checks that the new segment's name is durable before its first record is acknowledged.
 fn assert_creation_order(lines: &[String], directory: &Path) {
     let place = |what: &dyn Fn(&str) -> bool| lines.iter().position(|line| what(line));
-    let created = place(&|line| line.contains(".seg") && line.contains("O_CREAT")).expect("a segment is created");
+    let created = place(&|line| line.contains(".seg") && line.contains("O_CREAT")).expect("no segment is created");
     let of_directory = format!("<{}>", directory.canonicalize().unwrap().display());
     let named = lines[created..].iter().position(|line| line.contains("fsync(") && line.contains(&of_directory));
-    let named = created + named.expect("the directory is synced after the segment was created in it");
+    let named = created + named.expect("the directory is not synced after the segment was created in it");
     let data = lines[named..].iter().position(|line| is_sync(line) && line.contains(".seg>"));
-    assert!(data.is_some(), "the first record is synced after the directory: {lines:#?}");
+    assert!(data.is_some(), "the first record is not synced after the directory: {lines:#?}");
 }
 
 #[test]
@@ -212,7 +220,7 @@ fn strace_sees_no_system_call_in_a_buffered_write_on_the_ring() {
     if let Some(why) = uring_refused() {
         return skip("system calls of the ring", why);
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
     let env = Env::new(Engine::Uring);
@@ -221,17 +229,17 @@ fn strace_sees_no_system_call_in_a_buffered_write_on_the_ring() {
     let output = expect_success(rerun_traced(NAME, &env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
     let phases = by_phase(&fs::read_to_string(&trace).unwrap());
     let enters = |phase: &str| count(&phases[phase], |line| line.contains("io_uring_enter("));
-    assert!(phases.values().flatten().any(|line| line.contains("io_uring_setup(")), "there is a ring");
+    assert!(phases.values().flatten().any(|line| line.contains("io_uring_setup(")), "no ring was set up");
     assert_eq!(count(&phases["buffered"], is_segment_write), 0);
-    assert_eq!(enters("buffered"), 0, "a thousand buffered writes enter the kernel for nothing");
+    assert_eq!(enters("buffered"), 0, "buffered writes entered the kernel");
     let calls = enters("synced") + count(&phases["synced"], |line| is_segment_write(line) || is_sync(line));
-    let groups = said(&output)["synced"].groups;
+    let groups = store_counts(&output)["synced"].groups;
     println!("{calls} system calls for {groups} synced groups");
-    assert!(calls >= groups, "each group is handed to the kernel");
+    assert!(calls >= groups, "each group needs at least one system call");
     assert!(calls <= 6 * groups, "{calls} system calls for {groups} groups");
 }
 
-/// A trace instance of the kernel's, for one child.
+/// A trace instance of the kernel for one child.
 struct KernelTrace {
     mount: PathBuf,
     instance: PathBuf,
@@ -260,7 +268,7 @@ impl KernelTrace {
         fs::write(self.instance.join("options/event-fork"), "1")?;
         fs::write(self.instance.join("buffer_size_kb"), "4096")?;
         fs::write(self.instance.join("events/io_uring/io_uring_submit_req/enable"), "1")?;
-        // Where the kernel has them: the engine is free to sync by a plain system call.
+        // Where the kernel offers these events: the engine may sync by a plain system call.
         for call in ["fsync", "fdatasync"] {
             let _ = fs::write(self.instance.join(format!("events/syscalls/sys_enter_{call}/enable")), "1");
         }
@@ -271,11 +279,11 @@ impl KernelTrace {
         self.instance.join("events/syscalls/sys_enter_fdatasync/enable").exists()
     }
 
-    /// Makes `command` enlist itself before it starts.
-    fn enlist(&self, command: &Command) -> Command {
+    /// Makes `command` register itself with the trace before it starts.
+    fn with_tracing(&self, command: &Command) -> Command {
         let mut shell = Command::new("sh");
-        let enlist = format!("echo $$ > {}/set_event_pid; exec \"$0\" \"$@\"", self.instance.display());
-        shell.args(["-c", &enlist]).arg(command.get_program()).args(command.get_args());
+        let with_tracing = format!("echo $$ > {}/set_event_pid; exec \"$0\" \"$@\"", self.instance.display());
+        shell.args(["-c", &with_tracing]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             shell.env(name, value.unwrap_or_default());
         }
@@ -297,8 +305,8 @@ impl Drop for KernelTrace {
 }
 
 #[test]
-fn the_kernel_counts_as_many_syncs_on_the_ring_as_the_store() {
-    const NAME: &str = "syscalls::the_kernel_counts_as_many_syncs_on_the_ring_as_the_store";
+fn the_kernel_and_the_store_count_the_same_syncs_on_the_ring() {
+    const NAME: &str = "syscalls::the_kernel_and_the_store_count_the_same_syncs_on_the_ring";
     if is_child() {
         return phases();
     }
@@ -307,7 +315,7 @@ fn the_kernel_counts_as_many_syncs_on_the_ring_as_the_store() {
     }
     let env = Env::new(Engine::Uring);
     let Some(trace) = KernelTrace::start(&env) else { return };
-    let output = expect_success(trace.enlist(&rerun(NAME, &env)));
+    let output = expect_success(trace.with_tracing(&rerun(NAME, &env)));
     let text = trace.read();
     let phases = by_phase(&text);
     let is_request = |line: &str| line.contains("io_uring_submit_req") && line.contains("FSYNC");
@@ -318,12 +326,12 @@ fn the_kernel_counts_as_many_syncs_on_the_ring_as_the_store() {
         .collect();
     let requests: usize = phases.values().map(|lines| count(lines, is_request)).sum();
     println!("{requests} FSYNC requests on the ring; system calls traced: {}", trace.traces_system_calls());
-    assert_costs(&syncs, &said(&output));
+    assert_costs(&syncs, &store_counts(&output));
     let written = count(&phases["buffered"], |line| line.contains("io_uring_submit_req") && line.contains("WRITE"));
-    assert_eq!(written, 0, "a buffered write submits nothing");
+    assert_eq!(written, 0, "a buffered write submitted a request");
 }
 
-/// Bytes the kernel says this process sent towards the disk are at least those the store says it wrote and synced.
+/// The kernel counts at least as many bytes sent towards the disk as the store reports written and synced.
 #[test]
 fn reported_written_bytes_reached_the_kernel() {
     const NAME: &str = "syscalls::reported_written_bytes_reached_the_kernel";
@@ -347,10 +355,10 @@ fn reported_written_bytes_reached_the_kernel() {
     for_each_engine(|env| drop(expect_success(rerun(NAME, env))));
 }
 
-/// A file system that knows no reads which leave its cache alone says so once, and then is not asked again.
+/// A file system without support for uncached reads refuses the flag once, and is not asked again.
 #[test]
-fn a_refused_flag_costs_one_system_call() {
-    const NAME: &str = "syscalls::a_refused_flag_costs_one_system_call";
+fn a_file_system_is_asked_once_for_uncached_reads() {
+    const NAME: &str = "syscalls::a_file_system_is_asked_once_for_uncached_reads";
     if is_child() {
         let (_, path) = child_env();
         let io = ringcask::testing::io::threads::ThreadsIo::new();
@@ -362,12 +370,12 @@ fn a_refused_flag_costs_one_system_call() {
         }
         return;
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
     let memory = Path::new("/dev/shm");
     if !memory.is_dir() {
-        return skip("reads that leave the cache alone", "there is no /dev/shm to refuse them");
+        return skip("uncached reads", "/dev/shm, which refuses them, does not exist");
     }
     let mut env = Env::new(Engine::Threads);
     env.dir = tempfile::tempdir_in(memory).unwrap();
@@ -381,11 +389,11 @@ fn a_refused_flag_costs_one_system_call() {
     assert_eq!(count(&lines, |line| line.contains("pread64(") && line.ends_with("= 7")), 20, "{lines:#?}");
 }
 
-/// The disk begins with large groups at once, so that the sync of a full segment does not find all of it to do.
+/// Writeback of large groups starts at once, so that the sync of a full segment does not have to write all of it.
 #[test]
 fn large_written_values_are_written_back_before_a_sync() {
     const NAME: &str = "syscalls::large_written_values_are_written_back_before_a_sync";
-    // Few enough that the Written ones trigger no early sync.
+    // Few enough that the `Written` ones trigger no early sync.
     const VALUES: usize = 7;
     if is_child() {
         let (engine, path) = child_env();
@@ -404,7 +412,7 @@ fn large_written_values_are_written_back_before_a_sync() {
         }
         return close(store);
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
     for_each_engine(|env| {
@@ -412,18 +420,22 @@ fn large_written_values_are_written_back_before_a_sync() {
         let calls = "trace=sync_file_range,openat";
         expect_success(rerun_traced(NAME, env, &["-f", "-y", "-o", trace.to_str().unwrap(), "-e", calls]));
         let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
-        let begun = ["small", "large", "synced"]
+        let writebacks = ["small", "large", "synced"]
             .map(|phase| count(&phases[phase], |line| line.contains("sync_file_range(") && line.contains(".seg>")));
-        assert_eq!(begun, [0, VALUES, 0], "small groups, large ones, and large ones whose sync follows");
+        assert_eq!(
+            writebacks,
+            [0, VALUES, 0],
+            "writeback of small groups, large groups, and large groups followed by a sync"
+        );
     });
 }
 
-/// Reads that have to wait for the disk reach the kernel in one call, however many keys were asked for.
+/// Reads that wait for the disk reach the kernel in one call, for any number of keys.
 #[test]
-fn the_reads_of_many_keys_are_submitted_together() {
-    const NAME: &str = "syscalls::the_reads_of_many_keys_are_submitted_together";
+fn multi_get_submits_its_reads_together() {
+    const NAME: &str = "syscalls::multi_get_submits_its_reads_together";
     const KEYS: u32 = 48;
-    // So far apart that no read brings in what the next one wants.
+    // Far enough apart that no read brings in the record of the next one.
     const VALUE: usize = 1 << 20;
     if is_child() {
         let (engine, path) = child_env();
@@ -438,7 +450,7 @@ fn the_reads_of_many_keys_are_submitted_together() {
             }
         };
         let from_disk = || store.stats().gets_from_disk;
-        // Together first: after some hundred misses gets no longer look whether the page cache has what they want.
+        // `multi_get` first: after a few hundred misses, gets skip the page-cache probe.
         for (phase, together) in [("warm", true), ("many", true), ("single", false)] {
             evict();
             let before = from_disk();
@@ -459,15 +471,15 @@ fn the_reads_of_many_keys_are_submitted_together() {
     if let Some(why) = uring_refused() {
         return skip("submissions of many reads", why);
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
     let env = Env::new(Engine::Uring);
     let trace = env.dir.path().join("trace");
     let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_enter,openat"];
-    let said = said(&expect_success(rerun_traced(NAME, &env, &options)));
+    let counts = store_counts(&expect_success(rerun_traced(NAME, &env, &options)));
     let phases = cut_at_marks(&fs::read_to_string(&trace).unwrap());
-    // The second argument is how many requests are handed in; the doorbell's is one more now and then.
+    // The second argument is the number of submitted requests. Requests of the doorbell may add a submission.
     let submissions = |phase: &str| {
         count(&phases[phase], |line| {
             let arguments = line.split_once("io_uring_enter(").map(|(_, arguments)| arguments);
@@ -475,23 +487,23 @@ fn the_reads_of_many_keys_are_submitted_together() {
         })
     };
     let (single, many) = (submissions("single"), submissions("many"));
-    let misses = [said["single"].groups, said["many"].groups];
-    println!("{single} submissions for {} single reads, {many} for {} together", misses[0], misses[1]);
-    // One by one, what lies ahead may have been read.
+    let misses = [counts["single"].groups, counts["many"].groups];
+    println!("{single} submissions for {} single reads, {many} for {} reads of one call", misses[0], misses[1]);
+    // Single reads may be served by read-ahead.
     assert!(misses[0] > 0 && misses[1] >= KEYS as usize / 2, "the page cache answered: {misses:?}");
     assert!(single >= misses[0], "{single} submissions for {} single reads", misses[0]);
     assert!(many <= 4, "{many} submissions for {} reads", misses[1]);
 }
 
-/// The nice value of this process's one thread named `name`.
+/// The nice value of the only thread of this process named `name`.
 fn nice_of_thread(name: &str) -> i32 {
     let threads = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
-    // The thread that opened the store may end meanwhile.
+    // The thread that opened the store may end during the listing.
     let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
     let named: Vec<_> = threads.filter(is_it).collect();
     let [thread] = &named[..] else { panic!("{} threads named {name}", named.len()) };
     let stat = fs::read_to_string(thread.join("stat")).unwrap();
-    // The name before it may contain anything.
+    // The thread name before the parenthesis may contain any characters.
     let (_, fields) = stat.rsplit_once(')').unwrap();
     fields.split_whitespace().nth(16).unwrap().parse().unwrap()
 }
@@ -510,15 +522,15 @@ fn maintenance_runs_at_a_lower_priority_than_commits() {
 }
 
 #[test]
-fn a_refused_ring_falls_back_with_a_reason_or_is_an_error_where_it_was_required() {
-    const NAME: &str = "syscalls::a_refused_ring_falls_back_with_a_reason_or_is_an_error_where_it_was_required";
+fn a_refused_ring_falls_back_to_threads_or_fails_an_explicit_choice() {
+    const NAME: &str = "syscalls::a_refused_ring_falls_back_to_threads_or_fails_an_explicit_choice";
     if is_child() {
-        return live_without_a_ring();
+        return run_without_a_ring();
     }
-    if !strace_is_here() {
+    if !is_strace_installed() {
         return;
     }
-    // What a container's default profile does, and an old kernel.
+    // A container's default profile refuses the call with EPERM, an old kernel with ENOSYS.
     for errno in ["EPERM", "ENOSYS"] {
         let env = Env::new(Engine::Auto);
         let inject = format!("inject=io_uring_setup:error={errno}");
@@ -526,17 +538,17 @@ fn a_refused_ring_falls_back_with_a_reason_or_is_an_error_where_it_was_required(
         let options = ["-f", "-o", trace.to_str().unwrap(), "-e", "trace=io_uring_setup", "-e", &inject];
         expect_success(rerun_traced(NAME, &env, &options));
         let trace = fs::read_to_string(&trace).unwrap();
-        assert!(trace.contains("(INJECTED)"), "the kernel was not even asked: {trace}");
+        assert!(trace.contains("(INJECTED)"), "the store did not try to set up a ring: {trace}");
     }
 }
 
-fn live_without_a_ring() {
+fn run_without_a_ring() {
     let (engine, path) = child_env();
     assert_eq!(engine, Engine::Auto);
     let store = open(Store::builder(&path));
     let stats = store.stats();
     assert_eq!(stats.engine, ActiveEngine::Threads);
-    let reason = stats.engine_fallback.expect("the reason why it is not io_uring");
+    let reason = stats.engine_fallback.expect("no reason for the fallback");
     assert!(reason.contains("io_uring") || reason.contains("os error"), "{reason}");
     for level in crate::helpers::LEVELS {
         put_at(&store, level, level.to_string(), "value");
@@ -546,7 +558,7 @@ fn live_without_a_ring() {
     assert_eq!(error.kind(), ringcask::ErrorKind::Unsupported, "{error:?}");
     assert!(error.os_error().is_some_and(|code| code == libc::EPERM || code == libc::ENOSYS), "{error:?}");
     let store = open(Store::builder(&path).engine(Engine::Threads));
-    assert_eq!((store.len(), store.stats().engine_fallback), (3, None), "nobody asked for a ring");
+    assert_eq!((store.len(), store.stats().engine_fallback), (3, None), "no fallback was needed");
     close(store);
     println!("{reason}");
 }

@@ -1,4 +1,4 @@
-//! Futures that wait: which resources they hold, and in which order they are admitted.
+//! Futures that wait: the resources they hold, and the order in which they are admitted.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -21,26 +21,26 @@ fn boxed<T>(future: impl Future<Output = Result<T>> + Send + 'static) -> Pending
     Box::pin(async move { future.await.map(drop) })
 }
 
-/// A store whose first group is on its way to the disk and held there, with no room left in its buffer.
+/// A store whose first group is held on its way to the disk, and whose buffer is full.
 struct Crowded {
-    world: Arc<dyn Io>,
+    backend: Arc<dyn Io>,
     store: Store,
     gate: Arc<Gate>,
-    /// A version that waits for the disk.
+    /// A version that is not durable yet.
     held: Version,
     first: Pending,
 }
 
 impl Crowded {
     fn new(engine: Engine, path: &Path) -> Self {
-        let (world, gate) = GatedIo::around(engine);
-        let store = open(Store::builder(path).backend(world.clone()).staging_bytes(64 << 10));
+        let (backend, gate) = GatedIo::around(engine);
+        let store = open(Store::builder(path).backend(backend.clone()).staging_bytes(64 << 10));
         let version = put(&store, "k", "v");
         gate.close(Kind::Write);
         let mut first = boxed(store.put("k", vec![1; 60 << 10]));
         assert!(poll_once(&mut first).is_pending());
         gate.wait_for_held(Kind::Write, 1);
-        Self { world, store, gate, held: Version::from(version.get() + 1), first }
+        Self { backend, store, gate, held: Version::from(version.get() + 1), first }
     }
 }
 
@@ -50,7 +50,7 @@ impl Wake for Ignorant {
     fn wake(self: Arc<Self>) {}
 }
 
-/// Polls `future` again and again, each time with another waker; the wakers that are still held in the end.
+/// Polls `future` many times, each time with another waker. Returns the wakers that are still held at the end.
 fn poll_often(future: &mut Pending) -> Vec<Weak<Ignorant>> {
     let mut wakers = Vec::new();
     for _ in 0..100 {
@@ -63,14 +63,14 @@ fn poll_often(future: &mut Pending) -> Vec<Weak<Ignorant>> {
     wakers
 }
 
-/// The store's lists of waiting futures once grew by an entry for each poll: a `select!` loop around `wait_durable`
-/// made them as long as it ran.
+/// Regression: the lists of waiting futures grew by one entry per poll. A `select!` loop around `wait_durable` made
+/// them grow while it ran.
 #[test]
 fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
     for_each_engine(|env| {
         let Crowded { store, gate, held, mut first, .. } = Crowded::new(env.engine, &env.path());
         let waiting = [
-            ("a write that waits for room", boxed(store.put("more", vec![2; 60 << 10]))),
+            ("a write that waits for admission", boxed(store.put("more", vec![2; 60 << 10]))),
             ("a delete behind a write of its key", boxed(store.delete("k"))),
             ("wait_durable", boxed(store.wait_durable(held))),
             ("close", boxed(store.close())),
@@ -87,18 +87,18 @@ fn a_waiting_future_holds_one_waker_and_none_when_it_is_dropped() {
     });
 }
 
-/// Writers that found no room once raced for it with everybody, newcomers included, and some lost for hundreds of
-/// milliseconds. In which order they are called is for the unit tests of `commit/log/admission.rs`.
+/// Regression: writers without room raced with newcomers for it, and some lost for hundreds of milliseconds. The unit
+/// tests of `commit/log/admission.rs` check the order of wake-ups.
 #[test]
 fn a_new_writer_does_not_overtake_one_that_waits_for_admission() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
         let mut fits = store.put("fits", "v").durability(Durability::Buffered);
-        assert!(poll_once(&mut fits).is_ready(), "there is room for a small one, and nobody waits");
+        assert!(poll_once(&mut fits).is_ready(), "the put fits, and no writer waits");
         let mut large = store.put("large", vec![2; 40 << 10]).durability(Durability::Buffered);
         assert!(poll_once(&mut large).is_pending());
         let mut newcomer = store.put("newcomer", "v").durability(Durability::Buffered);
-        assert!(poll_once(&mut newcomer).is_pending(), "there is room for a small one, but somebody waits");
+        assert!(poll_once(&mut newcomer).is_pending(), "the put fits, but another writer waits");
         gate.open(Kind::Write);
         block_on(first).unwrap();
         let large = block_on(large).unwrap();
@@ -107,9 +107,9 @@ fn a_new_writer_does_not_overtake_one_that_waits_for_admission() {
     });
 }
 
-/// A future may be kept and never polled again, in the other arm of a `select!` for instance.
+/// A future may be kept and never polled again, for example in another arm of a `select!`.
 #[test]
-fn a_writer_that_ignores_its_wake_up_blocks_no_other() {
+fn a_writer_that_ignores_its_wake_up_does_not_block_others() {
     for_each_engine(|env| {
         let Crowded { store, gate, first, .. } = Crowded::new(env.engine, &env.path());
         let large = |key: &str| store.put(key, vec![2; 40 << 10]).durability(Durability::Buffered);
@@ -129,11 +129,11 @@ fn a_writer_that_ignores_its_wake_up_blocks_no_other() {
     });
 }
 
-/// A future that waited at the fork used to wait for ever in the child, or to hang on a lock that a thread of the
-/// parent's held just then.
+/// Regression: in the child, a future that waited at the fork waited forever, or hung on a lock that a thread of the
+/// parent held at that moment.
 #[test]
-fn futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked() {
-    const NAME: &str = "waiting_futures::futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked";
+fn futures_that_wait_at_a_fork_are_refused_in_the_child() {
+    const NAME: &str = "waiting_futures::futures_that_wait_at_a_fork_are_refused_in_the_child";
     if is_child() {
         let (engine, path) = child_env();
         return fork_with_waiting_futures(engine, &path);
@@ -142,15 +142,15 @@ fn futures_that_wait_at_a_fork_are_refused_in_the_child_whatever_was_locked() {
 }
 
 fn fork_with_waiting_futures(engine: Engine, path: &Path) {
-    let Crowded { world, store, gate, held, first } = Crowded::new(engine, path);
+    let Crowded { backend, store, gate, held, first } = Crowded::new(engine, path);
     gate.close(Kind::Read);
     let mut batch = Batch::new();
     batch.put("a", vec![3; 60 << 10]);
-    let other: Builder = Store::builder(path.with_extension("other")).backend(world);
+    let other: Builder = Store::builder(path.with_extension("other")).backend(backend);
     let mut waiting = vec![
         ("an accepted put", first),
-        ("a put that waits for room", boxed(store.put("more", vec![2; 60 << 10]))),
-        ("a batch that waits for room", boxed(store.write(batch))),
+        ("a put that waits for admission", boxed(store.put("more", vec![2; 60 << 10]))),
+        ("a batch that waits for admission", boxed(store.write(batch))),
         ("a delete behind a write of its key", boxed(store.delete("k"))),
         ("a get", boxed(store.get("k"))),
         ("sync", boxed(store.sync())),
@@ -161,7 +161,7 @@ fn fork_with_waiting_futures(engine: Engine, path: &Path) {
     for (what, future) in &mut waiting {
         assert!(poll_once(future).is_pending(), "{what}");
     }
-    // These two sit in the locks of the end and of the log for as long as the child lives.
+    // These two hold the lock of the close and the lock of the log while the child lives.
     let mut stuck = Vec::new();
     for mut future in [boxed(store.close()), boxed(store.wait_durable(held))] {
         let poll = move || future.as_mut().poll(&mut Context::from_waker(&stuck_waker())).is_pending();
@@ -183,16 +183,16 @@ fn fork_with_waiting_futures(engine: Engine, path: &Path) {
     stuck.into_iter().for_each(|thread| assert!(thread.join().unwrap()));
     [Kind::Write, Kind::Read].into_iter().for_each(|kind| gate.open(kind));
     for (_, future) in waiting {
-        // Begun before the close, or refused by it: here they only must not hang.
+        // These began before the close or were refused by it. Here they only must not hang.
         drop(block_on(future));
     }
 }
 
-/// Methods that are no futures used to lock in the child too, and hung there when a thread of the parent's had been in
-/// the log or in the maintenance task's queue.
+/// Regression: methods that return no future took locks in the child as well. They hung if a thread of the parent was
+/// in the log or in the maintenance task's queue at the fork.
 #[test]
-fn methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked() {
-    const NAME: &str = "waiting_futures::methods_that_do_not_wait_answer_in_a_forked_child_whatever_was_locked";
+fn methods_without_a_future_return_in_a_forked_child() {
+    const NAME: &str = "waiting_futures::methods_without_a_future_return_in_a_forked_child";
     if is_child() {
         let (engine, path) = child_env();
         return fork_with_locks_held(engine, &path);
@@ -228,11 +228,11 @@ fn fork_with_locks_held(engine: Engine, path: &Path) {
     assert!(stuck.join().unwrap());
     gate.open(Kind::Write);
     block_on(first).unwrap();
-    assert!(store.contains_key("k"), "the parent goes on");
+    assert!(store.contains_key("k"), "the parent's store works");
     close(store);
 }
 
-/// The lock lies on a file description that the child shares.
+/// The lock belongs to an open file description, which the child shares.
 #[test]
 fn a_child_of_a_fork_keeps_the_directory_locked_until_it_ends() {
     const NAME: &str = "waiting_futures::a_child_of_a_fork_keeps_the_directory_locked_until_it_ends";

@@ -1,5 +1,5 @@
 //! An allocator that counts the bytes in use by the whole test binary.
-#![allow(unsafe_code, reason = "an allocator is unsafe to implement; this one hands everything to the system's")]
+#![allow(unsafe_code, reason = "an allocator is unsafe to implement; this one forwards every call to the system's")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, Ordering};

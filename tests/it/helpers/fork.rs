@@ -6,20 +6,20 @@ use std::task::{RawWaker, RawWakerVTable, Waker};
 use std::thread;
 use std::time::Duration;
 
-/// After which a child that hangs is killed.
+/// A child that hangs is killed after this time.
 const PATIENCE_SECONDS: u32 = 120;
 
-/// Clones of [`stuck_waker`] being made, and whether they may be finished.
+/// Wakers from [`stuck_waker`] whose `clone` is in progress, and the flag that lets `clone` return.
 static STUCK: AtomicUsize = AtomicUsize::new(0);
 static RELEASED: AtomicUsize = AtomicUsize::new(0);
 
-/// A waker whose `clone` does not return before [`release_wakers`]: whatever its caller has locked stays locked.
+/// A waker whose `clone` blocks until [`release_wakers`]. A lock that the caller holds stays held.
 pub fn stuck_waker() -> Waker {
     const VTABLE: RawWakerVTable = RawWakerVTable::new(clone, ignore, ignore, ignore);
     fn clone(_: *const ()) -> RawWaker {
         STUCK.fetch_add(1, Ordering::Release);
         while RELEASED.load(Ordering::Acquire) == 0 {
-            // Only to leave the processor to others meanwhile.
+            // Yields the processor; the result does not depend on this sleep.
             thread::sleep(Duration::from_micros(500));
         }
         RawWaker::new(std::ptr::null(), &VTABLE)
@@ -29,12 +29,12 @@ pub fn stuck_waker() -> Waker {
     unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &VTABLE)) }
 }
 
-/// How many clones are stuck now.
+/// The number of clones that are blocked now.
 pub fn stuck_count() -> usize {
     STUCK.load(Ordering::Acquire)
 }
 
-/// Lets all of them return, now and later.
+/// Lets all blocked and future clones return.
 pub fn release_wakers() {
     RELEASED.store(1, Ordering::Release);
 }
@@ -47,24 +47,24 @@ pub fn in_child(child: impl FnOnce() -> i32) -> i32 {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
-        // SAFETY: `alarm` takes any number. Nobody handles the signal, so it ends the child.
+        // SAFETY: `alarm` takes any number. The signal has no handler, so it ends the child.
         unsafe { libc::alarm(PATIENCE_SECONDS) };
         let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
         // SAFETY: `_exit` takes any status and does not return.
         unsafe { libc::_exit(status) }
     }
     let mut status = 0;
-    // SAFETY: `status` is a live `c_int` for the whole call, and `pid` is our child, which nobody else waits for.
+    // SAFETY: `status` is a live `c_int` for the whole call, and `pid` is our child, which no other code waits for.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
     assert_eq!(waited, pid, "waitpid: {}", std::io::Error::last_os_error());
     assert!(libc::WIFEXITED(status), "the child of the fork ended by signal {}", libc::WTERMSIG(status));
     libc::WEXITSTATUS(status)
 }
 
-/// Runs `meanwhile` while a forked child lives that does nothing.
+/// Runs `meanwhile` while an idle forked child is alive.
 pub fn beside_child(meanwhile: impl FnOnce()) {
-    // SAFETY: as in `in_child`; the child calls nothing but `alarm`, which takes any number, and `pause`, which returns
-    // only from a signal's handler, and is ended by a signal.
+    // SAFETY: as in `in_child`. The child calls only `alarm`, which takes any number, and `pause`, which returns only
+    // after a signal handler has run. A signal ends the child.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid == 0 {
@@ -78,7 +78,7 @@ pub fn beside_child(meanwhile: impl FnOnce()) {
     }
     meanwhile();
     let mut status = 0;
-    // SAFETY: `pid` is our child, which nobody has waited for yet, and `status` outlives the call.
+    // SAFETY: `pid` is our child, which no code has waited for yet, and `status` outlives the call.
     let waited = unsafe {
         libc::kill(pid, libc::SIGKILL);
         libc::waitpid(pid, &raw mut status, 0)

@@ -1,7 +1,7 @@
-//! A real backend whose reads, writes and syncs a test can hold back, count and fail.
+//! A real backend whose reads, writes and syncs a test can hold, count and fail.
 //!
-//! "The sync has not happened yet" becomes a state that a test can stay in instead of a race that it has to win. The
-//! module knows nothing of stores: it wraps any [`Io`]. Operations that it does not hold back pass straight through.
+//! "The sync has not happened yet" becomes a state that a test controls instead of a race that it must win. The module
+//! knows nothing of stores: it wraps any [`Io`]. Operations that are not held pass straight through.
 
 use std::io;
 use std::ops::Range;
@@ -19,15 +19,14 @@ use ringcask::testing::io::{
 
 use crate::helpers::DEADLINE;
 
-/// What can be held back or failed.
+/// Operations that can be held or failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Write,
     Sync,
-    /// Reads that may wait. While they are held, nothing is found in the page cache; else what is goes straight
-    /// through.
+    /// Reads that may wait. While they are held, page-cache probes miss; otherwise the probes pass straight through.
     Read,
-    /// Tasks, which have their threads but are not at work yet.
+    /// Tasks that have a thread but have not started.
     Start,
 }
 
@@ -38,30 +37,30 @@ struct Lane {
     waiting: usize,
     asked: u64,
     fail: Option<i32>,
-    /// How many go through before the others fail.
+    /// The number of operations that succeed before the rest fail.
     spared: u64,
-    /// The thread that is to panic, and after how many more of its operations.
+    /// The thread that panics, and the number of its operations that pass before the panic.
     panic: Option<(&'static str, u64)>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lanes: [Lane; 4],
-    /// The name of tasks whose reads go first, and how many such tasks there are.
+    /// The name of the tasks whose reads go first, and the number of such tasks alive.
     first: Option<(&'static str, usize)>,
-    claims: Vec<Range<u64>>,
+    preallocated: Vec<Range<u64>>,
     writebacks: Vec<Range<u64>>,
-    /// Reads through a handle that had been told to expect random ones.
+    /// Reads through a handle on which random reads are expected.
     random_reads: u64,
     read_ahead: Vec<Range<u64>>,
 }
 
-/// The shared controls.
+/// The controls that a test and its backend share.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Called by the thread that asks for a write, before it starts.
+    /// Called by the thread that submits a write, before the write starts.
     at_writes: Mutex<Option<Hook>>,
 }
 
@@ -74,12 +73,12 @@ impl std::fmt::Debug for Hook {
 }
 
 impl Gate {
-    /// Lets no further operation of `kind` start.
+    /// Holds operations of `kind` that start from now on.
     pub fn close(&self, kind: Kind) {
         self.state.lock().expect("gate").lanes[kind as usize].closed = true;
     }
 
-    /// Starts what was held, and lets everything through.
+    /// Starts the held operations and stops holding `kind`.
     pub fn open(&self, kind: Kind) {
         let held = {
             let mut state = self.state.lock().expect("gate");
@@ -90,29 +89,29 @@ impl Gate {
         held.into_iter().for_each(Waker::wake);
     }
 
-    /// Every operation of `kind` that starts from now on fails with `errno`, until told otherwise.
+    /// Fails every operation of `kind` that starts from now on with `errno`. `None` stops the failures.
     pub fn fail(&self, kind: Kind, errno: Option<i32>) {
         self.state.lock().expect("gate").lanes[kind as usize].fail = errno;
     }
 
-    /// The same after `spared` more.
+    /// Fails operations of `kind` with `errno` after `spared` more have succeeded.
     pub fn fail_after(&self, kind: Kind, spared: u64, errno: i32) {
         let lane = &mut self.state.lock().expect("gate").lanes[kind as usize];
         (lane.fail, lane.spared) = (Some(errno), spared);
     }
 
-    /// The thread of this name panics when it asks for an operation of `kind`, after `spared` more that go through.
+    /// Makes the thread of this name panic when it submits an operation of `kind`, after `spared` more have passed.
     pub fn panic_in(&self, kind: Kind, thread: &'static str, spared: u64) {
         self.state.lock().expect("gate").lanes[kind as usize].panic = Some((thread, spared));
     }
 
-    /// Takes that back; whether it has happened.
+    /// Cancels the panic; whether the thread has panicked.
     pub fn has_panicked(&self, kind: Kind) -> bool {
         self.state.lock().expect("gate").lanes[kind as usize].panic.take().is_none()
     }
 
-    /// From when a task of this name is spawned until one has panicked or all have ended, reads of other threads are
-    /// held.
+    /// Holds the reads of other threads from the spawn of a task of this name until one such task panics or all have
+    /// ended.
     pub fn let_read_first(&self, thread: &'static str) {
         self.state.lock().expect("gate").first = Some((thread, 0));
     }
@@ -124,7 +123,7 @@ impl Gate {
         Some(FirstReader(self.clone()))
     }
 
-    /// Ready when nobody else's reads go first.
+    /// Ready when no other task's reads go first.
     async fn take_turn(&self, asked_by: Option<&str>) {
         std::future::poll_fn(|cx| {
             let mut state = self.state.lock().expect("gate");
@@ -139,33 +138,33 @@ impl Gate {
         .await;
     }
 
-    /// Operations of `kind` asked for so far.
+    /// Operations of `kind` submitted so far.
     pub fn asked(&self, kind: Kind) -> u64 {
         self.state.lock().expect("gate").lanes[kind as usize].asked
     }
 
-    /// Has `hook` called at every write, or nothing.
+    /// Calls `hook` at every write; `None` removes the hook.
     pub fn at_writes(&self, hook: Option<Arc<dyn Fn() + Send + Sync>>) {
         let before = std::mem::replace(&mut *self.at_writes.lock().expect("gate"), hook.map(Hook));
         drop(before);
     }
 
-    /// The disk space claimed so far, a file after the other.
-    pub fn claims(&self) -> Vec<Range<u64>> {
-        self.state.lock().expect("gate").claims.clone()
+    /// The ranges preallocated so far, of all files in order.
+    pub fn preallocated(&self) -> Vec<Range<u64>> {
+        self.state.lock().expect("gate").preallocated.clone()
     }
 
-    /// What the disk was told to begin with.
+    /// The ranges whose writeback was started.
     pub fn writebacks(&self) -> Vec<Range<u64>> {
         self.state.lock().expect("gate").writebacks.clone()
     }
 
-    /// Reads so far through handles that had been told to expect them at random.
+    /// Reads so far through handles on which random reads are expected.
     pub fn random_reads(&self) -> u64 {
         self.state.lock().expect("gate").random_reads
     }
 
-    /// What the kernel was asked to begin to read.
+    /// The ranges whose read-ahead was started.
     pub fn read_ahead(&self) -> Vec<Range<u64>> {
         self.state.lock().expect("gate").read_ahead.clone()
     }
@@ -202,7 +201,7 @@ impl Gate {
         }
     }
 
-    /// Ready when the lane is open; the error it must fail with, if any.
+    /// Ready when the lane is open; the error that the operation must fail with, if any.
     async fn pass(&self, kind: Kind) -> io::Result<()> {
         let mut counted = false;
         std::future::poll_fn(|cx| {
@@ -259,7 +258,7 @@ impl GatedIo {
         (Self::behind(engine, &gate), gate)
     }
 
-    /// Wraps another one, behind the same gate.
+    /// Wraps another backend of `engine` behind the same gate.
     pub fn behind(engine: Engine, gate: &Arc<Gate>) -> Arc<dyn Io> {
         let inner: Arc<dyn Io> = match engine {
             Engine::Uring => Arc::new(ringcask::testing::io::uring::UringIo::new(64).expect("a ring")),
@@ -307,7 +306,7 @@ impl Io for GatedIo {
     }
 
     fn block_until(&self, done: &dyn Fn() -> bool) {
-        // A failed test drops its store with the gate closed: it should end with its own message, not hang.
+        // A failed test drops its store with the gate closed. The test must end with its own message and not hang.
         if std::thread::panicking() {
             self.gate.state.lock().expect("gate").first = None;
             [Kind::Write, Kind::Sync, Kind::Read].into_iter().for_each(|kind| self.gate.open(kind));
@@ -432,7 +431,7 @@ impl File for GatedFile {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.gate.state.lock().expect("gate").claims.push(offset..offset + len);
+        self.gate.state.lock().expect("gate").preallocated.push(offset..offset + len);
         self.inner.allocate(offset, len)
     }
 

@@ -1,7 +1,7 @@
 //! Helpers of these tests: backends, waiting with a deadline, child processes, random numbers.
 //!
-//! No test depends on a sleep: [`eventually`] asks again until a generous deadline, and a future that never
-//! resolves fails its test instead of blocking it.
+//! No test depends on a sleep: [`eventually`] polls a condition until a generous deadline. A future that never resolves
+//! fails its test instead of blocking it.
 
 pub mod counting_allocator;
 pub mod fork;
@@ -25,7 +25,7 @@ use ringcask::testing::sim::{SimBackend, SimConfig};
 use ringcask::{Builder, Durability, Engine, Store};
 use tempfile::TempDir;
 
-/// After this long something is taken to hang.
+/// A wait that takes longer counts as a hang.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// All durability levels.
@@ -35,14 +35,15 @@ pub const LEVELS: [Durability; 3] = [Durability::Buffered, Durability::Written, 
 const REQUIRE_ALL: &str = "RINGCASK_REQUIRE_ALL";
 const CHILD: &str = "RINGCASK_TEST_CHILD";
 
-/// Says loudly that `what` did not run here.
+/// Reports visibly that `what` did not run here.
 pub fn skip(what: &str, why: &str) {
     println!("SKIPPED: {what}: {why}");
     eprintln!("SKIPPED: {what}: {why}");
     assert!(std::env::var_os(REQUIRE_ALL).is_none(), "{what} must run here ({REQUIRE_ALL} is set): {why}");
 }
 
-/// Why the kernel refuses a ring, asked without the store's help so that the store cannot excuse itself.
+/// The reason why the kernel refuses a ring. The check does not use the library, which therefore cannot hide its own
+/// failure.
 pub fn uring_refused() -> Option<&'static str> {
     static REFUSED: OnceLock<Option<String>> = OnceLock::new();
     let probe = || {
@@ -58,7 +59,7 @@ thread_local! {
     static SIMULATED: RefCell<Option<SimBackend>> = const { RefCell::new(None) };
 }
 
-/// A backend that a test runs on, and its directory.
+/// A backend and directory for a test.
 pub struct Env {
     pub engine: Engine,
     pub dir: TempDir,
@@ -82,7 +83,7 @@ impl Env {
     pub fn builder_at(&self, path: impl AsRef<Path>) -> Builder {
         let builder = Store::builder(path).engine(self.engine).tiny_sizes();
         match &self.simulated {
-            Some(world) => builder.backend(Arc::new(world.clone())),
+            Some(backend) => builder.backend(Arc::new(backend.clone())),
             None => builder,
         }
     }
@@ -91,7 +92,7 @@ impl Env {
         open(self.builder())
     }
 
-    /// What `Stats::engine` must say.
+    /// The expected `Stats::engine`.
     pub fn engine_name(&self) -> &'static str {
         match (&self.simulated, self.engine) {
             (Some(_), _) => "sim",
@@ -105,7 +106,7 @@ impl Env {
     }
 }
 
-/// Runs `test` on both engines, each with a fresh directory; a refused one is skipped loudly.
+/// Runs `test` on both engines, each with a fresh directory. Reports an engine that the kernel refuses as skipped.
 pub fn for_each_engine(test: impl Fn(&Env)) {
     let mut ran = 0;
     for engine in [Engine::Threads, Engine::Uring] {
@@ -120,25 +121,25 @@ pub fn for_each_engine(test: impl Fn(&Env)) {
     assert!(ran == 2 || uring_refused().is_some(), "{ran} of 2 engines ran");
 }
 
-/// Runs `test` on both engines and on the simulated backend, whose futures only this thread drives.
+/// Runs `test` on both engines and on the simulated backend. Only this thread drives the simulated backend's futures.
 pub fn for_each_backend(test: impl Fn(&Env)) {
     for_each_engine(&test);
     println!("engine sim");
     in_simulation(1, test);
 }
 
-/// Runs `test` on the simulated backend of `seed`, whose futures only this thread drives.
+/// Runs `test` on the simulated backend of `seed`. Only this thread drives its futures.
 pub fn in_simulation(seed: u64, test: impl Fn(&Env)) {
     let config = SimConfig { seed, short_percent: 20, interrupt_percent: 10, journal: false, ..SimConfig::default() };
-    let world = SimBackend::new(config);
-    SIMULATED.set(Some(world.clone()));
-    test(&Env { simulated: Some(world.clone()), ..Env::new(Engine::Auto) });
+    let backend = SimBackend::new(config);
+    SIMULATED.set(Some(backend.clone()));
+    test(&Env { simulated: Some(backend.clone()), ..Env::new(Engine::Auto) });
     SIMULATED.set(None);
-    world.shutdown();
-    assert_eq!(world.panics(), Vec::<String>::new());
+    backend.shutdown();
+    assert_eq!(backend.panics(), Vec::<String>::new());
 }
 
-/// Opens, or fails the test with the reason.
+/// Opens a store, or fails the test with the reason.
 #[track_caller]
 pub fn open(builder: Builder) -> Store {
     block_on(builder.open()).unwrap_or_else(|error| panic!("open: {error:?}"))
@@ -169,10 +170,10 @@ pub fn delete(store: &Store, key: impl AsRef<[u8]>) -> bool {
     block_on(store.delete(key)).unwrap_or_else(|error| panic!("delete: {error:?}"))
 }
 
-/// What the store must hold.
+/// The expected contents of a store.
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Compares every view of the store with `model`.
+/// Compares the key count, value lengths and values of the store with `model`.
 #[track_caller]
 pub fn assert_holds(store: &Store, model: &Model) {
     assert_eq!(store.len(), model.len(), "number of keys");
@@ -195,7 +196,7 @@ impl Wake for Parker {
     }
 }
 
-/// A waker for this thread, and whether it was woken since the last wait.
+/// A waker for this thread, and whether it was woken after the last wait.
 pub struct Parked(Arc<Parker>);
 
 impl Parked {
@@ -213,17 +214,17 @@ impl Parked {
         let deadline = Instant::now() + DEADLINE;
         while !self.0.woken.swap(false, Ordering::Acquire) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "nobody woke the future for {DEADLINE:?}: it hangs");
+            assert!(!left.is_zero(), "the future was not woken within {DEADLINE:?}: it hangs");
             thread::park_timeout(left);
         }
     }
 }
 
-/// Runs `future` to its end on this thread.
+/// Runs `future` to completion on this thread.
 #[track_caller]
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    if let Some(world) = SIMULATED.with_borrow(Clone::clone) {
-        return world.run_until(future);
+    if let Some(backend) = SIMULATED.with_borrow(Clone::clone) {
+        return backend.run_until(future);
     }
     let mut future = pin!(future);
     let parked = Parked::new();
@@ -241,42 +242,42 @@ pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Asks `done` until it says yes; fails the test after the deadline.
+/// Polls `done` until it returns true; fails the test after the deadline.
 #[track_caller]
 pub fn eventually(what: &str, done: impl FnMut() -> bool) {
     eventually_within(DEADLINE, what, done);
 }
 
-/// The same with another deadline, which must be far beyond anything that is right.
+/// The same with another deadline, which must be far longer than any correct wait.
 #[track_caller]
 pub fn eventually_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !done() {
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        // Only to leave the processor to the engine meanwhile.
+        // Yields the processor to the engine; the result does not depend on this sleep.
         thread::sleep(Duration::from_micros(500));
     }
 }
 
-/// Whether this process is the child of a test that ran itself again.
+/// Whether this process is a child that a test started to rerun itself.
 pub fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// The engine and directory a parent chose for this child.
+/// The engine and directory that the parent chose for this child.
 pub fn child_env() -> (Engine, PathBuf) {
     let engine = std::env::var("RINGCASK_TEST_ENGINE").expect("engine of the child");
     (engine.parse().expect("engine"), PathBuf::from(std::env::var_os("RINGCASK_TEST_DIR").expect("directory")))
 }
 
-/// A command that runs only the test `name` of this binary, as a child on `env`'s engine and directory.
+/// A command that reruns only the test `name` of this binary in a child, with `env`'s engine and directory.
 pub fn rerun(name: &str, env: &Env) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("path of the test binary"));
     with_child_args(&mut command, name, env);
     command
 }
 
-/// The same, with the signal that a file-size limit sends ignored, so that only its error is left.
+/// The same with `SIGXFSZ` ignored, so that a write beyond the file-size limit returns an error.
 pub fn rerun_without_xfsz(name: &str, env: &Env) -> Command {
     let mut command = Command::new("sh");
     command
@@ -286,7 +287,7 @@ pub fn rerun_without_xfsz(name: &str, env: &Env) -> Command {
     command
 }
 
-/// The same, under the tracer `strace` with `options`.
+/// The same under `strace` with `options`.
 pub fn rerun_traced(name: &str, env: &Env, options: &[&str]) -> Command {
     let mut command = Command::new("strace");
     command.args(options).arg(std::env::current_exe().expect("path of the test binary"));
@@ -299,7 +300,7 @@ fn with_child_args(command: &mut Command, name: &str, env: &Env) {
     command.env("RINGCASK_TEST_ENGINE", env.engine.to_string()).env("RINGCASK_TEST_DIR", env.path());
 }
 
-/// Runs a child to its end and fails this test if the child's failed, or ran no test at all.
+/// Runs a child to its end. Fails this test if the child failed or did not run exactly one test.
 #[track_caller]
 pub fn expect_success(mut command: Command) -> String {
     let output = command.output().expect("run the child");
@@ -308,7 +309,7 @@ pub fn expect_success(mut command: Command) -> String {
     text
 }
 
-/// Prints what a child found, without what the test harness said; the first line stands behind the test's name.
+/// Prints a child's report without the test harness's lines. The first line of the report follows the test's name.
 pub fn print_report(output: &str) {
     let lines = output.lines().map(|line| line.split_once(" ... ").map_or(line, |(_, found)| found));
     let noise =
@@ -320,9 +321,9 @@ pub fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Copies the files of a store that nobody writes to: what a kill of the process at this moment would leave.
+/// Copies the files of a store that receives no writes: the state that a kill of the process would leave now.
 ///
-/// Its maintenance may still be at work on hints, under names that go away.
+/// The maintenance task may still be writing hint files under temporary names that disappear.
 pub fn copy_store(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("create the copy");
     for entry in fs::read_dir(from).expect("list the store") {
@@ -337,7 +338,7 @@ pub fn copy_store(from: &Path, to: &Path) {
     }
 }
 
-/// Names in `dir` with this extension, sorted.
+/// Paths in `dir` with this extension, sorted.
 pub fn files_with(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).expect("list").map(|entry| entry.expect("entry").path());
     let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
@@ -345,14 +346,14 @@ pub fn files_with(dir: &Path, extension: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Everything in `dir`: names and contents.
+/// The names and contents of all files in `dir`.
 pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).expect("list").map(|entry| entry.expect("entry"));
     let files = entries.filter(|entry| entry.file_type().expect("type").is_file());
     files.map(|entry| (entry.file_name().into_string().expect("name"), fs::read(entry.path()).expect("read"))).collect()
 }
 
-/// SplitMix64: small, and the same everywhere.
+/// SplitMix64: small, and deterministic on every platform.
 pub struct Rng(u64);
 
 impl Rng {
