@@ -89,8 +89,8 @@ pub enum SeededBug {
     BellNotHeard,
     /// Room that was kept for a writer that left is offered to no one.
     RoomNotOffered,
-    /// The commit task is not told that a queued write may fit now.
-    QueueNotTriedAgain,
+    /// A queued submitted write holds no place among the writers that wait for admission.
+    SubmittedOvertaken,
     /// A dropped future leaves its waker in the list.
     WaiterKept,
     /// A poll of an operation checks for the result and registers its waker in two steps.

@@ -415,7 +415,7 @@ impl Store {
     /// # let store = ringcask::Store::open(dir.path().join("db")).await?;
     /// use ringcask::Durability;
     ///
-    /// let version = store.put("key", "value").durability(buffered).await?;
+    /// let version = store.put("key", "value").durability(Durability::Buffered).await?;
     /// assert!(store.sync().await? >= version);
     /// # store.close().await
     /// # })

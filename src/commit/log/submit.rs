@@ -52,7 +52,9 @@ impl Log {
             return Err(Error::new(ErrorKind::Busy, message));
         }
         let promise = Promise::new();
-        state.admission.enqueue(&mut wait.admission, len);
+        if !seeded_bug::is(SeededBug::SubmittedOvertaken) {
+            state.admission.enqueue(&mut wait.admission, len);
+        }
         state.queue.push(QueuedWrite { op: Some(op), durability, must_exist, wait, promise: promise.clone() });
         if !state.task.notified {
             self.notify(state);
@@ -132,6 +134,6 @@ impl LogState {
 
     /// Whether the commit task should be told that the oldest queued write may fit now.
     pub(super) fn has_queued(&self) -> bool {
-        !self.queue.is_empty() && !seeded_bug::is(SeededBug::QueueNotTriedAgain)
+        !self.queue.is_empty()
     }
 }

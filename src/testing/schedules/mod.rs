@@ -84,7 +84,7 @@ const SEEDED_BUGS: [(SeededBug, &str, usize); 26] = [
     (SeededBug::BellNotHeard, "commit/log", 5_000),
     (SeededBug::RoomNotOffered, "commit/admission", 5_000),
     (SeededBug::WaiterKept, "commit/admission", 5_000),
-    (SeededBug::QueueNotTriedAgain, "commit/submit", 5_000),
+    (SeededBug::SubmittedOvertaken, "commit/submit", 5_000),
     (SeededBug::CompletionOverwritten, "io/slot", 5_000),
     (SeededBug::RelocateUnconditionally, "keydir/relocation", 5_000),
     (SeededBug::BatchEpochIgnored, "keydir/batches", 5_000),
