@@ -189,8 +189,9 @@ impl Core {
     }
 
     /// Adds the store's directory to an error that names a segment only.
-    pub(crate) fn located<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| error.in_directory(&self.options.path))
+    #[cold]
+    pub(crate) fn located(&self, error: Error) -> Error {
+        error.in_directory(&self.options.path)
     }
 
     pub(crate) fn sources(&self) -> Sources<'_> {

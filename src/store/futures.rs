@@ -399,7 +399,7 @@ impl Future for Get {
             GetState::Start(key) => {
                 self.core.check()?;
                 check_key(key.as_slice())?;
-                match self.core.located(look_up(self.core.sources(), key.as_slice()))? {
+                match look_up(self.core.sources(), key.as_slice()).map_err(|error| self.core.located(error))? {
                     Lookup::Ready(value) => return Poll::Ready(Ok(value)),
                     Lookup::Disk(read) => Box::pin(read.finish(key)),
                 }
@@ -408,7 +408,7 @@ impl Future for Get {
             GetState::Done => return polled_after_completion(),
         };
         match read.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(self.core.located(result).map(Some)),
+            Poll::Ready(result) => Poll::Ready(result.map(Some).map_err(|error| self.core.located(error))),
             Poll::Pending => {
                 self.state = GetState::Disk(read);
                 Poll::Pending

@@ -62,7 +62,7 @@ impl KeyLookups {
         for index in done..self.keys.len().min(done + LOOKUPS_PER_POLL) {
             let key = std::mem::replace(&mut self.keys[index], Key::new(&[]));
             crate::batch::check_key(key.as_slice())?;
-            let value = match core.located(look_up(core.sources(), key.as_slice()))? {
+            let value = match look_up(core.sources(), key.as_slice()).map_err(|error| core.located(error))? {
                 Lookup::Ready(value) => value,
                 Lookup::Disk(read) => {
                     self.reads.push(Box::pin(async move { (index, read.finish(key).await) }));
@@ -118,7 +118,9 @@ impl Future for MultiGet {
             MultiGetState::Done => return polled_after_completion(),
         };
         match polled {
-            Poll::Ready(result) => Poll::Ready(self.core.located(result).map(|()| std::mem::take(&mut reading.values))),
+            Poll::Ready(result) => Poll::Ready(
+                result.map(|()| std::mem::take(&mut reading.values)).map_err(|error| self.core.located(error)),
+            ),
             Poll::Pending => {
                 self.state = MultiGetState::Reading(reading);
                 Poll::Pending
