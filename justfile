@@ -10,7 +10,7 @@ quick:
     cargo test --locked --features __testing --test it -- api:: durability::
     cargo test --locked --features __testing --test layers --test policy
 
-# All tests and every fault stage at a small scale: five minutes after the build.
+# All tests and every fault stage at a small scale: six minutes after the build.
 test:
     ./prove
 
