@@ -263,7 +263,7 @@ pub(crate) fn submitted_writes_in_order() {
             let one = first.submit(b"first 1", Durability::Synced);
             let two = first.submit(b"first 2", Durability::Buffered);
             let three = first.put(b"first 3", Durability::Written);
-            // In the other order, and on behalf of nobody but this thread.
+            // Awaits them in the other order.
             let (two, one) = (two.and_then(Queue::finish), one.and_then(Queue::finish));
             if let (Ok(one), Ok(two)) = (&one, &two) {
                 assert!(one < two, "two submitted writes changed places");

@@ -49,7 +49,7 @@ impl OpResult for ReadDone {
     }
 }
 
-/// A timer. It fails only if its thread ends, and then nobody waits for it.
+/// A timer. It fails only if its thread ends, and the result is not needed then.
 impl OpResult for () {
     fn failed(_: io::Error) -> Self {}
 }
@@ -115,7 +115,7 @@ impl<T: OpResult> Completer<T> {
         }
     }
 
-    /// Whether the handle was dropped, so that nobody will take the result.
+    /// Whether the handle was dropped, so that the result is not needed.
     fn is_abandoned(&self) -> bool {
         self.0.as_ref().is_none_or(|slot| matches!(*slot.lock(), SlotState::Over))
     }
@@ -179,7 +179,7 @@ pub(super) enum Op {
         flags: ReadWriteFlags,
         done: Completer<ReadDone>,
     },
-    /// Starts reading into the page cache. A hint: nobody waits for it, and its result is ignored.
+    /// Starts reading into the page cache. The operation has no handle, and its result is ignored.
     ReadAhead { file: Arc<FileDescriptor>, offset: u64, len: u32 },
     /// Writes `bufs` one after the other. There is at least one buffer, and none is empty.
     Write { file: Arc<FileDescriptor>, bufs: Vec<Bytes>, offset: u64, done: Completer<io::Result<usize>> },

@@ -143,7 +143,7 @@ impl File for OsFile {
             if !may_be_due_to_flags(&done) {
                 return done;
             }
-            // A poll starts the second read, because without a poll nobody takes the result. If the first read failed
+            // A poll starts the second read, because without a poll the result is not needed. If the first read failed
             // for another reason, the second one reports it, and only the hint is lost.
             file.dontcache_refused.store(true, Ordering::Relaxed);
             file.read_at(done.buf, at, offset).await

@@ -136,7 +136,7 @@ fn max_keys(segment: &CheckedSegment) -> u64 {
     records.min(segment.len / record_len(1, 0))
 }
 
-/// Fulfils the promise when dropped, so that nobody waits for a loader that has panicked.
+/// Fulfils the promise when dropped, so that the open does not wait for a loader that has panicked.
 struct FulfilOnDrop(Promise<()>);
 
 impl Drop for FulfilOnDrop {

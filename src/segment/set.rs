@@ -20,7 +20,7 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::sharded::Sharded;
 use crate::sync::{RwLock, RwLockReadGuard};
 
-/// Hashes segment ids. The store assigns them in sequence, so nobody can choose ids that collide.
+/// Hashes segment ids. The store assigns them in sequence, so an attacker cannot choose ids that collide.
 #[derive(Default)]
 struct IdHasher(u64);
 

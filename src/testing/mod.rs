@@ -1,11 +1,16 @@
-//! Internals for the crate's own tests: the simulated disk, the file format, the I/O layer, and the
-//! switch for seeded bugs.
+//! Internals for the crate's own tests: the simulated disk, the file format, the I/O layer, and the switch for seeded bugs.
 //!
 //! Compiled under the private feature `__testing` only. It is not part of the API and may change in any version.
 
 #[cfg(test)]
 #[cfg(feature = "__shuttle")]
 pub(crate) mod schedules;
+
+/// The stages of the tests and their floors.
+#[cfg(test)]
+#[cfg(feature = "__shuttle")]
+#[path = "../../tests/support/stages.rs"]
+pub mod stages;
 
 pub use crate::io::sim;
 

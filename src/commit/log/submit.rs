@@ -1,7 +1,7 @@
 //! Submitted writes: accepted now if they fit, otherwise queued in the log and accepted by the commit task.
 //!
 //! A polled write that finds no space waits in its future. A submitted write waits here, because its place in the order
-//! is fixed by the call and nobody has to poll its future.
+//! is fixed by the call and its future does not have to be polled.
 //!
 //! # Invariants
 //!

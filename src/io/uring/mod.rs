@@ -342,7 +342,7 @@ impl Future for Intake {
         }
         drop(state);
         for op in ops {
-            // Skips operations that nobody waits for. If the thread has no ring, the operation runs here and blocks.
+            // Skips operations whose handle was dropped. If the thread has no ring, the operation runs here and blocks.
             if !op.is_moot()
                 && let Err(op) = start_here(op)
             {

@@ -25,9 +25,6 @@ pub(crate) mod backend;
 mod cancellation;
 mod history;
 mod parts;
-#[path = "../../../tests/support/stages.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with the tests in `tests/`; a part is used here")]
-mod stages;
 mod store;
 
 use std::any::Any;
@@ -44,6 +41,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::commit::schedules as commit;
 use crate::seeded_bug::{SeededBug, activate};
+use crate::testing::stages;
 
 /// A program that runs under many schedules.
 #[derive(Clone, Copy)]
