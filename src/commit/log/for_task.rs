@@ -6,7 +6,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use super::queue::Answered;
-use super::{Demand, Log, LogStatus, Refused, TaskView};
+use super::submit::PORTION;
+use super::{Demand, Log, LogState, LogStatus, Refused, TaskView};
 use crate::commit::group::Phase;
 use crate::commit::stage::{AppendPoint, Run, Stage, Taken};
 use crate::error::{Error, ErrorKind, Outcome, Result};
@@ -32,19 +33,33 @@ impl Log {
     /// What the task should do. From now on callers notify it of anything new. If something is staged, the task wakes
     /// up by itself in time for the flush interval.
     pub(in crate::commit) fn demand(&self, sync_in_flight: bool, delay_writers: u32) -> Demand {
-        let now = self.io.now();
-        let mut state = self.lock();
-        let mut wakers = Vec::new();
-        if state.admission.kept_until().is_some_and(|end| now >= end) {
-            state.admission.release_kept();
-            wakers = self.admit_waiters(&mut state);
+        loop {
+            let now = self.io.now();
+            let mut state = self.lock();
+            let mut wakers = Vec::new();
+            if state.admission.kept_until().is_some_and(|end| now >= end) {
+                state.admission.release_kept();
+                wakers = self.admit_waiters(&mut state);
+            }
+            let answered = if state.queue.is_empty() { Vec::new() } else { self.accept_queued(&mut state) };
+            if !answered.is_empty() {
+                wakers.append(&mut self.admit_waiters(&mut state));
+            }
+            // Callers get the lock between two portions of the queue.
+            let demand = (answered.len() < PORTION).then(|| Self::view(&mut state, sync_in_flight, delay_writers));
+            drop(state);
+            answered.into_iter().for_each(Answered::deliver);
+            wake::wake_all(wakers);
+            if let Some(demand) = demand {
+                return demand;
+            }
         }
-        let answered = if state.queue.is_empty() { Vec::new() } else { self.accept_queued(&mut state) };
-        if !answered.is_empty() {
-            wakers.append(&mut self.admit_waiters(&mut state));
-        }
+    }
+
+    /// The log as the task sees it, which is told of every later change.
+    fn view(state: &mut LogState, sync_in_flight: bool, delay_writers: u32) -> Demand {
         state.task = TaskView { sync_in_flight, timer_armed: !state.stage.is_empty(), notified: false, delay_writers };
-        let demand = Demand {
+        Demand {
             ready: state.is_ready(),
             has_staged: !state.stage.is_empty(),
             staged_since: state.staged_since,
@@ -54,11 +69,7 @@ impl Log {
             look_again: state.admission.kept_until(),
             sync_waiters: state.stage.sync_waiters,
             has_queued: !state.queue.is_empty(),
-        };
-        drop(state);
-        answered.into_iter().for_each(Answered::deliver);
-        wake::wake_all(wakers);
-        demand
+        }
     }
 
     /// Staged writers that wait for a sync.
@@ -262,7 +273,7 @@ impl Log {
 #[allow(clippy::unwrap_used, reason = "a failed check is a failed test")]
 mod tests {
     use super::*;
-    use crate::commit::log::{Accepted, Limits, OfferWait};
+    use crate::commit::log::{Accepted, Limits, OfferWait, Submission};
     use crate::commit::prepared::Prepared;
     use crate::io::Io;
     use crate::io::sim::{SimBackend, SimConfig};
@@ -270,17 +281,54 @@ mod tests {
     use crate::options::Durability;
     use crate::segment::{Segment, SegmentSet};
 
+    /// A log, not open for appends yet.
+    fn log() -> (Log, AppendPoint) {
+        let backend = SimBackend::new(SimConfig::default());
+        let dir = backend.open_dir("/db".as_ref(), true).unwrap();
+        let segments = Arc::new(SegmentSet::new(dir, "/db".into(), 8));
+        let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
+        let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
+        let log = Log::new(Arc::new(backend), Arc::new(Keydir::new((1, 2), 2)), segments, limits, 1);
+        (log, AppendPoint { segment, next_offset: 4096, next_ordinal: 0, preallocated_end: u64::MAX })
+    }
+
+    /// The lock is released after each portion, and the task goes on until the queue is empty.
+    #[test]
+    fn one_demand_accepts_any_number_of_queued_writes_in_order() {
+        let (log, point) = log();
+        let submit = |number: usize| {
+            let op = Prepared::put(Vec::new(), &number.to_le_bytes(), b"value");
+            match log.submit(op, Durability::Buffered, false) {
+                Ok(Submission::Queued(promise)) => promise,
+                _ => panic!("without an append point no write fits"),
+            }
+        };
+        let promises: Vec<_> = (0..3 * PORTION + 1).map(submit).collect();
+        log.set_append_point(point);
+        {
+            let mut state = log.lock();
+            let portion = log.accept_queued(&mut state);
+            assert_eq!(portion.len(), PORTION, "as many as one hold of the lock accepts");
+            drop(state);
+            portion.into_iter().for_each(Answered::deliver);
+        }
+        assert!(!log.demand(false, 0).has_queued);
+        let cx = &Context::from_waker(Waker::noop());
+        for (seq, promise) in (1..).zip(promises) {
+            let answer = promise.poll(cx);
+            assert!(
+                matches!(answer, Poll::Ready(Ok(Accepted::Done(found))) if found == seq),
+                "write {seq}: {answer:?}"
+            );
+        }
+    }
+
     /// A failed compaction can end the store just before the commit task takes the next group. The writers of that
     /// group were told that it is never applied, so it must not be written.
     #[test]
     fn a_write_answered_as_not_applied_is_never_written() {
-        let world = SimBackend::new(SimConfig::default());
-        let dir = world.open_dir("/db".as_ref(), true).unwrap();
-        let segments = Arc::new(SegmentSet::new(dir, "/db".into(), 8));
-        let segment = Arc::new(Segment::new(1, 7, 1, 4096, None));
-        let limits = Limits { segment_bytes: 1 << 20, staging_bytes: 1 << 20, reserve_bytes: 0 };
-        let log = Log::new(Arc::new(world), Arc::new(Keydir::new((1, 2), 2)), segments, limits, 1);
-        log.set_append_point(AppendPoint { segment, next_offset: 4096, next_ordinal: 0, preallocated_end: u64::MAX });
+        let (log, point) = log();
+        log.set_append_point(point);
         let cx = &Context::from_waker(Waker::noop());
         let op = Prepared::put(Vec::new(), b"key", b"value");
         let accepted = log.accept(&op, Durability::Synced, false, &mut OfferWait::default(), cx);

@@ -28,6 +28,9 @@ use crate::options::Durability;
 use crate::seeded_bug::{self, SeededBug};
 use crate::sync::promise::Promise;
 
+/// Queued writes that are accepted under one hold of the log's lock.
+pub(super) const PORTION: usize = 64;
+
 impl Log {
     /// Accepts a write now, behind everything that was accepted or queued before. If it does not fit now, queues it. An
     /// error means that the write was neither accepted nor queued.
@@ -84,10 +87,13 @@ impl Log {
         Accepted::AbsentOnce(state.await_group(Waker::noop()))
     }
 
-    /// Answers the queued writes that can be accepted or refused now, in order.
+    /// Answers the queued writes that can be accepted or refused now, in order: at most [`PORTION`] of them, because the
+    /// log is locked meanwhile.
     pub(super) fn accept_queued(&self, state: &mut LogState) -> Vec<Answered> {
         let mut answered = Vec::new();
-        while let Some(mut write) = state.queue.pop() {
+        while answered.len() < PORTION
+            && let Some(mut write) = state.queue.pop()
+        {
             match self.offer_queued(state, &mut write) {
                 Some(result) => {
                     // The waker of a queued write does nothing, so it may be dropped under the lock.
